@@ -1,0 +1,1 @@
+"""Agents that learn, and what they are made of."""

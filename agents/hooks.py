@@ -1,0 +1,231 @@
+"""The joints at which interventions reach into an agent, and the clocks they run on.
+
+An `Intervention` overrides the hooks it needs; every default is the identity. `Compose` is a list of interventions
+that is itself one, so an agent always holds exactly one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .agent import Agent
+    from .replay import Batch
+
+Unit = Literal["updates", "steps"]
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How far a run has come: environment steps (decisions) and gradient updates, now and at the previous tick.
+
+    The two are different clocks; emulator frames are steps times frame skip and matter to logs alone.
+    """
+
+    steps: int = 0
+    updates: int = 0
+    last_steps: int = 0
+    last_updates: int = 0
+
+    def stepped(self, steps: int) -> Clock:
+        """The clock after `steps` more environment steps."""
+        return Clock(self.steps + steps, self.updates, self.steps, self.updates)
+
+    def updated(self) -> Clock:
+        """The clock after one more gradient update."""
+        return Clock(self.steps, self.updates + 1, self.steps, self.updates)
+
+    def read(self, of: Unit) -> tuple[int, int]:
+        """(previous, present) reading of one of the two clocks."""
+        return (self.last_updates, self.updates) if of == "updates" else (self.last_steps, self.steps)
+
+
+class Trigger(Protocol):
+    """A pure function of the clock: does something fire between the previous tick and this one?"""
+
+    def __call__(self, clock: Clock) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Every:
+    """Fires once per `period` of a clock, at any stride; never at zero, never before `start` nor after `stop`."""
+
+    period: int
+    of: Unit = "updates"
+    start: int = 0
+    stop: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.period < 1:
+            raise ValueError(f"a period must be at least 1, not {self.period}")
+        if self.of not in ("updates", "steps"):
+            raise ValueError(f"unknown clock {self.of!r}: 'updates' or 'steps'")
+
+    def __call__(self, clock: Clock) -> bool:
+        last, now = clock.read(self.of)
+        # The latest multiple that lies within [start, stop] is the only one that can have been crossed last.
+        beat = (now if self.stop is None else min(now, self.stop)) // self.period * self.period
+        return last < beat and beat >= max(self.start, 1)
+
+
+@dataclass(frozen=True)
+class At:
+    """Fires when a clock passes each of the given moments."""
+
+    moments: tuple[int, ...]
+    of: Unit = "updates"
+
+    def __post_init__(self) -> None:
+        if any(m < 1 for m in self.moments):
+            raise ValueError(f"moments must be at least 1: {self.moments}")
+        if self.of not in ("updates", "steps"):
+            raise ValueError(f"unknown clock {self.of!r}: 'updates' or 'steps'")
+
+    def __call__(self, clock: Clock) -> bool:
+        last, now = clock.read(self.of)
+        return any(last < moment <= now for moment in self.moments)
+
+
+class Never:
+    """The trigger of what does not act on a beat."""
+
+    def __call__(self, clock: Clock) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next batches are drawn; interventions may anneal it (`Intervention.schedule`).
+
+    `replay_ratio` is gradient updates per environment step.
+    """
+
+    batch_size: int
+    n_step: int
+    gamma: float
+    replay_ratio: float
+
+
+class Update(NamedTuple):
+    """What one gradient update returns, all of it on the device."""
+
+    metrics: dict[str, Tensor]  # 0-d
+    activations: dict[str, list[Tensor]]  # per component, the output of every layer on the batch, in forward order
+    td_error: Tensor  # [B], absolute; the priorities of prioritised replay
+
+
+class Run(Protocol):
+    """What `after_update` may see of the run around the agent."""
+
+    @property
+    def agent(self) -> Agent: ...
+    @property
+    def clock(self) -> Clock: ...
+
+
+class Intervention(nn.Module):
+    """Something done to an agent so that it keeps learning. Override what you need; the rest is the identity.
+
+    Memory is buffers, so that a checkpoint holds it. Time is the clock, never a counter in an attribute. Randomness
+    comes from a generator of one's own.
+    """
+
+    name: str = ""
+    on: str = "critic"
+    when: Trigger = Never()
+    claims: tuple[str, ...] = ()
+
+    def configure(self, config: Any) -> Any:
+        """A pure edit of the agent's frozen configuration, before anything is built."""
+        return config
+
+    def bind(self, agent: Agent) -> None:
+        """Once, when the agent is built: allocate buffers; refuse by name what cannot apply (ValueError)."""
+
+    def schedule(self, sampling: Sampling, clock: Clock) -> Sampling:
+        """Batch size, n-step, discount and replay ratio at this moment."""
+        return sampling
+
+    def transform_batch(self, batch: Batch) -> Batch:
+        """Inside the update, before the loss: augmentation, mapping of rewards."""
+        return batch
+
+    def penalty(self, agent: Agent, component: str) -> Tensor | float:
+        """Inside the update: a term added to a component's loss. Terms are summed, so order cannot matter."""
+        return 0.0
+
+    def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
+        """Between updates: edit in place, without making the host wait for the device."""
+
+
+def _changes(before: Any, after: Any, prefix: str = "") -> dict[str, Any]:
+    """The fields of a (nested) dataclass that differ, by dotted name."""
+    if type(before) is not type(after) or not is_dataclass(before):
+        return {} if before == after else {prefix: after}
+    found: dict[str, Any] = {}
+    for field in fields(before):
+        name = f"{prefix}.{field.name}" if prefix else field.name
+        found |= _changes(getattr(before, field.name), getattr(after, field.name), name)
+    return found
+
+
+class Compose(Intervention):
+    """Interventions in order of application.
+
+    Two that set the same field of the configuration, or claim the same resource, are refused by name (ValueError).
+    """
+
+    def __init__(self, interventions: Sequence[Intervention] = ()) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(interventions)
+        holders: dict[str, str] = {}
+        for part in self:
+            for claim in part.claims:
+                if claim in holders:
+                    raise ValueError(f"{part.name} and {holders[claim]} exclude each other: both claim {claim}")
+                holders[claim] = part.name
+
+    def __iter__(self) -> Iterator[Intervention]:
+        yield from self.parts  # type: ignore[misc]
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def configure(self, config: Any) -> Any:
+        setters: dict[str, str] = {}
+        for part in self:
+            edited = part.configure(config)
+            for field in _changes(config, edited):
+                if field in setters:
+                    raise ValueError(f"{part.name} and {setters[field]} exclude each other: both set agent.{field}")
+                setters[field] = part.name
+            config = edited
+        return config
+
+    def bind(self, agent: Agent) -> None:
+        for part in self:
+            part.bind(agent)
+
+    def schedule(self, sampling: Sampling, clock: Clock) -> Sampling:
+        for part in self:
+            sampling = part.schedule(sampling, clock)
+        return sampling
+
+    def transform_batch(self, batch: Batch) -> Batch:
+        for part in self:
+            batch = part.transform_batch(batch)
+        return batch
+
+    def penalty(self, agent: Agent, component: str) -> Tensor | float:
+        total: Tensor | float = 0.0
+        for part in self:
+            total = total + part.penalty(agent, component)
+        return total
+
+    def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
+        for part in self:
+            part.after_update(run, activations)

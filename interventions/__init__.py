@@ -1,0 +1,1 @@
+"""What is done to agents so that they keep learning."""

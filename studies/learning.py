@@ -1,0 +1,220 @@
+"""Does it learn? DQN and SAC beside Stable-Baselines3, at equal steps and equal settings.
+
+    python studies/learning.py run --library pliant --task hopper --seed 0     # one run -> one JSON file
+    python studies/learning.py all --jobs 2                                    # whatever is missing
+    python studies/learning.py report                                          # the tables of docs/evidence.md
+
+One run writes `studies/results/learning/<task>/<library>/seed<S>.json`: the return and the env step of every training
+episode, twenty evaluation episodes with the greedy (DQN) or mean (SAC) policy on seeds of their own, and the versions.
+Finished files are never run again.
+
+The *training score* of a run is the mean return of the episodes that end in the last fifth of its steps (the whole
+run's last episode if none does); the *evaluation score* is the mean of the twenty.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "learning"
+EVALUATION_EPISODES = 20
+EVALUATION_SEED = 10_000
+
+
+@dataclass(frozen=True)
+class Task:
+    """One environment and the settings that both libraries share."""
+
+    env: str
+    steps: int
+    agent: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    seeds: int = 5
+    max_episode_steps: int | None = None
+
+
+# Settings in neutral words; each library's adapter below translates them.
+SAC = dict(lr=3e-4, batch=256, buffer=100_000, starts=1_000, gamma=0.99, tau=0.005, hidden=(256, 256), replay_ratio=1.0)
+DQN = dict(
+    lr=1e-3, batch=64, buffer=50_000, starts=1_000, gamma=0.99, target_every_steps=500, replay_ratio=0.5,
+    epsilon_end=0.05, epsilon_fraction=0.16, hidden=(256, 256), max_grad_norm=10.0,
+)
+MINATAR = DQN | dict(
+    lr=5e-4, batch=32, buffer=100_000, starts=5_000, target_every_steps=1_000, replay_ratio=0.5,
+    epsilon_end=0.05, epsilon_fraction=0.25, hidden=(128,), channels=16,
+)
+TASKS = {
+    "cartpole": Task("CartPole-v1", 50_000, "dqn", DQN, seeds=10),
+    "pendulum": Task("Pendulum-v1", 10_000, "sac", SAC | dict(lr=1e-3)),
+    "halfcheetah": Task("HalfCheetah-v5", 30_000, "sac", SAC),
+    "hopper": Task("Hopper-v5", 30_000, "sac", SAC),
+    # A greedy policy can bounce the ball for ever through a hole in the wall, hence the limit.
+    "minatar-breakout": Task("MinAtar/Breakout-v1", 200_000, "dqn", MINATAR, max_episode_steps=5_000),
+    "minatar-asterix": Task("MinAtar/Asterix-v1", 200_000, "dqn", MINATAR, max_episode_steps=5_000),
+}
+
+
+def run_sb3(task: Task, seed: int) -> dict[str, Any]:
+    import gymnasium as gym
+    import numpy as np
+    import stable_baselines3 as sb3
+    import torch
+    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+    from torch import nn
+
+    class Channels(gym.ObservationWrapper):
+        """MinAtar's boolean (10, 10, C) as uint8 (C, 10, 10), which SB3 stores as it is."""
+
+        def __init__(self, env: gym.Env) -> None:
+            super().__init__(env)
+            height, width, channels = env.observation_space.shape or (0, 0, 0)
+            self.observation_space = gym.spaces.Box(0, 1, (channels, height, width), np.uint8)
+
+        def observation(self, observation: Any) -> Any:
+            return np.moveaxis(observation, -1, 0).astype(np.uint8)
+
+    class Features(BaseFeaturesExtractor):
+        """MinAtar's network: one 3x3 convolution and one hidden layer."""
+
+        def __init__(self, space: gym.Space, channels: int, width: int) -> None:
+            super().__init__(space, width)
+            shape = space.shape or (0, 0, 0)
+            flat = channels * (shape[1] - 2) * (shape[2] - 2)
+            self.net = nn.Sequential(
+                nn.Conv2d(shape[0], channels, 3), nn.ReLU(), nn.Flatten(), nn.Linear(flat, width), nn.ReLU()
+            )
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x)
+
+    def make() -> gym.Env:
+        if task.env.startswith("MinAtar/"):
+            import minatar.gym
+
+            if task.env not in gym.registry:
+                minatar.gym.register_envs()
+        env = gym.make(task.env, max_episode_steps=task.max_episode_steps)
+        if task.env.startswith("MinAtar/"):
+            env = Channels(env)
+        return gym.wrappers.RecordEpisodeStatistics(env)
+
+    s = task.settings
+    policy: dict[str, Any] = {"net_arch": list(s["hidden"])}
+    if "channels" in s:
+        policy = {
+            "net_arch": [], "normalize_images": False, "features_extractor_class": Features,
+            "features_extractor_kwargs": {"channels": s["channels"], "width": s["hidden"][0]},
+        }
+    common: dict[str, Any] = dict(
+        policy="MlpPolicy", env=make(), learning_rate=s["lr"], batch_size=s["batch"], buffer_size=s["buffer"],
+        learning_starts=s["starts"], gamma=s["gamma"], policy_kwargs=policy, seed=seed, device="cpu",
+        train_freq=max(1, round(1 / s["replay_ratio"])), gradient_steps=max(1, round(s["replay_ratio"])),
+    )
+    if task.agent == "dqn":
+        model: Any = sb3.DQN(
+            **common, target_update_interval=s["target_every_steps"], exploration_fraction=s["epsilon_fraction"],
+            exploration_final_eps=s["epsilon_end"], max_grad_norm=s["max_grad_norm"],
+        )
+    else:
+        model = sb3.SAC(**common, tau=s["tau"])
+
+    episodes: list[tuple[int, float]] = []
+
+    class Record(sb3.common.callbacks.BaseCallback):
+        def _on_step(self) -> bool:
+            for info in self.locals["infos"]:
+                if "episode" in info:
+                    episodes.append((self.num_timesteps, float(info["episode"]["r"])))
+            return True
+
+    start = time.perf_counter()
+    model.learn(task.steps, callback=Record())
+    seconds = time.perf_counter() - start
+    env, returns = make(), []
+    for k in range(EVALUATION_EPISODES):
+        obs, _ = env.reset(seed=EVALUATION_SEED + k)
+        done, total = False, 0.0
+        while not done:
+            action, _ = model.predict(obs, deterministic=True)
+            obs, reward, terminated, truncated, _ = env.step(action)
+            total, done = total + float(reward), terminated or truncated
+        returns.append(total)
+    return {"episodes": episodes, "evaluation": returns, "seconds": seconds, "version": sb3.__version__}
+
+
+LIBRARIES = {"sb3": run_sb3}
+
+
+def result_file(task: str, library: str, seed: int) -> Path:
+    return RESULTS / task / library / f"seed{seed}.json"
+
+
+def run(task: str, library: str, seed: int) -> None:
+    import numpy
+    import torch
+
+    torch.set_num_threads(1)
+    result = LIBRARIES[library](TASKS[task], seed)
+    result |= {
+        "task": task, "library": library, "seed": seed, "steps": TASKS[task].steps,
+        "python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__,
+    }
+    path = result_file(task, library, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps(result) + "\n")
+    os.replace(scratch, path)
+
+
+def run_missing(jobs: int, libraries: list[str], tasks: list[str]) -> int:
+    """Run what has no result yet, `jobs` processes of one thread each."""
+    # Seeds outside, so that an interrupted study has few seeds of everything and not everything of few.
+    seeds = range(max(TASKS[t].seeds for t in tasks))
+    todo = [(t, lib, s) for s in seeds for t in tasks for lib in libraries if s < TASKS[t].seeds]
+    todo = [job for job in todo if not result_file(*job).exists()]
+    running: dict[subprocess.Popen[bytes], tuple[str, str, int]] = {}
+    failed = 0
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    while todo or running:
+        while todo and len(running) < jobs:
+            task, library, seed = job = todo.pop(0)
+            command = [sys.executable, __file__, "run", "--task", task, "--library", library, "--seed", str(seed)]
+            running[subprocess.Popen(command, env=environment)] = job
+        time.sleep(0.5)
+        for process in [p for p in running if p.poll() is not None]:
+            job = running.pop(process)
+            failed += process.returncode != 0
+            state = "done" if process.returncode == 0 else f"failed with exit code {process.returncode}"
+            print(f"{job[0]} {job[1]} seed {job[2]}: {state}, {len(todo) + len(running)} to go", flush=True)
+    return 1 if failed else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("run", help="one run")
+    one.add_argument("--task", choices=TASKS, required=True)
+    one.add_argument("--library", choices=LIBRARIES, required=True)
+    one.add_argument("--seed", type=int, required=True)
+    every = commands.add_parser("all", help="every run that has no result yet")
+    every.add_argument("--jobs", type=int, default=1, help="processes at once, one thread each")
+    every.add_argument("--libraries", nargs="+", choices=LIBRARIES, default=list(LIBRARIES))
+    every.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    arguments = parser.parse_args()
+    if arguments.command == "run":
+        run(arguments.task, arguments.library, arguments.seed)
+        return 0
+    return run_missing(arguments.jobs, arguments.libraries, arguments.tasks)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
