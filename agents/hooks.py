@@ -21,9 +21,11 @@ Unit = Literal["updates", "steps"]
 
 @dataclass(frozen=True)
 class Clock:
-    """How far a run has come: environment steps (decisions) and gradient updates, now and at the previous tick.
+    """How far a run has come: environment steps (decisions) and gradient updates, now and at the previous update.
 
-    The two are different clocks; emulator frames are steps times frame skip and matter to logs alone.
+    The two are different clocks; emulator frames are steps times frame skip and matter to logs alone. Triggers are
+    asked after each update, so what they compare with is the previous one: at any replay ratio nothing that was
+    crossed in between is missed or seen twice.
     """
 
     steps: int = 0
@@ -33,11 +35,19 @@ class Clock:
 
     def stepped(self, steps: int) -> Clock:
         """The clock after `steps` more environment steps."""
-        return Clock(self.steps + steps, self.updates, self.steps, self.updates)
+        now = self._settled()
+        return Clock(now.steps + steps, now.updates, now.last_steps, now.last_updates)
 
     def updated(self) -> Clock:
         """The clock after one more gradient update."""
-        return Clock(self.steps, self.updates + 1, self.steps, self.updates)
+        now = self._settled()
+        return Clock(now.steps, now.updates + 1, now.last_steps, now.last_updates)
+
+    def _settled(self) -> Clock:
+        """This clock once its own update is the previous one."""
+        if self.last_updates == self.updates:
+            return self
+        return Clock(self.steps, self.updates, self.steps, self.updates)
 
     def read(self, of: Unit) -> tuple[int, int]:
         """(previous, present) reading of one of the two clocks."""

@@ -1,0 +1,270 @@
+"""What every agent is: components, an act, an update, and a state that can be saved.
+
+An agent needs neither loop nor logger nor environments:
+
+    agent, clock = DQN((4,), 2), Clock()
+    action = agent.act(obs)                                   # [E, 4] → [E]
+    batch = Batch.of(obs, action, reward, next_obs, terminated)
+    clock = clock.updated()
+    agent.update(batch, clock)
+    agent.save("agent.pt"); agent = DQN.load("agent.pt")
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor, nn
+
+from .hooks import Clock, Compose, Intervention, Sampling, Update
+from .replay import Batch, PrioritisedConfig, Replay
+from .spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
+
+FORMAT = 1
+
+
+@dataclass
+class Component:
+    """A network that learns, the slow copy that it bootstraps from (if any), and its optimizer."""
+
+    online: nn.Module
+    optimizer: torch.optim.Optimizer
+    target: nn.Module | None = None
+
+
+class Agent(ABC):
+    """Base of all agents.
+
+    Args:
+        observation: A gymnasium `Box`, a shape, or an `ObservationSpec`.
+        action: A gymnasium `Discrete` or `Box`, a number of discrete actions, or an `ActionSpec`.
+        config: The agent's configuration; its default if None.
+        interventions: Applied in order.
+        seed: Of everything random in the agent: initial weights, exploration, sampled actions.
+        device: Where networks live.
+
+    Raises:
+        ValueError: The spaces do not fit the agent, or two interventions exclude each other.
+    """
+
+    name: ClassVar[str]
+    config_class: ClassVar[type[Any]]
+
+    def __init__(
+        self, observation: Any, action: Any, config: Any = None, *, interventions: Sequence[Intervention] = (),
+        seed: int = 0, device: str | torch.device = "cpu",
+    ) -> None:  # fmt: skip
+        self.observation: ObservationSpec = observation_spec(observation)
+        self.action: ActionSpec = action_spec(action)
+        self.device = torch.device(device)
+        self.seed = seed
+        self.given_config = self.config_class() if config is None else config
+        self.interventions = Compose(interventions)
+        self.config = self.interventions.configure(self.given_config)
+        # Exploration and sampled actions. Initial weights come from another stream, so that a wider network does not
+        # shift what the agent tries.
+        self.generator = Generator(self.device).manual_seed(derive_seed(seed, "noise"))
+        self.components: dict[str, Component] = {}
+        self.build(Generator().manual_seed(derive_seed(seed, "weights")))
+        self.interventions.to(self.device)
+        self.interventions.bind(self)
+
+    @abstractmethod
+    def build(self, generator: Generator) -> None:
+        """Fill `components`."""
+
+    @abstractmethod
+    def act(self, obs: NDArray[Any] | Tensor, clock: Clock | None = None) -> Tensor:
+        """[E, *obs] → actions [E] int64 or [E, A] float32 on the device: exploring if given a clock, else greedy."""
+
+    @abstractmethod
+    def update(self, batch: Batch, clock: Clock) -> Update:
+        """One gradient update; `clock` counts it already. Never makes the host wait for the device."""
+
+    def sampling(self, clock: Clock) -> Sampling:
+        """How batches are drawn at this moment."""
+        c = self.config
+        return self.interventions.schedule(Sampling(c.batch_size, c.n_step, c.gamma, c.replay_ratio), clock)
+
+    def memory(self, num_envs: int = 1, seed: int | None = None) -> Replay:
+        """The replay that the configuration describes, on the agent's device."""
+        c = self.config
+        return Replay(
+            self.observation, self.action, capacity=c.buffer_size, num_envs=num_envs, device=self.device,
+            seed=derive_seed(self.seed if seed is None else seed, "replay"), learning_starts=c.learning_starts,
+            reward_clip=getattr(c, "reward_clip", 0.0) or None, prioritised=c.priorities if getattr(c, "prioritised", False) else None,
+        )  # fmt: skip
+
+    def slow_copy(self, online: nn.Module) -> nn.Module:
+        """A frozen copy to bootstrap from. What draws in either (dropout) draws from the agent's stream."""
+        drawing = [m for m in online.modules() if hasattr(m, "generator")]
+        for module in drawing:
+            module.generator = self.generator
+        # A generator cannot be copied, and must not be: the memo hands out the same one.
+        return copy.deepcopy(online, memo={id(self.generator): self.generator}).requires_grad_(False)
+
+    def tensor(self, obs: NDArray[Any] | Tensor) -> Tensor:
+        """Observations on the device, in their stored type; their shape is checked."""
+        x = torch.as_tensor(obs, device=self.device)
+        if tuple(x.shape[1:]) != self.observation.shape:
+            raise ValueError(
+                f"observations must have the shape (batch, {', '.join(map(str, self.observation.shape))}), "
+                f"not {tuple(x.shape)}"
+            )
+        return x if x.dtype == self.observation.dtype else x.to(self.observation.dtype)
+
+    # ------------------------------------------------------------------------------------------------- state
+
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Every distinct module that holds state, by name."""
+        seen: set[int] = set()
+        for name, component in self.components.items():
+            for suffix, module in (("online", component.online), ("target", component.target)):
+                if module is not None and id(module) not in seen:
+                    seen.add(id(module))
+                    yield f"{name}.{suffix}", module
+        yield "interventions", self.interventions
+
+    def optimizers(self) -> Iterator[tuple[str, torch.optim.Optimizer]]:
+        """Every distinct optimizer, by the name of the first component that it serves."""
+        seen: set[int] = set()
+        for name, component in self.components.items():
+            if id(component.optimizer) not in seen:
+                seen.add(id(component.optimizer))
+                yield name, component.optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, targets, optimizer moments, interventions' memory and the random stream."""
+        return {
+            "modules": {name: dict(module.state_dict()) for name, module in self.modules()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers()},
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Copy a saved state into this agent's own tensors; nothing is replaced.
+
+        Raises:
+            ValueError: The state belongs to an agent of another shape or with other interventions.
+        """
+        try:
+            for name, module in self.modules():
+                module.load_state_dict(state["modules"][name])
+            for name, optimizer in self.optimizers():
+                optimizer.load_state_dict(state["optimizers"][name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"the saved state does not fit this {self.name}: {error}. Build the agent with the configuration and "
+                "the interventions that it was saved with"
+            ) from error
+        self.generator.set_state(state["generator"].cpu())
+
+    def content(self) -> dict[str, Any]:
+        """All that `load` needs: what the agent was built from, and its state."""
+        return {
+            "format": FORMAT,
+            "agent": self.name,
+            "observation": asdict(self.observation) | {"dtype": str(self.observation.dtype).removeprefix("torch.")},
+            "action": asdict(self.action),
+            "config": plain(self.given_config),
+            "interventions": [part.name for part in self.interventions],
+            "seed": self.seed,
+            "state": self.state_dict(),
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the whole agent to one file, atomically; `load` needs nothing else."""
+        path = Path(path)
+        scratch = path.with_name(path.name + ".tmp")
+        torch.save(self.content(), scratch)
+        os.replace(scratch, path)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], *, interventions: Sequence[Intervention] = (),
+        device: str | torch.device = "cpu",
+    ) -> Self:  # fmt: skip
+        """The agent that `save` wrote, ready to act and to learn on.
+
+        Raises:
+            FileNotFoundError: No such file.
+            ValueError: The file holds another kind of agent, a newer format, or other interventions than given.
+        """
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return cls.from_content(content, path, interventions=interventions, device=device)
+
+    @classmethod
+    def from_content(
+        cls, content: Any, path: str | os.PathLike[str], *, interventions: Sequence[Intervention] = (),
+        device: str | torch.device = "cpu",
+    ) -> Self:  # fmt: skip
+        """The agent that `content` described; `path` says in errors where it came from."""
+        if not isinstance(content, dict) or content.get("agent") != cls.name:
+            held = content.get("agent", "no agent") if isinstance(content, dict) else "no agent"
+            raise ValueError(f"{path} holds {held}, not {cls.name}")
+        if content["format"] > FORMAT:
+            raise ValueError(f"{path} was written by a newer version (format {content['format']}); upgrade pliant")
+        if (given := [part.name for part in interventions]) != content["interventions"]:
+            raise ValueError(f"{path} was saved with the interventions {content['interventions']}, not {given}")
+        observation = content["observation"]
+        agent = cls(
+            ObservationSpec(**observation | {"dtype": getattr(torch, observation["dtype"])}),
+            ActionSpec(**content["action"]), restore(cls.config_class, content["config"]),
+            interventions=interventions, seed=content["seed"], device=device,
+        )  # fmt: skip
+        agent.load_state_dict(content["state"])
+        return agent
+
+
+def derive_seed(seed: int, purpose: str) -> int:
+    """A seed of its own for each purpose, so that streams never share draws."""
+    entropy = [seed, *purpose.encode()]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
+
+
+@torch.no_grad()
+def sync_target_(component: Component, tau: float) -> None:
+    """target ← tau * online + (1 - tau) * target, in place, for every parameter; buffers are copied."""
+    assert component.target is not None
+    online, target = list(component.online.parameters()), list(component.target.parameters())
+    if tau == 1.0:
+        torch._foreach_copy_(target, online)
+    else:
+        torch._foreach_lerp_(target, online, tau)
+    for mine, theirs in zip(component.target.buffers(), component.online.buffers(), strict=True):
+        mine.copy_(theirs)
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A configuration as nested dicts of numbers, strings and lists."""
+    return {
+        f.name: plain(value) if is_dataclass(value := getattr(config, f.name))
+        else list(value) if isinstance(value, tuple) else value
+        for f in fields(config)
+    }  # fmt: skip
+
+
+def restore(cls: type[Any], values: dict[str, Any]) -> Any:
+    """The inverse of `plain`: defaults tell which fields are configurations themselves, and which are tuples."""
+    default = cls()
+    unknown = set(values) - {f.name for f in fields(cls)}
+    if unknown:
+        raise ValueError(f"{cls.__name__} has no field {', '.join(sorted(unknown))}")
+    given = {
+        name: restore(type(old), value) if is_dataclass(old := getattr(default, name))
+        else tuple(value) if isinstance(old, tuple) else value
+        for name, value in values.items()
+    }  # fmt: skip
+    return cls(**given)
+
+
+__all__ = ["Agent", "Component", "PrioritisedConfig", "derive_seed", "plain", "restore", "sync_target_"]

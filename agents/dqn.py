@@ -1,0 +1,158 @@
+"""DQN (Mnih et al. 2015, Nature 518), with the parts of Rainbow (Hessel et al. 2018, 1710.02298) as options.
+
+Double Q-learning is van Hasselt et al. 2016 (1509.06461), dueling networks are Wang et al. 2016 (1511.06581),
+prioritised replay is Schaul et al. 2016 (1511.05952). Differs from Mnih et al. in the optimizer: Adam, as in Dopamine's
+and CleanRL's DQN, where the paper has centred RMSProp.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor
+
+from .agent import Agent, Component, sync_target_
+from .heads import HeadName, build_head
+from .hooks import Clock, Every, Update
+from .networks import NetworkConfig, QNetwork, Trace
+from .optimizers import OptimizerConfig, build_optimizer, step
+from .replay import Batch, PrioritisedConfig
+
+
+@dataclass(frozen=True)
+class DQNConfig:
+    """DQN.
+
+    Attributes:
+        network: Shape of the Q-network.
+        optimizer: Optimizer of the Q-network.
+        batch_size: Transitions in a batch.
+        buffer_size: Transitions that the replay holds.
+        learning_starts: Environment steps of random actions before the first update.
+        replay_ratio: Gradient updates per environment step.
+        gamma: Discount factor.
+        n_step: Rewards summed before bootstrapping.
+        double: The online network picks the action that the target network values.
+        dueling: Separate streams for value and advantage.
+        value_loss: How values are learnt.
+        reward_clip: Rewards are clipped to [-reward_clip, reward_clip] in the targets, never in the score; 0 is off.
+        target_period: Gradient updates between two updates of the target network.
+        target_tau: Share of the online network that enters the target then; 1 is a hard copy.
+        epsilon_start: Probability of a random action at first.
+        epsilon_end: Probability of a random action in the end.
+        epsilon_steps: Environment steps from the first to the second, linearly.
+        prioritised: Sample transitions by their temporal-difference error.
+        priorities: Parameters of prioritised replay.
+    """
+
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3, max_grad_norm=10.0))
+    batch_size: int = 64
+    buffer_size: int = 50_000
+    learning_starts: int = 1_000
+    replay_ratio: float = 0.5
+    gamma: float = 0.99
+    n_step: int = 1
+    double: bool = False
+    dueling: bool = False
+    value_loss: HeadName = "huber"
+    reward_clip: float = 0.0
+    target_period: int = 250
+    target_tau: float = 1.0
+    epsilon_start: float = 1.0
+    epsilon_end: float = 0.05
+    epsilon_steps: int = 8_000
+    prioritised: bool = False
+    priorities: PrioritisedConfig = field(default_factory=PrioritisedConfig)
+
+    @classmethod
+    def for_suite(cls, suite: str) -> DQNConfig:
+        """Settings known to work: `control` (the default), `minatar` (Young & Tian 2019), `atari` (Dopamine)."""
+        if suite == "minatar":
+            return cls(
+                network=NetworkConfig(hidden=(128,)), optimizer=OptimizerConfig(lr=2.5e-4), batch_size=32,
+                buffer_size=100_000, learning_starts=5_000, replay_ratio=1.0, target_period=1_000,
+                epsilon_steps=100_000, epsilon_end=0.1,
+            )  # fmt: skip
+        if suite == "atari":
+            return cls(
+                network=NetworkConfig(hidden=(512,)), optimizer=OptimizerConfig(lr=6.25e-5, eps=1.5e-4), batch_size=32,
+                buffer_size=1_000_000, learning_starts=20_000, replay_ratio=0.25, reward_clip=1.0,
+                target_period=2_000, epsilon_steps=250_000, epsilon_end=0.01,
+            )  # fmt: skip
+        return cls()
+
+
+class DQN(Agent):
+    """Deep Q-network on discrete actions."""
+
+    name = "dqn"
+    config_class = DQNConfig
+    config: DQNConfig
+
+    def build(self, generator: Generator) -> None:
+        c = self.config
+        if not self.action.discrete:
+            raise ValueError("dqn needs discrete actions; for continuous ones use sac")
+        self.head = build_head(c.value_loss).to(self.device)
+        online = QNetwork(
+            self.observation, self.action.size, self.head.outputs, c.network, generator, dueling=c.dueling
+        ).to(self.device)
+        self.critic = Component(online, build_optimizer(online.parameters(), c.optimizer), self.slow_copy(online))
+        self.components = {"critic": self.critic}
+        self.target_beat = Every(c.target_period)
+
+    def epsilon(self, clock: Clock) -> float:
+        """Probability of a random action: 1 before learning starts, then linear in environment steps."""
+        c = self.config
+        if clock.steps < c.learning_starts:
+            return 1.0
+        share = min(1.0, (clock.steps - c.learning_starts) / max(1, c.epsilon_steps))
+        return c.epsilon_start + share * (c.epsilon_end - c.epsilon_start)
+
+    @torch.no_grad()
+    def act(self, obs: NDArray[Any] | Tensor, clock: Clock | None = None) -> Tensor:
+        epsilon = 0.0 if clock is None else self.epsilon(clock)
+        if epsilon >= 1.0:
+            return torch.randint(self.action.size, (len(obs),), generator=self.generator, device=self.device)
+        greedy = self.head.value(self.critic.online(self.tensor(obs))).argmax(dim=1)
+        if epsilon <= 0.0:
+            return greedy
+        random = torch.randint(self.action.size, greedy.shape, generator=self.generator, device=self.device)
+        explore = torch.rand(greedy.shape, generator=self.generator, device=self.device) < epsilon
+        return torch.where(explore, random, greedy)
+
+    @torch.no_grad()
+    def target(self, batch: Batch) -> Tensor:
+        """r + gamma^n Q⁻(s', a*), with a* greedy in the target network, or in the online one if double."""
+        assert self.critic.target is not None
+        logits = self.critic.target(batch.next_obs)
+        chooser = self.critic.online(batch.next_obs) if self.config.double else logits
+        best = self.head.value(chooser).argmax(dim=1)
+        return self.head.backup(pick(logits, best), batch.reward, batch.discount)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Trace]:
+        """Mean weighted loss, absolute errors [B], values of the actions taken [B], activations."""
+        target, trace = self.target(batch), Trace()
+        logits = pick(self.critic.online(batch.obs, trace), batch.action)
+        loss = (batch.weight * self.head.loss(logits, target)).mean()
+        with torch.no_grad():
+            return loss, self.head.error(logits, target), self.head.value(logits), trace
+
+    def update(self, batch: Batch, clock: Clock) -> Update:
+        batch = self.interventions.transform_batch(batch)
+        loss, error, value, trace = self.loss(batch)
+        loss = loss + self.interventions.penalty(self, "critic")
+        step(loss, self.critic.optimizer, self.config.optimizer.max_grad_norm)
+        if self.target_beat(clock):
+            sync_target_(self.critic, self.config.target_tau)
+        metrics = {"losses/td_loss": loss.detach(), "losses/q_values": value.mean(), "losses/td_error": error.mean()}
+        return Update(metrics, {"critic": [h.detach() for h in trace]}, error)
+
+
+def pick(logits: Tensor, action: Tensor) -> Tensor:
+    """[B, actions, outputs], [B] → the outputs of one action each [B, outputs]."""
+    return logits.gather(1, action.view(-1, 1, 1).expand(-1, 1, logits.shape[2])).squeeze(1)

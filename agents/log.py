@@ -1,0 +1,541 @@
+"""The record of a run: TensorBoard events and their plain twin, `metrics.jsonl`.
+
+    metrics.jsonl   one JSON object a line: {"frames", "steps", "updates", tag: value, …}, or a finished episode
+    timing.jsonl    what depends on the wall clock (speed, seconds per section)
+    events.out.tfevents.*.pliant   the same for TensorBoard, one file a session
+
+`metrics.jsonl` is the record. It holds nothing of the wall clock, so a run that was killed and resumed writes it to
+the same last byte as one that was not. The other files are views of it, for people.
+
+The x-axis is environment frames, `steps * frame_skip`. Names follow CleanRL: `charts/episodic_return`,
+`charts/episodic_length`, `charts/SPS` (agent steps a second), `losses/*`; and `eval/*`, `replay/*`, `time/*`.
+
+JSON has no NaN. Numbers that are not finite are written as the strings "NaN", "Infinity" and "-Infinity" (protobuf's
+convention), which Python's `float()` and JavaScript's `Number()` read; `read_metrics` turns them back.
+
+Events are written synchronously: tensorboard's own writer hands them to a thread, where a full disk shows up late or
+never. One event a flush is cheap enough to be waited for.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import socket
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
+from tensorboard.plugins.hparams import metadata as hparams_metadata
+from tensorboard.plugins.text.plugin_data_pb2 import TextPluginData
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch import Tensor
+
+from .hooks import Clock
+from .spaces import Episode
+
+METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
+EVENTS = re.compile(r"events\.out\.tfevents\.(\d{10})\..*\.pliant")
+SCHEMA = 1
+Status = Literal["done", "failed", "stopped"]
+
+# Charts of TensorBoard's custom-scalars tab. The tags are regular expressions, matched from the start of a tag only.
+LAYOUT: dict[str, dict[str, tuple[str, ...]]] = {
+    "Overview": {
+        "episodic return: train and eval": ("^charts/episodic_return$", "^eval/episodic_return$"),
+        "agent steps per second": ("^charts/SPS$",),
+    },
+}
+
+
+class LogDamaged(RuntimeError):
+    """The record of a run is not what its checkpoint says it was."""
+
+
+class LogWriteFailed(OSError):
+    """A line of the record could not be written (a full disk, mostly)."""
+
+
+class _Accumulator:
+    """Running sums, on the device, of metrics that come together."""
+
+    def __init__(self, total: Tensor, count: int = 0) -> None:
+        self.total = total  # [number of metrics]
+        self.count = count
+
+
+class _File:
+    """A file that is appended to, unbuffered; an error names the file and the space that is left."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def write(self, data: bytes) -> None:
+        assert self._descriptor is not None, f"{self.path} is closed"
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+        except OSError as error:
+            raise _write_failed(self.path, error) from error
+
+    def sync(self) -> int:
+        """Makes the content durable; its size in bytes."""
+        assert self._descriptor is not None, f"{self.path} is closed"
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise _write_failed(self.path, error) from error
+        return os.fstat(self._descriptor).st_size
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _write_failed(path: Path, error: OSError) -> LogWriteFailed:
+    free = shutil.disk_usage(path.parent).free
+    failed = LogWriteFailed(
+        f"cannot write {path}: {error.strerror}; {free:,} bytes are free there. "
+        "The last checkpoint is untouched: make room and resume"
+    )
+    failed.errno = error.errno if error.errno is not None else errno.EIO
+    return failed
+
+
+def _plain(value: Any) -> int | float | str:
+    """A number as JSON can hold it; see the module's docstring for NaN."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    number = float(value)
+    if math.isfinite(number):
+        return number
+    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl` or `timing.jsonl` (or of the run folder that holds it), numbers as numbers.
+
+    A last line without its newline (the run is writing it, or was killed while it did) is left out.
+    """
+    text = (path / METRICS if path.is_dir() else path).read_text(encoding="utf-8")
+    words = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+    rows = [json.loads(line) for line in text.split("\n")[:-1]]
+    return [{k: words.get(v, v) if isinstance(v, str) else v for k, v in row.items()} for row in rows]
+
+
+class Log:
+    """Where a run writes what it measures.
+
+    `folder=None` keeps everything in memory and writes nothing. Nothing is opened before the first write, so that
+    `resume` or `restart` can be called first; a folder that already holds a record is refused otherwise.
+    """
+
+    def __init__(
+        self, folder: Path | None, frame_skip: int = 1, *, log_every: int = 1000, episodes_in_mean: int = 20
+    ) -> None:
+        """`log_every`: environment steps between flushes; `episodes_in_mean`: what `mean_return` looks back on."""
+        if frame_skip < 1 or log_every < 1:
+            raise ValueError(f"frame_skip and log_every must be at least 1, not {frame_skip} and {log_every}")
+        self.folder = None if folder is None else Path(folder)
+        self.frame_skip = frame_skip
+        self.log_every = log_every
+        self.latest: dict[str, float] = {}  # the last value of every tag
+        self._metrics: _File | None = None
+        self._timing: _File | None = None
+        self._events: _File | None = None
+        self._closed = False
+        self._failed = False
+        self._sums: dict[tuple[str, ...], _Accumulator] = {}
+        self._pending: list[tuple[int, float, int]] = []  # (frame, return, length) of episodes that ended together
+        self._recent: deque[float] = deque(maxlen=episodes_in_mean)
+        self._flushed = 0  # environment steps at the last flush
+        self._frames: dict[str, int] = {}  # the last frame of every tag
+        self._texts: dict[str, str] = {}  # sha256 of what a text tag showed last
+        self._hparams = False
+        self._old_files: dict[str, int] = {}  # files of earlier sessions and their sizes
+        self._mark: tuple[int, float] | None = None  # (steps, seconds) from which speed is measured
+
+    # What the run calls
+
+    @property
+    def mean_return(self) -> float | None:
+        """Mean return of the last episodes, or None before the first."""
+        return sum(self._recent) / len(self._recent) if self._recent else None
+
+    def due(self, clock: Clock) -> bool:
+        """Have the environment steps passed a multiple of `log_every` since the last flush?
+
+        Flushes move with the clock alone, so a resumed run flushes where the uninterrupted one does.
+        """
+        if self._mark is None:
+            self._mark = (clock.steps, time.perf_counter())
+        return clock.steps // self.log_every > self._flushed // self.log_every
+
+    def update(self, metrics: Mapping[str, Tensor], clock: Clock) -> None:
+        """Adds the metrics of one gradient update, 0-d tensors on one device, without waiting for it.
+
+        A name without a slash is a loss: `td_loss` becomes `losses/td_loss`. Updates may carry different metrics (an
+        actor that learns every second update): each is averaged over the updates that carried it.
+        """
+        del clock
+        if not metrics:
+            return
+        tags = tuple(metrics)
+        for tag, value in metrics.items():
+            if not isinstance(value, Tensor) or value.ndim:
+                found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r}"
+                raise TypeError(f"the metric {tag!r} must be a 0-d tensor, not {found}; host values go to `scalars`")
+        with torch.no_grad():
+            values = torch.stack(tuple(metrics.values()))
+            group = self._sums.get(tags)
+            if group is None:
+                # Sums of thousands of float32 losses; doubles cost nothing here.
+                kind = torch.float32 if values.device.type == "mps" else torch.float64
+                group = self._sums[tags] = _Accumulator(torch.zeros(values.shape, dtype=kind, device=values.device))
+            elif group.total.device != values.device:  # the first update after `resume`
+                group.total = group.total.to(values.device, non_blocking=True)
+            group.total.add_(values)
+            group.count += 1
+
+    def flush(
+        self, clock: Clock, extra: Mapping[str, float] | None = None, seconds: Mapping[str, float] | None = None
+    ) -> None:
+        """Writes the means of what `update` collected since the last flush. This is where the host waits.
+
+        `extra`: host values of this moment (learning rates, replay size), by tag. `seconds`: wall-clock seconds spent
+        per section since the last flush, written as `time/<section>` in seconds per 1000 steps.
+        """
+        sums: dict[str, tuple[float, int]] = {}
+        for tags, group in self._sums.items():
+            if not group.count:
+                continue
+            for tag, total in zip(tags, group.total.tolist(), strict=True):
+                tag = tag if "/" in tag else f"losses/{tag}"
+                before, count = sums.get(tag, (0.0, 0))
+                sums[tag] = (before + total, count + group.count)
+            group.total.zero_()
+            group.count = 0
+        values: dict[str, float] = {tag: total / count for tag, (total, count) in sums.items()}
+        values |= extra or {}
+
+        now = time.perf_counter()
+        steps, since = self._mark or (clock.steps, now)
+        timing: dict[str, float] = {}
+        if clock.steps > steps:
+            timing["charts/SPS"] = (clock.steps - steps) / max(now - since, 1e-9)
+            timing |= {f"time/{name}": 1000 * s / (clock.steps - steps) for name, s in (seconds or {}).items()}
+        self._mark = (clock.steps, now)
+        self._flushed = clock.steps
+
+        frames = self._frame(clock)
+        self._advance({**values, **timing, "charts/gradient_steps": clock.updates}, frames)
+        if values:
+            self._line(self._metrics_file(), clock, values)
+        if timing and self.folder is not None:
+            assert self._timing is not None or self._metrics_file() is not None
+            self._line(self._timing, clock, {"wall_time": round(time.time(), 3), **timing})
+        self._emit_episodes(before=frames)
+        self._scalars({**values, **timing, "charts/gradient_steps": clock.updates}, frames)
+
+    def episode(self, episode: Episode, clock: Clock) -> None:
+        """Writes a finished episode.
+
+        `metrics.jsonl` holds every one, with its environment and seed; TensorBoard keeps only the last point of a
+        step, so episodes that end at the same step show there as their mean.
+        """
+        frames = self._frame(clock)
+        self._recent.append(float(episode.ret))
+        values = {"charts/episodic_return": float(episode.ret), "charts/episodic_length": int(episode.length)}
+        self._advance(values, frames)
+        self._line(self._metrics_file(), clock, {**values, "env": int(episode.env), "seed": int(episode.seed)})
+        self._emit_episodes(before=frames)
+        self._pending.append((frames, float(episode.ret), int(episode.length)))
+
+    def scalars(self, values: Mapping[str, float], clock: Clock) -> None:
+        """Writes host values at this moment (an evaluation, a monitor's table)."""
+        if not values:
+            return
+        frames = self._frame(clock)
+        self._advance(values, frames)
+        self._line(self._metrics_file(), clock, values)
+        self._scalars(values, frames)
+
+    def text(self, tag: str, markdown: str) -> None:
+        """Shows a text in TensorBoard (the configuration, say); what it shows already is not written again."""
+        digest = hashlib.sha256(markdown.encode()).hexdigest()
+        if self._texts.get(tag) == digest:
+            return
+        self._texts[tag] = digest
+        content = TextPluginData(version=0).SerializeToString()
+        data = SummaryMetadata.PluginData(plugin_name="text", content=content)
+        self._summary(_tensor_value(tag, SummaryMetadata(plugin_data=data), markdown.encode(), shape=(1,)))
+
+    def hparams(self, values: Mapping[str, Any], metrics: Iterable[str] = ("eval/episodic_return",)) -> None:
+        """Registers this run in TensorBoard's HParams tab, in its own event file; once a run.
+
+        `values` is flat; use the same dozen keys in all runs. None shows as "-", what is no bool, number or string
+        as its `str`. `metrics` are the tags whose live value the tab shows.
+        """
+        if self._hparams:
+            return
+        self._hparams = True
+        experiment = api_pb2.Experiment(
+            metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in metrics]
+        )
+        session = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
+        for name, value in values.items():
+            # bool first: it is an int to Python.
+            if isinstance(value, bool):
+                kind, session.hparams[name].bool_value = "DATA_TYPE_BOOL", value
+            elif isinstance(value, int | float):
+                kind, session.hparams[name].number_value = "DATA_TYPE_FLOAT64", value
+            else:
+                kind, session.hparams[name].string_value = "DATA_TYPE_STRING", "-" if value is None else str(value)
+            experiment.hparam_infos.append(api_pb2.HParamInfo(name=name, type=api_pb2.DataType.Value(kind)))
+        self._summary(
+            _hparams_value(hparams_metadata.EXPERIMENT_TAG, experiment=experiment),
+            _hparams_value(hparams_metadata.SESSION_START_INFO_TAG, session_start_info=session),
+        )
+
+    def close(self, status: Status = "done") -> None:
+        """Ends the record; again is harmless. A run that was "stopped" will go on: its HParams session stays open."""
+        if self._closed:
+            return
+        try:
+            if not self._failed:
+                self._emit_episodes()
+                if self._hparams and status != "stopped":
+                    word = "STATUS_SUCCESS" if status == "done" else "STATUS_FAILURE"
+                    info = plugin_data_pb2.SessionEndInfo(
+                        status=api_pb2.Status.Value(word), end_time_secs=time.time()
+                    )
+                    self._summary(_hparams_value(hparams_metadata.SESSION_END_INFO_TAG, session_end_info=info))
+        finally:
+            self._closed = True
+            for file in (self._metrics, self._timing, self._events):
+                if file is not None:
+                    file.close()
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close("done" if kind is None else "failed")
+
+    # Stopping and going on
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was collected and not yet written, and how long every file is now (made durable first)."""
+        files = dict(self._old_files)
+        if self.folder is not None:
+            self._metrics_file()
+            for file in (self._metrics, self._timing, self._events):
+                assert file is not None
+                files[file.path.name] = file.sync()
+        return {
+            "schema": SCHEMA,
+            "files": files,
+            "sums": [
+                {"tags": list(tags), "total": group.total.cpu().clone(), "count": group.count}
+                for tags, group in self._sums.items()
+            ],
+            "pending": list(self._pending),
+            "recent": list(self._recent),
+            "flushed": self._flushed,
+            "frames": dict(self._frames),
+            "latest": dict(self.latest),
+            "texts": dict(self._texts),
+            "hparams": self._hparams,
+        }
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Continues the record of a checkpoint: what was written after it is cut away, in every file.
+
+        Raises LogDamaged if `metrics.jsonl` is missing or shorter than it was. TensorBoard's events and `timing.jsonl`
+        are views and may be deleted at any time, to save space: what is missing of them stays missing.
+        """
+        if self._metrics is not None or self._closed:
+            raise RuntimeError("resume a log before anything is written to it")
+        if state["schema"] > SCHEMA:
+            raise LogDamaged(f"this log was written by a newer pliant (schema {state['schema']}; known: {SCHEMA})")
+        self._sums = {tuple(s["tags"]): _Accumulator(s["total"].clone(), s["count"]) for s in state["sums"]}
+        self._pending = [tuple(episode) for episode in state["pending"]]
+        self._recent = deque(state["recent"], maxlen=self._recent.maxlen)
+        self._flushed = state["flushed"]
+        self._frames = dict(state["frames"])
+        self.latest = dict(state["latest"])
+        self._texts = dict(state["texts"])
+        self._hparams = state["hparams"]
+        if self.folder is None:
+            return
+        files: dict[str, int] = dict(state["files"])
+        if METRICS in files:
+            path, size = self.folder / METRICS, files[METRICS]
+            there = path.stat().st_size if path.exists() else None
+            if there is None or there < size:
+                raise LogDamaged(
+                    f"{path} {'is missing' if there is None else f'holds {there:,} bytes'}, and had {size:,} when the "
+                    "checkpoint was taken. Put it back from a copy, or start over with --resume never"
+                )
+        for name in (METRICS, TIMING, *self._event_files()):
+            path = self.folder / name
+            if name not in files:
+                path.unlink(missing_ok=True)
+            elif path.exists():
+                _truncate(path, files[name])
+                if EVENTS.fullmatch(name):
+                    self._old_files[name] = path.stat().st_size
+        # A TensorBoard that is open now still has the points that were cut away: the START of a new file purges them.
+        self._open(first_frame=max(self._frames.values(), default=-1) + 1)
+
+    def restart(self) -> None:
+        """Forgets the record of an earlier attempt that left no checkpoint to resume from, and begins anew."""
+        if self._metrics is not None or self._closed:
+            raise RuntimeError("restart a log before anything is written to it")
+        if self.folder is not None:
+            for name in (METRICS, TIMING, *self._event_files()):
+                (self.folder / name).unlink(missing_ok=True)
+
+    # Writing
+
+    def _frame(self, clock: Clock) -> int:
+        return clock.steps * self.frame_skip
+
+    def _advance(self, values: Mapping[str, float], frames: int) -> None:
+        """A tag's x-axis never runs backwards: TensorBoard would drop what lies behind."""
+        for tag, value in values.items():
+            last = self._frames.get(tag, -1)
+            if frames < last:
+                raise ValueError(f"{tag} was logged at frame {last} and cannot be logged at frame {frames} after that")
+            self._frames[tag] = frames
+            self.latest[tag] = float(value)
+
+    def _event_files(self) -> list[str]:
+        assert self.folder is not None
+        if not self.folder.is_dir():
+            return []
+        return sorted(name for name in os.listdir(self.folder) if EVENTS.fullmatch(name))
+
+    def _metrics_file(self) -> _File | None:
+        """The open `metrics.jsonl`, or None where nothing is written."""
+        if self.folder is not None and self._metrics is None:
+            if self._closed:
+                raise RuntimeError("the log is closed")
+            left = [name for name in (METRICS, TIMING, *self._event_files()) if (self.folder / name).exists()]
+            if left:
+                raise FileExistsError(
+                    f"{self.folder} holds the record of an earlier run ({', '.join(left)}): resume it, or start over"
+                )
+            self._open(first_frame=0)
+            self._layout()
+        return self._metrics
+
+    def _open(self, first_frame: int) -> None:
+        assert self.folder is not None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Readers take event files in the order of their names, so a later session must sort after an earlier one even
+        # if both began in the same second, or on machines whose clocks differ.
+        before = [int(match[1]) for name in self._event_files() if (match := EVENTS.fullmatch(name))]
+        second = max([int(time.time()), *(seconds + 1 for seconds in before)])
+        events = f"events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}.pliant"
+        self._metrics = _File(self.folder / METRICS)
+        self._timing = _File(self.folder / TIMING)
+        self._events = _File(self.folder / events)
+        self._event(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        start = SessionLog(status=SessionLog.START)
+        self._event(Event(wall_time=time.time(), step=first_frame, session_log=start))
+
+    def _line(self, file: _File | None, clock: Clock, values: Mapping[str, float]) -> None:
+        if file is None:
+            return
+        row: dict[str, Any] = {"frames": self._frame(clock), "steps": clock.steps, "updates": clock.updates}
+        row |= {tag: _plain(value) for tag, value in values.items()}
+        self._write(file, (json.dumps(row, allow_nan=False) + "\n").encode())
+
+    def _write(self, file: _File, data: bytes) -> None:
+        try:
+            file.write(data)
+        except LogWriteFailed:
+            self._failed = True
+            raise
+
+    def _event(self, event: Event) -> None:
+        if self.folder is None:
+            return
+        if self._events is None:
+            self._metrics_file()
+        assert self._events is not None
+        try:
+            RecordWriter(self._events).write(event.SerializeToString())
+        except LogWriteFailed:
+            self._failed = True
+            raise
+
+    def _summary(self, *values: Summary.Value, frames: int = 0) -> None:
+        self._event(Event(wall_time=time.time(), step=frames, summary=Summary(value=values)))
+
+    def _scalars(self, values: Mapping[str, float], frames: int) -> None:
+        self._summary(*(Summary.Value(tag=k, simple_value=float(v)) for k, v in values.items()), frames=frames)
+
+    def _emit_episodes(self, before: int | None = None) -> None:
+        """Shows the episodes that ended together, once no more can end with them (all of them if `before` is None)."""
+        if not self._pending or (before is not None and self._pending[0][0] >= before):
+            return
+        frames, count = self._pending[0][0], len(self._pending)
+        returns, lengths = (sum(episode[i] for episode in self._pending) / count for i in (1, 2))
+        self._pending = []
+        self._scalars({"charts/episodic_return": returns, "charts/episodic_length": lengths}, frames)
+
+    def _layout(self) -> None:
+        layout = layout_pb2.Layout(
+            category=[
+                layout_pb2.Category(
+                    title=title,
+                    chart=[
+                        layout_pb2.Chart(title=name, multiline=layout_pb2.MultilineChartContent(tag=tags))
+                        for name, tags in charts.items()
+                    ],
+                )
+                for title, charts in LAYOUT.items()
+            ]
+        )
+        metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="custom_scalars"))
+        self._summary(_tensor_value("custom_scalars__config__", metadata, layout.SerializeToString()))
+
+
+def _tensor_value(tag: str, metadata: SummaryMetadata, content: bytes, shape: tuple[int, ...] = ()) -> Summary.Value:
+    dims = TensorShapeProto(dim=[TensorShapeProto.Dim(size=n) for n in shape])
+    tensor = TensorProto(dtype="DT_STRING", string_val=[content], tensor_shape=dims)
+    return Summary.Value(tag=tag, metadata=metadata, tensor=tensor)
+
+
+def _hparams_value(tag: str, **info: Any) -> Summary.Value:
+    metadata = hparams_metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(**info))
+    return Summary.Value(tag=tag, metadata=metadata, tensor=hparams_metadata.NULL_TENSOR)
+
+
+def _truncate(path: Path, size: int) -> None:
+    """Cuts a file to `size` bytes; a line file that is shorter already is cut after its last whole line."""
+    with path.open("r+b") as file:
+        if path.stat().st_size >= size:
+            file.truncate(size)
+        elif path.suffix == ".jsonl":
+            file.truncate(file.read().rfind(b"\n") + 1)
+        os.fsync(file.fileno())

@@ -1,0 +1,466 @@
+"""Networks, built from one kind of brick.
+
+A `Layer` is linear map → norm → activation. Its outputs are its *units*: an output feature of a linear map or a channel
+of a convolution, with all that is its alone (row of weights, bias, gain and shift). A layer can draw itself anew from
+the distribution it was born with.
+
+Activations are a return value: `forward(x, trace)` appends the output of every hidden layer to `trace`, in the order of
+`hidden_layers`. Forward hooks would not do: one registered after the first compiled call never fires.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from .spaces import ObservationSpec
+
+Trace = list[Tensor]
+BodyName = Literal["auto", "mlp", "minatar", "nature", "impala", "drq"]
+ActivationName = Literal["relu", "tanh", "elu", "gelu", "silu", "leaky_relu", "crelu", "identity"]
+NormName = Literal["none", "layer_norm"]
+InitName = Literal["torch", "orthogonal"]
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Shape of a network.
+
+    Attributes:
+        body: What turns an observation into features. auto: `mlp` for vectors, `nature` for large images, `minatar`
+            for images below 36 pixels.
+        hidden: Widths of the dense hidden layers.
+        width: Factor on the channels of a convolutional body.
+        activation: Activation of every hidden layer.
+        norm: Normalisation between each hidden linear map and its activation.
+        init: Distribution that weights are born with. torch: uniform in 1/sqrt(fan-in), PyTorch's default.
+            orthogonal: orthogonal weights of gain sqrt(2) (output layers 1), zero biases.
+    """
+
+    body: BodyName = "auto"
+    hidden: tuple[int, ...] = (256, 256)
+    width: float = 1.0
+    activation: ActivationName = "relu"
+    norm: NormName = "none"
+    init: InitName = "torch"
+
+    def __post_init__(self) -> None:
+        if any(n < 1 for n in self.hidden):
+            raise ValueError(f"hidden layers need at least one unit each, not {self.hidden}")
+        if self.width <= 0:
+            raise ValueError(f"width must be positive, not {self.width}")
+
+
+class CReLU(nn.Module):
+    """relu(x) and relu(-x) along the feature axis: each unit has two copies (Shang et al. 2016, 1603.05201)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([F.relu(x), F.relu(-x)], dim=1)
+
+
+class Dropout(nn.Module):
+    """Inverted dropout whose masks come from a generator of its own, so that nothing else sees its draws."""
+
+    def __init__(self, p: float, generator: Generator) -> None:
+        super().__init__()
+        self.p = p
+        self.generator = generator
+
+    def forward(self, x: Tensor) -> Tensor:
+        keep = 1.0 - self.p
+        return x * torch.empty_like(x).bernoulli_(keep, generator=self.generator).div_(keep)
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU, "leaky_relu": nn.LeakyReLU,
+    "crelu": CReLU, "identity": nn.Identity,
+}  # fmt: skip
+
+
+def _draw_torch(shape: torch.Size, fan_in: int, is_bias: bool, gain: float, generator: Generator) -> Tensor:
+    bound = 1.0 / math.sqrt(fan_in)
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+def _draw_orthogonal(shape: torch.Size, fan_in: int, is_bias: bool, gain: float, generator: Generator) -> Tensor:
+    if is_bias:
+        return torch.zeros(shape)
+    return nn.init.orthogonal_(torch.empty(shape), gain, generator=generator)
+
+
+LAWS = {"torch": _draw_torch, "orthogonal": _draw_orthogonal}
+
+
+class Layer(nn.Module):
+    """Linear map → (dropout) → norm → activation.
+
+    An *output layer* has neither norm nor activation, and its outputs are no units: it stays out of the trace.
+    """
+
+    def __init__(
+        self, linear: nn.Linear | nn.Conv2d, generator: Generator, *, activation: str = "relu", norm: str = "none",
+        dropout: float = 0.0, init: str = "torch", output: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.linear = linear
+        self.is_output = output
+        self.init = init
+        self.gain = 1.0 if output else math.sqrt(2.0)
+        self.copies = 2 if activation == "crelu" else 1
+        self.units = linear.out_features if isinstance(linear, nn.Linear) else linear.out_channels
+        self.dropout = Dropout(dropout, generator) if dropout else None
+        self.norm: nn.Module | None = None
+        if norm == "layer_norm":
+            # Over the units and, for a convolution, their positions too would tie gains to places; GroupNorm with one
+            # group normalises the same numbers and keeps one gain and one shift a channel.
+            dense = isinstance(linear, nn.Linear)
+            self.norm = nn.LayerNorm(self.units) if dense else nn.GroupNorm(1, self.units)
+        self.activation = ACTIVATIONS[activation]()
+        self.load_fresh(generator)
+
+    @property
+    def features(self) -> int:
+        """Width of the output: units times copies."""
+        return self.units * self.copies
+
+    @torch.no_grad()
+    def fresh(self, generator: Generator) -> dict[str, Tensor]:
+        """New weights and biases from the law of this layer's birth, by parameter name; nothing is changed.
+
+        Drawn on the CPU, so that a seed means the same weights on every device.
+        """
+        weight, bias = self.linear.weight, self.linear.bias
+        fan_in = weight[0].numel()
+        law = LAWS[self.init]
+        drawn = {"linear.weight": law(weight.shape, fan_in, False, self.gain, generator)}
+        if bias is not None:
+            drawn["linear.bias"] = law(bias.shape, fan_in, True, self.gain, generator)
+        if self.norm is not None:
+            drawn |= {"norm.weight": torch.ones(self.units), "norm.bias": torch.zeros(self.units)}
+        return drawn
+
+    @torch.no_grad()
+    def load_fresh(self, generator: Generator) -> None:
+        """Draw this layer anew, in place."""
+        parameters = dict(self.named_parameters())
+        for name, value in self.fresh(generator).items():
+            parameters[name].copy_(value)
+
+    def forward(self, x: Tensor, trace: Trace | None = None) -> Tensor:
+        x = self.linear(x)
+        if self.dropout is not None:
+            x = self.dropout(x)
+        if self.norm is not None:
+            x = self.norm(x)
+        x = self.activation(x)
+        if trace is not None and not self.is_output:
+            trace.append(x)
+        return x
+
+
+def hidden_layers(network: nn.Module) -> dict[str, Layer]:
+    """The hidden layers by qualified name, in the order in which a forward pass fills the trace."""
+    return {name: m for name, m in network.named_modules() if isinstance(m, Layer) and not m.is_output}
+
+
+class Bricklayer:
+    """Builds layers of one style from one generator; keeps constructors short."""
+
+    def __init__(self, config: NetworkConfig, generator: Generator, *, dropout: float = 0.0) -> None:
+        self.config = config
+        self.generator = generator
+        self.dropout = dropout
+
+    def dense(self, inputs: int, units: int) -> Layer:
+        c = self.config
+        return Layer(
+            nn.utils.skip_init(nn.Linear, inputs, units), self.generator,
+            activation=c.activation, norm=c.norm, dropout=self.dropout, init=c.init,
+        )  # fmt: skip
+
+    def conv(self, inputs: int, channels: int, kernel: int, stride: int = 1, padding: int = 0) -> Layer:
+        c = self.config
+        linear = nn.utils.skip_init(nn.Conv2d, inputs, channels, kernel, stride=stride, padding=padding)
+        return Layer(linear, self.generator, activation=c.activation, norm=c.norm, init=c.init)
+
+    def output(self, inputs: int, outputs: int) -> Layer:
+        linear = nn.utils.skip_init(nn.Linear, inputs, outputs)
+        return Layer(linear, self.generator, activation="identity", init=self.config.init, output=True)
+
+    def channels(self, n: int) -> int:
+        return max(1, round(n * self.config.width))
+
+
+class Dense(nn.Module):
+    """Hidden dense layers in a row."""
+
+    def __init__(self, inputs: int, hidden: Sequence[int], build: Bricklayer) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
+        for units in hidden:
+            layer = build.dense(inputs, units)
+            self.layers.append(layer)
+            inputs = layer.features
+        self.features = inputs
+
+    def forward(self, x: Tensor, trace: Trace | None = None) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, trace)
+        return x
+
+
+class Vectors(nn.Module):
+    """The encoder of what needs none."""
+
+    def __init__(self, observation: ObservationSpec) -> None:
+        super().__init__()
+        self.features = math.prod(observation.shape)
+
+    def forward(self, obs: Tensor, trace: Trace | None = None) -> Tensor:
+        return obs.flatten(1).float()
+
+
+class Pixels(nn.Module):
+    """A convolutional encoder: uint8 [B, C, H, W] → features [B, F]."""
+
+    def __init__(self, observation: ObservationSpec) -> None:
+        super().__init__()
+        self.scale = 1.0 / observation.high
+        self.blocks = nn.ModuleList()
+
+    def _measure(self, observation: ObservationSpec) -> None:
+        """The number of features, by a forward pass on one blank observation."""
+        try:
+            with torch.no_grad():
+                self.features = self(torch.zeros(1, *observation.shape, dtype=observation.dtype)).shape[1]
+        except RuntimeError as error:
+            raise ValueError(
+                f"observations of shape {observation.shape} are too small for the body "
+                f"{type(self).__name__}; choose another with --agent.network.body"
+            ) from error
+
+    def forward(self, obs: Tensor, trace: Trace | None = None) -> Tensor:
+        # Channels last is what the convolutions of the CPU run fastest on (their backward about three times).
+        x = obs.to(torch.float32, memory_format=torch.channels_last).mul_(self.scale)
+        for block in self.blocks:
+            x = block(x, trace)
+        return x.flatten(1)
+
+
+class NatureCNN(Pixels):
+    """Mnih et al. 2015, "Human-level control through deep reinforcement learning", Nature 518, Methods."""
+
+    def __init__(self, observation: ObservationSpec, build: Bricklayer) -> None:
+        super().__init__(observation)
+        inputs = observation.shape[0]
+        for channels, kernel, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
+            layer = build.conv(inputs, build.channels(channels), kernel, stride)
+            self.blocks.append(layer)
+            inputs = layer.features
+        self._measure(observation)
+
+
+class MinAtarCNN(Pixels):
+    """One 3x3 convolution of 16 channels (Young & Tian 2019, 1903.03176)."""
+
+    def __init__(self, observation: ObservationSpec, build: Bricklayer) -> None:
+        super().__init__(observation)
+        self.blocks.append(build.conv(observation.shape[0], build.channels(16), 3))
+        self._measure(observation)
+
+
+class DrQCNN(Pixels):
+    """Four 3x3 convolutions of 32 channels, the first of stride 2 (Yarats et al. 2021, 2107.09645)."""
+
+    def __init__(self, observation: ObservationSpec, build: Bricklayer) -> None:
+        super().__init__(observation)
+        inputs = observation.shape[0]
+        for stride in (2, 1, 1, 1):
+            layer = build.conv(inputs, build.channels(32), 3, stride)
+            self.blocks.append(layer)
+            inputs = layer.features
+        self._measure(observation)
+
+
+class Residual(nn.Module):
+    """x + conv(act(conv(act(x)))): its last convolution joins the residual stream, so its outputs are no units."""
+
+    def __init__(self, channels: int, build: Bricklayer) -> None:
+        super().__init__()
+        # The stream itself is activated before the first convolution, which therefore reads `copies` as many channels.
+        self.entry = ACTIVATIONS[build.config.activation]()
+        copies = 2 if build.config.activation == "crelu" else 1
+        self.inner = build.conv(channels * copies, channels, 3, padding=1)
+        linear = nn.utils.skip_init(nn.Conv2d, self.inner.features, channels, 3, padding=1)
+        self.outer = Layer(linear, build.generator, activation="identity", init=build.config.init, output=True)
+
+    def forward(self, x: Tensor, trace: Trace | None = None) -> Tensor:
+        return x + self.outer(self.inner(self.entry(x), trace), trace)
+
+
+class ImpalaStage(nn.Module):
+    """Convolution, 3x3 max-pool of stride 2, two residual blocks."""
+
+    def __init__(self, inputs: int, channels: int, build: Bricklayer) -> None:
+        super().__init__()
+        linear = nn.utils.skip_init(nn.Conv2d, inputs, channels, 3, padding=1)
+        self.stem = Layer(linear, build.generator, activation="identity", init=build.config.init, output=True)
+        self.first = Residual(channels, build)
+        self.second = Residual(channels, build)
+
+    def forward(self, x: Tensor, trace: Trace | None = None) -> Tensor:
+        x = F.max_pool2d(self.stem(x, trace), 3, stride=2, padding=1)
+        return self.second(self.first(x, trace), trace)
+
+
+class ImpalaCNN(Pixels):
+    """Three stages of 16, 32 and 32 channels (Espeholt et al. 2018, 1802.01561, figure 3, right)."""
+
+    def __init__(self, observation: ObservationSpec, build: Bricklayer) -> None:
+        super().__init__(observation)
+        inputs = observation.shape[0]
+        for channels in (16, 32, 32):
+            self.blocks.append(ImpalaStage(inputs, build.channels(channels), build))
+            inputs = build.channels(channels)
+        self.exit = ACTIVATIONS[build.config.activation]()
+        self._measure(observation)
+
+    def forward(self, obs: Tensor, trace: Trace | None = None) -> Tensor:
+        x = obs.to(torch.float32, memory_format=torch.channels_last).mul_(self.scale)
+        for block in self.blocks:
+            x = block(x, trace)
+        return self.exit(x).flatten(1)
+
+
+BODIES: dict[str, type[NatureCNN] | type[MinAtarCNN] | type[DrQCNN] | type[ImpalaCNN]] = {
+    "nature": NatureCNN, "minatar": MinAtarCNN, "drq": DrQCNN, "impala": ImpalaCNN,
+}  # fmt: skip
+
+
+def build_encoder(observation: ObservationSpec, build: Bricklayer, default: BodyName = "nature") -> Vectors | Pixels:
+    """The encoder that a configuration asks for; `default` is what `auto` means for large images."""
+    body = build.config.body
+    if body == "auto":
+        small = observation.pixels and min(observation.shape[1:]) < 36
+        body = ("minatar" if small else default) if observation.pixels else "mlp"
+    if body == "mlp":
+        return Vectors(observation)
+    if not observation.pixels:
+        raise ValueError(
+            f"the body {body!r} reads images (uint8, channel first), not observations of shape {observation.shape}; "
+            "use --agent.network.body mlp"
+        )
+    encoder = BODIES[body](observation, build)
+    # Weights in the layout of the data, or every call would convert them.
+    return cast(Pixels, encoder.to(memory_format=torch.channels_last))
+
+
+class QNetwork(nn.Module):
+    """Observations [B, *obs] → logits [B, actions, outputs]; `outputs` belongs to the value head.
+
+    `encoder` holds the convolutions, `head` (or the two streams of a dueling network) all that is dense.
+    """
+
+    def __init__(
+        self, observation: ObservationSpec, actions: int, outputs: int, config: NetworkConfig, generator: Generator, *,
+        dueling: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        build = Bricklayer(config, generator)
+        self.actions, self.outputs, self.dueling = actions, outputs, dueling
+        self.encoder = build_encoder(observation, build)
+        self.head = Dense(self.encoder.features, config.hidden, build)
+        self.advantage = build.output(self.head.features, actions * outputs)
+        if dueling:
+            self.value_head = Dense(self.encoder.features, config.hidden, build)
+            self.value = build.output(self.value_head.features, outputs)
+
+    def forward(self, obs: Tensor, trace: Trace | None = None) -> Tensor:
+        features = self.encoder(obs, trace)
+        logits = self.advantage(self.head(features, trace)).view(-1, self.actions, self.outputs)
+        if self.dueling:
+            # Wang et al. 2016 (1511.06581), eq. 9: the mean advantage is subtracted.
+            value = self.value(self.value_head(features, trace)).unsqueeze(1)
+            logits = value + logits - logits.mean(dim=1, keepdim=True)
+        return logits
+
+
+class Projection(nn.Module):
+    """Image features → layer-normalised tanh features of a small width (Yarats et al. 2021, 2107.09645)."""
+
+    def __init__(self, inputs: int, units: int, build: Bricklayer) -> None:
+        super().__init__()
+        self.layer = Layer(
+            nn.utils.skip_init(nn.Linear, inputs, units), build.generator,
+            activation="tanh", norm="layer_norm", init=build.config.init,
+        )  # fmt: skip
+        self.features = units
+
+    def forward(self, x: Tensor, trace: Trace | None = None) -> Tensor:
+        return self.layer(x, trace)
+
+
+class QFunction(nn.Module):
+    """Features and action → logits [B, outputs]."""
+
+    def __init__(self, features: int, action: int, outputs: int, hidden: Sequence[int], build: Bricklayer) -> None:
+        super().__init__()
+        self.body = Dense(features + action, hidden, build)
+        self.output = build.output(self.body.features, outputs)
+
+    def forward(self, features: Tensor, action: Tensor, trace: Trace | None = None) -> Tensor:
+        return self.output(self.body(torch.cat([features, action], dim=1), trace))
+
+
+class Critic(nn.Module):
+    """N action-value functions on one encoder: [B, *obs], [B, A] → logits [N, B, outputs]."""
+
+    def __init__(
+        self, observation: ObservationSpec, action: int, outputs: int, config: NetworkConfig, generator: Generator, *,
+        size: int = 2, projection: int = 50, dropout: float = 0.0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        build = Bricklayer(config, generator, dropout=dropout)
+        self.encoder = build_encoder(observation, build, default="drq")
+        self.projection = Projection(self.encoder.features, projection, build) if observation.pixels else None
+        features = self.projection.features if self.projection else self.encoder.features
+        self.members = nn.ModuleList(
+            QFunction(features, action, outputs, config.hidden, build) for _ in range(size)
+        )
+
+    def values(self, encoded: Tensor, action: Tensor, trace: Trace | None = None) -> Tensor:
+        """Logits [N, B, outputs] from the encoder's output."""
+        if self.projection is not None:
+            encoded = self.projection(encoded, trace)
+        return torch.stack([member(encoded, action, trace) for member in self.members])
+
+    def forward(self, obs: Tensor, action: Tensor, trace: Trace | None = None) -> Tensor:
+        return self.values(self.encoder(obs, trace), action, trace)
+
+
+class Actor(nn.Module):
+    """Encoded observations [B, F] → mean and log standard deviation of a Gaussian [B, A] before squashing.
+
+    The standard deviation is clipped to e^-20 … e^2 (Haarnoja et al. 2018, the authors' code).
+    """
+
+    def __init__(
+        self, features: int, action: int, config: NetworkConfig, generator: Generator, *, projection: int = 0
+    ) -> None:
+        super().__init__()
+        build = Bricklayer(config, generator)
+        self.projection = Projection(features, projection, build) if projection else None
+        self.body = Dense(projection or features, config.hidden, build)
+        self.output = build.output(self.body.features, 2 * action)
+
+    def forward(self, encoded: Tensor, trace: Trace | None = None) -> tuple[Tensor, Tensor]:
+        if self.projection is not None:
+            encoded = self.projection(encoded, trace)
+        mean, log_std = self.output(self.body(encoded, trace)).chunk(2, dim=1)
+        return mean, log_std.clamp(-20.0, 2.0)

@@ -1,0 +1,213 @@
+"""The loop: act, step, store; and for every batch owed: update, tick, intervene, log.
+
+A run can be stopped anywhere and goes on to the same last bit, because all that it is stands in its parts' states:
+agent, memory, environments, log, clock and the observation at hand.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .agent import Agent
+from .checkpoint import Checkpoints, Found
+from .hooks import Clock
+from .log import Log
+from .progress import Progress
+from .spaces import ActionSpec, Episode, ObservationSpec, Step
+
+
+class Environments(Protocol):
+    """What the loop asks of environments; `pliant.envs.make` gives it, anybody's class may."""
+
+    num_envs: int
+    observation: ObservationSpec
+    action: ActionSpec
+    frame_skip: int
+
+    def reset(self) -> NDArray[Any]: ...
+    def step(self, action: NDArray[Any]) -> Step: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    def close(self) -> None: ...
+
+
+class Run:
+    """An agent at work in its environments.
+
+    Args:
+        agent: Who acts and learns.
+        envs: Where.
+        log: Where measurements go; in memory only if None.
+        checkpoints: Where the run is saved; nowhere if None.
+        checkpoint_every: Environment steps between checkpoints; 0 saves at the end and at a signal only.
+        evaluate: Called every `evaluate_every` environment steps with the agent; its values are logged.
+        evaluate_every: Environment steps between evaluations; 0 is never.
+        progress: Shows how far the run is.
+    """
+
+    def __init__(
+        self, agent: Agent, envs: Environments, *, log: Log | None = None, checkpoints: Checkpoints | None = None,
+        checkpoint_every: int = 0, evaluate: Callable[[Agent], dict[str, float]] | None = None,
+        evaluate_every: int = 0, progress: Progress | None = None,
+    ) -> None:  # fmt: skip
+        self.agent = agent
+        self.envs = envs
+        self.memory = agent.memory(envs.num_envs)
+        self.log = Log(None, envs.frame_skip) if log is None else log
+        self.checkpoints = checkpoints
+        self.checkpoint_every = checkpoint_every
+        self.evaluate = evaluate
+        self.evaluate_every = evaluate_every
+        self.progress = progress
+        self.clock = Clock()
+        self.obs: NDArray[Any] | None = None
+        self.seconds = {"act": 0.0, "env": 0.0, "update": 0.0}
+
+    def train(self, steps: int, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Go on until `steps` environment steps are done, or `stop` says so; True in the first case.
+
+        Saves at the end in both, so that nothing is lost.
+        """
+        if self.obs is None:
+            self.obs = self.envs.reset()
+            self.memory.start(self.obs)
+        while self.clock.steps < steps and not stop():
+            before = self.clock.steps
+            self.step()
+            self.beat(before)
+        self.save()
+        return self.clock.steps >= steps
+
+    def step(self) -> None:
+        """One step in every environment, and the updates owed for it."""
+        started = time.perf_counter()
+        assert self.obs is not None
+        action = self.agent.act(self.obs, self.clock).cpu().numpy()
+        acted = time.perf_counter()
+        step = self.envs.step(action)
+        stepped = time.perf_counter()
+        self.memory.add(action, step)
+        self.obs = step.obs
+        self.clock = self.clock.stepped(self.envs.num_envs)
+        for batch in self.memory.batches(self.agent.sampling(self.clock)):
+            self.clock = self.clock.updated()
+            update = self.agent.update(batch, self.clock)
+            self.memory.update_priorities(batch.index, update.td_error)
+            self.agent.interventions.after_update(self, update.activations)
+            self.log.update(update.metrics, self.clock)
+        for episode in step.episodes:
+            self.log.episode(episode, self.clock)
+        seconds, done = self.seconds, time.perf_counter()
+        seconds["act"] += acted - started
+        seconds["env"] += stepped - acted
+        seconds["update"] += done - stepped
+
+    def beat(self, before: int) -> None:
+        """What is due after the steps since `before`: log, evaluation, checkpoint, progress."""
+        if self.log.due(self.clock):
+            self.log.flush(self.clock, {"replay/size": len(self.memory)}, self.seconds)
+            self.seconds = dict.fromkeys(self.seconds, 0.0)
+        if self.evaluate is not None and self._crossed(before, self.evaluate_every):
+            self.log.scalars(self.evaluate(self.agent), self.clock)
+        if self._crossed(before, self.checkpoint_every):
+            self.save()
+        if self.progress is not None:
+            self.progress.update(self.clock, self.log.mean_return)
+
+    def _crossed(self, before: int, period: int) -> bool:
+        return period > 0 and before // period < self.clock.steps // period
+
+    # ------------------------------------------------------------------------------------------------- state
+
+    def save(self) -> None:
+        """Write a checkpoint of everything.
+
+        Raises:
+            OSError: The disk is full, say; the last good checkpoint survives.
+        """
+        if self.checkpoints is None or self.obs is None:
+            return
+        clock = self.clock
+        parts = {
+            "agent": self.agent.content(),
+            "replay": self.memory.state_dict(),
+            "envs": self.envs.state_dict(),
+            "log": self.log.state_dict(),
+            "loop": {
+                "clock": [clock.steps, clock.updates, clock.last_steps, clock.last_updates],
+                "obs": torch.from_numpy(np.ascontiguousarray(self.obs)),
+            },
+        }
+        self.checkpoints.save(clock.steps, parts, self.memory)
+
+    def restore(self, found: Found) -> None:
+        """Become the run that a checkpoint holds."""
+        loop = found.load("loop")
+        self.clock = Clock(*loop["clock"])
+        self.obs = loop["obs"].numpy()
+        self.agent.load_state_dict(found.load("agent")["state"])
+        self.memory.load_state_dict(found.load("replay"))
+        found.restore(self.memory)
+        self.envs.load_state_dict(found.load("envs"))
+        self.log.resume(found.load("log"))
+
+
+def play(
+    agent: Agent, envs: Environments, episodes: int, *, epsilon: float = 0.0, seed: int = 0,
+    frame: Callable[[], None] | None = None,
+) -> list[Episode]:  # fmt: skip
+    """Episodes of the greedy policy, without touching the agent's random stream.
+
+    Each environment plays its share, so short episodes are not over-represented as they would be among the first to
+    finish. `epsilon` is the probability of a random action, `frame` is called after every step (for a video).
+    """
+    quota = [episodes // envs.num_envs + (i < episodes % envs.num_envs) for i in range(envs.num_envs)]
+    rng = np.random.default_rng(seed)
+    done: list[list[Episode]] = [[] for _ in quota]
+    obs = envs.reset()
+    while any(len(mine) < share for mine, share in zip(done, quota, strict=True)):
+        action = agent.act(obs).cpu().numpy()
+        if epsilon > 0:
+            random = rng.integers(agent.action.size, size=action.shape)
+            action = np.where(rng.random(len(action)) < epsilon, random, action)
+        step = envs.step(action)
+        obs = step.obs
+        for episode in step.episodes:
+            done[episode.env].append(episode)
+        if frame is not None:
+            frame()
+    return [episode for mine, share in zip(done, quota, strict=True) for episode in mine[:share]]
+
+
+@contextmanager
+def graceful_stop() -> Iterator[Callable[[], bool]]:
+    """SIGTERM and SIGINT ask for a stop, which the loop obeys once it stands at a step's end; a second one insists."""
+    received: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    old = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def run_files(folder: Path) -> list[str]:
+    """What of a run already stands in a folder (an empty list: nothing)."""
+    names = ("config.yaml", "checkpoints", "metrics.jsonl", "DONE")
+    return [name for name in names if (folder / name).exists()]

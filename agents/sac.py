@@ -1,0 +1,223 @@
+"""Soft actor-critic (Haarnoja et al. 2018, 1812.05905), with an ensemble of critics.
+
+The plain agent has two critics and bootstraps from the smaller. REDQ (Chen et al. 2021, 2101.05982) is `critics=10,
+target_critics=2, actor_value="mean", actor_period=20, replay_ratio=20`; DroQ (Hiraoka et al. 2022, 2110.02034) is
+`dropout=0.01, network.norm="layer_norm", actor_value="mean", actor_period=20, replay_ratio=20`.
+From pixels, actor and critics read one convolutional encoder that the critics alone train (Yarats et al. 2021,
+2107.09645), and the target critics have a slow copy of it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Generator, Tensor, nn
+
+from .agent import Agent, Component, sync_target_
+from .heads import HeadName, build_head
+from .hooks import Clock, Every, Update
+from .networks import Actor, Critic, NetworkConfig, Trace
+from .optimizers import OptimizerConfig, build_optimizer, step
+from .replay import Batch
+
+
+@dataclass(frozen=True)
+class SACConfig:
+    """Soft actor-critic.
+
+    Attributes:
+        network: Shape of each critic (and of the encoder, from pixels).
+        actor_network: Shape of the actor.
+        optimizer: Optimizer of the critics.
+        actor_optimizer: Optimizer of the actor.
+        temperature_lr: Learning rate of the temperature.
+        temperature: Fixed temperature; 0 tunes it so that the policy's entropy meets its target.
+        initial_temperature: Temperature before it is tuned.
+        target_entropy: Entropy that the temperature is tuned to, per action dimension.
+        batch_size: Transitions in a batch.
+        buffer_size: Transitions that the replay holds.
+        learning_starts: Environment steps of random actions before the first update.
+        replay_ratio: Gradient updates per environment step.
+        gamma: Discount factor.
+        n_step: Rewards summed before bootstrapping; the entropy bonus is given at the bootstrap alone.
+        critics: Size of the ensemble.
+        target_critics: Critics drawn anew for each update, whose smallest value is the target.
+        actor_value: What the actor climbs: the smallest value of all critics, or their mean.
+        actor_period: Critic updates per update of actor and temperature.
+        dropout: Probability of dropping a hidden unit of a critic, before its norm (DroQ); 0 is off.
+        value_loss: How values are learnt.
+        reward_clip: Rewards are clipped to [-reward_clip, reward_clip] in the targets, never in the score; 0 is off.
+        target_period: Gradient updates between two updates of the target critics.
+        target_tau: Share of the online critics that enters the target then; 1 is a hard copy.
+        projection: From pixels: width of the features that actor and critics project the encoder's output to.
+    """
+
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    actor_network: NetworkConfig = field(default_factory=NetworkConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    actor_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    temperature_lr: float = 3e-4
+    temperature: float = 0.0
+    initial_temperature: float = 1.0
+    target_entropy: float = -1.0
+    batch_size: int = 256
+    buffer_size: int = 1_000_000
+    learning_starts: int = 5_000
+    replay_ratio: float = 1.0
+    gamma: float = 0.99
+    n_step: int = 1
+    critics: int = 2
+    target_critics: int = 2
+    actor_value: Literal["min", "mean"] = "min"
+    actor_period: int = 1
+    dropout: float = 0.0
+    value_loss: HeadName = "mse"
+    reward_clip: float = 0.0
+    target_period: int = 1
+    target_tau: float = 0.005
+    projection: int = 50
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.target_critics <= self.critics:
+            raise ValueError(f"target_critics must lie in 1 … critics = {self.critics}, not {self.target_critics}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is a probability in [0, 1), not {self.dropout}")
+        if self.temperature < 0 or self.initial_temperature <= 0:
+            raise ValueError("temperature must not be negative, initial_temperature must be positive")
+
+    @classmethod
+    def for_suite(cls, suite: str) -> SACConfig:
+        """Settings known to work; those of Haarnoja et al. for control, smaller memory and pace for pixels."""
+        if suite == "atari":
+            return cls(buffer_size=100_000, replay_ratio=0.25, reward_clip=1.0)
+        return cls()
+
+
+class SAC(Agent):
+    """Soft actor-critic on continuous actions."""
+
+    name = "sac"
+    config_class = SACConfig
+    config: SACConfig
+
+    def build(self, generator: Generator) -> None:
+        c = self.config
+        if self.action.discrete:
+            raise ValueError("sac needs continuous actions; for discrete ones use dqn")
+        low, high = torch.tensor(self.action.low), torch.tensor(self.action.high)
+        self.center, self.scale = ((high + low) / 2).to(self.device), ((high - low) / 2).to(self.device)
+        self.head = build_head(c.value_loss).to(self.device)
+        online = Critic(
+            self.observation, self.action.size, self.head.outputs, c.network, generator,
+            size=c.critics, projection=c.projection, dropout=c.dropout,
+        )  # fmt: skip
+        actor = Actor(
+            online.encoder.features, self.action.size, c.actor_network, generator,
+            projection=c.projection if self.observation.pixels else 0,
+        )  # fmt: skip
+        online, actor = online.to(self.device), actor.to(self.device)
+        self.temperature = Temperature(c.temperature or c.initial_temperature).to(self.device)
+        self.target_entropy = c.target_entropy * self.action.size
+        self.critic = Component(online, build_optimizer(online.parameters(), c.optimizer), self.slow_copy(online))
+        self.actor = Component(actor, build_optimizer(actor.parameters(), c.actor_optimizer))
+        temperature_optimizer = build_optimizer(self.temperature.parameters(), OptimizerConfig(lr=c.temperature_lr))
+        self.tuner = Component(self.temperature, temperature_optimizer)
+        self.components = {"critic": self.critic, "actor": self.actor, "temperature": self.tuner}
+        self.target_beat, self.actor_beat = Every(c.target_period), Every(c.actor_period)
+
+    def policy(self, encoded: Tensor, trace: Trace | None = None) -> tuple[Tensor, Tensor]:
+        """A sampled action in [-1, 1] [B, A] and its log-probability [B] (appendix C: the change of variables)."""
+        mean, log_std = self.actor.online(encoded, trace)
+        noise = torch.randn(mean.shape, generator=self.generator, device=self.device)
+        u = mean + log_std.exp() * noise
+        log_prob = -0.5 * (noise.square() + math.log(2 * math.pi)) - log_std
+        # log(1 - tanh(u)^2), in the form that does not overflow.
+        squash = 2.0 * (math.log(2.0) - u - F.softplus(-2.0 * u))
+        return u.tanh(), (log_prob - squash).sum(dim=1)
+
+    @torch.no_grad()
+    def act(self, obs: NDArray[Any] | Tensor, clock: Clock | None = None) -> Tensor:
+        if clock is not None and clock.steps < self.config.learning_starts:
+            shape = (len(obs), self.action.size)
+            action = torch.rand(shape, generator=self.generator, device=self.device) * 2 - 1
+        else:
+            encoded = self.critic.online.encoder(self.tensor(obs))
+            action = self.actor.online(encoded)[0].tanh() if clock is None else self.policy(encoded)[0]
+        return torch.addcmul(self.center, self.scale, action)
+
+    @torch.no_grad()
+    def target(self, batch: Batch) -> Tensor:
+        """r + gamma^n (min Q⁻(s', a') - alpha log pi(a'|s')), a' from the present policy (eq. 2 and 3)."""
+        c = self.config
+        assert self.critic.target is not None
+        action, log_prob = self.policy(self.critic.online.encoder(batch.next_obs))
+        logits = self.critic.target(batch.next_obs, action)
+        if c.target_critics < c.critics:
+            logits = logits[torch.randperm(c.critics, generator=self.generator, device=self.device)[: c.target_critics]]
+        # The critic of the smallest value speaks for each sample, so that heads that hold a distribution work too; the
+        # entropy bonus is a shift of the reward.
+        smallest = self.head.value(logits).argmin(dim=0)
+        chosen = logits.gather(0, smallest.view(1, -1, 1).expand(1, -1, logits.shape[2])).squeeze(0)
+        reward = batch.reward - batch.discount * self.temperature() * log_prob
+        return self.head.backup(chosen, reward, batch.discount)
+
+    def critic_loss(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Trace]:
+        """Loss summed over critics (eq. 5), mean absolute errors [B], values [N, B], activations."""
+        target, trace = self.target(batch), Trace()
+        action = (batch.action - self.center) / self.scale
+        logits = self.critic.online(batch.obs, action, trace)
+        loss = (batch.weight * self.head.loss(logits, target)).mean(dim=1).sum()
+        with torch.no_grad():
+            return loss, self.head.error(logits, target).mean(dim=0), self.head.value(logits), trace
+
+    def actor_loss(self, batch: Batch) -> tuple[Tensor, Tensor, Trace]:
+        """alpha log pi - Q (eq. 7), log-probabilities [B], activations."""
+        trace = Trace()
+        with torch.no_grad():
+            encoded = self.critic.online.encoder(batch.obs)
+        action, log_prob = self.policy(encoded, trace)
+        values = self.head.value(self.critic.online.values(encoded, action))
+        value = values.amin(dim=0) if self.config.actor_value == "min" else values.mean(dim=0)
+        return (self.temperature().detach() * log_prob - value).mean(), log_prob.detach(), trace
+
+    def update(self, batch: Batch, clock: Clock) -> Update:
+        c = self.config
+        batch = self.interventions.transform_batch(batch)
+        loss, error, values, trace = self.critic_loss(batch)
+        loss = loss + self.interventions.penalty(self, "critic")
+        step(loss, self.critic.optimizer, c.optimizer.max_grad_norm)
+        metrics = {"losses/qf_loss": loss.detach(), "losses/q_values": values.mean(), "losses/td_error": error.mean()}
+        activations = {"critic": [h.detach() for h in trace]}
+        if self.actor_beat(clock):
+            actor_loss, log_prob, trace = self.actor_loss(batch)
+            actor_loss = actor_loss + self.interventions.penalty(self, "actor")
+            step(actor_loss, self.actor.optimizer, c.actor_optimizer.max_grad_norm)
+            if not c.temperature:
+                # Eq. 18.
+                step(-(self.temperature() * (log_prob + self.target_entropy)).mean(), self.tuner.optimizer)
+            metrics |= {
+                "losses/actor_loss": actor_loss.detach(),
+                "losses/entropy": -log_prob.mean(),
+                "losses/alpha": self.temperature().detach(),
+            }
+            activations["actor"] = [h.detach() for h in trace]
+        if self.target_beat(clock):
+            sync_target_(self.critic, c.target_tau)
+        return Update(metrics, activations, error)
+
+
+class Temperature(nn.Module):
+    """The weight of entropy, positive because its logarithm is what is learnt."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.log_alpha = nn.Parameter(torch.tensor(math.log(value)))
+
+    def forward(self) -> Tensor:
+        return self.log_alpha.exp()
+
