@@ -139,8 +139,8 @@ class DQN(Agent):
         target, trace = self.target(batch), Trace()
         logits = pick(self.critic.online(batch.obs, trace), batch.action)
         loss = (batch.weight * self.head.loss(logits, target)).mean()
-        with torch.no_grad():
-            return loss, self.head.error(logits, target), self.head.value(logits), trace
+        logits = logits.detach()
+        return loss, self.head.error(logits, target), self.head.value(logits), trace
 
     def update(self, batch: Batch, clock: Clock) -> Update:
         batch = self.interventions.transform_batch(batch)

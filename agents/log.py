@@ -19,7 +19,6 @@ never. One event a flush is cheap enough to be waited for.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
@@ -83,40 +82,46 @@ class _File:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._descriptor: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self.failed = False
+        try:
+            self._descriptor: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise self._explained(error) from error
 
     def write(self, data: bytes) -> None:
-        assert self._descriptor is not None, f"{self.path} is closed"
+        if self._descriptor is None:
+            raise RuntimeError(f"the log is closed: {self.path}")
         view = memoryview(data)
         try:
             while view:
                 view = view[os.write(self._descriptor, view) :]
         except OSError as error:
-            raise _write_failed(self.path, error) from error
+            raise self._explained(error) from error
 
     def sync(self) -> int:
         """Makes the content durable; its size in bytes."""
-        assert self._descriptor is not None, f"{self.path} is closed"
+        if self._descriptor is None:
+            raise RuntimeError(f"the log is closed: {self.path}")
         try:
             os.fsync(self._descriptor)
         except OSError as error:
-            raise _write_failed(self.path, error) from error
+            raise self._explained(error) from error
         return os.fstat(self._descriptor).st_size
+
+    def _explained(self, error: OSError) -> LogWriteFailed:
+        self.failed = True
+        free = shutil.disk_usage(self.path.parent).free
+        failed = LogWriteFailed(
+            f"cannot write {self.path}: {error.strerror}; {free:,} bytes are free there. "
+            "The last checkpoint is untouched: make room and resume"
+        )
+        failed.errno = error.errno
+        return failed
 
     def close(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
-
-
-def _write_failed(path: Path, error: OSError) -> LogWriteFailed:
-    free = shutil.disk_usage(path.parent).free
-    failed = LogWriteFailed(
-        f"cannot write {path}: {error.strerror}; {free:,} bytes are free there. "
-        "The last checkpoint is untouched: make room and resume"
-    )
-    failed.errno = error.errno if error.errno is not None else errno.EIO
-    return failed
 
 
 def _plain(value: Any) -> int | float | str:
@@ -161,7 +166,6 @@ class Log:
         self._timing: _File | None = None
         self._events: _File | None = None
         self._closed = False
-        self._failed = False
         self._sums: dict[tuple[str, ...], _Accumulator] = {}
         self._pending: list[tuple[int, float, int]] = []  # (frame, return, length) of episodes that ended together
         self._recent: deque[float] = deque(maxlen=episodes_in_mean)
@@ -248,8 +252,7 @@ class Log:
         self._advance({**values, **timing, "charts/gradient_steps": clock.updates}, frames)
         if values:
             self._line(self._metrics_file(), clock, values)
-        if timing and self.folder is not None:
-            assert self._timing is not None or self._metrics_file() is not None
+        if timing and self._metrics_file() is not None:
             self._line(self._timing, clock, {"wall_time": round(time.time(), 3), **timing})
         self._emit_episodes(before=frames)
         self._scalars({**values, **timing, "charts/gradient_steps": clock.updates}, frames)
@@ -319,13 +322,12 @@ class Log:
         if self._closed:
             return
         try:
-            if not self._failed:
+            # After a failed write, ending the record in style would only fail again and hide the cause.
+            if not any(file is not None and file.failed for file in (self._metrics, self._timing, self._events)):
                 self._emit_episodes()
                 if self._hparams and status != "stopped":
                     word = "STATUS_SUCCESS" if status == "done" else "STATUS_FAILURE"
-                    info = plugin_data_pb2.SessionEndInfo(
-                        status=api_pb2.Status.Value(word), end_time_secs=time.time()
-                    )
+                    info = plugin_data_pb2.SessionEndInfo(status=api_pb2.Status.Value(word), end_time_secs=time.time())
                     self._summary(_hparams_value(hparams_metadata.SESSION_END_INFO_TAG, session_end_info=info))
         finally:
             self._closed = True
@@ -467,14 +469,7 @@ class Log:
             return
         row: dict[str, Any] = {"frames": self._frame(clock), "steps": clock.steps, "updates": clock.updates}
         row |= {tag: _plain(value) for tag, value in values.items()}
-        self._write(file, (json.dumps(row, allow_nan=False) + "\n").encode())
-
-    def _write(self, file: _File, data: bytes) -> None:
-        try:
-            file.write(data)
-        except LogWriteFailed:
-            self._failed = True
-            raise
+        file.write((json.dumps(row, allow_nan=False) + "\n").encode())
 
     def _event(self, event: Event) -> None:
         if self.folder is None:
@@ -482,11 +477,7 @@ class Log:
         if self._events is None:
             self._metrics_file()
         assert self._events is not None
-        try:
-            RecordWriter(self._events).write(event.SerializeToString())
-        except LogWriteFailed:
-            self._failed = True
-            raise
+        RecordWriter(self._events).write(event.SerializeToString())
 
     def _summary(self, *values: Summary.Value, frames: int = 0) -> None:
         self._event(Event(wall_time=time.time(), step=frames, summary=Summary(value=values)))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK = 512
+BLOCK = 128
 
 
 @dataclass(frozen=True)
@@ -125,12 +125,14 @@ class Priorities:
         torch.maximum(self._highest, priority.max(), out=self._highest)
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "table": self._table.cpu(), "highest": self._highest.cpu(), "first": self._first, "last": self._last,
-        }  # fmt: skip
+        tensors = {"table": self._table, "sums": self._sums, "highest": self._highest}
+        return {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()} | {
+            "first": self._first,
+            "last": self._last,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._table.copy_(state["table"])
-        self._sums.copy_(self._table.sum(1))
+        self._sums.copy_(state["sums"])
         self._highest.copy_(state["highest"])
         self._first, self._last = state["first"], state["last"]

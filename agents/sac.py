@@ -172,8 +172,8 @@ class SAC(Agent):
         action = (batch.action - self.center) / self.scale
         logits = self.critic.online(batch.obs, action, trace)
         loss = (batch.weight * self.head.loss(logits, target)).mean(dim=1).sum()
-        with torch.no_grad():
-            return loss, self.head.error(logits, target).mean(dim=0), self.head.value(logits), trace
+        logits = logits.detach()
+        return loss, self.head.error(logits, target).mean(dim=0), self.head.value(logits), trace
 
     def actor_loss(self, batch: Batch) -> tuple[Tensor, Tensor, Trace]:
         """alpha log pi - Q (eq. 7), log-probabilities [B], activations."""

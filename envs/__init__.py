@@ -1,1 +1,217 @@
-"""Environments behind one adapter."""
+"""Environments behind one adapter: `make` one by name, or `wrap` your own.
+
+Importing this module imports no simulator.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..agents.spaces import ObservationSpec
+from .adapter import Envs, ListAdapter, NotReproduced, VectorAdapter, episode_seed
+
+if TYPE_CHECKING:
+    from gymnasium import Env
+    from gymnasium.vector import VectorEnv
+
+__all__ = [
+    "EnvConfig",
+    "Envs",
+    "ListAdapter",
+    "MissingPackage",
+    "NotReproduced",
+    "RenderingUnavailable",
+    "UnknownEnvironment",
+    "VectorAdapter",
+    "episode_seed",
+    "make",
+    "names",
+    "suite",
+    "wrap",
+]
+
+Suite = Literal["atari", "minatar", "control"]
+
+
+class UnknownEnvironment(ValueError):
+    """No environment of this name; the message names the nearest ones."""
+
+
+class MissingPackage(UnknownEnvironment):
+    """The environment's package is not installed; the message says how to install it."""
+
+
+class RenderingUnavailable(ValueError):
+    """Pixels were asked of a simulator that cannot draw on this machine; the message names the way out."""
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """Options of an environment. Those of another suite must keep their defaults."""
+
+    sticky_actions: float | None = None
+    """Probability that the simulator repeats the previous action (Atari: per frame, default 0.25 as Machado et al.
+    2018; MinAtar: per step, default 0.1 as its authors)."""
+    frame_skip: int = 4
+    """Atari: emulator frames per agent step, the last two of which are max-pooled."""
+    frame_stack: int | None = None
+    """Frames in one observation (Atari: default 4; pixels of a control task: default 3)."""
+    terminal_on_life_loss: bool = False
+    """Atari: a lost life ends bootstrapping. The game goes on, and scores and episodes are those of whole games."""
+    full_action_space: bool = False
+    """Atari: all 18 joystick actions instead of those that do something in the game."""
+    continuous: bool = False
+    """Atari: the continuous actions of CALE (radius, angle, fire) instead of the joystick's."""
+    noop_max: int = 30
+    """Atari: an episode starts after 0 to `noop_max - 1` random frames without action."""
+    max_episode_frames: int = 108_000
+    """Atari: truncate after this many emulator frames (108,000 are half an hour of play)."""
+    mode: int | None = None
+    """Atari: game mode of the cartridge (default: the game's own)."""
+    difficulty: int | None = None
+    """Atari: difficulty switch of the console (default: the game's own)."""
+    threads: int = 0
+    """Atari: threads of the emulators; 0: one per environment, at most one per core. Does not change what is seen."""
+    difficulty_ramping: bool = True
+    """MinAtar: games get harder as they go on."""
+    max_episode_steps: int | None = None
+    """Control and MinAtar: truncate after this many simulator steps (default: the task's own limit)."""
+    action_repeat: int = 1
+    """Control: simulator steps per agent step; their rewards are summed."""
+    pixels: int = 0
+    """Control: side length in pixels of drawn observations; 0: the task's own observations."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("frame_skip", 1), ("action_repeat", 1), ("noop_max", 0), ("threads", 0), ("pixels", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        for name in ("frame_stack", "max_episode_steps", "max_episode_frames"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.sticky_actions is not None and not 0 <= self.sticky_actions < 1:
+            raise ValueError(f"sticky_actions is a probability below 1, not {self.sticky_actions}")
+
+
+_OPTIONS: dict[Suite, str] = {
+    "atari": (
+        "sticky_actions frame_skip frame_stack terminal_on_life_loss full_action_space continuous noop_max "
+        "max_episode_frames mode difficulty threads"
+    ),
+    "minatar": "sticky_actions difficulty_ramping max_episode_steps",
+    "control": "frame_stack max_episode_steps action_repeat pixels",
+}
+
+
+def suite(name: str) -> Suite:
+    """The suite a name belongs to: `ALE/…`, `MinAtar/…`, or any other gymnasium id."""
+    if name.startswith("ALE/"):
+        return "atari"
+    return "minatar" if name.startswith("MinAtar/") else "control"
+
+
+def names() -> list[str]:
+    """Every environment that `make` knows here, sorted; imports gymnasium and ale_py."""
+    import gymnasium
+
+    from . import atari, minatar
+
+    found = set()
+    for name, spec in gymnasium.registry.items():
+        dropped = getattr(spec.entry_point, "__name__", "").startswith("_raise_")  # by gymnasium; making it only raises
+        if not dropped and spec.entry_point != "ale_py.env:AtariEnv" and not name.startswith(("phys2d/", "tabular/")):
+            found.add(name)
+    return sorted(found | set(atari.names()) | set(minatar.names()))
+
+
+def make(
+    name: str, num_envs: int = 1, seed: int = 0, config: EnvConfig | None = None, evaluation: bool = False
+) -> Envs:
+    """`num_envs` environments of a name, each of whose episodes has a seed of its own derived from `seed`.
+
+    Evaluation environments never share an episode's seed with training ones. Raises ValueError for options that the
+    environment does not have, `UnknownEnvironment` for names.
+    """
+    config = config or EnvConfig()
+    kind = suite(name)
+    _refuse_other_suites_options(name, kind, config)
+    if kind == "atari":
+        from .atari import make_atari as build
+    elif kind == "minatar":
+        from .minatar import make_minatar as build
+    else:
+        from .control import make_control as build
+    return build(name, num_envs, seed, config, evaluation)
+
+
+def wrap(
+    envs: VectorEnv[Any, Any, Any] | Sequence[Env[Any, Any]],
+    seed: int = 0,
+    *,
+    name: str = "",
+    observation: ObservationSpec | None = None,
+    frame_skip: int = 1,
+    evaluation: bool = False,
+) -> Envs:
+    """Your own environments: a gymnasium `VectorEnv` in any autoreset mode, or a list of single environments.
+
+    Give `observation` to say more than a gymnasium space can, such as that pixels are a stack of frames. For
+    resumption to be exact, an episode must be a function of the seed given to `reset` and of the actions.
+    """
+    from gymnasium.vector import VectorEnv
+
+    if not isinstance(envs, VectorEnv):
+        return ListAdapter(
+            envs, seed=seed, name=name, observation=observation, evaluation=evaluation, frame_skip=frame_skip
+        )
+    is_ale = type(envs.unwrapped).__module__.startswith("ale_py.")
+    return VectorAdapter(
+        envs,
+        seed=seed,
+        name=name,
+        observation=observation,
+        evaluation=evaluation,
+        frame_skip=frame_skip,
+        seeds_of_masked_only=is_ale,
+    )
+
+
+def _refuse_other_suites_options(name: str, kind: Suite, config: EnvConfig) -> None:
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if value == field.default or field.name in _OPTIONS[kind].split():
+            continue
+        having = " and ".join(sorted(s for s, options in _OPTIONS.items() if field.name in options.split()))
+        raise ValueError(f"{name} has no option {field.name} (given: {value}); it belongs to {having}")
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"^.*[/:]|-v\d+$", "", name).lower().replace("_", "")
+
+
+def unknown(name: str) -> UnknownEnvironment:
+    """The error for a name that no suite knows."""
+    from . import atari, minatar
+
+    older = re.fullmatch(r"(\w+?)(?:-ram)?(?:NoFrameskip|Deterministic)?-v[04]", name)
+    if older and (modern := f"ALE/{older[1]}-v5") in atari.names():
+        sticky = "EnvConfig(sticky_actions=0)" if name.endswith("-v4") else "EnvConfig()"
+        return UnknownEnvironment(f"{name} is an older id of an Atari game: use {modern} with {sticky}")
+    known = names()
+    # A game's name alone, or one with a wrong version, should find it: compare without namespace and version.
+    by_bare: dict[str, list[str]] = {}
+    for n in known:
+        by_bare.setdefault(_bare(n), []).append(n)
+    near = [n for bare in get_close_matches(_bare(name), by_bare, n=8, cutoff=0.6) for n in reversed(by_bare[bare])]
+    namespace = name.split("/")[0] if "/" in name else None
+    if namespace and any(n.startswith(f"{namespace}/") for n in near):
+        near = [n for n in near if n.startswith(f"{namespace}/")]
+    near = near[:3]
+    hint = f"; did you mean {' or '.join(near)}?" if near else "; `pliant.envs.names()` lists all"
+    if name.startswith("MinAtar/") and find_spec("minatar") is None:
+        hint += f" ({minatar.HOW_TO_INSTALL})"
+    return UnknownEnvironment(f"unknown environment {name}{hint}")

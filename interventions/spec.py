@@ -27,7 +27,7 @@ from typing import Any, Literal, NoReturn, TypeAlias
 
 from ..agents.hooks import Compose, Intervention
 
-Value: TypeAlias = "None | bool | int | float | str | tuple[Value, ...]"
+Value: TypeAlias = "bool | int | float | str | tuple[Value, ...] | None"
 Registry: TypeAlias = Mapping[str, Callable[..., Intervention]]
 
 EXAMPLE = "redo(tau=0.1, every=1000)"
@@ -48,8 +48,8 @@ class Word:
 
     def __str__(self) -> str:
         """The canonical text: keys in alphabetical order, no empty parentheses, strings bare where they may be."""
-        given = [_text(value) for value in self.positional]
-        given += [f"{key}={_text(value)}" for key, value in sorted(self.arguments.items())]
+        given = [spell(value) for value in self.positional]
+        given += [f"{key}={spell(value)}" for key, value in sorted(self.arguments.items())]
         return f"{self.name}({', '.join(given)})" if given else self.name
 
 
@@ -130,9 +130,19 @@ def signature(name: str, intervention: Callable[..., Any]) -> str:
     parts = []
     for key, parameter in _parameters(intervention).items():
         kind = "" if hints[key] is Any else f": {describe(hints[key])}"
-        default = "" if parameter.default is parameter.empty else f" = {_default(parameter.default)}"
+        default = "" if parameter.default is parameter.empty else f" = {spell(parameter.default)}"
         parts.append(f"{key}{kind}{default}" if kind or not default else f"{key}={default[3:]}")
     return f"{name}({', '.join(parts)})"
+
+
+def spell(value: Any) -> str:
+    """A value as it is written in a word: strings bare where they may be, else in quotes."""
+    if isinstance(value, tuple | list):
+        items = ", ".join(spell(item) for item in value)
+        return f"({items},)" if len(value) == 1 else f"({items})"
+    if isinstance(value, str) and value.isascii() and value.isidentifier() and not keyword.iskeyword(value):
+        return value
+    return repr(value)
 
 
 def convert(value: Any, annotation: Any, *, text: bool = False) -> Any:
@@ -252,15 +262,6 @@ def _refuse(what: str, where: str) -> NoReturn:
     )
 
 
-def _text(value: Value) -> str:
-    if isinstance(value, tuple):
-        items = ", ".join(_text(item) for item in value)
-        return f"({items},)" if len(value) == 1 else f"({items})"
-    if isinstance(value, str) and value.isascii() and value.isidentifier() and not keyword.iskeyword(value):
-        return value
-    return repr(value)
-
-
 # Looking up
 
 
@@ -272,7 +273,8 @@ def _parameters(intervention: Callable[..., Any]) -> dict[str, inspect.Parameter
 
 def _hints(intervention: Callable[..., Any]) -> dict[str, Any]:
     """The annotation of each parameter; `Any` where there is none, or where it names what is not imported."""
-    function: Any = intervention.__init__ if isinstance(intervention, type) else inspect.unwrap(intervention)
+    is_class = isinstance(intervention, type)
+    function = getattr(intervention, "__init__", None) if is_class else inspect.unwrap(intervention)
     namespace = getattr(function, "__globals__", {})
     hints = {}
     for key, parameter in _parameters(intervention).items():
@@ -284,10 +286,6 @@ def _hints(intervention: Callable[..., Any]) -> dict[str, Any]:
         if parameter.annotation is parameter.empty:
             hints[key] = Any
     return hints
-
-
-def _default(value: Any) -> str:
-    return _text(value) if isinstance(value, str | tuple) else repr(value)
 
 
 def _resolve(text: str, registry: Registry) -> tuple[str, dict[str, Any]]:

@@ -151,7 +151,53 @@ def run_sb3(task: Task, seed: int) -> dict[str, Any]:
     return {"episodes": episodes, "evaluation": returns, "seconds": seconds, "version": sb3.__version__}
 
 
-LIBRARIES = {"sb3": run_sb3}
+def run_pliant(task: Task, seed: int) -> dict[str, Any]:
+    from importlib.metadata import version
+
+    from pliant.agents import DQN, SAC, Agent, Clock, DQNConfig, Episode, SACConfig
+    from pliant.agents.log import Log
+    from pliant.agents.networks import NetworkConfig
+    from pliant.agents.optimizers import OptimizerConfig
+    from pliant.agents.run import Run, play
+    from pliant.envs import EnvConfig, make
+
+    s = task.settings
+    env_config = EnvConfig(max_episode_steps=task.max_episode_steps or 0)
+    envs = make(task.env, num_envs=1, seed=seed, config=env_config)
+    common: dict[str, Any] = dict(
+        batch_size=s["batch"], buffer_size=s["buffer"], learning_starts=s["starts"], gamma=s["gamma"],
+        replay_ratio=s["replay_ratio"], network=NetworkConfig(hidden=s["hidden"]),
+        optimizer=OptimizerConfig(lr=s["lr"], max_grad_norm=s.get("max_grad_norm", 0.0)),
+    )
+    agent: Agent
+    if task.agent == "dqn":
+        config = DQNConfig(
+            **common, target_period=round(s["target_every_steps"] * s["replay_ratio"]), epsilon_end=s["epsilon_end"],
+            epsilon_steps=round(s["epsilon_fraction"] * task.steps) - s["starts"],
+        )
+        agent = DQN(envs.observation, envs.action, config, seed=seed)
+    else:
+        sac = SACConfig(
+            **common, target_tau=s["tau"], actor_network=NetworkConfig(hidden=s["hidden"]),
+            actor_optimizer=OptimizerConfig(lr=s["lr"]), temperature_lr=s["lr"],
+        )
+        agent = SAC(envs.observation, envs.action, sac, seed=seed)
+
+    episodes: list[tuple[int, float]] = []
+
+    class Record(Log):
+        def episode(self, episode: Episode, clock: Clock) -> None:
+            episodes.append((clock.steps, episode.ret))
+
+    start = time.perf_counter()
+    Run(agent, envs, log=Record(None)).train(task.steps)
+    seconds = time.perf_counter() - start
+    held_out = make(task.env, num_envs=4, seed=EVALUATION_SEED, config=env_config, evaluation=True)
+    returns = [episode.ret for episode in play(agent, held_out, EVALUATION_EPISODES)]
+    return {"episodes": episodes, "evaluation": returns, "seconds": seconds, "version": version("pliant")}
+
+
+LIBRARIES = {"pliant": run_pliant, "sb3": run_sb3}
 
 
 def result_file(task: str, library: str, seed: int) -> Path:

@@ -1,0 +1,497 @@
+"""One face for every simulator: explicit seeds, right final observations, and resumption to the last bit.
+
+Each episode is started with a seed of its own, a pure function of (run seed, environment, episode number), and the
+actions since its start are kept. A deterministic simulator is then resumed exactly, although almost none can save its
+state: reset with the episode's seed, replay its actions. What the simulator shows at the end is compared with what it
+showed when the state was saved.
+
+`ListAdapter` drives single gymnasium environments, `VectorAdapter` a gymnasium `VectorEnv` in any autoreset mode.
+"""
+
+from __future__ import annotations
+
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..agents.spaces import ActionSpec, Episode, ObservationSpec, Step, action_spec, observation_spec
+
+if TYPE_CHECKING:
+    from gymnasium import Env
+    from gymnasium.vector import VectorEnv
+
+Array = NDArray[Any]
+
+
+class NotReproduced(RuntimeError):
+    """A simulator did not repeat an episode from its seed and actions, so that a run cannot go on where it stopped."""
+
+
+def episode_seed(run_seed: int, env_index: int, episode: int, evaluation: bool = False) -> int:
+    """The seed of one episode: 31 bits, even in training and odd in evaluation.
+
+    The last bit keeps the two apart for certain, whatever the run seeds; the other thirty come from numpy's
+    `SeedSequence`, so neighbouring arguments give unrelated seeds.
+    """
+    sequence = np.random.SeedSequence(run_seed, spawn_key=(int(evaluation), env_index, episode))
+    return (int(sequence.generate_state(1)[0]) >> 1 & ~1) | int(evaluation)
+
+
+def describe_observation(space: Any, name: str) -> tuple[ObservationSpec, str]:
+    """The spec of a gymnasium observation space, and how the simulator lays it out: "same", "last" or "none".
+
+    The latter tells where the simulator keeps the channels of an image: "last" (height, width, channels) or "none"
+    (height, width). The channel axis of a 3-D box is taken to be the smaller one of its first and last. Vectors of
+    any numeric type become float32; a float64 simulator loses the lower 29 bits of every number here.
+    """
+    dtype, shape = getattr(space, "dtype", None), getattr(space, "shape", None)
+    if shape is not None and hasattr(space, "low") and dtype in (np.uint8, np.bool_) and len(shape) in (2, 3):
+        high = 1.0 if dtype == np.bool_ else float(np.max(space.high))
+        if len(shape) == 2:
+            return ObservationSpec((1, *shape), torch.uint8, high), "none"
+        if shape[-1] < shape[0]:
+            return ObservationSpec((shape[-1], *shape[:-1]), torch.uint8, high), "last"
+        return ObservationSpec(tuple(shape), torch.uint8, high), "same"
+    try:
+        return observation_spec(space), "same"
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def describe_action(space: Any, name: str) -> ActionSpec:
+    """The spec of a gymnasium action space; ValueError naming the environment if an agent cannot act in it."""
+    try:
+        return action_spec(space)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error} (gymnasium.wrappers.RescaleAction does so, for finite boxes)") from None
+
+
+class ActionLog:
+    """The actions of E environments since each one's episode began, in one growing array of rows [E, *action].
+
+    One row a step, whatever E. Rows that no running episode needs any more are dropped before the array grows.
+    """
+
+    def __init__(self, num_envs: int, action: ActionSpec, rows: int = 1024) -> None:
+        self.begun = [0] * num_envs
+        self.count = 0
+        row = (num_envs,) if action.discrete else (num_envs, action.size)
+        self._rows: Array = np.empty((rows, *row), np.int32 if action.discrete else np.float32)
+
+    def append(self, action: Array) -> None:
+        if self.count == len(self._rows):
+            self._make_room()
+        self._rows[self.count] = action
+        self.count += 1
+
+    def restart(self, env: int) -> None:
+        self.begun[env] = self.count
+
+    def length(self, env: int) -> int:
+        return self.count - self.begun[env]
+
+    def since_start(self, env: int) -> Array:
+        return self._rows[self.begun[env] : self.count, env].copy()
+
+    def load(self, actions: Sequence[Array]) -> None:
+        """Take up one record of actions per environment, their ends aligned."""
+        self.count = max(len(a) for a in actions)
+        if self.count > len(self._rows):
+            self._rows = np.empty((2 * self.count, *self._rows.shape[1:]), self._rows.dtype)
+        for env, record in enumerate(actions):
+            self.begun[env] = self.count - len(record)
+            self._rows[self.begun[env] : self.count, env] = record
+
+    def _make_room(self) -> None:
+        oldest = min(self.begun)
+        kept = self._rows[oldest : self.count]
+        if 2 * len(kept) > len(self._rows):
+            self._rows = np.empty((2 * len(self._rows), *self._rows.shape[1:]), self._rows.dtype)
+        self._rows[: len(kept)] = kept.copy()
+        self.begun = [start - oldest for start in self.begun]
+        self.count = len(kept)
+
+
+class Envs(ABC):
+    """E environments that step together.
+
+    Arrays handed out are the caller's: no simulator overwrites them. `final_obs` may be `obs` itself where no
+    episode ended. `frame_skip` is simulator frames per agent step; lengths count agent steps.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        num_envs: int,
+        observation: ObservationSpec,
+        action: ActionSpec,
+        *,
+        seed: int,
+        evaluation: bool = False,
+        frame_skip: int = 1,
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1, not {num_envs}")
+        if seed < 0:
+            raise ValueError(f"a seed must not be negative: {seed}")
+        self.name = name
+        self.num_envs = num_envs
+        self.observation = observation
+        self.action = action
+        self.frame_skip = frame_skip
+        self._run_seed = seed
+        self._evaluation = evaluation
+        self._dtype: Any = np.uint8 if observation.dtype == torch.uint8 else np.float32
+        self._action_shape = (num_envs,) if action.discrete else (num_envs, action.size)
+        self._episode = [-1] * num_envs  # numbers of the running episodes; -1 before the first
+        self._seeds = [0] * num_envs
+        self._returns = np.zeros(num_envs)
+        self._log = ActionLog(num_envs, action)
+        self._obs: Array | None = None
+
+    @property
+    def obs(self) -> Array:
+        """The observations [E, *obs] handed out last, which a resumed run acts on first; RuntimeError before any."""
+        if self._obs is None:
+            raise RuntimeError(f"{self.name}: no observation yet; call reset() first")
+        return self._obs
+
+    def reset(self) -> Array:
+        """Start the next episode of every environment; its first observations [E, *obs]."""
+        everyone = list(range(self.num_envs))
+        obs = self._new_obs()
+        self._next_episode(everyone)
+        self._begin(everyone, self._seeds, obs)
+        self._obs = obs
+        return obs
+
+    def step(self, action: Array) -> Step:
+        """Act [E] integers or [E, A] float32 numbers; ended episodes are followed by the next within the same call."""
+        if self._obs is None:
+            raise RuntimeError(f"{self.name}: reset() must come before the first step()")
+        if self.action.discrete:
+            action = np.asarray(action)
+            if action.dtype.kind not in "iu":
+                raise ValueError(f"{self.name} takes integer actions, not {action.dtype}")
+        else:
+            action = np.asarray(action, np.float32)
+        if action.shape != self._action_shape:
+            raise ValueError(f"{self.name} takes actions of shape {self._action_shape}, not {action.shape}")
+        self._log.append(action)
+        obs, reward, terminated, truncated, ended = self._advance(action)
+        self._returns += reward
+        reset = np.zeros(self.num_envs, np.bool_)
+        final_obs = obs
+        episodes: tuple[Episode, ...] = ()
+        if ended:
+            reset[ended] = True
+            episodes = tuple(self._finished(i) for i in ended)
+            self._next_episode(ended)
+            obs = final_obs.copy()
+            self._begin(ended, [self._seeds[i] for i in ended], obs)
+        self._obs = obs
+        return Step(obs, reward.astype(np.float32), terminated, truncated, reset, final_obs, episodes)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to simulate the running episodes again."""
+        started = self._obs is not None
+        everyone = range(self.num_envs)
+        return {
+            "name": self.name,
+            "seed": self._run_seed,
+            "evaluation": self._evaluation,
+            "episode": list(self._episode),
+            "return": self._returns.tolist(),
+            "actions": [torch.from_numpy(self._log.since_start(i)) for i in everyone],
+            "checksum": [_checksum(self.obs[i]) for i in everyone] if started else [],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly where `state` was taken; `obs` then holds the observations handed out last.
+
+        Costs as many simulator steps as the longest running episode has had. Raises ValueError if the state is of
+        another environment, `NotReproduced` if the simulator does not repeat itself.
+        """
+        if (state["name"], len(state["episode"])) != (self.name, self.num_envs):
+            raise ValueError(
+                f"the saved state is of {len(state['episode'])} x {state['name']}, "
+                f"and cannot be loaded into {self.num_envs} x {self.name}"
+            )
+        self._run_seed, self._evaluation = state["seed"], state["evaluation"]
+        self._episode = list(state["episode"])
+        self._log = ActionLog(self.num_envs, self.action)
+        self._returns = np.zeros(self.num_envs)
+        self._obs = None
+        if not state["checksum"]:
+            return
+        self._seeds = [self._seed_of(i) for i in range(self.num_envs)]
+        actions = [a.numpy() for a in state["actions"]]
+        self._log.load(actions)
+        obs, self._returns = self._simulate_again(actions)
+        for i, checksum in enumerate(state["checksum"]):
+            if _checksum(obs[i]) != checksum:
+                self._not_reproduced(i, "shows another observation than when the state was saved")
+            if self._returns[i] != state["return"][i]:
+                self._not_reproduced(i, f"has the score {self._returns[i]}, and had {state['return'][i]}")
+        self._obs = obs
+
+    def close(self) -> None:  # noqa: B027  # nothing to release is the usual case
+        """Release what the simulators hold."""
+
+    @abstractmethod
+    def _begin(self, envs: list[int], seeds: list[int], obs: Array) -> None:
+        """Reset these environments with these seeds, and write their first observations into `obs` [E, *obs]."""
+
+    @abstractmethod
+    def _advance(self, action: Array) -> tuple[Array, Array, Array, Array, list[int]]:
+        """Act: observations (the ended episodes' last), float64 rewards, terminated, truncated, whose episode ended.
+
+        The arrays are new ones. The next call for an environment whose episode ended is `_begin`.
+        """
+
+    @abstractmethod
+    def _simulate_again(self, actions: list[Array]) -> tuple[Array, Array]:
+        """Replay the running episodes from their seeds; last observations [E, *obs] and returns [E]."""
+
+    def _new_obs(self) -> Array:
+        return np.empty((self.num_envs, *self.observation.shape), self._dtype)
+
+    def _seed_of(self, env: int) -> int:
+        return episode_seed(self._run_seed, env, self._episode[env], self._evaluation)
+
+    def _next_episode(self, envs: list[int]) -> None:
+        for i in envs:
+            self._episode[i] += 1
+            self._seeds[i] = self._seed_of(i)
+            self._returns[i] = 0.0
+            self._log.restart(i)
+
+    def _finished(self, env: int) -> Episode:
+        return Episode(env, float(self._returns[env]), self._log.length(env), self._seeds[env])
+
+    def _not_reproduced(self, env: int, what: str) -> NoReturn:
+        raise NotReproduced(
+            f"{self.name}, environment {env}: simulating episode {self._episode[env]} again from its seed "
+            f"{self._seeds[env]} and its actions {what}. Either the simulator is not deterministic, or it, its "
+            "settings or its version have changed since."
+        )
+
+
+def _checksum(obs: Array) -> int:
+    return zlib.crc32(obs.tobytes())
+
+
+def _as_laid_out(obs: Array, layout: str) -> Array:
+    """A view of channel-first observations [E, C, H, W] in the layout of the simulator."""
+    if layout == "last":
+        return np.moveaxis(obs, 1, -1)
+    return obs[:, 0] if layout == "none" else obs
+
+
+class ListAdapter(Envs):
+    """Single gymnasium environments, stepped one after the other."""
+
+    def __init__(
+        self,
+        envs: Sequence[Env[Any, Any]],
+        *,
+        seed: int,
+        name: str = "",
+        observation: ObservationSpec | None = None,
+        evaluation: bool = False,
+        frame_skip: int = 1,
+    ) -> None:
+        if not envs:
+            raise ValueError("give at least one environment")
+        first = envs[0]
+        name = name or _name_of(first)
+        for env in envs[1:]:
+            if (env.observation_space, env.action_space) != (first.observation_space, first.action_space):
+                raise ValueError(f"{name}: environments that step together must have the same spaces")
+        described, self._layout = describe_observation(first.observation_space, name)
+        super().__init__(
+            name,
+            len(envs),
+            _override(described, observation, name),
+            describe_action(first.action_space, name),
+            seed=seed,
+            evaluation=evaluation,
+            frame_skip=frame_skip,
+        )
+        self.envs = list(envs)
+        self._raw_shape = first.observation_space.shape
+        self._steps = [env.step for env in self.envs]
+
+    def _begin(self, envs: list[int], seeds: list[int], obs: Array) -> None:
+        laid_out = _as_laid_out(obs, self._layout)
+        for i, seed in zip(envs, seeds, strict=True):
+            first = self.envs[i].reset(seed=seed)[0]
+            if np.shape(first) != self._raw_shape:
+                raise ValueError(f"{self.name} shows {np.shape(first)} where its space says {self._raw_shape}")
+            laid_out[i] = first
+
+    def _advance(self, action: Array) -> tuple[Array, Array, Array, Array, list[int]]:
+        obs = self._new_obs()
+        laid_out = obs if self._layout == "same" else _as_laid_out(obs, self._layout)
+        reward = np.empty(self.num_envs)
+        terminated = np.zeros(self.num_envs, np.bool_)
+        truncated = np.zeros(self.num_envs, np.bool_)
+        ended: list[int] = []
+        # Python integers step most simulators twice as fast as numpy's.
+        actions: Any = action.tolist() if self.action.discrete else action
+        for i, step in enumerate(self._steps):
+            laid_out[i], reward[i], over, cut, _ = step(actions[i])
+            if over or cut:
+                terminated[i], truncated[i] = over, cut
+                ended.append(i)
+        return obs, reward, terminated, truncated, ended
+
+    def _simulate_again(self, actions: list[Array]) -> tuple[Array, Array]:
+        obs, returns = self._new_obs(), np.zeros(self.num_envs)
+        laid_out = _as_laid_out(obs, self._layout)
+        for i, record in enumerate(actions):
+            self._begin([i], [self._seeds[i]], obs)
+            for action in record.tolist() if self.action.discrete else record:
+                laid_out[i], reward, over, cut, _ = self._steps[i](action)
+                returns[i] += reward
+                if over or cut:
+                    self._not_reproduced(i, "ends before all of them are taken")
+        return obs, returns
+
+    def close(self) -> None:
+        """Close every environment."""
+        for env in self.envs:
+            env.close()
+
+
+class VectorAdapter(Envs):
+    """A gymnasium `VectorEnv`, in any autoreset mode.
+
+    Whatever the simulator does by itself when an episode ends, the environment is reset right after with the seed of
+    its next episode, by `reset(options={"reset_mask": ...})`. Two conventions exist for the seeds of such a partial
+    reset: gymnasium's vector environments take one for each environment, ALE's one for each that is reset
+    (`seeds_of_masked_only`).
+    """
+
+    def __init__(
+        self,
+        env: VectorEnv[Any, Any, Any],
+        *,
+        seed: int,
+        name: str = "",
+        observation: ObservationSpec | None = None,
+        evaluation: bool = False,
+        frame_skip: int = 1,
+        seeds_of_masked_only: bool = False,
+        fresh_arrays: bool = False,
+    ) -> None:
+        name = name or _name_of(env)
+        described, self._layout = describe_observation(env.single_observation_space, name)
+        super().__init__(
+            name,
+            env.num_envs,
+            _override(described, observation, name),
+            describe_action(env.single_action_space, name),
+            seed=seed,
+            evaluation=evaluation,
+            frame_skip=frame_skip,
+        )
+        self.env = env
+        self._masked_only = seeds_of_masked_only
+        # A simulator that returns new arrays of the right kind every time needs no copy.
+        self._fresh = fresh_arrays and self._layout == "same" and described.dtype == torch.uint8
+        self._raw_shape = (env.num_envs, *(env.single_observation_space.shape or ()))
+        # Compared by name: `gymnasium` is not imported here.
+        self._same_step = getattr(env.metadata.get("autoreset_mode"), "name", "") == "SAME_STEP"
+        self._info: dict[str, Any] = {}
+
+    def _begin(self, envs: list[int], seeds: list[int], obs: Array) -> None:
+        partial = len(envs) < self.num_envs
+        mask = np.zeros(self.num_envs, np.bool_)
+        mask[envs] = True
+        given: Any = np.asarray(seeds)
+        if not self._masked_only:
+            every: list[int | None] = [None] * self.num_envs
+            for i, seed in zip(envs, seeds, strict=True):
+                every[i] = seed
+            given = every
+        try:
+            raw, self._info = self.env.reset(seed=given, options={"reset_mask": mask} if partial else None)
+        except Exception as error:
+            raise RuntimeError(
+                f"{self.name}: this vector environment cannot reset its environments one by one, each with a seed of "
+                "its own, so its episodes could not be repeated; give a list of single environments instead"
+            ) from error
+        new = self._received(raw)
+        if partial and not np.array_equal(new[~mask], obs[~mask], equal_nan=self._dtype is np.float32):
+            raise RuntimeError(f"{self.name}: a partial reset has changed environments outside its reset_mask")
+        obs[mask] = new[mask]
+
+    def _advance(self, action: Array) -> tuple[Array, Array, Array, Array, list[int]]:
+        if self.action.discrete:
+            action = action.astype(np.int64, copy=False)
+        raw, reward, terminated, truncated, self._info = self.env.step(action)
+        obs = self._received(raw)
+        over = terminated | truncated
+        ended: list[int] = np.flatnonzero(over).tolist() if over.any() else []
+        if ended and self._same_step:
+            # The simulator has reset by itself and `obs` is already another episode's. gymnasium gives the last
+            # observations as an array of objects (None where nothing ended), ALE as one array.
+            last, laid_out = self._info["final_obs"], _as_laid_out(obs, self._layout)
+            for i in ended:
+                laid_out[i] = last[i]
+        return obs, np.array(reward, np.float64), np.array(terminated), np.array(truncated), ended
+
+    def _simulate_again(self, actions: list[Array]) -> tuple[Array, Array]:
+        # Episodes differ in length but must end together, so the shorter ones begin later. Until then their
+        # environments play anything at all.
+        obs, returns = self._new_obs(), np.zeros(self.num_envs)
+        total = max(len(record) for record in actions)
+        begins = np.array([total - len(record) for record in actions])
+        rows = np.zeros((total, *self._action_shape), np.int64 if self.action.discrete else np.float32)
+        if not self.action.discrete:
+            rows[:] = np.clip(0.0, self.action.low, self.action.high)
+        for i, record in enumerate(actions):
+            rows[begins[i] :, i] = record
+        self._begin(list(range(self.num_envs)), self._seeds, obs)
+        for t in range(total):
+            obs, reward, _, _, ended = self._advance(rows[t])
+            counted = begins <= t
+            returns[counted] += reward[counted]
+            for i in ended:
+                if counted[i]:
+                    self._not_reproduced(i, "ends before all of them are taken")
+            again = sorted({*ended, *np.flatnonzero(begins == t + 1).tolist()})
+            if again:
+                self._begin(again, [self._seeds[i] for i in again], obs)
+        return obs, returns
+
+    def _received(self, raw: Any) -> Array:
+        """The simulator's observations as arrays of the spec's kind that it does not write into again."""
+        if np.shape(raw) != self._raw_shape:
+            raise ValueError(f"{self.name} shows {np.shape(raw)} where its space says {self._raw_shape}")
+        if self._fresh:
+            return np.asarray(raw)
+        obs = self._new_obs()
+        _as_laid_out(obs, self._layout)[:] = raw
+        return obs
+
+    def close(self) -> None:
+        """Close the vector environment."""
+        self.env.close()
+
+
+def _name_of(env: Any) -> str:
+    spec = getattr(env, "spec", None)
+    return spec.id if spec is not None else type(env.unwrapped).__name__
+
+
+def _override(described: ObservationSpec, given: ObservationSpec | None, name: str) -> ObservationSpec:
+    if given is not None and (given.shape, given.dtype) != (described.shape, described.dtype):
+        raise ValueError(f"{name} shows {described.shape} {described.dtype}, not {given.shape} {given.dtype}")
+    return given or described

@@ -1,0 +1,158 @@
+"""Any gymnasium environment by its id: classic control, MuJoCo, your own registered ones, `module:Name-v0`.
+
+Observations are float32: simulators that compute in float64 (MuJoCo, classic control) are rounded when an observation
+is handed out, and go on in float64 inside.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
+import torch
+
+from ..agents.spaces import ObservationSpec
+from .adapter import Array, Envs, ListAdapter
+
+if TYPE_CHECKING:
+    from . import EnvConfig
+
+
+@functools.cache
+def area_weights(size: int, wanted: int) -> Array:
+    """Weights [wanted, size] of averaging `size` pixels into `wanted`, in units of 1/size of their sum.
+
+    Whole numbers held as float64: sums of products stay exact, so that a picture is the same on every machine.
+    """
+    starts = np.arange(wanted)[:, None] * size
+    pixels = np.arange(size)[None, :] * wanted
+    overlap = np.minimum(starts + size, pixels + wanted) - np.maximum(starts, pixels)
+    return np.maximum(overlap, 0).astype(np.float64)
+
+
+def shrink(image: Array, side: int) -> Array:
+    """Average a uint8 image [H, W, C] over areas into uint8 [C, side, side]."""
+    height, width, _ = image.shape
+    rows, columns = area_weights(height, side), area_weights(width, side)
+    channels = np.ascontiguousarray(image.transpose(2, 0, 1), np.float64)
+    sums = (rows @ channels) @ columns.T
+    return np.rint(sums / (height * width)).astype(np.uint8)
+
+
+class ActionRepeat(gymnasium.Wrapper[Array, Any, Array, Any]):
+    """Takes every action `times` times, or until the episode ends; rewards are summed."""
+
+    def __init__(self, env: gymnasium.Env[Array, Any], times: int) -> None:
+        super().__init__(env)
+        self.times = times
+
+    def step(self, action: Any) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        """Act `times` times."""
+        total = 0.0
+        for _ in range(self.times):
+            obs, reward, terminated, truncated, info = self.env.step(action)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return obs, total, terminated, truncated, info
+
+
+class Pixels(gymnasium.Wrapper[Array, Any, Any, Any]):
+    """Shows the last `stack` drawn frames [3 * stack, side, side], the newest last.
+
+    An episode's first observation repeats its first frame, as Yarats et al. (2021), DrQ-v2.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], side: int, stack: int) -> None:
+        super().__init__(env)
+        self.side = side
+        self.frames: deque[Array] = deque(maxlen=stack)
+        self.observation_space = gymnasium.spaces.Box(0, 255, (3 * stack, side, side), np.uint8)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        """Start an episode and draw its first frame."""
+        _, info = self.env.reset(seed=seed, options=options)
+        frame = self._draw()
+        self.frames.extend([frame] * self.frames.maxlen)  # type: ignore[operator]
+        return np.concatenate(self.frames), info
+
+    def step(self, action: Any) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
+        """Act and draw."""
+        _, reward, terminated, truncated, info = self.env.step(action)
+        self.frames.append(self._draw())
+        return np.concatenate(self.frames), reward, terminated, truncated, info
+
+    def _draw(self) -> Array:
+        image = np.asarray(self.env.render())
+        if image.ndim != 3 or image.dtype != np.uint8 or image.shape[2] != 3:
+            raise ValueError(f"{self.env} draws {image.dtype} {image.shape}, not uint8 (height, width, 3)")
+        return image.transpose(2, 0, 1) if image.shape[:2] == (self.side, self.side) else shrink(image, self.side)
+
+
+def make_control(name: str, num_envs: int, seed: int, config: EnvConfig, evaluation: bool) -> Envs:
+    """`num_envs` environments of one gymnasium id; see `pliant.envs.make`."""
+    from . import unknown
+
+    try:
+        spec = gymnasium.spec(name)
+    except ModuleNotFoundError as error:
+        raise unknown(name) from error
+    except gymnasium.error.Error:
+        raise unknown(name) from None
+    if config.frame_stack is not None and not config.pixels:
+        raise ValueError(f"{name}: frame_stack stacks drawn frames; set pixels too (for instance pixels=84)")
+    stack = 3 if config.frame_stack is None else config.frame_stack
+    envs = [_build(name, spec, config, stack) for _ in range(num_envs)]
+    return ListAdapter(
+        envs,
+        name=name,
+        observation=_pixel_spec(config.pixels, stack) if config.pixels else None,
+        seed=seed,
+        evaluation=evaluation,
+        frame_skip=config.action_repeat,
+    )
+
+
+def _pixel_spec(side: int, stack: int) -> ObservationSpec:
+    return ObservationSpec((3 * stack, side, side), torch.uint8, 255.0, stack=stack, padding="repeat")
+
+
+def _install(spec: Any, error: Exception) -> str:
+    for package, command in (("mujoco", "pliant[mujoco]"), ("classic_control", "gymnasium[classic-control]")):
+        if str(spec.entry_point).startswith(f"gymnasium.envs.{package}"):
+            return f"pip install '{command}'"
+    return str(error)  # gymnasium's messages end in a command
+
+
+def _build(name: str, spec: Any, config: EnvConfig, stack: int) -> gymnasium.Env[Any, Any]:
+    from . import MissingPackage, RenderingUnavailable
+
+    mujoco = str(spec.entry_point).startswith("gymnasium.envs.mujoco")
+    options: dict[str, Any] = {"max_episode_steps": config.max_episode_steps}
+    if config.pixels:
+        options["render_mode"] = "rgb_array"
+        if mujoco:
+            options |= {"width": config.pixels, "height": config.pixels}
+    try:
+        # The checker warns about what a user of a published task cannot change, and takes time at every step.
+        env: gymnasium.Env[Any, Any] = gymnasium.make(name, disable_env_checker=True, **options)
+    except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
+        raise MissingPackage(f"{name} needs a package that is not installed: {_install(spec, error)}") from error
+    if config.action_repeat > 1:
+        env = ActionRepeat(env, config.action_repeat)
+    if config.pixels:
+        env.reset(seed=0)
+        try:
+            env.render()
+        except gymnasium.error.DependencyNotInstalled as error:
+            raise MissingPackage(f"{name} cannot be drawn: {_install(spec, error)}") from error
+        except Exception as error:  # each GL back end has exceptions of its own
+            raise RenderingUnavailable(
+                f"{name} cannot be drawn here ({type(error).__name__}: {error}). MuJoCo draws off screen if the "
+                "environment variable MUJOCO_GL is egl (a GPU, or Mesa) or osmesa (CPU) when Python starts"
+            ) from error
+        env = Pixels(env, config.pixels, stack)
+    return env

@@ -1,0 +1,582 @@
+"""What a run is: its configuration, as a dataclass, as YAML and as a command line.
+
+    python scripts/train.py --agent dqn --env ALE/Pong-v5 --interventions layer_norm "redo(tau=0.1)" --agent.gamma 0.997
+    python scripts/train.py --config runs/ALE-Pong-v5/dqn/seed0/config.yaml --seed 1
+
+A setting is taken from the command line, else from the file given by `--config`, else from the agent's preset for the
+environment's suite, else from the default of its class. The line is read twice: once for `--config`, `--agent` and
+`--env` alone, and then whole, against the options of just this agent, which `tyro` makes from the dataclasses. So
+`--help` shows what the chosen agent really has.
+
+Agents are named in `AGENTS` and imported when asked for. To use other agents or environments than pliant's, hand a
+`Known` to `parse` and `load`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import re
+import sys
+import typing
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import tyro
+import yaml
+
+from ..interventions.spec import Registry, Word, check, convert, did_you_mean, normalise, spell
+from ..interventions.spec import parse as parse_word
+
+
+class BadInput(ValueError):
+    """What was asked for cannot be run. The message is for the user; the exit code is 2."""
+
+
+@contextmanager
+def bad_input() -> Iterator[None]:
+    """Around the setting up of a run: what is wrong here is wrong with what the user gave, and becomes `BadInput`.
+
+    Inside it environments and agents are built from names and settings. Outside it a ValueError is a bug of ours and
+    keeps its traceback.
+    """
+    try:
+        yield
+    except BadInput:
+        raise
+    except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        raise BadInput(str(error)) from error
+
+
+class AgentEntry(NamedTuple):
+    """Where an agent and its configuration live, as `module:name`, or the classes themselves."""
+
+    agent: str | type[Any]
+    config: str | type[Any]
+
+
+AGENTS: dict[str, AgentEntry] = {
+    "dqn": AgentEntry("pliant.agents.dqn:DQN", "pliant.agents.dqn:DQNConfig"),
+    "sac": AgentEntry("pliant.agents.sac:SAC", "pliant.agents.sac:SACConfig"),
+}
+
+
+@dataclass(frozen=True)
+class Known:
+    """All that a command line or a file may name; `env_options` are the fields of `env_config` that a suite heeds."""
+
+    agents: Mapping[str, AgentEntry]
+    env_config: type[Any]
+    suite: Callable[[str], str]
+    env_options: Callable[[str], Collection[str]]
+    interventions: Registry
+
+    def entry(self, agent: str) -> AgentEntry:
+        """The entry of an agent (BadInput if there is none)."""
+        if agent not in self.agents:
+            hint = did_you_mean(agent, self.agents)
+            raise BadInput(f"unknown agent {agent!r}.{hint} known agents: {', '.join(sorted(self.agents))}")
+        return self.agents[agent]
+
+    def agent_class(self, agent: str) -> type[Any]:
+        return _load(self.entry(agent).agent)
+
+    def config_class(self, agent: str) -> type[Any]:
+        return _load(self.entry(agent).config)
+
+
+def known() -> Known:
+    """The agents, environments and interventions of pliant itself."""
+    envs = import_module("..envs", __package__)
+    return Known(AGENTS, envs.EnvConfig, envs.suite, lambda suite: envs._OPTIONS[suite].split(), known_interventions())
+
+
+def known_interventions() -> Registry:
+    """The interventions of pliant by name."""
+    registry: Registry = import_module("..interventions", __package__).INTERVENTIONS
+    return registry
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run of one agent in one environment, complete: what `config.yaml` in its folder holds.
+
+    `agent_config` and `env_config` are the configurations of the agent and of the environment. They stand without a
+    docstring, so that `--help` shows those of their own classes; the other docstrings are the help of the flags.
+    """
+
+    agent: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(AGENTS) + "}")] = "dqn"
+    """Which agent learns. Its own options follow as --agent.OPTION."""
+    env: Annotated[str, tyro.conf.arg(metavar="NAME")] = "ALE/Pong-v5"
+    """Where it acts, such as ALE/Pong-v5, MinAtar/Breakout-v1 or HalfCheetah-v5. Options follow as --env.OPTION."""
+    interventions: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[WORD ...]")] = ()
+    """What is done to the agent, in order of application: names, or calls in quotes like "redo(tau=0.1, every=1000)".
+    `pliant interventions` lists them."""
+    steps: int = 1_000_000
+    """Environment steps (decisions of the agent, over all environments together; in Atari one is four frames)."""
+    seed: int = 0
+    """Of everything random: weights, exploration, replay, environments."""
+    num_envs: int = 1
+    """Environments that are stepped together."""
+    run: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder of the run, if it is not to be runs/<env>/<agent and interventions>/seed<seed>."""
+    resume: Literal["auto", "never"] = "auto"
+    """Go on where the folder's run stopped, if there is one (auto), or never."""
+    device: str = "auto"
+    """Where networks and replay live: cpu, cuda, cuda:1, mps; auto takes an accelerator if there is one."""
+    threads: int = 0
+    """CPU threads of torch; 0 leaves torch's own choice."""
+    log_every: int = 1_000
+    """Environment steps between two points of the training curves."""
+    checkpoint_every: int = 50_000
+    """Environment steps between two checkpoints; 0 saves only at the end, and when stopped by a signal."""
+    keep_checkpoints: int = 2
+    """How many of the latest checkpoints stay on disk."""
+    evaluate_every: int = 0
+    """Environment steps between two evaluations; 0 evaluates only at the end."""
+    evaluate_episodes: int = 10
+    """Episodes of one evaluation; 0 never evaluates."""
+    agent_config: Annotated[Any, tyro.conf.arg(name="agent")] = None
+    env_config: Annotated[Any, tyro.conf.arg(name="env")] = None
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value < least:
+                raise BadInput(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
+        if self.seed >= 2**63:
+            raise BadInput(f"--seed must be below 2**63, not {self.seed}")
+        if not self.env.strip():
+            raise BadInput("--env must not be empty")
+        if self.run is not None and not self.run.strip():
+            raise BadInput("--run must not be empty")
+        if self.resume not in ("auto", "never"):
+            raise BadInput(f"--resume must be auto or never, not {self.resume!r}")
+        if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu)(:\d+)?", self.device):
+            raise BadInput(f"--device must be auto, cpu, cuda, cuda:N, mps or xpu, not {self.device!r}")
+
+
+_LEAST = {
+    "steps": 1, "seed": 0, "num_envs": 1, "threads": 0, "log_every": 1, "checkpoint_every": 0, "keep_checkpoints": 1,
+    "evaluate_every": 0, "evaluate_episodes": 0,
+}  # fmt: skip
+_SECTIONS = {"agent": "agent_config", "env": "env_config"}
+
+
+@dataclass(frozen=True)
+class _CommandLine(RunConfig):
+    config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """A saved config.yaml, or the folder that holds it, to start from; flags override it."""
+
+    def __post_init__(self) -> None:
+        """Values are checked when the line becomes a `RunConfig`, where the message is ours."""
+
+
+class Parsed(NamedTuple):
+    """What a command line says, and where its settings come from (one line, to be shown to the user)."""
+
+    config: RunConfig
+    source: str
+
+
+def defaults(agent: str = RunConfig.agent, env: str = RunConfig.env, among: Known | None = None) -> RunConfig:
+    """The configuration of an agent in an environment before file and flags: class defaults and suite preset."""
+    return _base({}, "", agent, env, among or known())
+
+
+def parse(argv: Sequence[str] | None = None, *, prog: str | None = None, among: Known | None = None) -> Parsed:
+    """Read a command line (that of the process if None).
+
+    Raises:
+        ValueError: `BadInput`, `SentenceError` or another error of pliant's that names what is wrong.
+        SystemExit: After `--help` (0), or after tyro has explained what it cannot read (2).
+    """
+    line = list(sys.argv[1:] if argv is None else argv)
+    among = among or known()
+    for flag in ("--interventions", "--config"):
+        if sum(word == flag or word.startswith(f"{flag}=") for word in line) > 1:
+            raise BadInput(f"{flag} is given twice" + "; put all words after one" * (flag == "--interventions"))
+    file = _peek(line, "config")
+    data, where = _read(file) if file else ({}, "")
+    start = _base(data, where, _peek(line, "agent"), _peek(line, "env"), among)
+    _refuse_unknown_options(line, start, among)
+    shown = _show_only(start.env_config, among.env_options(among.suite(start.env)))
+    default = _CommandLine(**_shallow(start) | {"env_config": shown}, config=file)
+    with _INTEGERS:
+        read = tyro.cli(
+            _CommandLine, args=line, default=default, prog=prog, description=f"Train {start.agent} in {start.env}.",
+            config=(tyro.conf.AvoidSubcommands,),
+        )  # fmt: skip
+    env_config = among.env_config(**{f.name: getattr(read.env_config, f.name) for f in fields(shown) if f.init})
+    config = RunConfig(**_shallow(read) | {"env_config": env_config})
+    config = replace(config, interventions=check(config.interventions, among.interventions))
+    preset = f"{config.agent}'s settings for {among.suite(config.env)}"
+    return Parsed(config, f"{preset}, overridden by {where}" if where else preset)
+
+
+def load(path: str | Path, among: Known | None = None) -> RunConfig:
+    """The configuration in a YAML file, or in a run's folder. What it does not mention is as in `defaults`.
+
+    Raises:
+        BadInput: No such file, no YAML, a key that does not exist, or a value that does not fit.
+    """
+    among = among or known()
+    data, where = _read(path)
+    config = _base(data, where, None, None, among)
+    return replace(config, interventions=check(config.interventions, among.interventions))
+
+
+def dump(config: RunConfig) -> str:
+    """The whole configuration as YAML; `load` gives it back."""
+    plain: dict[str, Any] = {}
+    for field in fields(RunConfig):
+        value = getattr(config, field.name)
+        if field.name in _SECTIONS:
+            plain[field.name] = {"name": value}
+        elif field.name in _SECTIONS.values():
+            section = next(name for name, holder in _SECTIONS.items() if holder == field.name)
+            plain[section] |= _plain(value) if value is not None else {}
+        else:
+            plain[field.name] = _plain(value)
+    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def run_folder(config: RunConfig) -> Path:
+    """The folder of the run: the one given, else the default."""
+    return Path(config.run).expanduser() if config.run is not None else default_run_folder(config)
+
+
+def default_run_folder(config: RunConfig) -> Path:
+    """`runs/<env>/<agent and interventions>/seed<seed>`, readable and safe on every file system.
+
+    The interventions are normalised, so that one spelling or another leads to the same folder:
+    `dqn` with `layer_norm "redo(tau=0.1)"` is `dqn+layer_norm+redo,tau=0.1`. A name that had to be shortened, or lost
+    characters that told it from others, ends in a hash of the whole.
+    """
+    experiment = "+".join([config.agent, *(_word_for_folder(parse_word(word)) for word in config.interventions)])
+    return Path("runs", _safe(config.env.replace("/", "-")), _safe(experiment), f"seed{config.seed}")
+
+
+def flat_hparams(config: RunConfig) -> dict[str, str | float | bool]:
+    """A dozen settings that tell runs apart in a table, the same keys for every agent; "-" where it has none."""
+    settings = dict(_flat(config.agent_config))
+    wanted = {
+        "lr": ("lr", "optimizer.lr", "critic_lr"),
+        "batch_size": ("batch_size",),
+        "replay_ratio": ("replay_ratio",),
+        "n_step": ("n_step",),
+        "gamma": ("gamma",),
+        "value_loss": ("value_loss",),
+        "buffer_size": ("buffer_size",),
+    }
+    flat: dict[str, str | float | bool] = {
+        "agent": config.agent,
+        "env": config.env,
+        "interventions": normalise(config.interventions) or "-",
+        "seed": config.seed,
+        "steps": config.steps,
+        "num_envs": config.num_envs,
+    }
+    for key, names in wanted.items():
+        value = next((settings[name] for name in names if settings.get(name) is not None), "-")
+        flat[key] = value if isinstance(value, str | int | float) else str(value)
+    return flat
+
+
+def differences(before: RunConfig, after: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """The settings that differ, by flag without its dashes (`agent.optimizer.lr`), with both values."""
+    old, new = _flags(before), _flags(after)
+    missing = "(not there)"
+    pairs = {key: (old.get(key, missing), new.get(key, missing)) for key in [*old, *(k for k in new if k not in old)]}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+# Building
+
+
+def _load(what: str | type[Any]) -> type[Any]:
+    if isinstance(what, type):
+        return what
+    module, _, name = what.partition(":")
+    loaded: type[Any] = getattr(import_module(module), name)
+    return loaded
+
+
+def _preset(cls: type[Any], suite: str) -> Any:
+    return cls.for_suite(suite) if hasattr(cls, "for_suite") else cls()
+
+
+def _base(data: Mapping[str, Any], where: str, agent: str | None, env: str | None, among: Known) -> RunConfig:
+    """Preset and file together; `agent` and `env` are those of the command line, if it names them."""
+    names, options = {}, {}
+    for section in _SECTIONS:
+        content = data.get(section)
+        names[section], options[section] = _section(content, section, where)
+    if agent is not None and names["agent"] is not None and agent != names["agent"] and options["agent"]:
+        among.entry(agent)
+        raise BadInput(
+            f"{where} holds options of {names['agent']}, not of {agent}: drop --agent {agent} or the section 'agent'"
+        )
+    agent = agent or names["agent"] or RunConfig.agent
+    env = env or names["env"] or RunConfig.env
+    config_class = among.config_class(agent)
+    suite = among.suite(env)
+    with _blamed_on(where):
+        agent_config = _fill(_preset(config_class, suite), options["agent"], where, "agent.")
+        env_config = _fill(_preset(among.env_config, suite), options["env"], where, "env.")
+        start = RunConfig(agent=agent, env=env, agent_config=agent_config, env_config=env_config)
+        rest = {key: value for key, value in data.items() if key not in _SECTIONS}
+        return _fill(start, rest, where, "")
+
+
+def _section(content: Any, section: str, where: str) -> tuple[str | None, dict[str, Any]]:
+    """Name and options of the sections `agent` and `env`, which may also be just a name."""
+    if content is None or isinstance(content, str):
+        return content, {}
+    if not isinstance(content, Mapping):
+        raise BadInput(f"{where}: {section!r} must be a name, or a section with 'name' and options, not {content!r}")
+    options = dict(content)
+    name = options.pop("name", None)
+    if name is not None and not isinstance(name, str):
+        raise BadInput(f"{where}: '{section}.name' expects str, not {name!r}")
+    return name, options
+
+
+def _fill(default: Any, data: Mapping[str, Any], where: str, prefix: str) -> Any:
+    """`default` with what a file says, every key checked and every value turned into its field's type."""
+    hints = typing.get_type_hints(type(default))
+    known_keys = [f.name for f in fields(default) if f.init and not (prefix == "" and f.name in _SECTIONS.values())]
+    changes: dict[str, Any] = {}
+    for key, value in data.items():
+        if key not in known_keys:
+            hint = did_you_mean(str(key), known_keys)
+            raise BadInput(f"{where}: unknown key '{prefix}{key}'.{hint}" + ("" if hint else _list(known_keys)))
+        current = getattr(default, key)
+        if isinstance(value, Mapping) and not is_dataclass(current):
+            nested = [kind for kind in (hints[key], *typing.get_args(hints[key])) if is_dataclass(kind)]
+            current = nested[0]() if len(nested) == 1 else current  # type: ignore[operator]
+        if is_dataclass(current) and isinstance(value, Mapping):
+            changes[key] = _fill(current, value, where, f"{prefix}{key}.")
+            continue
+        try:
+            changes[key] = convert(value, hints[key], text=True)
+        except ValueError as error:
+            raise BadInput(f"{where}: '{prefix}{key}' {error}") from None
+    return replace(default, **changes)
+
+
+@contextmanager
+def _blamed_on(where: str) -> Iterator[None]:
+    """A dataclass that refuses its values speaks of the file they come from."""
+    try:
+        yield
+    except ValueError as error:
+        if not where or str(error).startswith(where):
+            raise
+        raise BadInput(f"{where}: {error}") from error
+
+
+# Reading
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key may stand once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML with lists on one line."""
+
+
+_Dumper.add_representer(list, lambda d, items: d.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True))
+
+
+def _read(path: str | Path) -> tuple[dict[str, Any], str]:
+    """Content and name of a configuration file, or of the one in a folder."""
+    file = Path(path).expanduser()
+    if file.is_dir():
+        file = file / "config.yaml"
+    try:
+        data = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        raise BadInput(f"--config: there is no file {file}") from None
+    except OSError as error:
+        raise BadInput(f"--config: cannot read {file}: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise BadInput(f"{file} is no YAML: {' '.join(str(error).split())}") from None
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise BadInput(f"{file} must hold keys and values, not {type(data).__name__}")
+    return data, str(file)
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML knows it."""
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value) if field.init}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _peek(line: Sequence[str], name: str) -> str | None:
+    """The value of a flag before the line is read in earnest; the last one counts, as it will then."""
+    value = None
+    for position, word in enumerate(line):
+        if word == f"--{name}" and position + 1 < len(line) and not line[position + 1].startswith("--"):
+            value = line[position + 1]
+        elif word.startswith(f"--{name}="):
+            value = word.partition("=")[2]
+    return value
+
+
+def _refuse_unknown_options(line: Sequence[str], start: RunConfig, among: Known) -> None:
+    """Refuse options that the chosen agent or environment does not have, and say whose they are.
+
+    tyro could not: it sees the chosen agent alone. Nor does it say how to write a switch.
+    """
+    for position, word in enumerate(line):
+        flag, given, _ = word.partition("=")
+        section, dot, option = flag.removeprefix("--").replace("-", "_").partition(".")
+        if not flag.startswith("--") or not dot or section not in _SECTIONS:
+            continue
+        own = dict(_flat(getattr(start, _SECTIONS[section])))
+        name = option if option in own else _without_no(option)
+        if name not in own or (name != option and not isinstance(own[name], bool)):
+            raise BadInput(_whose(flag, section, option, list(own), start, among))
+        suite = among.suite(start.env)
+        if section == "env" and name.partition(".")[0] not in among.env_options(suite):
+            raise BadInput(f"{start.env} has no option {flag}: it is not one of the suite {suite}. --help lists them")
+        value = given or (line[position + 1] if position + 1 < len(line) else "")
+        if isinstance(own[name], bool) and (given or value.lower() in ("true", "false", "0", "1")):
+            switch = f"--{section}.{name}".replace("_", "-")
+            raise BadInput(f"{flag} takes no value: write {switch} or {_with_no(switch)}")
+
+
+def _whose(flag: str, section: str, option: str, own: Sequence[str], start: RunConfig, among: Known) -> str:
+    """What to say of an option that is not there."""
+    for other in among.agents if section == "agent" else ():
+        if other == start.agent:
+            continue
+        theirs = {key for key, _ in _flat(_preset(among.config_class(other), among.suite(start.env)))}
+        if theirs & {option, _without_no(option)}:
+            return f"{flag} is an option of {other}, not of {start.agent}; choose it with --agent {other}"
+    namesakes = [key for key in own if key.rpartition(".")[2] == option.rpartition(".")[2]]
+    close = namesakes or difflib.get_close_matches(option, own, n=1)
+    hint = " or ".join(f"--{section}.{key}".replace("_", "-") for key in close)
+    who = start.agent if section == "agent" else start.env
+    return f"{who} has no option {flag}." + (f" Did you mean {hint}?" if hint else " --help lists them")
+
+
+def _without_no(option: str) -> str:
+    return re.sub(r"(^|\.)no_(\w+)$", r"\1\2", option)
+
+
+def _with_no(switch: str) -> str:
+    head, _, last = switch.rpartition(".")
+    return f"{head}.no-{last}"
+
+
+def _show_only(config: Any, options: Collection[str]) -> Any:
+    """`config` as an instance of a subclass whose other fields are left out of `--help` and keep their values."""
+    kind = type(config)
+    hints = typing.get_type_hints(kind, include_extras=True)
+    hidden = [field for field in fields(kind) if field.init and field.name not in options]
+    # A subclass, because tyro finds what explains a field in the source of the class that first had it.
+    body: dict[str, Any] = {field.name: dataclasses.field(default=getattr(config, field.name)) for field in hidden}
+    suppress: Any = tyro.conf.Suppress
+    body |= {"__doc__": kind.__doc__, "__annotations__": {field.name: suppress[hints[field.name]] for field in hidden}}
+    subclass: Any = dataclass(frozen=True)(type(kind.__name__, (kind,), body))
+    return subclass(**{field.name: getattr(config, field.name) for field in fields(kind) if field.init})
+
+
+def _whole_number(words: Sequence[str]) -> int:
+    """1000000, 1_000_000 or 1e6."""
+    try:
+        return int(words[0])
+    except ValueError:
+        try:
+            number = convert(float(words[0]), int)
+        except ValueError:
+            raise ValueError(f"{words[0]!r} is not a whole number") from None
+        return int(number)
+
+
+_INTEGERS = tyro.constructors.ConstructorRegistry()
+
+
+@_INTEGERS.primitive_rule
+def _integer_rule(info: Any) -> tyro.constructors.PrimitiveConstructorSpec[int] | None:
+    if info.type is not int:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=_whole_number,
+        is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+# Names
+
+
+def _list(names: Sequence[str]) -> str:
+    return f" known keys: {', '.join(names)}"
+
+
+def _shallow(config: RunConfig) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in fields(RunConfig)}
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The fields of a nested dataclass by dotted name."""
+    for field in fields(value) if is_dataclass(value) else ():
+        inner = getattr(value, field.name)
+        if dataclasses.is_dataclass(inner):
+            yield from _flat(inner, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", inner
+
+
+def _flags(config: RunConfig) -> dict[str, Any]:
+    flat = {key: value for key, value in _shallow(config).items() if key not in _SECTIONS.values()}
+    for section, holder in _SECTIONS.items():
+        flat |= {f"{section}.{key}": value for key, value in _flat(getattr(config, holder))}
+    return flat
+
+
+def _word_for_folder(word: Word) -> str:
+    given = [("", value) for value in word.positional] + [(f"{k}=", v) for k, v in sorted(word.arguments.items())]
+    return ",".join([word.name, *(key + _value_for_folder(value) for key, value in given)])
+
+
+def _value_for_folder(value: Any) -> str:
+    if isinstance(value, tuple) and value:
+        return "~".join(_value_for_folder(item) for item in value)
+    return spell(value)
+
+
+def _safe(name: str, longest: int = 96) -> str:
+    """`name` as the name of one folder."""
+    safe = re.sub(r"[^A-Za-z0-9._+=,~-]+", "-", name).strip("-.~") or "x"
+    if safe == name and len(safe) <= longest:
+        return safe
+    digest = hashlib.blake2b(name.encode("utf-8", "backslashreplace"), digest_size=4).hexdigest()
+    return f"{safe[: longest - 9]}-{digest}"

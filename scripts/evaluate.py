@@ -1,0 +1,200 @@
+"""Play a saved agent and say how well it does.
+
+    pliant evaluate runs/ALE_Pong-v5/dqn/seed1                    # the newest good checkpoint of a run
+    pliant evaluate runs/…/checkpoints/step_000000100000 --episodes 100 --epsilon 0.001
+    pliant evaluate agent.pt --env CartPole-v1 --video cartpole.gif
+
+The replay is not read. Episodes have seeds of their own, which no training run ever sees. The result goes to the screen
+and, as JSON, next to the checkpoint (or to --out).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import torch
+
+from pliant.agents import Agent, Episode
+from pliant.agents.checkpoint import Checkpoints
+from pliant.agents.run import play
+from pliant.envs import EnvConfig, Envs, make
+from pliant.envs.scores import human_normalised
+from pliant.interventions import INTERVENTIONS
+from pliant.interventions.spec import build
+from pliant.scripts.config import BadInput, RunConfig, bad_input, known, load
+
+
+@dataclass(frozen=True)
+class Score:
+    """Raw returns of an evaluation, and what they say."""
+
+    env: str
+    returns: list[float]
+    lengths: list[int]
+    seeds: list[int]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.returns)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % bootstrap interval of the mean over episodes of this one agent; None below three episodes."""
+        if len(self.returns) < 3:
+            return None
+        rng, returns = np.random.default_rng(0), np.asarray(self.returns)
+        means = returns[rng.integers(len(returns), size=(10_000, len(returns)))].mean(axis=1)
+        low, high = np.quantile(means, [0.025, 0.975])
+        return float(low), float(high)
+
+    @property
+    def normalised(self) -> float | None:
+        return human_normalised(self.env, self.mean)
+
+    def metrics(self) -> dict[str, float]:
+        """For the log."""
+        values = {"eval/episodic_return": self.mean, "eval/episodic_length": statistics.fmean(self.lengths)}
+        if self.normalised is not None:
+            values["eval/human_normalised"] = self.normalised
+        return values
+
+    def __str__(self) -> str:
+        interval = self.interval
+        spread = f" (95 % interval {interval[0]:.4g} … {interval[1]:.4g})" if interval else " (too few for an interval)"
+        lines = [
+            f"{self.env}: mean return {self.mean:.4g} over {len(self.returns)} episodes{spread}",
+            f"  median {statistics.median(self.returns):.4g}, lowest {min(self.returns):.4g}, "
+            f"highest {max(self.returns):.4g}, mean length {statistics.fmean(self.lengths):,.0f} steps",
+        ]
+        if self.normalised is not None:
+            lines.append(f"  human-normalised {self.normalised:.3f} (0 random, 1 human)")
+        return "\n".join(lines)
+
+    def json(self) -> dict[str, Any]:
+        return {
+            "env": self.env, "mean": self.mean, "interval_95": self.interval, "human_normalised": self.normalised,
+            "returns": self.returns, "lengths": self.lengths, "seeds": self.seeds,
+        }  # fmt: skip
+
+
+def score(
+    agent: Agent, env: str, config: EnvConfig, episodes: int, *, seed: int = 0, epsilon: float = 0.0,
+    num_envs: int = 8, video: Path | None = None,
+) -> Score:  # fmt: skip
+    """Play `episodes` episodes of the greedy policy on evaluation seeds."""
+    envs = make(env, num_envs=1 if video else min(num_envs, episodes), seed=seed, config=config, evaluation=True)
+    try:
+        frames: list[Any] = []
+        record: Callable[[], None] | None = None
+        if video is not None:
+            record = lambda: frames.append(picture(envs))  # noqa: E731
+        done = play(agent, envs, episodes, epsilon=epsilon, seed=seed, frame=record)
+        if video is not None:
+            write_gif(frames, video)
+    finally:
+        envs.close()
+    return summarise(env, done)
+
+
+def summarise(env: str, episodes: list[Episode]) -> Score:
+    return Score(env, [e.ret for e in episodes], [e.length for e in episodes], [e.seed for e in episodes])
+
+
+# ------------------------------------------------------------------------------------------------------ video
+
+
+def picture(envs: Envs) -> Any:
+    """What the (single) environment shows, [H, W, 3] or [H, W] uint8."""
+    frame = envs.render()
+    if frame is None:
+        raise BadInput(f"{envs.name} cannot be drawn; leave out --video")
+    return frame
+
+
+def write_gif(frames: list[Any], path: Path, fps: int = 15) -> None:
+    """Frames as an animated GIF.
+
+    Raises:
+        BadInput: Pillow, which writes it, is not installed.
+    """
+    try:
+        from PIL import Image
+    except ModuleNotFoundError:
+        raise BadInput("--video needs Pillow: pip install pillow") from None
+    images = [Image.fromarray(np.asarray(frame)) for frame in frames]
+    images[0].save(path, save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
+
+
+# ------------------------------------------------------------------------------------------------------ command line
+
+
+def saved_agent(path: Path, device: str) -> tuple[Agent, RunConfig | None, str]:
+    """The agent in a file, a checkpoint or a run's folder; its run's configuration if there is one; and its source."""
+    run = next((p for p in (path, *path.parents) if (p / "config.yaml").exists()), None) if path.is_dir() else None
+    config = load(run) if run is not None else None
+    if path.is_dir():
+        found = Checkpoints.open(path)
+        content, source = found.load("agent"), str(found.path)
+    elif path.is_file():
+        content, source = torch.load(path, map_location="cpu", weights_only=True), str(path)
+    else:
+        raise BadInput(f"there is no agent at {path}")
+    if not isinstance(content, dict) or "agent" not in content:
+        raise BadInput(f"{path} holds no agent")
+    words = config.interventions if config is not None else ()
+    interventions = tuple(build(words, INTERVENTIONS))
+    agent_class = known().agent_class(content["agent"])
+    return agent_class.from_content(content, source, interventions=interventions, device=device), config, source
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="pliant evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("agent", type=Path, metavar="PATH", help="a run's folder, a checkpoint, or a saved agent")
+    parser.add_argument("--env", help="environment to play in; that of the run if not given")
+    parser.add_argument("--episodes", type=int, default=20, help="episodes to play (default: 20)")
+    parser.add_argument("--seed", type=int, default=0, help="decides the episodes' seeds (default: 0)")
+    parser.add_argument("--epsilon", type=float, default=0.0, help="probability of a random action (default: 0)")
+    parser.add_argument("--num-envs", type=int, default=8, help="environments stepped together (default: 8)")
+    parser.add_argument("--device", default="cpu", help="where the networks run (default: cpu)")
+    parser.add_argument("--out", type=Path, help="where the result goes as JSON (default: beside the agent)")
+    parser.add_argument("--video", type=Path, metavar="GIF", help="record the first episodes; then one environment")
+    arguments = parser.parse_args(argv)
+    if arguments.episodes < 1 or arguments.num_envs < 1:
+        raise BadInput("--episodes and --num-envs must be at least 1")
+    if not 0 <= arguments.epsilon <= 1:
+        raise BadInput(f"--epsilon is a probability, not {arguments.epsilon}")
+    with bad_input():
+        agent, config, source = saved_agent(arguments.agent, arguments.device)
+        env = arguments.env or (config.env if config is not None else None)
+        if env is None:
+            raise BadInput(f"{arguments.agent} does not say which environment it was trained in; give --env")
+        same = config is not None and env == config.env
+        env_config = config.env_config if config is not None and same else EnvConfig()
+        result = score(
+            agent, env, env_config, arguments.episodes, seed=arguments.seed, epsilon=arguments.epsilon,
+            num_envs=arguments.num_envs, video=arguments.video,
+        )  # fmt: skip
+    print(result)
+    beside = arguments.agent if arguments.agent.is_dir() else arguments.agent.parent
+    out = arguments.out or beside / "evaluation.json"
+    protocol = {"agent": source, "seed": arguments.seed, "epsilon": arguments.epsilon}
+    out.write_text(json.dumps(protocol | result.json(), indent=1) + "\n", encoding="utf-8")
+    print(f"written to {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    from pliant.scripts.main import exit_code
+
+    sys.exit(exit_code(main))

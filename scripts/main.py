@@ -1,0 +1,115 @@
+"""The `pliant` command: train, evaluate, measure, and look up interventions.
+
+A subcommand is a function `main(argv) -> int` in a module that is imported when it is asked for. Exit codes: 0 done,
+2 bad input, 75 stopped by a signal after saving, 130 interrupted, 1 anything else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module, metadata
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("pliant.scripts.train:main", "Train an agent in an environment, or go on with a run that was stopped."),
+    "evaluate": ("pliant.scripts.evaluate:main", "Play episodes with a trained agent and report its score."),
+    "bench": ("pliant.scripts.bench:main", "Measure speed and memory."),
+    "interventions": ("pliant.scripts.main:interventions", "List the interventions, or explain one of them."),
+}
+"""Name, where its function lives, and one line for `pliant --help`."""
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console command. Returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words:
+        print(_help(), file=sys.stderr)
+        return BAD_INPUT
+    name, *rest = words
+    if name in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if name in ("-V", "--version"):
+        print(f"pliant {metadata.version('pliant')}")
+        return 0
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f" Did you mean '{close[0]}'?" if close else ""
+        print(f"error: unknown command {name!r}.{hint} known commands: {', '.join(COMMANDS)}", file=sys.stderr)
+        return BAD_INPUT
+    module, _, function = COMMANDS[name][0].partition(":")
+    return exit_code(lambda: getattr(import_module(module), function)(rest))
+
+
+def exit_code(command: Callable[[], int]) -> int:
+    """Run a command; what the user has to mend is told in one line, and a bug of ours keeps its traceback.
+
+    The user's are exactly the ValueErrors and ImportErrors that pliant itself defines (`BadInput`, `SentenceError`,
+    unknown environments, a replay that does not fit into memory). A plain ValueError may come from anywhere and is
+    taken for a bug, unless it was raised within `pliant.scripts.config.bad_input`.
+    """
+    try:
+        return command()
+    except (ValueError, ImportError) as error:
+        if type(error).__module__.partition(".")[0] != "pliant":
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def interventions(argv: Sequence[str] | None = None) -> int:
+    """`pliant interventions [NAME ...]`: one line each, or the card of each one named."""
+    from ..interventions import spec
+    from .config import BadInput, known_interventions
+
+    names = list(sys.argv[1:] if argv is None else argv)
+    if any(name in ("-h", "--help") for name in names):
+        print("usage: pliant interventions [NAME ...]\n\nList the interventions, or explain those named.")
+        return 0
+    registry = known_interventions()
+    if not names:
+        if not registry:
+            print("no interventions are installed")
+            return 0
+        width = max(map(len, registry))
+        for name, intervention in sorted(registry.items()):
+            print(f"{name:<{width}}  {(inspect.getdoc(intervention) or '').partition(chr(10))[0]}".rstrip())
+        return 0
+    for name in names:
+        if name not in registry:
+            hint = spec.did_you_mean(name, registry)
+            raise BadInput(f"unknown intervention {name!r}.{hint} `pliant interventions` lists them all")
+    cards = (f"{spec.signature(name, registry[name])}\n\n{inspect.getdoc(registry[name]) or ''}" for name in names)
+    print("\n\n\n".join(card.rstrip() for card in cards))
+    return 0
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: pliant COMMAND ...",
+            "",
+            "Deep-RL agents that keep learning: train them, and study and treat loss of plasticity.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "options:",
+            "  -h, --help      show this message",
+            "  -V, --version   show the version",
+            "",
+            "`pliant COMMAND --help` explains a command.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
