@@ -93,7 +93,8 @@ class Agent(ABC):
     def sampling(self, clock: Clock) -> Sampling:
         """How batches are drawn at this moment."""
         c = self.config
-        return self.interventions.schedule(Sampling(c.batch_size, c.n_step, c.gamma, c.replay_ratio), clock)
+        plain = Sampling(c.batch_size, c.n_step, c.gamma, c.replay_ratio, c.update_every)
+        return self.interventions.schedule(plain, clock)
 
     def memory(self, num_envs: int = 1, seed: int | None = None) -> Replay:
         """The replay that the configuration describes, on the agent's device."""

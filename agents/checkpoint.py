@@ -178,8 +178,10 @@ class Checkpoints:
             "chunks": [],
         }
         try:
-            self._steps.mkdir(parents=True, exist_ok=True)
-            self._chunks.mkdir(exist_ok=True)
+            for folder in (self._steps, self._chunks):
+                if not folder.is_dir():
+                    folder.mkdir(parents=True)
+                    _sync_folder(self.folder)
             self._remove_leftovers()
             if chunks is not None:
                 for name, version in chunks.chunks():
@@ -310,7 +312,7 @@ class Checkpoints:
             reasons = "\n  ".join(damaged)
             raise NoGoodCheckpoint(
                 f"none of the {len(damaged)} checkpoints in {self.folder} can be used:\n  {reasons}\n"
-                "Put the files back from a copy, or start over with --resume never"
+                "Put the files back from a copy, or start over in another folder"
             )
         return None
 
@@ -495,25 +497,23 @@ def _version() -> str:
 
 def _sealed(manifest: Mapping[str, Any]) -> bytes:
     """The manifest as JSON, with a hash of itself."""
-    return (json.dumps({**manifest, "sha256": _seal(manifest)}, indent=1) + "\n").encode()
-
-
-def _seal(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    seal = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+    return (json.dumps({**manifest, "sha256": seal}, indent=1) + "\n").encode()
 
 
 def _manifest(path: Path) -> dict[str, Any]:
     """The manifest of a checkpoint. Its own hash tells a newer schema from a damaged file, so it comes first."""
     file = path / MANIFEST
     try:
-        content = json.loads(file.read_bytes())
+        data = file.read_bytes()
+        content = json.loads(data)
     except FileNotFoundError:
         raise CheckpointDamaged(f"{file} is missing") from None
     except OSError as error:
         raise CheckpointDamaged(f"{file} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise CheckpointDamaged(f"{file} is no JSON ({file.stat().st_size} bytes): {error}") from error
-    if not isinstance(content, dict) or content.pop("sha256", None) != _seal(content):
+        raise CheckpointDamaged(f"{file} is no JSON ({len(data)} bytes): {error}") from error
+    if not isinstance(content, dict) or data != _sealed({k: v for k, v in content.items() if k != "sha256"}):
         raise CheckpointDamaged(f"{file} does not have the hash that it says")
     if content["schema"] > SCHEMA:
         raise NewerSchema(

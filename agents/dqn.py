@@ -33,6 +33,7 @@ class DQNConfig:
         buffer_size: Transitions that the replay holds.
         learning_starts: Environment steps of random actions before the first update.
         replay_ratio: Gradient updates per environment step.
+        update_every: Environment steps between two rounds of updates; a round makes all that are owed.
         gamma: Discount factor.
         n_step: Rewards summed before bootstrapping.
         double: The online network picks the action that the target network values.
@@ -49,38 +50,40 @@ class DQNConfig:
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3, max_grad_norm=10.0))
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=2.3e-3, max_grad_norm=10.0))
     batch_size: int = 64
-    buffer_size: int = 50_000
+    buffer_size: int = 100_000
     learning_starts: int = 1_000
     replay_ratio: float = 0.5
+    update_every: int = 256
     gamma: float = 0.99
     n_step: int = 1
     double: bool = False
     dueling: bool = False
     value_loss: HeadName = "huber"
     reward_clip: float = 0.0
-    target_period: int = 250
+    target_period: int = 128
     target_tau: float = 1.0
     epsilon_start: float = 1.0
-    epsilon_end: float = 0.05
-    epsilon_steps: int = 8_000
+    epsilon_end: float = 0.04
+    epsilon_steps: int = 7_000
     prioritised: bool = False
     priorities: PrioritisedConfig = field(default_factory=PrioritisedConfig)
 
     @classmethod
     def for_suite(cls, suite: str) -> DQNConfig:
-        """Settings known to work: `control` (the default), `minatar` (Young & Tian 2019), `atari` (Dopamine)."""
+        """Settings known to work: `control` (RL Zoo's for CartPole, the default), `minatar` (Young & Tian 2019), `atari`
+        (Dopamine's DQN with Adam)."""
         if suite == "minatar":
             return cls(
                 network=NetworkConfig(hidden=(128,)), optimizer=OptimizerConfig(lr=2.5e-4), batch_size=32,
-                buffer_size=100_000, learning_starts=5_000, replay_ratio=1.0, target_period=1_000,
+                buffer_size=100_000, learning_starts=5_000, replay_ratio=1.0, update_every=1, target_period=1_000,
                 epsilon_steps=100_000, epsilon_end=0.1,
             )  # fmt: skip
         if suite == "atari":
             return cls(
                 network=NetworkConfig(hidden=(512,)), optimizer=OptimizerConfig(lr=6.25e-5, eps=1.5e-4), batch_size=32,
-                buffer_size=1_000_000, learning_starts=20_000, replay_ratio=0.25, reward_clip=1.0,
+                buffer_size=1_000_000, learning_starts=20_000, replay_ratio=0.25, update_every=4, reward_clip=1.0,
                 target_period=2_000, epsilon_steps=250_000, epsilon_end=0.01,
             )  # fmt: skip
         return cls()

@@ -111,13 +111,14 @@ class Never:
 class Sampling:
     """How the next batches are drawn; interventions may anneal it (`Intervention.schedule`).
 
-    `replay_ratio` is gradient updates per environment step.
+    `replay_ratio` is gradient updates per environment step, made in rounds every `update_every` environment steps.
     """
 
     batch_size: int
     n_step: int
     gamma: float
     replay_ratio: float
+    update_every: int = 1
 
 
 class Update(NamedTuple):

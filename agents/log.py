@@ -323,7 +323,8 @@ class Log:
             return
         try:
             # After a failed write, ending the record in style would only fail again and hide the cause.
-            if not any(file is not None and file.failed for file in (self._metrics, self._timing, self._events)):
+            opened = [file for file in (self._metrics, self._timing, self._events) if file is not None]
+            if len(opened) in (0, 3) and not any(file.failed for file in opened):
                 self._emit_episodes()
                 if self._hparams and status != "stopped":
                     word = "STATUS_SUCCESS" if status == "done" else "STATUS_FAILURE"
@@ -331,9 +332,8 @@ class Log:
                     self._summary(_hparams_value(hparams_metadata.SESSION_END_INFO_TAG, session_end_info=info))
         finally:
             self._closed = True
-            for file in (self._metrics, self._timing, self._events):
-                if file is not None:
-                    file.close()
+            for file in opened:
+                file.close()
 
     def __enter__(self) -> Log:
         return self
@@ -344,7 +344,10 @@ class Log:
     # Stopping and going on
 
     def state_dict(self) -> dict[str, Any]:
-        """What was collected and not yet written, and how long every file is now (made durable first)."""
+        """What was collected and not yet written, and how long every file is now (made durable first).
+
+        Nothing is flushed: the lines of a record must not depend on when checkpoints were taken.
+        """
         files = dict(self._old_files)
         if self.folder is not None:
             self._metrics_file()
@@ -394,9 +397,10 @@ class Log:
             if there is None or there < size:
                 raise LogDamaged(
                     f"{path} {'is missing' if there is None else f'holds {there:,} bytes'}, and had {size:,} when the "
-                    "checkpoint was taken. Put it back from a copy, or start over with --resume never"
+                    "checkpoint was taken. Put it back from a copy, or start over in another folder"
                 )
-        for name in (METRICS, TIMING, *self._event_files()):
+        sessions = self._event_files()
+        for name in (METRICS, TIMING, *sessions):
             path = self.folder / name
             if name not in files:
                 path.unlink(missing_ok=True)
@@ -405,7 +409,7 @@ class Log:
                 if EVENTS.fullmatch(name):
                     self._old_files[name] = path.stat().st_size
         # A TensorBoard that is open now still has the points that were cut away: the START of a new file purges them.
-        self._open(first_frame=max(self._frames.values(), default=-1) + 1)
+        self._open(first_frame=max(self._frames.values(), default=-1) + 1, sessions=sessions)
 
     def restart(self) -> None:
         """Forgets the record of an earlier attempt that left no checkpoint to resume from, and begins anew."""
@@ -445,21 +449,22 @@ class Log:
                 raise FileExistsError(
                     f"{self.folder} holds the record of an earlier run ({', '.join(left)}): resume it, or start over"
                 )
-            self._open(first_frame=0)
+            self._open()
             self._layout()
         return self._metrics
 
-    def _open(self, first_frame: int) -> None:
+    def _open(self, first_frame: int = 0, sessions: Iterable[str] = ()) -> None:
         assert self.folder is not None
         self.folder.mkdir(parents=True, exist_ok=True)
         # Readers take event files in the order of their names, so a later session must sort after an earlier one even
         # if both began in the same second, or on machines whose clocks differ.
-        before = [int(match[1]) for name in self._event_files() if (match := EVENTS.fullmatch(name))]
+        before = [int(match[1]) for name in sessions if (match := EVENTS.fullmatch(name))]
         second = max([int(time.time()), *(seconds + 1 for seconds in before)])
         events = f"events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}.pliant"
         self._metrics = _File(self.folder / METRICS)
         self._timing = _File(self.folder / TIMING)
         self._events = _File(self.folder / events)
+        _sync(self.folder)
         self._event(Event(wall_time=time.time(), file_version="brain.Event:2"))
         start = SessionLog(status=SessionLog.START)
         self._event(Event(wall_time=time.time(), step=first_frame, session_log=start))
@@ -520,6 +525,15 @@ def _tensor_value(tag: str, metadata: SummaryMetadata, content: bytes, shape: tu
 def _hparams_value(tag: str, **info: Any) -> Summary.Value:
     metadata = hparams_metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(**info))
     return Summary.Value(tag=tag, metadata=metadata, tensor=hparams_metadata.NULL_TENSOR)
+
+
+def _sync(folder: Path) -> None:
+    """Makes the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _truncate(path: Path, size: int) -> None:

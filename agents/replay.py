@@ -58,7 +58,6 @@ class _Layout(NamedTuple):
     transitions: int  # length of the ring of rows: `capacity`, rounded up to whole steps of all environments
     slots: int  # length of the ring of frames; one more slot holds the zeros that pad stacks
     frame: int  # numbers in a frame
-    frame_bytes: int
     row: int  # int32 words in a row
     steps: int  # length of the host's ring of steps
     nbytes: int
@@ -72,11 +71,10 @@ def _layout(observation: ObservationSpec, action: ActionSpec, capacity: int, env
     # environments reset at every step.
     slots = max((steps + stack) * envs + capacity // SHORT_EPISODE, 2 * envs * (stack + 1))
     row = stack + 4 + (1 if action.discrete else action.size)
-    frame_bytes = frame * observation.dtype.itemsize
     transitions = steps * envs
-    nbytes = (slots + 1) * frame_bytes + transitions * row * 4 + (steps + 1 + envs * stack) * 8
+    nbytes = (slots + 1) * frame * observation.dtype.itemsize + transitions * row * 4 + (steps + 1 + envs * stack) * 8
     nbytes += Priorities.size_of(transitions) if prioritised else 0
-    return _Layout(transitions, slots, frame, frame_bytes, row, steps + 1, nbytes)
+    return _Layout(transitions, slots, frame, row, steps + 1, nbytes)
 
 
 class Replay:
@@ -84,7 +82,7 @@ class Replay:
 
     It holds exactly the newest `capacity` as long as at most `capacity` / 64 episodes end among them (episodes of 64
     steps on average, or longer); shorter episodes have more final frames to keep, and somewhat fewer transitions fit
-    (98 % at 20 steps). A transition is dropped before any frame of its stack is overwritten.
+    (97 % at 20 steps, half at 1). A transition is dropped before any frame of its stack is overwritten.
 
     Args:
         observation, action: what is stored.
@@ -236,7 +234,9 @@ class Replay:
             self._tail = (self._tail // self.num_envs + 1) * self.num_envs
 
     def _write(self, ring: Tensor, begin: int, content: NDArray[Any]) -> None:
-        source = torch.from_numpy(np.ascontiguousarray(content))
+        source = torch.from_numpy(
+            np.array(content, order="C")
+        )  # a copy, since what an environment gives may be read-only
         if self.device.type == "cuda":
             # Only from pinned memory does a copy leave the host free; the allocator keeps it until the copy is done.
             source = source.pin_memory()
@@ -333,7 +333,7 @@ class Replay:
     def update_priorities(self, index: Tensor, td_error: Tensor) -> None:
         """Set the priorities of sampled transitions [B] by their errors [B]; nothing happens if sampling is uniform.
 
-        Transitions that have been dropped since are passed over.
+        What was dropped before the latest `sample` is passed over.
         """
         if self._priorities is not None:
             self._priorities.update(index, td_error)
@@ -442,15 +442,15 @@ class Replay:
         """(name, version) of every piece that holds anything; a piece is rewritten if and only if its version grows."""
         found = []
         for kind, ring, written in self._rings():
-            size, cycle, newest = self._chunk_length(ring), *divmod(written - 1, len(ring))
-            for begin in range(0, len(ring), size):
-                # How many items had been written when the latest of this piece was.
-                end = min(begin + size, len(ring))
-                latest = (
-                    cycle * len(ring) + min(end - 1, newest) if newest >= begin else (cycle - 1) * len(ring) + end - 1
-                )
-                if latest >= 0:
-                    found.append((f"{kind}-{begin:010d}", latest + 1))
+            length, size = len(ring), self._chunk_length(ring)
+            for begin in range(0, length, size):
+                # How many items had been written, ever, when the latest of this piece was: all up to now if the ring
+                # is being written here, else all up to the piece's end in the round when that was passed.
+                end = min(begin + size, length)
+                here = begin <= (written - 1) % length < end
+                version = written if here else (written - end) // length * length + end
+                if version > 0:
+                    found.append((f"{kind}-{begin:010d}", version))
         return found
 
     def chunk(self, name: str) -> dict[str, Tensor]:
@@ -464,15 +464,11 @@ class Replay:
         """Put a piece back."""
         kind, ring, begin = self._chunk(name)
         piece = content.get(kind)
-        if (
-            piece is None
-            or piece.dtype != ring.dtype
-            or piece[0].shape != ring[0].shape
-            or begin + len(piece) > len(ring)
-        ):
+        place = None if piece is None else ring[begin : begin + len(piece)]
+        if piece is None or place is None or piece.dtype != ring.dtype or piece.shape != place.shape:
             found = None if piece is None else (piece.dtype, tuple(piece.shape))
             raise ValueError(f"{name} holds {found}; this replay has {kind} of {ring.dtype}, {tuple(ring.shape)}")
-        ring[begin : begin + len(piece)].copy_(piece)
+        place.copy_(piece)
 
     def _rings(self) -> tuple[tuple[str, Tensor, int], ...]:
         """Name, storage, and the number of items written since the start."""

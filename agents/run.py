@@ -23,6 +23,7 @@ from .checkpoint import Checkpoints, Found
 from .hooks import Clock
 from .log import Log
 from .progress import Progress
+from .replay import Batch
 from .spaces import ActionSpec, Episode, ObservationSpec, Step
 
 
@@ -98,19 +99,25 @@ class Run:
         stepped = time.perf_counter()
         self.memory.add(action, step)
         self.obs = step.obs
-        self.clock = self.clock.stepped(self.envs.num_envs)
-        for batch in self.memory.batches(self.agent.sampling(self.clock)):
-            self.clock = self.clock.updated()
-            update = self.agent.update(batch, self.clock)
-            self.memory.update_priorities(batch.index, update.td_error)
-            self.agent.interventions.after_update(self, update.activations)
-            self.log.update(update.metrics, self.clock)
+        before, self.clock = self.clock.steps, self.clock.stepped(self.envs.num_envs)
+        sampling = self.agent.sampling(self.clock)
+        if self._crossed(before, sampling.update_every):
+            for batch in self.memory.batches(sampling):
+                self.learn(batch)
         for episode in step.episodes:
             self.log.episode(episode, self.clock)
         seconds, done = self.seconds, time.perf_counter()
         seconds["act"] += acted - started
         seconds["env"] += stepped - acted
         seconds["update"] += done - stepped
+
+    def learn(self, batch: Batch) -> None:
+        """One gradient update, and what follows from it."""
+        self.clock = self.clock.updated()
+        update = self.agent.update(batch, self.clock)
+        self.memory.update_priorities(batch.index, update.td_error)
+        self.agent.interventions.after_update(self, update.activations)
+        self.log.update(update.metrics, self.clock)
 
     def beat(self, before: int) -> None:
         """What is due after the steps since `before`: log, evaluation, checkpoint, progress."""

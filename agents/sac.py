@@ -43,6 +43,7 @@ class SACConfig:
         buffer_size: Transitions that the replay holds.
         learning_starts: Environment steps of random actions before the first update.
         replay_ratio: Gradient updates per environment step.
+        update_every: Environment steps between two rounds of updates; a round makes all that are owed.
         gamma: Discount factor.
         n_step: Rewards summed before bootstrapping; the entropy bonus is given at the bootstrap alone.
         critics: Size of the ensemble.
@@ -69,6 +70,7 @@ class SACConfig:
     buffer_size: int = 1_000_000
     learning_starts: int = 5_000
     replay_ratio: float = 1.0
+    update_every: int = 1
     gamma: float = 0.99
     n_step: int = 1
     critics: int = 2

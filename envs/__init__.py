@@ -72,9 +72,9 @@ class EnvConfig:
     max_episode_frames: int = 108_000
     """Atari: truncate after this many emulator frames (108,000 are half an hour of play)."""
     mode: int | None = None
-    """Atari: game mode of the cartridge (default: the game's own)."""
+    """Atari: game mode of the cartridge. ALE's vector environment cannot set it: refused until it can."""
     difficulty: int | None = None
-    """Atari: difficulty switch of the console (default: the game's own)."""
+    """Atari: difficulty switch of the console. ALE's vector environment cannot set it: refused until it can."""
     threads: int = 0
     """Atari: threads of the emulators; 0: one per environment, at most one per core. Does not change what is seen."""
     difficulty_ramping: bool = True
@@ -136,6 +136,10 @@ def make(
     Evaluation environments never share an episode's seed with training ones. Raises ValueError for options that the
     environment does not have, `UnknownEnvironment` for names.
     """
+    if num_envs < 1:
+        raise ValueError(f"num_envs must be at least 1, not {num_envs}")
+    if seed < 0:
+        raise ValueError(f"a seed must not be negative: {seed}")
     config = config or EnvConfig()
     kind = suite(name)
     _refuse_other_suites_options(name, kind, config)

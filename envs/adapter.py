@@ -135,8 +135,6 @@ class Envs(ABC):
         evaluation: bool = False,
         frame_skip: int = 1,
     ) -> None:
-        if num_envs < 1:
-            raise ValueError(f"num_envs must be at least 1, not {num_envs}")
         if seed < 0:
             raise ValueError(f"a seed must not be negative: {seed}")
         self.name = name

@@ -71,6 +71,8 @@ def make_atari(name: str, num_envs: int, seed: int, config: EnvConfig, evaluatio
     rom = roms().get(name)
     if rom is None:
         raise unknown(name)
+    if config.continuous and config.full_action_space:
+        raise ValueError(f"{name}: continuous actions have no full_action_space; set one of the two")
     if config.mode is not None or config.difficulty is not None:
         raise ValueError(f"{name}: ALE's vector environment can set neither mode nor difficulty")
 

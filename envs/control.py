@@ -102,6 +102,8 @@ def make_control(name: str, num_envs: int, seed: int, config: EnvConfig, evaluat
         raise unknown(name) from error
     except gymnasium.error.Error:
         raise unknown(name) from None
+    if spec.entry_point == "ale_py.env:AtariEnv":  # an older id, there once ale_py is imported
+        raise unknown(name)
     if config.frame_stack is not None and not config.pixels:
         raise ValueError(f"{name}: frame_stack stacks drawn frames; set pixels too (for instance pixels=84)")
     stack = 3 if config.frame_stack is None else config.frame_stack

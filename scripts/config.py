@@ -457,8 +457,8 @@ def _refuse_unknown_options(line: Sequence[str], start: RunConfig, among: Known)
         if not flag.startswith("--") or not dot or section not in _SECTIONS:
             continue
         own = dict(_flat(getattr(start, _SECTIONS[section])))
-        name = option if option in own else _without_no(option)
-        if name not in own or (name != option and not isinstance(own[name], bool)):
+        name = _find(option, own)
+        if name is None:
             raise BadInput(_whose(flag, section, option, list(own), start, among))
         suite = among.suite(start.env)
         if section == "env" and name.partition(".")[0] not in among.env_options(suite):
@@ -474,8 +474,7 @@ def _whose(flag: str, section: str, option: str, own: Sequence[str], start: RunC
     for other in among.agents if section == "agent" else ():
         if other == start.agent:
             continue
-        theirs = {key for key, _ in _flat(_preset(among.config_class(other), among.suite(start.env)))}
-        if theirs & {option, _without_no(option)}:
+        if _find(option, dict(_flat(_preset(among.config_class(other), among.suite(start.env))))) is not None:
             return f"{flag} is an option of {other}, not of {start.agent}; choose it with --agent {other}"
     namesakes = [key for key in own if key.rpartition(".")[2] == option.rpartition(".")[2]]
     close = namesakes or difflib.get_close_matches(option, own, n=1)
@@ -484,8 +483,12 @@ def _whose(flag: str, section: str, option: str, own: Sequence[str], start: RunC
     return f"{who} has no option {flag}." + (f" Did you mean {hint}?" if hint else " --help lists them")
 
 
-def _without_no(option: str) -> str:
-    return re.sub(r"(^|\.)no_(\w+)$", r"\1\2", option)
+def _find(option: str, options: Mapping[str, Any]) -> str | None:
+    """The field that an option sets: its own name, or that of the switch which `no_…` turns off."""
+    if option in options:
+        return option
+    switch = re.sub(r"(^|\.)no_(\w+)$", r"\1\2", option)
+    return switch if isinstance(options.get(switch), bool) else None
 
 
 def _with_no(switch: str) -> str:

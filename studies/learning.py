@@ -43,14 +43,19 @@ class Task:
 
 
 # Settings in neutral words; each library's adapter below translates them.
-SAC = dict(lr=3e-4, batch=256, buffer=100_000, starts=1_000, gamma=0.99, tau=0.005, hidden=(256, 256), replay_ratio=1.0)
+SAC = dict(
+    lr=3e-4, batch=256, buffer=100_000, starts=1_000, gamma=0.99, tau=0.005, hidden=(256, 256), replay_ratio=1.0,
+    update_every=1,
+)
+# RL Zoo's settings for CartPole. Its target network follows every 10 steps, which, when 128 updates are made in one
+# go every 256 steps, is once a round.
 DQN = dict(
-    lr=1e-3, batch=64, buffer=50_000, starts=1_000, gamma=0.99, target_every_steps=500, replay_ratio=0.5,
-    epsilon_end=0.05, epsilon_fraction=0.16, hidden=(256, 256), max_grad_norm=10.0,
+    lr=2.3e-3, batch=64, buffer=100_000, starts=1_000, gamma=0.99, target_every_steps=256, replay_ratio=0.5,
+    update_every=256, epsilon_end=0.04, epsilon_fraction=0.16, hidden=(256, 256), max_grad_norm=10.0,
 )
 MINATAR = DQN | dict(
-    lr=5e-4, batch=32, buffer=100_000, starts=5_000, target_every_steps=1_000, replay_ratio=0.5,
-    epsilon_end=0.05, epsilon_fraction=0.25, hidden=(128,), channels=16,
+    lr=5e-4, batch=32, starts=5_000, target_every_steps=1_000, update_every=2, epsilon_end=0.05,
+    epsilon_fraction=0.25, hidden=(128,), channels=16,
 )
 TASKS = {
     "cartpole": Task("CartPole-v1", 50_000, "dqn", DQN, seeds=10),
@@ -58,8 +63,8 @@ TASKS = {
     "halfcheetah": Task("HalfCheetah-v5", 30_000, "sac", SAC),
     "hopper": Task("Hopper-v5", 30_000, "sac", SAC),
     # A greedy policy can bounce the ball for ever through a hole in the wall, hence the limit.
-    "minatar-breakout": Task("MinAtar/Breakout-v1", 200_000, "dqn", MINATAR, max_episode_steps=5_000),
-    "minatar-asterix": Task("MinAtar/Asterix-v1", 200_000, "dqn", MINATAR, max_episode_steps=5_000),
+    "minatar-breakout": Task("MinAtar/Breakout-v1", 100_000, "dqn", MINATAR, max_episode_steps=5_000),
+    "minatar-spaceinvaders": Task("MinAtar/SpaceInvaders-v1", 100_000, "dqn", MINATAR, max_episode_steps=5_000),
 }
 
 
@@ -117,7 +122,7 @@ def run_sb3(task: Task, seed: int) -> dict[str, Any]:
     common: dict[str, Any] = dict(
         policy="MlpPolicy", env=make(), learning_rate=s["lr"], batch_size=s["batch"], buffer_size=s["buffer"],
         learning_starts=s["starts"], gamma=s["gamma"], policy_kwargs=policy, seed=seed, device="cpu",
-        train_freq=max(1, round(1 / s["replay_ratio"])), gradient_steps=max(1, round(s["replay_ratio"])),
+        train_freq=s["update_every"], gradient_steps=round(s["replay_ratio"] * s["update_every"]),
     )
     if task.agent == "dqn":
         model: Any = sb3.DQN(
@@ -162,11 +167,11 @@ def run_pliant(task: Task, seed: int) -> dict[str, Any]:
     from pliant.envs import EnvConfig, make
 
     s = task.settings
-    env_config = EnvConfig(max_episode_steps=task.max_episode_steps or 0)
+    env_config = EnvConfig(max_episode_steps=task.max_episode_steps)
     envs = make(task.env, num_envs=1, seed=seed, config=env_config)
     common: dict[str, Any] = dict(
         batch_size=s["batch"], buffer_size=s["buffer"], learning_starts=s["starts"], gamma=s["gamma"],
-        replay_ratio=s["replay_ratio"], network=NetworkConfig(hidden=s["hidden"]),
+        replay_ratio=s["replay_ratio"], update_every=s["update_every"], network=NetworkConfig(hidden=s["hidden"]),
         optimizer=OptimizerConfig(lr=s["lr"], max_grad_norm=s.get("max_grad_norm", 0.0)),
     )
     agent: Agent

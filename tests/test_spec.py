@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import keyword
 import math
 from pathlib import Path
@@ -161,7 +162,7 @@ def _exactly(value: Any) -> Any:
 
 @calm
 @given(_words())
-@example(Word("f", {"a": "None", "b": "lambda", "c": "inf", "d": -0.0, "e": "it's \"so\"\n"}))
+@example(Word("f", {"a": "None", "b": "lambda", "c": "inf", "d": -0.0, "e": 'it\'s "so"\n'}))
 @example(Word("f", {"a": ()}, (("x",),)))
 def test_the_canonical_text_is_read_back_as_the_same_word(word: Word) -> None:
     back = parse(normalise([str(word)]))
@@ -212,10 +213,8 @@ def test_nothing_is_ever_executed(attack: str, tmp_path: Path, monkeypatch: pyte
 
         patch.setattr(builtins, "eval", evaluated)
         patch.setattr(builtins, "exec", evaluated)
-        try:
+        with contextlib.suppress(SentenceError):
             parse(text)
-        except SentenceError:
-            pass
     with pytest.raises(SentenceError):
         build([text], REGISTRY)
     assert not target.exists()
