@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import torch
@@ -26,19 +26,23 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
 from .hooks import Clock, Compose, Intervention, Sampling, Update
+from .networks import Dropout
 from .replay import Batch, PrioritisedConfig, Replay
 from .spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
 
 FORMAT = 1
 
 
+N = TypeVar("N", bound=nn.Module)
+
+
 @dataclass
-class Component:
+class Component(Generic[N]):
     """A network that learns, the slow copy that it bootstraps from (if any), and its optimizer."""
 
-    online: nn.Module
+    online: N
     optimizer: torch.optim.Optimizer
-    target: nn.Module | None = None
+    target: N | None = None
 
 
 class Agent(ABC):
@@ -73,7 +77,7 @@ class Agent(ABC):
         # Exploration and sampled actions. Initial weights come from another stream, so that a wider network does not
         # shift what the agent tries.
         self.generator = Generator(self.device).manual_seed(derive_seed(seed, "noise"))
-        self.components: dict[str, Component] = {}
+        self.components: dict[str, Component[Any]] = {}
         self.build(Generator().manual_seed(derive_seed(seed, "weights")))
         self.interventions.to(self.device)
         self.interventions.bind(self)
@@ -102,14 +106,14 @@ class Agent(ABC):
         return Replay(
             self.observation, self.action, capacity=c.buffer_size, num_envs=num_envs, device=self.device,
             seed=derive_seed(self.seed if seed is None else seed, "replay"), learning_starts=c.learning_starts,
-            reward_clip=getattr(c, "reward_clip", 0.0) or None, prioritised=c.priorities if getattr(c, "prioritised", False) else None,
+            reward_clip=c.reward_clip or None, prioritised=c.priorities if getattr(c, "prioritised", False) else None,
         )  # fmt: skip
 
-    def slow_copy(self, online: nn.Module) -> nn.Module:
+    def slow_copy(self, online: N) -> N:
         """A frozen copy to bootstrap from. What draws in either (dropout) draws from the agent's stream."""
-        drawing = [m for m in online.modules() if hasattr(m, "generator")]
-        for module in drawing:
-            module.generator = self.generator
+        for module in online.modules():
+            if isinstance(module, Dropout):
+                module.generator = self.generator
         # A generator cannot be copied, and must not be: the memo hands out the same one.
         return copy.deepcopy(online, memo={id(self.generator): self.generator}).requires_grad_(False)
 
@@ -233,10 +237,11 @@ def derive_seed(seed: int, purpose: str) -> int:
 
 
 @torch.no_grad()
-def sync_target_(component: Component, tau: float) -> None:
+def sync_target_(component: Component[Any], tau: float) -> None:
     """target ← tau * online + (1 - tau) * target, in place, for every parameter; buffers are copied."""
     assert component.target is not None
-    online, target = list(component.online.parameters()), list(component.target.parameters())
+    online: list[Tensor] = list(component.online.parameters())
+    target: list[Tensor] = list(component.target.parameters())
     if tau == 1.0:
         torch._foreach_copy_(target, online)
     else:

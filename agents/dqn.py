@@ -72,8 +72,9 @@ class DQNConfig:
 
     @classmethod
     def for_suite(cls, suite: str) -> DQNConfig:
-        """Settings known to work: `control` (RL Zoo's for CartPole, the default), `minatar` (Young & Tian 2019), `atari`
-        (Dopamine's DQN with Adam)."""
+        """Settings known to work: `control` (RL Zoo's for CartPole, the default), `minatar` (Young & Tian 2019) and
+        `atari` (Dopamine's DQN with Adam).
+        """
         if suite == "minatar":
             return cls(
                 network=NetworkConfig(hidden=(128,)), optimizer=OptimizerConfig(lr=2.5e-4), batch_size=32,

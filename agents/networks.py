@@ -358,7 +358,7 @@ def build_encoder(observation: ObservationSpec, build: Bricklayer, default: Body
         )
     encoder = BODIES[body](observation, build)
     # Weights in the layout of the data, or every call would convert them.
-    return cast(Pixels, encoder.to(memory_format=torch.channels_last))
+    return cast(Pixels, encoder.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
 
 
 class QNetwork(nn.Module):

@@ -40,9 +40,9 @@ class Task:
 
 
 TASKS = {
-    "pong": Task("DQN, Pong, batch 32, an update every 4 steps", "ALE/Pong-v5", "dqn", 32, 4, 1_200, 2_000),
-    "cartpole": Task("DQN, CartPole, batch 128, an update every 10 steps", "CartPole-v1", "dqn", 128, 10, 3_000, 40_000),
-    "halfcheetah": Task("SAC, HalfCheetah, batch 256, an update every step", "HalfCheetah-v5", "sac", 256, 1, 300, 1_500),
+    "pong": Task("DQN, Pong: batch 32, update every 4 steps", "ALE/Pong-v5", "dqn", 32, 4, 1_200, 2_000),
+    "cartpole": Task("DQN, CartPole: batch 128, update every 10 steps", "CartPole-v1", "dqn", 128, 10, 3_000, 40_000),
+    "halfcheetah": Task("SAC, HalfCheetah: batch 256, update every step", "HalfCheetah-v5", "sac", 256, 1, 300, 1_500),
 }
 
 
@@ -64,21 +64,26 @@ def measure_pliant(task: Task) -> float:
 
     envs = make(task.env, num_envs=1, seed=0)
     common: dict[str, Any] = dict(
-        batch_size=task.batch, replay_ratio=1 / task.steps_per_update, learning_starts=task.warmup // 2
-    )
+        batch_size=task.batch, replay_ratio=1 / task.steps_per_update, update_every=task.steps_per_update,
+        learning_starts=task.warmup // 2,
+    )  # fmt: skip
     agent: DQN | SAC
     if task.agent == "sac":
         agent = SAC(envs.observation, envs.action, SACConfig(**common, buffer_size=100_000), seed=0)
     else:
         pixels = envs.observation.pixels
         config = DQNConfig(
-            **common, buffer_size=100_000 if pixels else 10_000, epsilon_steps=1_000, reward_clip=1.0 if pixels else 0.0,
+            **common, buffer_size=100_000 if pixels else 10_000, epsilon_steps=1_000, reward_clip=float(pixels),
             network=NetworkConfig(hidden=(512,) if pixels else (120, 84)),
             optimizer=OptimizerConfig(lr=1e-4, max_grad_norm=10.0),
         )  # fmt: skip
         agent = DQN(envs.observation, envs.action, config, seed=0)
     run = Run(agent, envs)
-    return _timed(task, lambda steps: run.train(run.clock.steps + steps) and None)
+
+    def advance(steps: int) -> None:
+        run.train(run.clock.steps + steps)
+
+    return _timed(task, advance)
 
 
 def measure_sb3(task: Task) -> float:
@@ -136,7 +141,8 @@ def _in_process(library: str, name: str, threads: int) -> float:
 def speed_table(names: list[str], rounds: int, threads: int) -> list[str]:
     """Markdown rows of environment steps/s, updates/s and the ratio to the peer."""
     rows = [
-        f"| training, {threads} thread{'s' * (threads > 1)} | pliant steps/s | SB3 steps/s | pliant updates/s | ratio (range of {rounds} rounds) |",
+        f"| training, {threads} thread{'s' * (threads > 1)} | pliant steps/s | SB3 steps/s | pliant updates/s "
+        f"| ratio (range of {rounds} rounds) |",
         "|---|---|---|---|---|",
     ]
     for name in names:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 import torch
 
 from pliant.agents import Agent, Episode

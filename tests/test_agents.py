@@ -45,7 +45,8 @@ AGENTS: dict[str, Callable[..., Agent]] = {
     ),
     "droq": lambda **k: SAC(
         (5,), BOX,
-        replace(SAC_SMALL, dropout=0.1, network=replace(NET, norm="layer_norm"), actor_value="mean", actor_period=4), **k,
+        replace(SAC_SMALL, dropout=0.1, network=replace(NET, norm="layer_norm"), actor_value="mean", actor_period=4),
+        **k,
     ),
     "sac, pixels": lambda **k: SAC(SMALL_PIXELS, BOX, SAC_SMALL, **k),
 }  # fmt: skip
@@ -99,7 +100,7 @@ class TestEveryAgent:
             action = agent.act(obs, clock)
             if agent.action.discrete:
                 assert action.shape == (6,) and action.dtype == torch.int64
-                assert 0 <= action.min() and action.max() < agent.action.size
+                assert action.min() >= 0 and action.max() < agent.action.size
             else:
                 assert action.shape == (6, 2) and action.dtype == torch.float32
                 assert (action >= torch.tensor(BOX.low)).all() and (action <= torch.tensor(BOX.high)).all()
@@ -195,7 +196,8 @@ def linear_dqn(**changes: Any) -> DQN:
     """Q(s) = W s + b without hidden layers, so that targets and gradients are known by hand."""
     config = DQNConfig(network=NetworkConfig(hidden=()), value_loss="mse", target_period=1000)
     agent = DQN((2,), 2, replace(config, **changes))
-    for module, values in ((agent.critic.online, [[1.0, 0.0], [0.0, 1.0]]), (agent.critic.target, [[0.0, 3.0], [2.0, 0.0]])):
+    online, target = [[1.0, 0.0], [0.0, 1.0]], [[0.0, 3.0], [2.0, 0.0]]
+    for module, values in ((agent.critic.online, online), (agent.critic.target, target)):
         with torch.no_grad():
             module.advantage.linear.weight.copy_(torch.tensor(values))  # type: ignore[union-attr]
             module.advantage.linear.bias.zero_()  # type: ignore[union-attr]

@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from pliant.agents import checkpoint
 from pliant.agents.checkpoint import (
     MANIFEST,
@@ -33,7 +35,6 @@ from pliant.agents.checkpoint import (
     Saved,
     SaveFailed,
 )
-from torch import Tensor
 
 
 def content(name: str, version: int, size: int = 3000) -> dict[str, Tensor]:

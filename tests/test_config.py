@@ -17,6 +17,7 @@ import pytest
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
 from pliant.agents.hooks import Intervention
 from pliant.interventions.spec import SentenceError
 from pliant.scripts import main as command

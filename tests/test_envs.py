@@ -19,6 +19,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from pliant.agents.spaces import ActionSpec, Episode, ObservationSpec, Step
 from pliant.envs import (
     EnvConfig,

@@ -11,13 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from no_wait import HostWaits, no_wait
+from torch import Tensor
+
 from pliant.agents import memory
 from pliant.agents import replay as replay_module
 from pliant.agents.hooks import Sampling
 from pliant.agents.priorities import BLOCK, Priorities, PrioritisedConfig
 from pliant.agents.replay import Batch, Replay, ReplayTooLarge
 from pliant.agents.spaces import ActionSpec, ObservationSpec, Step
-from torch import Tensor
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 PIXELS = ObservationSpec((4, 2, 2), torch.uint8, 255.0, stack=4)

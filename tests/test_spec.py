@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
 from pliant.agents.hooks import Compose, Every, Intervention, Trigger
 from pliant.interventions import spec
 from pliant.interventions.spec import SentenceError, Word, build, check, normalise, parse, signature
