@@ -47,6 +47,20 @@ class Batch(NamedTuple):
     weight: Tensor  # [B] float32 importance weights, ones if sampled uniformly
     index: Tensor  # type: ignore[assignment]  # [B] int64 ordinals, for `Replay.update_priorities`
 
+    @classmethod
+    def of(
+        cls, obs: Any, action: Any, reward: Any, next_obs: Any, terminated: Any, *, gamma: float = 0.99,
+        device: torch.device | str = "cpu",
+    ) -> Batch:  # fmt: skip
+        """A batch of one-step transitions from arrays of anybody's replay; `terminated` stops bootstrapping."""
+        obs, next_obs = (torch.as_tensor(x, device=device) for x in (obs, next_obs))
+        action = torch.as_tensor(action, device=device)
+        action = action.float() if action.is_floating_point() else action.long()
+        reward = torch.as_tensor(reward, dtype=torch.float32, device=device)
+        discount = gamma * (1.0 - torch.as_tensor(terminated, dtype=torch.float32, device=device))
+        index = torch.arange(len(reward), device=device)
+        return cls(obs, action, reward, discount, next_obs, torch.ones_like(reward), index)
+
 
 class ReplayTooLarge(ValueError):
     """A replay that does not fit into the memory of its device."""

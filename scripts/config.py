@@ -472,8 +472,6 @@ def _refuse_unknown_options(line: Sequence[str], start: RunConfig, among: Known)
 def _whose(flag: str, section: str, option: str, own: Sequence[str], start: RunConfig, among: Known) -> str:
     """What to say of an option that is not there."""
     for other in among.agents if section == "agent" else ():
-        if other == start.agent:
-            continue
         if _find(option, dict(_flat(_preset(among.config_class(other), among.suite(start.env))))) is not None:
             return f"{flag} is an option of {other}, not of {start.agent}; choose it with --agent {other}"
     namesakes = [key for key in own if key.rpartition(".")[2] == option.rpartition(".")[2]]

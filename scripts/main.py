@@ -20,7 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Name, where its function lives, and one line for `pliant --help`."""
 
-BAD_INPUT, INTERRUPTED = 2, 130
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,17 +50,25 @@ def exit_code(command: Callable[[], int]) -> int:
 
     The user's are exactly the ValueErrors and ImportErrors that pliant itself defines (`BadInput`, `SentenceError`,
     unknown environments, a replay that does not fit into memory). A plain ValueError may come from anywhere and is
-    taken for a bug, unless it was raised within `pliant.scripts.config.bad_input`.
+    taken for a bug, unless it was raised within `pliant.scripts.config.bad_input`. Other errors that pliant defines (a
+    full disk, a folder in use, no good checkpoint) are one line too, but no fault of the command line: exit code 1.
     """
     try:
         return command()
     except (ValueError, ImportError) as error:
-        if type(error).__module__.partition(".")[0] != "pliant":
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return BAD_INPUT
+        return _told(error, BAD_INPUT)
+    except (RuntimeError, OSError) as error:
+        return _told(error, FAILED)
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _told(error: Exception, code: int) -> int:
+    """One line for an error of pliant's own making; anything else goes on as it came."""
+    if type(error).__module__.partition(".")[0] != "pliant":
+        raise error
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
 
 
 def interventions(argv: Sequence[str] | None = None) -> int:

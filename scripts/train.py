@@ -37,7 +37,7 @@ from pliant.agents import Agent
 from pliant.agents.log import Log
 from pliant.agents.progress import Progress
 from pliant.agents.run import Run, graceful_stop
-from pliant.envs import make
+from pliant.envs import Envs, make
 from pliant.interventions import INTERVENTIONS
 from pliant.interventions.spec import build
 from pliant.scripts.config import (
@@ -70,20 +70,19 @@ def train(config: RunConfig, source: str = "") -> int:
     """Run, or go on with, the run that a configuration describes; returns the exit code."""
     config = replace(config, device=_device(config.device), threads=config.threads or torch.get_num_threads())
     folder = run_folder(config)
-    with bad_input():
-        folder.mkdir(parents=True, exist_ok=True)
-    with RunLock(folder):
-        if _is_done(folder, config):
-            print(f"{folder} is done already. More --steps go on with it; another --run or --seed starts anew.")
-            return 0
-        _check_same_run(folder, config)
-        return _run(folder, config, source)
+    # What cannot be built should leave no folder behind.
+    envs, agent = _build(config)
+    try:
+        with bad_input():
+            folder.mkdir(parents=True, exist_ok=True)
+        with RunLock(folder):
+            return _in_folder(folder, config, envs, agent, source)
+    finally:
+        envs.close()
 
 
-def _run(folder: Path, config: RunConfig, source: str) -> int:
+def _build(config: RunConfig) -> tuple[Envs, Agent]:
     torch.set_num_threads(config.threads)
-    progress = Progress(config.steps)
-    checkpoints = Checkpoints(folder, keep=config.keep_checkpoints)
     with bad_input():
         envs = make(config.env, num_envs=config.num_envs, seed=config.seed, config=config.env_config)
         agent_class = known().agent_class(config.agent)
@@ -91,12 +90,22 @@ def _run(folder: Path, config: RunConfig, source: str) -> int:
             envs.observation, envs.action, config.agent_config,
             interventions=tuple(build(config.interventions, INTERVENTIONS)), seed=config.seed, device=config.device,
         )  # fmt: skip
-        log = Log(folder, envs.frame_skip, log_every=config.log_every)
-        run = Run(
-            agent, envs, log=log, checkpoints=checkpoints, checkpoint_every=config.checkpoint_every,
-            evaluate=lambda agent: _evaluate(agent, config).metrics() if config.evaluate_episodes else {},
-            evaluate_every=config.evaluate_every, progress=progress,
-        )  # fmt: skip
+    return envs, agent
+
+
+def _in_folder(folder: Path, config: RunConfig, envs: Envs, agent: Agent, source: str) -> int:
+    if _is_done(folder, config):
+        print(f"{folder} is done already. More --steps go on with it; another --run or --seed starts anew.")
+        return 0
+    _check_same_run(folder, config)
+    progress = Progress(config.steps)
+    checkpoints = Checkpoints(folder, keep=config.keep_checkpoints)
+    log = Log(folder, envs.frame_skip, log_every=config.log_every)
+    run = Run(
+        agent, envs, log=log, checkpoints=checkpoints, checkpoint_every=config.checkpoint_every,
+        evaluate=lambda agent: _evaluate(agent, config).metrics() if config.evaluate_episodes else {},
+        evaluate_every=config.evaluate_every, progress=progress,
+    )  # fmt: skip
     progress.note(f"{folder}  ({source or 'as configured'}; {config.device}, {config.threads} threads)")
     progress.note(run.memory.describe())
     found = checkpoints.resume(progress.note)
@@ -123,8 +132,6 @@ def _run(folder: Path, config: RunConfig, source: str) -> int:
         log.close("failed")
         progress.close()
         raise
-    finally:
-        envs.close()
     return 0
 
 

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
@@ -249,6 +251,69 @@ def run_missing(jobs: int, libraries: list[str], tasks: list[str]) -> int:
     return 1 if failed else 0
 
 
+# ------------------------------------------------------------------------------------------------------ report
+
+# Student's t at 97.5 %, by degrees of freedom 1 … 20.
+T_975 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+)  # fmt: skip
+
+
+def training_score(result: dict[str, Any]) -> float:
+    """Mean return of the episodes that end in the last fifth of the steps."""
+    late = [ret for step, ret in result["episodes"] if step > 0.8 * result["steps"]]
+    return statistics.fmean(late or [result["episodes"][-1][1]])
+
+
+def evaluation_score(result: dict[str, Any]) -> float:
+    return statistics.fmean(result["evaluation"])
+
+
+def interval(scores: list[float]) -> tuple[float, float]:
+    """Mean and half-width of its 95 % t-interval over seeds."""
+    half = T_975[len(scores) - 2] * statistics.stdev(scores) / math.sqrt(len(scores))
+    return statistics.fmean(scores), half
+
+
+def difference(ours: list[float], theirs: list[float]) -> tuple[float, float]:
+    """Mean difference and half-width of its 95 % interval (Welch; degrees of freedom rounded down)."""
+    a, b = (statistics.variance(s) / len(s) for s in (ours, theirs))
+    freedom = (a + b) ** 2 / (a**2 / (len(ours) - 1) + b**2 / (len(theirs) - 1)) if a + b else 1.0
+    half = T_975[min(max(int(freedom), 1), len(T_975)) - 1] * math.sqrt(a + b)
+    return statistics.fmean(ours) - statistics.fmean(theirs), half
+
+
+def report() -> str:
+    """The tables of docs/evidence.md, from the result files alone."""
+    rows = {"training": training_score, "evaluation": evaluation_score}
+    lines: list[str] = []
+    for title, score in rows.items():
+        lines += [
+            f"**{title.capitalize()} score** (mean ± half-width of the 95 % t-interval over seeds)",
+            "",
+            "| task | steps | seeds | pliant | SB3 | pliant − SB3 | verdict |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for name, task in TASKS.items():
+            results = {
+                library: [json.loads(f.read_text()) for f in sorted((RESULTS / name / library).glob("seed*.json"))]
+                for library in LIBRARIES
+            }
+            ours, theirs = ([score(r) for r in results[library]] for library in ("pliant", "sb3"))
+            seeds = f"{len(ours)}" if len(ours) == len(theirs) else f"{len(ours)} / {len(theirs)}"
+            if min(len(ours), len(theirs)) < 3:
+                lines.append(f"| {task.env} | {task.steps:,} | {seeds} | | | | fewer than 3 seeds: no interval |")
+                continue
+            cells = ["{:.4g} ± {:.2g}".format(*interval(scores)) for scores in (ours, theirs)]
+            gap, half = difference(ours, theirs)
+            verdict = "below" if gap + half < 0 else "above" if gap - half > 0 else "no significant difference"
+            cells += [f"{gap:+.4g} ± {half:.2g}", verdict]
+            lines.append(f"| {task.env} | {task.steps:,} | {seeds} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -260,7 +325,11 @@ def main() -> int:
     every.add_argument("--jobs", type=int, default=1, help="processes at once, one thread each")
     every.add_argument("--libraries", nargs="+", choices=LIBRARIES, default=list(LIBRARIES))
     every.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    commands.add_parser("report", help="print the tables, as Markdown")
     arguments = parser.parse_args()
+    if arguments.command == "report":
+        print(report())
+        return 0
     if arguments.command == "run":
         run(arguments.task, arguments.library, arguments.seed)
         return 0

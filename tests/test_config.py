@@ -493,6 +493,8 @@ def test_spelling_leads_to_one_folder_and_meaning_to_two() -> None:
     one = default_run_folder(read("--interventions", "redo(tau=0.1, every=1000)"))
     assert default_run_folder(read("--interventions", "redo( 0.10,every = 1_000 )")) == one
     assert default_run_folder(read("--interventions", "redo(tau=0.2, every=1000)")) != one
+    by_hand = [RunConfig(interventions=(word,)) for word in ("redo(tau=0.1, every=1000)", "redo(every=1000, tau=0.1)")]
+    assert [default_run_folder(config) for config in by_hand] == [one, one]
     swapped = default_run_folder(read("--interventions", "redo(tau=0.1, every=1000)", "layer_norm"))
     assert swapped != default_run_folder(read("--interventions", "layer_norm", "redo(tau=0.1, every=1000)"))
 

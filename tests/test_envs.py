@@ -36,6 +36,7 @@ from pliant.envs import (
     wrap,
 )
 from pliant.envs.adapter import ActionLog, ListAdapter, VectorAdapter
+from pliant.envs.atari import AtariAdapter
 
 MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED]
 
@@ -358,6 +359,14 @@ def test_nothing_handed_out_is_written_again(case: Case) -> None:
     assert_same(kept, copies)
 
 
+def test_a_vector_environment_that_reuses_its_arrays() -> None:
+    envs = wrap(SyncVectorEnv([lambda: gymnasium.make("CartPole-v1")] * 2, copy=False))
+    kept = [envs.reset(), *play(envs, actions_for(envs, 60))]
+    assert any(step.episodes for step in kept[1:])  # type: ignore[union-attr]
+    again = wrap(SyncVectorEnv([lambda: gymnasium.make("CartPole-v1")] * 2))
+    assert_same(kept, stream(again, 60))
+
+
 def test_reset_starts_the_next_episode(case: Case) -> None:
     envs = case(seed=6)
     first = envs.reset()
@@ -479,23 +488,23 @@ def test_episode_seeds_hardly_ever_meet() -> None:
 def test_recorded_actions_are_those_since_the_start(events: list[int | None], discrete: bool) -> None:
     """None is a step of all environments, a number the start of that environment's next episode."""
     spec = ActionSpec(7, True) if discrete else ActionSpec(2, False, (-1.0, -1.0), (1.0, 1.0))
+    spec_shape = () if discrete else (2,)
     log, expected, rng = ActionLog(3, spec, rows=4), [[], [], []], np.random.default_rng(0)
+    peak = 0
     for event in events:
         if event is None:
             action = rng.integers(7, size=3) if discrete else rng.random((3, 2), np.float32)
             log.append(action)
             for i in range(3):
                 expected[i].append(action[i])
+            peak = max(peak, *map(len, expected))
         else:
             log.restart(event)
             expected[event] = []
     for i in range(3):
         assert log.length(i) == len(expected[i])
-        assert np.array_equal(
-            log.since_start(i), np.array(expected[i]).reshape(len(expected[i]), *([] if discrete else [2]))
-        )
-    longest = max(map(len, expected))
-    assert len(log._rows) <= max(4, 4 * longest), "rows that no running episode needs are kept"
+        assert np.array_equal(log.since_start(i), np.array(expected[i]).reshape(len(expected[i]), *spec_shape))
+    assert len(log._rows) <= max(4, 4 * peak), "rows that no running episode needs are kept"
 
 
 def test_half_an_hour_of_play_is_resumed() -> None:
@@ -658,6 +667,33 @@ def test_lost_lives_are_those_that_ale_reports() -> None:
                 numbers[i] += 1
             seeds = np.array([episode_seed(1, i, numbers[i]) for i in over.tolist()])
             ale.reset(seed=seeds, options={"reset_mask": step.reset})
+
+
+def test_when_a_life_counts_as_lost() -> None:
+    """In the last life of a few games the counter already shows zero; only the end of the game ends that."""
+
+    class Scripted(gymnasium.vector.VectorEnv):
+        num_envs = 1
+        single_observation_space = gymnasium.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+        single_action_space = gymnasium.spaces.Discrete(2)
+        lives = iter([5, 4, 4, 0, 0, 3, 2, 2, 5, 4])
+        metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+
+        def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+            return np.zeros((1, 4, 84, 84), np.uint8), {"lives": np.array([next(self.lives)])}
+
+        def step(self, actions: Any) -> Any:
+            lives = np.array([next(self.lives)])
+            over, cut = actions == 1, actions == 2
+            return np.zeros((1, 4, 84, 84), np.uint8), np.zeros(1), over, cut, {"lives": lives}
+
+    spec = ObservationSpec((4, 84, 84), torch.uint8, 255.0, stack=4)
+    envs = AtariAdapter(Scripted(), terminal_on_life_loss=True, name="Scripted", observation=spec, seed=0)
+    envs.reset()  # 5 lives
+    got = play(envs, np.array([[0], [0], [0], [1], [0], [2], [0]]))
+    # 4, still 4, zero in play, the end (and 3 again), 2, cut at 2 (and 5 again), 4
+    assert [bool(step.terminated[0]) for step in got] == [True, False, False, True, True, False, True]
+    assert [bool(step.reset[0]) for step in got] == [False, False, False, True, False, True, False]
 
 
 def test_a_game_truncated_at_a_lost_life_is_over() -> None:

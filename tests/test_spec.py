@@ -69,7 +69,12 @@ def scheduled(horizon, *, rate=0.5) -> Intervention:  # type: ignore[no-untyped-
     return Redo(tau=rate, every=horizon)
 
 
+def by_name_only(*, rate: float = 0.5) -> Intervention:
+    return Redo(tau=rate)
+
+
 REGISTRY: dict[str, Any] = {"redo": Redo, "reset": Reset, "layer_norm": LayerNorm, "beat": Beat, "scheduled": scheduled}
+REGISTRY["by_name_only"] = by_name_only
 
 
 # Reading
@@ -86,6 +91,7 @@ REGISTRY: dict[str, Any] = {"redo": Redo, "reset": Reset, "layer_norm": LayerNor
         ("f(a=[x, 1], b=(y,), c=())", Word("f", {"a": ("x", 1), "b": ("y",), "c": ()})),
         ("f(a=((0, 1.0), (9, 0.5)))", Word("f", {"a": ((0, 1.0), (9, 0.5))})),
         ("f(when='critic/dormant_fraction > 0.2')", Word("f", {"when": "critic/dormant_fraction > 0.2"})),
+        ("f(a='\\d')", Word("f", {"a": "\\d"})),
         ("replay_ratio(8)", Word("replay_ratio", {}, (8,))),
     ],
 )
@@ -135,6 +141,19 @@ def test_what_is_no_word_is_refused_in_one_line(text: str, message: str) -> None
         parse(text)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("error", [SyntaxError, ValueError, MemoryError, RecursionError])
+def test_whatever_the_parser_raises_is_a_sentence_error(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def give_up(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:  # pytest reads tests with `ast` itself
+        patch.setattr("pliant.interventions.spec.ast.parse", give_up)
+        with pytest.raises(SentenceError, match="cannot read"):
+            parse("redo")
 
 
 def _names() -> st.SearchStrategy[str]:
@@ -227,6 +246,7 @@ def test_nothing_is_ever_executed(attack: str, tmp_path: Path, monkeypatch: pyte
 def test_spelling_does_not_matter_but_order_of_application_does() -> None:
     assert normalise(["layer_norm()", "redo( every = 1_000,tau=.1 )"]) == "layer_norm redo(every=1000, tau=0.1)"
     assert normalise(["reset(layers=['head'])"]) == normalise(["reset( layers=(head,) )"])
+    assert normalise(["redo(tau=0.1, every=1)"]) == normalise(["redo(every=1, tau=0.1)"])
     assert normalise(["a", "b"]) != normalise(["b", "a"])
     assert normalise([]) == ""
 
@@ -264,7 +284,7 @@ USAGE = r"redo\(tau: float = 0.025, every: int = 1000, layers: \(str, ...\) \| N
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("rdo", r"unknown intervention 'rdo'\. Did you mean 'redo'\? known interventions: beat, layer_norm, redo"),
+        ("rdo", r"unknown intervention 'rdo'\. Did you mean 'redo'\? known interventions: beat, by"),
         ("xyz", r"unknown intervention 'xyz'\. known interventions: beat"),
         ("redo(taux=0.1)", rf"redo has no parameter 'taux'\. Did you mean 'tau'\? Usage: {USAGE}"),
         ("redo(self=1)", "redo has no parameter 'self'"),
@@ -277,6 +297,7 @@ USAGE = r"redo\(tau: float = 0.025, every: int = 1000, layers: \(str, ...\) \| N
         ("redo(every=0.5)", "expects int, not 0.5"),
         ("redo(every=(1, 2))", r"expects int, not \(1, 2\)"),
         ("redo(layers=(1, 2))", r"expects \(str, ...\) \| None, not \(1, 2\)"),
+        ("by_name_only(1)", "a value needs its parameter's name: by_name_only"),
         ("redo(0.1, tau=0.2)", "'tau' is given twice"),
         ("redo(tau=1.5)", r"redo\(tau=1.5\): tau must lie in \[0, 1\), not 1.5"),
         ("reset", "reset needs a value for 'layers'"),
