@@ -109,6 +109,15 @@ class Agent(ABC):
             reward_clip=c.reward_clip or None, prioritised=c.priorities if getattr(c, "prioritised", False) else None,
         )  # fmt: skip
 
+    def describe_memory(self, num_envs: int = 1) -> str:
+        """One line: what `memory` will take, before anything is allocated."""
+        c = self.config
+        size = Replay.size_of(
+            self.observation, self.action, capacity=c.buffer_size, num_envs=num_envs,
+            prioritised=getattr(c, "prioritised", False),
+        )  # fmt: skip
+        return f"replay: {c.buffer_size:,} transitions take {size / 1e9:.3g} GB on {self.device}"
+
     def slow_copy(self, online: N) -> N:
         """A frozen copy to bootstrap from. What draws in either (dropout) draws from the agent's stream."""
         for module in online.modules():

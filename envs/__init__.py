@@ -129,11 +129,13 @@ def names() -> list[str]:
 
 
 def make(
-    name: str, num_envs: int = 1, seed: int = 0, config: EnvConfig | None = None, evaluation: bool = False
-) -> Envs:
+    name: str, num_envs: int = 1, seed: int = 0, config: EnvConfig | None = None, evaluation: bool = False,
+    drawn: bool = False,
+) -> Envs:  # fmt: skip
     """`num_envs` environments of a name, each of whose episodes has a seed of its own derived from `seed`.
 
-    Evaluation environments never share an episode's seed with training ones. Raises ValueError for options that the
+    Evaluation environments never share an episode's seed with training ones. `drawn` makes `Envs.picture` work for
+    simulators that have to be told beforehand. Raises ValueError for options that the
     environment does not have, `UnknownEnvironment` for names.
     """
     if num_envs < 1:
@@ -148,7 +150,9 @@ def make(
     elif kind == "minatar":
         from .minatar import make_minatar as build
     else:
-        from .control import make_control as build
+        from .control import make_control
+
+        return make_control(name, num_envs, seed, config, evaluation, drawn)
     return build(name, num_envs, seed, config, evaluation)
 
 

@@ -238,6 +238,19 @@ class Envs(ABC):
                 self._not_reproduced(i, f"has the score {self._returns[i]}, and had {state['return'][i]}")
         self._obs = obs
 
+    def picture(self) -> Array | None:
+        """What the first environment shows, uint8 [H, W] or [H, W, 3]; None if it cannot be drawn.
+
+        Of environments with pixels it is the newest frame that the agent sees.
+        """
+        if not self.observation.pixels:
+            return None
+        frame = self.obs[0][-self.observation.frame_shape[0] :]
+        if self.observation.high < 255:  # one plane per kind of object: the later one is seen
+            planes = np.arange(1, len(frame) + 1)[:, None, None] * (frame > 0)
+            return (planes.max(axis=0) * (255 // len(frame))).astype(np.uint8)
+        return np.moveaxis(frame, 0, -1) if len(frame) == 3 else frame[-1]
+
     def close(self) -> None:  # noqa: B027  # nothing to release is the usual case
         """Release what the simulators hold."""
 
@@ -324,6 +337,11 @@ class ListAdapter(Envs):
         self.envs = list(envs)
         self._raw_shape = first.observation_space.shape
         self._steps = [env.step for env in self.envs]
+
+    def picture(self) -> Array | None:
+        if not self.observation.pixels and self.envs[0].render_mode == "rgb_array":
+            return np.asarray(self.envs[0].render())
+        return super().picture()
 
     def _begin(self, envs: list[int], seeds: list[int], obs: Array) -> None:
         laid_out = _as_laid_out(obs, self._layout)

@@ -92,7 +92,9 @@ class Pixels(gymnasium.Wrapper[Array, Any, Any, Any]):
         return image.transpose(2, 0, 1) if image.shape[:2] == (self.side, self.side) else shrink(image, self.side)
 
 
-def make_control(name: str, num_envs: int, seed: int, config: EnvConfig, evaluation: bool) -> Envs:
+def make_control(
+    name: str, num_envs: int, seed: int, config: EnvConfig, evaluation: bool, drawn: bool = False
+) -> Envs:
     """`num_envs` environments of one gymnasium id; see `pliant.envs.make`."""
     from . import unknown
 
@@ -107,7 +109,7 @@ def make_control(name: str, num_envs: int, seed: int, config: EnvConfig, evaluat
     if config.frame_stack is not None and not config.pixels:
         raise ValueError(f"{name}: frame_stack stacks drawn frames; set pixels too (for instance pixels=84)")
     stack = 3 if config.frame_stack is None else config.frame_stack
-    envs = [_build(name, spec, config, stack) for _ in range(num_envs)]
+    envs = [_build(name, spec, config, stack, drawn) for _ in range(num_envs)]
     return ListAdapter(
         envs,
         name=name,
@@ -129,14 +131,14 @@ def _install(spec: Any, error: Exception) -> str:
     return str(error)  # gymnasium's messages end in a command
 
 
-def _build(name: str, spec: Any, config: EnvConfig, stack: int) -> gymnasium.Env[Any, Any]:
+def _build(name: str, spec: Any, config: EnvConfig, stack: int, drawn: bool) -> gymnasium.Env[Any, Any]:
     from . import MissingPackage, RenderingUnavailable
 
     mujoco = str(spec.entry_point).startswith("gymnasium.envs.mujoco")
     options: dict[str, Any] = {"max_episode_steps": config.max_episode_steps}
-    if config.pixels:
+    if config.pixels or drawn:
         options["render_mode"] = "rgb_array"
-        if mujoco:
+        if mujoco and config.pixels:
             options |= {"width": config.pixels, "height": config.pixels}
     try:
         # The checker warns about what a user of a published task cannot change, and takes time at every step.
@@ -145,7 +147,7 @@ def _build(name: str, spec: Any, config: EnvConfig, stack: int) -> gymnasium.Env
         raise MissingPackage(f"{name} needs a package that is not installed: {_install(spec, error)}") from error
     if config.action_repeat > 1:
         env = ActionRepeat(env, config.action_repeat)
-    if config.pixels:
+    if config.pixels or drawn:
         env.reset(seed=0)
         try:
             env.render()
@@ -156,5 +158,6 @@ def _build(name: str, spec: Any, config: EnvConfig, stack: int) -> gymnasium.Env
                 f"{name} cannot be drawn here ({type(error).__name__}: {error}). MuJoCo draws off screen if the "
                 "environment variable MUJOCO_GL is egl (a GPU, or Mesa) or osmesa (CPU) when Python starts"
             ) from error
-        env = Pixels(env, config.pixels, stack)
+        if config.pixels:
+            env = Pixels(env, config.pixels, stack)
     return env

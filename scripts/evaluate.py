@@ -90,7 +90,9 @@ def score(
     num_envs: int = 8, video: Path | None = None,
 ) -> Score:  # fmt: skip
     """Play `episodes` episodes of the greedy policy on evaluation seeds."""
-    envs = make(env, num_envs=1 if video else min(num_envs, episodes), seed=seed, config=config, evaluation=True)
+    envs = make(
+        env, num_envs=1 if video else min(num_envs, episodes), seed=seed, config=config, evaluation=True,
+        drawn=video is not None)  # fmt: skip
     try:
         frames: list[Any] = []
         record: Callable[[], None] | None = None
@@ -113,10 +115,12 @@ def summarise(env: str, episodes: list[Episode]) -> Score:
 
 def picture(envs: Envs) -> Any:
     """What the (single) environment shows, [H, W, 3] or [H, W] uint8."""
-    frame = envs.render()
+    frame = envs.picture()
     if frame is None:
         raise BadInput(f"{envs.name} cannot be drawn; leave out --video")
-    return frame
+    # Small frames are enlarged, or nobody sees anything.
+    times = max(1, 252 // frame.shape[0])
+    return frame.repeat(times, axis=0).repeat(times, axis=1)
 
 
 def write_gif(frames: list[Any], path: Path, fps: int = 15) -> None:

@@ -101,13 +101,13 @@ def _in_folder(folder: Path, config: RunConfig, envs: Envs, agent: Agent, source
     progress = Progress(config.steps)
     checkpoints = Checkpoints(folder, keep=config.keep_checkpoints)
     log = Log(folder, envs.frame_skip, log_every=config.log_every)
+    progress.note(f"{folder}  ({source or 'as configured'}; {config.device}, {config.threads} threads)")
+    progress.note(agent.describe_memory(config.num_envs))
     run = Run(
         agent, envs, log=log, checkpoints=checkpoints, checkpoint_every=config.checkpoint_every,
         evaluate=lambda agent: _evaluate(agent, config).metrics() if config.evaluate_episodes else {},
         evaluate_every=config.evaluate_every, progress=progress,
     )  # fmt: skip
-    progress.note(f"{folder}  ({source or 'as configured'}; {config.device}, {config.threads} threads)")
-    progress.note(run.memory.describe())
     found = checkpoints.resume(progress.note)
     if found is not None:
         run.restore(found)
