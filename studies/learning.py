@@ -60,13 +60,13 @@ MINATAR = DQN | dict(
     epsilon_fraction=0.25, hidden=(128,), channels=16,
 )
 TASKS = {
-    "cartpole": Task("CartPole-v1", 50_000, "dqn", DQN, seeds=10),
+    "cartpole": Task("CartPole-v1", 50_000, "dqn", DQN),
     "pendulum": Task("Pendulum-v1", 10_000, "sac", SAC | dict(lr=1e-3)),
     "halfcheetah": Task("HalfCheetah-v5", 30_000, "sac", SAC),
     "hopper": Task("Hopper-v5", 30_000, "sac", SAC),
     # A greedy policy can bounce the ball for ever through a hole in the wall, hence the limit.
-    "minatar-breakout": Task("MinAtar/Breakout-v1", 100_000, "dqn", MINATAR, max_episode_steps=5_000),
-    "minatar-spaceinvaders": Task("MinAtar/SpaceInvaders-v1", 100_000, "dqn", MINATAR, max_episode_steps=5_000),
+    "minatar-breakout": Task("MinAtar/Breakout-v1", 60_000, "dqn", MINATAR, max_episode_steps=5_000),
+    "minatar-spaceinvaders": Task("MinAtar/SpaceInvaders-v1", 60_000, "dqn", MINATAR, max_episode_steps=5_000),
 }
 
 
