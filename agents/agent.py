@@ -27,7 +27,7 @@ from torch import Generator, Tensor, nn
 
 from .hooks import Clock, Compose, Intervention, Sampling, Update
 from .networks import Dropout
-from .replay import Batch, PrioritisedConfig, Replay
+from .replay import Batch, Replay
 from .spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
 
 FORMAT = 1
@@ -239,6 +239,19 @@ class Agent(ABC):
         return agent
 
 
+def check_off_policy(config: Any) -> None:
+    """Refuse senseless values of the fields that every agent with a replay has (ValueError naming the field)."""
+    for name in ("batch_size", "buffer_size", "update_every", "n_step", "target_period"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, not {getattr(config, name)}")
+    for name in ("learning_starts", "replay_ratio", "reward_clip"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"{name} must not be negative, not {getattr(config, name)}")
+    for name in ("gamma", "target_tau"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name} lies between 0 and 1, not {getattr(config, name)}")
+
+
 def derive_seed(seed: int, purpose: str) -> int:
     """A seed of its own for each purpose, so that streams never share draws."""
     entropy = [seed, *purpose.encode()]
@@ -280,6 +293,3 @@ def restore(cls: type[Any], values: dict[str, Any]) -> Any:
         for name, value in values.items()
     }  # fmt: skip
     return cls(**given)
-
-
-__all__ = ["Agent", "Component", "PrioritisedConfig", "derive_seed", "plain", "restore", "sync_target_"]

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-from .agent import Agent, Component, sync_target_
+from .agent import Agent, Component, check_off_policy, sync_target_
 from .heads import HeadName, build_head
 from .hooks import Clock, Every, Update
 from .networks import NetworkConfig, QNetwork, Trace
@@ -69,6 +69,11 @@ class DQNConfig:
     epsilon_steps: int = 7_000
     prioritised: bool = False
     priorities: PrioritisedConfig = field(default_factory=PrioritisedConfig)
+
+    def __post_init__(self) -> None:
+        check_off_policy(self)
+        if not (0 <= self.epsilon_start <= 1 and 0 <= self.epsilon_end <= 1 and self.epsilon_steps >= 0):
+            raise ValueError("epsilon_start and epsilon_end are probabilities, and epsilon_steps is not negative")
 
     @classmethod
     def for_suite(cls, suite: str) -> DQNConfig:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
-from .agent import Agent, Component, sync_target_
+from .agent import Agent, Component, check_off_policy, sync_target_
 from .heads import HeadName, build_head
 from .hooks import Clock, Every, Update
 from .networks import Actor, Critic, NetworkConfig, Trace
@@ -85,12 +85,15 @@ class SACConfig:
     projection: int = 50
 
     def __post_init__(self) -> None:
+        check_off_policy(self)
         if not 1 <= self.target_critics <= self.critics:
             raise ValueError(f"target_critics must lie in 1 … critics = {self.critics}, not {self.target_critics}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is a probability in [0, 1), not {self.dropout}")
         if self.temperature < 0 or self.initial_temperature <= 0:
             raise ValueError("temperature must not be negative, initial_temperature must be positive")
+        if self.actor_period < 1 or self.projection < 1:
+            raise ValueError(f"actor_period {self.actor_period} and projection {self.projection} must be at least 1")
 
     @classmethod
     def for_suite(cls, suite: str) -> SACConfig:

@@ -360,6 +360,11 @@ def test_actions_are_normalised_for_the_critic() -> None:
         (lambda: SAC((5,), 3), "sac needs continuous actions; for discrete ones use dqn"),
         (lambda: SACConfig(critics=2, target_critics=3), r"target_critics must lie in 1 … critics = 2, not 3"),
         (lambda: OptimizerConfig(lr=-1.0), "lr and eps must be positive"),
+        (lambda: DQNConfig(batch_size=0), "batch_size must be at least 1, not 0"),
+        (lambda: DQNConfig(gamma=1.5), "gamma lies between 0 and 1, not 1.5"),
+        (lambda: DQNConfig(epsilon_end=2.0), "epsilon_start and epsilon_end are probabilities"),
+        (lambda: SACConfig(replay_ratio=-1.0), "replay_ratio must not be negative, not -1.0"),
+        (lambda: SACConfig(actor_period=0), "actor_period 0 and projection 50 must be at least 1"),
         (lambda: ActionSpec(1, False, (-math.inf,), (1.0,)), "unbounded action space"),
     ],
 )

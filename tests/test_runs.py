@@ -227,6 +227,21 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(finished: Pat
     assert "goes on from step 900" in said
 
 
+def test_sac_learns_from_the_pixels_of_a_real_game_and_is_filmed(tmp_path: Path) -> None:
+    words = ["--agent", "sac", "--env", "ALE/Breakout-v5", "--env.continuous", "--steps", "120", "--num-envs", "2"]
+    words += ["--agent.learning-starts", "40", "--agent.buffer-size", "200", "--agent.network.width", "0.25"]
+    words += ["--agent.batch-size", "8", "--agent.network.hidden", "16", "--agent.projection", "8", *SMALL]
+    finish(tmp_path / "run", *words)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert any("losses/actor_loss" in line for line in lines)
+    film = tmp_path / "film.gif"
+    line = [sys.executable, "-m", "pliant.scripts", "evaluate", str(tmp_path / "run"), "--episodes", "1"]
+    done = subprocess.run([*line, "--video", str(film)], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert film.read_bytes()[:6] == b"GIF89a"
+    assert "human-normalised" in done.stdout
+
+
 def test_evaluation_needs_no_replay(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "bare"
     subprocess.run(["cp", "-r", str(finished), str(folder)], check=True)
