@@ -85,13 +85,13 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 def _draw_torch(shape: torch.Size, fan_in: int, is_bias: bool, gain: float, generator: Generator) -> Tensor:
     bound = 1.0 / math.sqrt(fan_in)
-    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+    return torch.empty(shape, device=generator.device).uniform_(-bound, bound, generator=generator)
 
 
 def _draw_orthogonal(shape: torch.Size, fan_in: int, is_bias: bool, gain: float, generator: Generator) -> Tensor:
     if is_bias:
-        return torch.zeros(shape)
-    return nn.init.orthogonal_(torch.empty(shape), gain, generator=generator)
+        return torch.zeros(shape, device=generator.device)
+    return nn.init.orthogonal_(torch.empty(shape, device=generator.device), gain, generator=generator)
 
 
 LAWS = {"torch": _draw_torch, "orthogonal": _draw_orthogonal}
@@ -133,7 +133,8 @@ class Layer(nn.Module):
     def fresh(self, generator: Generator) -> dict[str, Tensor]:
         """New weights and biases from the law of this layer's birth, by parameter name; nothing is changed.
 
-        Drawn on the CPU, so that a seed means the same weights on every device.
+        Drawn where the generator lives: on the CPU when an agent is built, so that a seed means the same weights on
+        every device; on the device in the midst of training, where the host must not wait.
         """
         weight, bias = self.linear.weight, self.linear.bias
         fan_in = weight[0].numel()
@@ -142,7 +143,8 @@ class Layer(nn.Module):
         if bias is not None:
             drawn["linear.bias"] = law(bias.shape, fan_in, True, self.gain, generator)
         if self.norm is not None:
-            drawn |= {"norm.weight": torch.ones(self.units), "norm.bias": torch.zeros(self.units)}
+            place = {"device": generator.device}
+            drawn |= {"norm.weight": torch.ones(self.units, **place), "norm.bias": torch.zeros(self.units, **place)}
         return drawn
 
     @torch.no_grad()

@@ -1,0 +1,131 @@
+"""The unit graph: which weights read which unit, measured rather than guessed.
+
+Numbers are pushed through a network, one per unit, and everything that is no `Layer` (flattening, pooling, the
+concatenation of an action, the split of a dueling head) carries them where it carries the units' outputs. What then
+arrives at a layer's inputs says which unit stands behind each. Convolution to linear, CReLU's two copies, dueling
+streams, ensembles and encoders with several readers need no case of their own.
+
+A unit whose output joins a residual stream has no reader of its own and cannot be reset; such layers are output layers
+in `pliant.agents.networks`, carry no number, and appear here as readers only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..agents.networks import Layer
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A layer that reads units: `owner[j]` is the unit behind its input feature or channel j, or -1."""
+
+    layer: Layer
+    owner: Tensor  # [inputs] int64, on the layer's device
+
+
+@dataclass
+class Units:
+    """The units of one hidden layer, and all that read them."""
+
+    name: str  # qualified name of the layer in its network
+    layer: Layer
+    readers: list[Reader] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        return self.layer.units
+
+    @property
+    def resettable(self) -> bool:
+        """Every unit has somebody who reads it, so that silencing its readers silences the unit."""
+        read = torch.zeros(self.count, dtype=torch.bool)
+        for reader in self.readers:
+            read[reader.owner[reader.owner >= 0].cpu()] = True
+        return bool(read.all())
+
+
+UnitGraph = dict[str, Units]
+
+
+class NotMeasurable(ValueError):
+    """Something in the network mixes units, so that they cannot be told apart; the message names where."""
+
+
+def unit_graph(network: nn.Module, forward: Callable[[], Any]) -> UnitGraph:
+    """The units of every hidden layer of `network`, by the layer's qualified name, in the order of the trace.
+
+    Args:
+        network: Whose layers are looked at.
+        forward: Runs the network once on inputs of all zeros, with a batch of one.
+
+    Raises:
+        NotMeasurable: Numbers arrive mixed at a layer.
+    """
+    layers = {m: name for name, m in network.named_modules() if isinstance(m, Layer)}
+    graph = {name: Units(name, layer) for layer, name in layers.items() if not layer.is_output}
+    # Zero stands for "no unit", and what starts as zero stays zero through everything that is no layer.
+    first: dict[str, int] = {}
+    total = 1
+    for name, units in graph.items():
+        first[name] = total
+        total += units.count
+    if total >= 2**24:
+        raise NotMeasurable("more than 16 million units: float32 cannot number them")
+    owners = [(name, i) for name, units in graph.items() for i in range(units.count)]
+
+    def numbered(layer: Layer, x: Tensor) -> Tensor:
+        """What the layer would put out, with the units' numbers for their outputs."""
+        name = layers[layer]
+        _note_readers(name, layer, x, graph, owners)
+        shape = layer.linear(x).shape
+        if layer.is_output:
+            return torch.zeros(shape, dtype=x.dtype, device=x.device)
+        numbers = torch.arange(first[name], first[name] + layer.units, dtype=x.dtype, device=x.device)
+        numbers = numbers.repeat(layer.copies).view(1, -1, *(1,) * (len(shape) - 2))
+        return numbers.expand(shape[0], -1, *shape[2:]).contiguous()
+
+    with torch.no_grad(), _replaced_forward(layers, numbered):
+        forward()
+    return graph
+
+
+def _note_readers(name: str, layer: Layer, x: Tensor, graph: UnitGraph, owners: list[tuple[str, int]]) -> None:
+    """Enter a layer as the reader of whatever units its input numbers."""
+    positions = x[0].reshape(x.shape[1], -1)
+    numbers = positions[:, 0].round()
+    if not torch.equal(positions, numbers[:, None].expand_as(positions)):
+        raise NotMeasurable(f"the inputs of {name} mix units with each other")
+    found = numbers.long().tolist()
+    if min(found, default=0) < 0 or max(found, default=0) > len(owners):
+        raise NotMeasurable(f"the inputs of {name} mix units with each other")
+    by_source: dict[str, list[int]] = {}
+    for place, number in enumerate(found):
+        if number:
+            source, unit = owners[number - 1]
+            by_source.setdefault(source, [-1] * len(found))[place] = unit
+    for source, owner in by_source.items():
+        tensor = torch.tensor(owner, dtype=torch.int64, device=layer.linear.weight.device)
+        graph[source].readers.append(Reader(layer, tensor))
+
+
+@contextmanager
+def _replaced_forward(layers: dict[Layer, str], numbered: Callable[[Layer, Tensor], Tensor]) -> Iterator[None]:
+    """Let every layer hand on numbers instead of activations, for the time being."""
+
+    def bind(layer: Layer) -> Callable[..., Tensor]:
+        return lambda x, trace=None: numbered(layer, x)
+
+    for layer in layers:
+        layer.forward = bind(layer)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
