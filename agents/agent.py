@@ -44,6 +44,14 @@ class Component(Generic[N]):
     optimizer: torch.optim.Optimizer
     target: N | None = None
 
+    def __post_init__(self) -> None:
+        # Nothing is ever replaced, so what a target follows can be looked up once.
+        self.followed: list[Tensor] = list(self.online.parameters())
+        self.followers: list[Tensor] = list(self.target.parameters()) if self.target is not None else []
+        self.buffers: list[tuple[Tensor, Tensor]] = []
+        if self.target is not None:
+            self.buffers = list(zip(self.target.buffers(), self.online.buffers(), strict=True))
+
 
 class Agent(ABC):
     """Base of all agents.
@@ -77,6 +85,7 @@ class Agent(ABC):
         # Exploration and sampled actions. Initial weights come from another stream, so that a wider network does not
         # shift what the agent tries.
         self.generator = Generator(self.device).manual_seed(derive_seed(seed, "noise"))
+        self.host_rng = np.random.Generator(np.random.PCG64(derive_seed(seed, "host noise")))
         self.components: dict[str, Component[Any]] = {}
         self.build(Generator().manual_seed(derive_seed(seed, "weights")))
         self.interventions.to(self.device)
@@ -97,8 +106,7 @@ class Agent(ABC):
     def sampling(self, clock: Clock) -> Sampling:
         """How batches are drawn at this moment."""
         c = self.config
-        plain = Sampling(c.batch_size, c.n_step, c.gamma, c.replay_ratio, c.update_every)
-        return self.interventions.schedule(plain, clock)
+        return self.interventions.schedule(Sampling(c.batch_size, c.n_step, c.gamma, c.replay_ratio), clock)
 
     def memory(self, num_envs: int = 1, seed: int | None = None) -> Replay:
         """The replay that the configuration describes, on the agent's device."""
@@ -128,13 +136,21 @@ class Agent(ABC):
 
     def tensor(self, obs: NDArray[Any] | Tensor) -> Tensor:
         """Observations on the device, in their stored type; their shape is checked."""
-        x = torch.as_tensor(obs, device=self.device)
+        x = self.upload(obs)
         if tuple(x.shape[1:]) != self.observation.shape:
             raise ValueError(
                 f"observations must have the shape (batch, {', '.join(map(str, self.observation.shape))}), "
                 f"not {tuple(x.shape)}"
             )
         return x if x.dtype == self.observation.dtype else x.to(self.observation.dtype)
+
+    def upload(self, x: NDArray[Any] | Tensor) -> Tensor:
+        """A tensor on the device, without waiting for it: only from pinned memory does a copy leave the host free."""
+        if not isinstance(x, Tensor):
+            x = torch.from_numpy(x if x.flags.writeable else x.copy())
+        if x.device == self.device:
+            return x
+        return x.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else x.to(self.device)
 
     # ------------------------------------------------------------------------------------------------- state
 
@@ -162,6 +178,7 @@ class Agent(ABC):
             "modules": {name: dict(module.state_dict()) for name, module in self.modules()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers()},
             "generator": self.generator.get_state(),
+            "host_rng": _rng_state(self.host_rng),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -181,6 +198,7 @@ class Agent(ABC):
                 "the interventions that it was saved with"
             ) from error
         self.generator.set_state(state["generator"].cpu())
+        _set_rng_state(self.host_rng, state["host_rng"])
 
     def content(self) -> dict[str, Any]:
         """All that `load` needs: what the agent was built from, and its state."""
@@ -239,6 +257,18 @@ class Agent(ABC):
         return agent
 
 
+def _rng_state(rng: np.random.Generator) -> dict[str, Any]:
+    """The state of a PCG64 generator; its 128-bit integers as text, which every format can hold."""
+    state = rng.bit_generator.state
+    words = {key: str(value) for key, value in state["state"].items()}
+    return {"state": words, "has_uint32": state["has_uint32"], "uinteger": state["uinteger"]}
+
+
+def _set_rng_state(rng: np.random.Generator, saved: dict[str, Any]) -> None:
+    words = {key: int(value) for key, value in saved["state"].items()}
+    rng.bit_generator.state = {**saved, "bit_generator": "PCG64", "state": words}
+
+
 def check_off_policy(config: Any) -> None:
     """Refuse senseless values of the fields that every agent with a replay has (ValueError naming the field)."""
     for name in ("batch_size", "buffer_size", "update_every", "n_step", "target_period"):
@@ -261,14 +291,11 @@ def derive_seed(seed: int, purpose: str) -> int:
 @torch.no_grad()
 def sync_target_(component: Component[Any], tau: float) -> None:
     """target ← tau * online + (1 - tau) * target, in place, for every parameter; buffers are copied."""
-    assert component.target is not None
-    online: list[Tensor] = list(component.online.parameters())
-    target: list[Tensor] = list(component.target.parameters())
     if tau == 1.0:
-        torch._foreach_copy_(target, online)
+        torch._foreach_copy_(component.followers, component.followed)
     else:
-        torch._foreach_lerp_(target, online, tau)
-    for mine, theirs in zip(component.target.buffers(), component.online.buffers(), strict=True):
+        torch._foreach_lerp_(component.followers, component.followed, tau)
+    for mine, theirs in component.buffers:
         mine.copy_(theirs)
 
 

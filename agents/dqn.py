@@ -124,15 +124,18 @@ class DQN(Agent):
 
     @torch.no_grad()
     def act(self, obs: NDArray[Any] | Tensor, clock: Clock | None = None) -> Tensor:
-        epsilon = 0.0 if clock is None else self.epsilon(clock)
-        if epsilon >= 1.0:
-            return torch.randint(self.action.size, (len(obs),), generator=self.generator, device=self.device)
-        greedy = self.head.value(self.critic.online(self.tensor(obs))).argmax(dim=1)
-        if epsilon <= 0.0:
-            return greedy
-        random = torch.randint(self.action.size, greedy.shape, generator=self.generator, device=self.device)
-        explore = torch.rand(greedy.shape, generator=self.generator, device=self.device) < epsilon
-        return torch.where(explore, random, greedy)
+        # The coin is tossed on the host, since most often it says that the network alone decides, or not at all.
+        explore = None if clock is None else self.host_rng.random(len(obs)) < self.epsilon(clock)
+        if explore is None or not explore.any():
+            return self.greedy(obs)
+        random = self.upload(self.host_rng.integers(self.action.size, size=len(obs)))
+        if explore.all():
+            return random
+        return torch.where(self.upload(explore), random, self.greedy(obs))
+
+    def greedy(self, obs: NDArray[Any] | Tensor) -> Tensor:
+        """The actions of highest value [E]."""
+        return self.head.value(self.critic.online.forward(self.tensor(obs))).argmax(dim=1)
 
     @torch.no_grad()
     def target(self, batch: Batch) -> Tensor:

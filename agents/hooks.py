@@ -111,14 +111,13 @@ class Never:
 class Sampling:
     """How the next batches are drawn; interventions may anneal it (`Intervention.schedule`).
 
-    `replay_ratio` is gradient updates per environment step, made in rounds every `update_every` environment steps.
+    `replay_ratio` is gradient updates per environment step.
     """
 
     batch_size: int
     n_step: int
     gamma: float
     replay_ratio: float
-    update_every: int = 1
 
 
 class Update(NamedTuple):

@@ -33,6 +33,7 @@ from .spaces import ActionSpec, ObservationSpec, Step
 __all__ = ["Batch", "PrioritisedConfig", "Replay", "ReplayTooLarge"]
 
 SHORT_EPISODE = 64  # mean length from which on the final frames of episodes find room beside `capacity` transitions
+NOBODY = np.empty(0, np.int64)
 HEADROOM = 0.9  # of the available memory; the rest is left to networks and system
 
 
@@ -141,7 +142,11 @@ class Replay:
             self._layout.slots + 1, self._layout.frame, dtype=observation.dtype, device=self.device
         )
         self._frames[-1].zero_()
+        self._ring = self._frames[:-1]
         self._rows = torch.empty(self._layout.transitions, self._layout.row, dtype=torch.int32, device=self.device)
+        # On the host, numpy's views of the same memory: writing through them costs a tenth of a copy between tensors.
+        on_host = (self._ring, self._rows) if self.device.type == "cpu" else ()
+        self._views = {id(ring): ring.numpy() for ring in on_host}
         self._priorities = Priorities(self._layout.transitions, prioritised, self.device) if prioritised else None
         self._generator = torch.Generator(self.device).manual_seed(seed)
         self._chunk_bytes = chunk_bytes
@@ -150,6 +155,7 @@ class Replay:
         self._oldest = np.zeros(self._layout.steps, np.int64)  # of every step: the oldest frame its stacks need
         self._stacks = np.full((num_envs, observation.stack), -1, np.int64)  # frames of what agents act on; -1: zeros
         self._credit, self._credited = 0.0, 0
+        self._expected = (num_envs, *observation.shape), np.uint8 if observation.dtype == torch.uint8 else np.float32
 
     # Size
 
@@ -200,7 +206,7 @@ class Replay:
             raise RuntimeError("the replay has started already: start() is for the first observations of a run")
         self._check_obs("the first observations", obs)
         self._check_padding(obs)
-        self._write(self._frames[:-1], 0, self._newest(obs))
+        self._write(self._ring, 0, self._newest(obs))
         self._stacks = self._first_stacks(np.arange(self.num_envs))
         self._written = self.num_envs
 
@@ -211,9 +217,11 @@ class Replay:
         self._check_step(action, step)
         envs, stack = self.num_envs, self.observation.stack
         # First the final frames of the episodes that ended, then what every environment goes on from.
-        frames, over = self._newest(step.obs), np.flatnonzero(step.reset)
+        frames = self._newest(step.obs)
+        over = np.flatnonzero(step.reset) if step.reset.any() else NOBODY
         slots = np.arange(self._written + over.size, self._written + over.size + envs)
-        seen = np.concatenate([self._stacks, slots[:, None]], axis=1)  # [E, stack + 1]
+        seen = np.empty((envs, stack + 1), np.int64)
+        seen[:, :-1], seen[:, -1] = self._stacks, slots
         stacks = seen[:, 1:].copy()
         if over.size:
             self._check_padding(step.obs[over])
@@ -232,8 +240,9 @@ class Replay:
         else:
             number[:, stack + 4 :] = action
 
-        self._oldest[self._head // envs % len(self._oldest)] = self._stacks[self._stacks >= 0].min()
-        self._write(self._frames[:-1], self._written, frames)
+        # Read as unsigned, the -1 of a padding zero is the greatest number there is.
+        self._oldest[self._head // envs % len(self._oldest)] = self._stacks.view(np.uint64).min()
+        self._write(self._ring, self._written, frames)
         self._write(self._rows, self._head, row)
         self._stacks = stacks
         self._written += len(frames)
@@ -248,14 +257,17 @@ class Replay:
             self._tail = (self._tail // self.num_envs + 1) * self.num_envs
 
     def _write(self, ring: Tensor, begin: int, content: NDArray[Any]) -> None:
-        source = torch.from_numpy(
-            np.array(content, order="C")
-        )  # a copy, since what an environment gives may be read-only
+        begin %= len(ring)
+        fitting = min(len(content), len(ring) - begin)
+        if (host := self._views.get(id(ring))) is not None:
+            host[begin : begin + fitting] = content[:fitting]
+            if fitting < len(content):
+                host[: len(content) - fitting] = content[fitting:]
+            return
+        source = torch.from_numpy(np.array(content, order="C"))  # a copy: what an environment gives may be read-only
         if self.device.type == "cuda":
             # Only from pinned memory does a copy leave the host free; the allocator keeps it until the copy is done.
             source = source.pin_memory()
-        begin %= len(ring)
-        fitting = min(len(source), len(ring) - begin)
         ring[begin : begin + fitting].copy_(source[:fitting], non_blocking=True)
         if fitting < len(source):
             ring[: len(source) - fitting].copy_(source[fitting:], non_blocking=True)
@@ -271,8 +283,7 @@ class Replay:
         return stacks
 
     def _check_obs(self, what: str, obs: NDArray[Any]) -> None:
-        shape = (self.num_envs, *self.observation.shape)
-        dtype = np.uint8 if self.observation.dtype == torch.uint8 else np.float32
+        shape, dtype = self._expected
         if obs.shape != shape or obs.dtype != dtype:
             raise ValueError(
                 f"{what} should have shape {shape} ({self.num_envs} environments first) and type {dtype.__name__}, "

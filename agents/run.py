@@ -100,9 +100,8 @@ class Run:
         self.memory.add(action, step)
         self.obs = step.obs
         before, self.clock = self.clock.steps, self.clock.stepped(self.envs.num_envs)
-        sampling = self.agent.sampling(self.clock)
-        if self._crossed(before, sampling.update_every):
-            for batch in self.memory.batches(sampling):
+        if self._crossed(before, self.agent.config.update_every):
+            for batch in self.memory.batches(self.agent.sampling(self.clock)):
                 self.learn(batch)
         for episode in step.episodes:
             self.log.episode(episode, self.clock)

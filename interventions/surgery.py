@@ -21,7 +21,7 @@ MEMORY = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_
 
 @torch.no_grad()
 def reset_optimizer_state_(
-    optimizer: torch.optim.Optimizer, parameter: nn.Parameter, mask: Tensor | None = None, *, step: bool = False
+    optimizer: torch.optim.Optimizer, parameter: Tensor, mask: Tensor | None = None, *, step: bool = False
 ) -> None:
     """Forget what the optimizer remembers of a parameter: of all of it, or of the elements where `mask` holds.
 
