@@ -126,6 +126,10 @@ class Agent(ABC):
         )  # fmt: skip
         return f"replay: {c.buffer_size:,} transitions take {size / 1e9:.3g} GB on {self.device}"
 
+    def penalised(self, loss: Tensor, component: str) -> Tensor:
+        """A component's loss with what interventions add to it."""
+        return loss + self.interventions.penalty(self, component) if len(self.interventions) else loss
+
     def slow_copy(self, online: N) -> N:
         """A frozen copy to bootstrap from. What draws in either (dropout) draws from the agent's stream."""
         for module in online.modules():

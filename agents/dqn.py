@@ -157,8 +157,7 @@ class DQN(Agent):
     def update(self, batch: Batch, clock: Clock) -> Update:
         batch = self.interventions.transform_batch(batch)
         loss, error, value, trace = self.loss(batch)
-        loss = loss + self.interventions.penalty(self, "critic")
-        step(loss, self.critic.optimizer, self.config.optimizer.max_grad_norm)
+        step(self.penalised(loss, "critic"), self.critic.optimizer, self.config.optimizer.max_grad_norm)
         if self.target_beat(clock):
             sync_target_(self.critic, self.config.target_tau)
         metrics = {"losses/td_loss": loss.detach(), "losses/q_values": value.mean(), "losses/td_error": error.mean()}

@@ -88,6 +88,7 @@ def _layout(observation: ObservationSpec, action: ActionSpec, capacity: int, env
     row = stack + 4 + (1 if action.discrete else action.size)
     transitions = steps * envs
     nbytes = (slots + 1) * frame * observation.dtype.itemsize + transitions * row * 4 + (steps + 1 + envs * stack) * 8
+    nbytes += envs * row * 4
     nbytes += Priorities.size_of(transitions) if prioritised else 0
     return _Layout(transitions, slots, frame, row, steps + 1, nbytes)
 
@@ -155,6 +156,8 @@ class Replay:
         self._oldest = np.zeros(self._layout.steps, np.int64)  # of every step: the oldest frame its stacks need
         self._stacks = np.full((num_envs, observation.stack), -1, np.int64)  # frames of what agents act on; -1: zeros
         self._credit, self._credited = 0.0, 0
+        self._row = np.empty((num_envs, self._layout.row), np.int32)  # what `add` packs, before it goes to the device
+        self._number = self._row.view(np.float32)
         self._expected = (num_envs, *observation.shape), np.uint8 if observation.dtype == torch.uint8 else np.float32
 
     # Size
@@ -170,7 +173,8 @@ class Replay:
     def nbytes(self) -> int:
         """Bytes taken when full: frames, rows, priorities, and the host's bookkeeping."""
         priorities = self._priorities.nbytes if self._priorities else 0
-        return self._frames.nbytes + self._rows.nbytes + priorities + self._oldest.nbytes + self._stacks.nbytes
+        host = self._oldest.nbytes + self._stacks.nbytes + self._row.nbytes
+        return self._frames.nbytes + self._rows.nbytes + priorities + host
 
     @property
     def bytes_per_transition(self) -> float:
@@ -229,9 +233,10 @@ class Replay:
             stacks[over] = self._first_stacks(slots[over])
             seen[over, -1] = np.arange(self._written, self._written + over.size)
 
-        row = np.empty((envs, self._layout.row), np.int32)
-        number = row.view(np.float32)
-        row[:, : stack + 1] = np.where(seen < 0, self._layout.slots, seen % self._layout.slots)
+        row, number = self._row, self._number
+        np.remainder(seen, self._layout.slots, out=row[:, : stack + 1], casting="unsafe")
+        if stack > 1:
+            row[:, : stack + 1][seen < 0] = self._layout.slots
         number[:, stack + 1] = step.reward
         number[:, stack + 2] = ~step.terminated  # bootstrapping goes on
         number[:, stack + 3] = ~(step.terminated | step.truncated | step.reset)  # the window goes on
@@ -292,7 +297,8 @@ class Replay:
 
     def _check_step(self, action: NDArray[Any], step: Step) -> None:
         self._check_obs("the observations of a step", step.obs)
-        self._check_obs("the final observations of a step", step.final_obs)
+        if step.final_obs is not step.obs:
+            self._check_obs("the final observations of a step", step.final_obs)
         envs = (self.num_envs,)
         for name in ("reward", "terminated", "truncated", "reset"):
             value = getattr(step, name)

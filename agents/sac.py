@@ -194,14 +194,12 @@ class SAC(Agent):
         c = self.config
         batch = self.interventions.transform_batch(batch)
         loss, error, values, trace = self.critic_loss(batch)
-        loss = loss + self.interventions.penalty(self, "critic")
-        step(loss, self.critic.optimizer, c.optimizer.max_grad_norm)
+        step(self.penalised(loss, "critic"), self.critic.optimizer, c.optimizer.max_grad_norm)
         metrics = {"losses/qf_loss": loss.detach(), "losses/q_values": values.mean(), "losses/td_error": error.mean()}
         activations = {"critic": [h.detach() for h in trace]}
         if self.actor_beat(clock):
             actor_loss, log_prob, trace = self.actor_loss(batch)
-            actor_loss = actor_loss + self.interventions.penalty(self, "actor")
-            step(actor_loss, self.actor.optimizer, c.actor_optimizer.max_grad_norm)
+            step(self.penalised(actor_loss, "actor"), self.actor.optimizer, c.actor_optimizer.max_grad_norm)
             if not c.temperature:
                 # Eq. 18.
                 step(-(self.temperature() * (log_prob + self.target_entropy)).mean(), self.tuner.optimizer)

@@ -893,6 +893,28 @@ def test_an_interrupt_cleans_up_and_stays_an_interrupt(run: Path, monkeypatch: p
     holds(Checkpoints(run).newest_good(), 6)
 
 
+def test_a_failure_takes_no_chunk_that_a_checkpoint_names(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = Checkpoints(run)
+    checkpoints.resume()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    # The checkpoint is in place when the removal of older ones fails; the next save knows it all the same.
+    with monkeypatch.context() as patch, pytest.raises(SaveFailed, match=f"{name(6)} is saved, but older"):
+        patch.setattr(shutil, "rmtree", full)
+        save(checkpoints, 6)
+    (run / "replay" / "bb.3.pt").unlink()  # lost, and written again by the save that fails
+    with monkeypatch.context() as patch, pytest.raises(SaveFailed, match=f"{name(6)}, is untouched"):
+        patch.setattr(os, "mkdir", full)
+        save(checkpoints, 7)
+    holds(Checkpoints(run).newest_good(), 6)
+    with monkeypatch.context() as patch, pytest.raises(SaveFailed):
+        patch.setattr(os, "mkdir", full)
+        save(checkpoints, 7)
+    holds(Checkpoints(run).newest_good(), 6)
+
+
 def test_the_first_save_that_fails_says_there_is_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -134,6 +134,14 @@ def test_episodes_of_one_step_are_lines_of_their_own_and_a_mean_in_tensorboard(w
     assert [value for _, value in shown["charts/gradient_steps"]] == [2.0 * s for s in range(10, 201, 10)]
 
 
+def test_the_last_episodes_are_shown_at_the_close(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    log.episode(Episode(0, 3.0, 5, 1), Clock(10))
+    log.episode(Episode(1, 4.0, 5, 1), Clock(10))
+    log.close()
+    assert points(tmp_path)["charts/episodic_return"] == [(10, 3.5)]
+
+
 def test_the_wall_clock_stays_out_of_the_metrics(whole: Path) -> None:
     assert not [k for row in read_metrics(whole) for k in row if k == "charts/SPS" or k.startswith(("time/", "wall"))]
     timing = read_metrics(whole / TIMING)
@@ -294,8 +302,8 @@ def test_a_resumed_record_is_the_uninterrupted_one(tmp_path: Path, whole: Path, 
     assert (folder / METRICS).read_bytes() == (whole / METRICS).read_bytes()
     assert points(folder) == points(whole)
     assert len(event_files(folder)) == 2
-    tags = ("config", "custom_scalars__config__")  # once, in the first session
-    assert [len(accumulator(folder).Tensors(tag)) for tag in tags] == [1, 1]
+    once = ("config", "custom_scalars__config__", "_hparams_/session_start_info", "_hparams_/session_end_info")
+    assert [len(accumulator(folder).Tensors(tag)) for tag in once] == [1, 1, 1, 1]
 
 
 def test_records_survive_many_kills(tmp_path: Path, whole: Path) -> None:
@@ -316,6 +324,29 @@ def test_records_survive_many_kills(tmp_path: Path, whole: Path) -> None:
     assert points(folder) == points(whole)
     assert len(event_files(folder)) == 6
     assert [row["steps"] for row in read_metrics(folder / TIMING)] == list(range(30, 601, 30))
+
+
+def test_a_session_that_was_lost_before_it_saved_leaves_nothing(tmp_path: Path, whole: Path) -> None:
+    folder = tmp_path / "resumed"
+    log = run(start(new_log(folder)), 1, 57)
+    state = through_disk(log.state_dict())
+    lost = new_log(folder)
+    lost.resume(state)
+    run(lost, 58, 160)
+    log = new_log(folder)
+    log.resume(state)
+    assert len(event_files(folder)) == 2
+    run(log, 58, 200).close()
+    assert (folder / METRICS).read_bytes() == (whole / METRICS).read_bytes()
+    assert points(folder) == points(whole)
+
+
+def test_a_state_is_not_changed_by_what_comes_after() -> None:
+    log = run(new_log(None), 1, 57)
+    state = log.state_dict()
+    before = through_disk(state)
+    run(log, 58, 65)
+    assert str(state) == str(before)
 
 
 def test_a_tensorboard_that_is_open_forgets_what_was_cut_away(tmp_path: Path, whole: Path) -> None:

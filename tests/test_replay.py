@@ -373,7 +373,7 @@ def test_priorities_of_a_ring(size: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("first", [0, 777])
-def test_a_draw_is_the_search_in_the_cumulative_sum(first: int) -> None:
+def test_a_draw_is_the_search_in_the_cumulative_sum(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
     size, count = 5 * BLOCK + 17, 64
     priorities = Priorities(size, PrioritisedConfig(alpha=1.0, epsilon=2.0**-10), torch.device("cpu"))
     priorities.limit(0, first)
@@ -392,6 +392,13 @@ def test_a_draw_is_the_search_in_the_cumulative_sum(first: int) -> None:
         drawn = priorities.draw(count, torch.Generator().manual_seed(seed))
         np.testing.assert_array_equal(drawn.numpy() % size, place)
         assert first <= int(drawn.min()) and int(drawn.max()) < first + size
+
+    # A point that falls on the border of two priorities belongs to the second; the first may be zero.
+    priorities.limit(first + 8, first + 8 + 64)
+    priorities.update(torch.arange(first + 8, first + 72), torch.full((64,), 1 - 2.0**-10))
+    monkeypatch.setattr(torch, "rand", lambda *size, **kwargs: torch.zeros(*size, dtype=kwargs["dtype"]))
+    drawn = priorities.draw(64, torch.Generator())
+    assert sorted(drawn.tolist()) == list(range(first + 8, first + 72))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -451,10 +458,12 @@ def test_errors_that_are_not_numbers_do_not_break_sampling() -> None:
     stream = Stream(VECTOR, DISCRETE, 1)
     replay = begin(stream, 200, prioritised=PrioritisedConfig())
     stream.feed(replay, 200)
-    batch = replay.sample(4)
-    replay.update_priorities(batch.index, torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0]))
-    again = replay.sample(32)
-    assert torch.isfinite(again.weight).all() and set(again.index.tolist()) <= set(sampleable(replay))
+    oldest = replay.sample(1).index * 0 + replay._tail
+    for error, different in ((float("nan"), 32), (float("inf"), 1), (-float("inf"), 1)):
+        replay.update_priorities(oldest, torch.tensor([error]))
+        batch = replay.sample(32)
+        assert torch.isfinite(batch.weight).all() and set(batch.index.tolist()) <= set(sampleable(replay))
+        assert len(set(batch.index.tolist())) == different  # all others are as likely as before, or next to never drawn
 
 
 @pytest.mark.parametrize("prioritised", [None, PrioritisedConfig()])
