@@ -14,7 +14,6 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,8 @@ from pliant.envs.scores import human_normalised
 from pliant.interventions import INTERVENTIONS
 from pliant.interventions.spec import build
 from pliant.scripts.config import BadInput, RunConfig, bad_input, known, load
+
+FILM_FRAMES = 5_000  # of a video; a longer one fits into no GIF
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,13 @@ def score(
         drawn=video is not None)  # fmt: skip
     try:
         frames: list[Any] = []
-        record: Callable[[], None] | None = None
         if video is not None:
-            record = lambda: frames.append(picture(envs))  # noqa: E731
-        done = play(agent, envs, episodes, epsilon=epsilon, seed=seed, frame=record)
+
+            def record() -> None:
+                if len(frames) < FILM_FRAMES:
+                    frames.append(picture(envs))
+
+        done = play(agent, envs, episodes, epsilon=epsilon, seed=seed, frame=record if video is not None else None)
         if video is not None:
             write_gif(frames, video)
     finally:
@@ -171,7 +175,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--num-envs", type=int, default=8, help="environments stepped together (default: 8)")
     parser.add_argument("--device", default="cpu", help="where the networks run (default: cpu)")
     parser.add_argument("--out", type=Path, help="where the result goes as JSON (default: beside the agent)")
-    parser.add_argument("--video", type=Path, metavar="GIF", help="record the first episodes; then one environment")
+    parser.add_argument("--video", type=Path, metavar="GIF", help="film the first 5,000 steps (one environment then)")
     arguments = parser.parse_args(argv)
     if arguments.episodes < 1 or arguments.num_envs < 1:
         raise BadInput("--episodes and --num-envs must be at least 1")

@@ -94,10 +94,10 @@ def _build(config: RunConfig) -> tuple[Envs, Agent]:
 
 
 def _in_folder(folder: Path, config: RunConfig, envs: Envs, agent: Agent, source: str) -> int:
+    _check_same_run(folder, config)
     if _is_done(folder, config):
         print(f"{folder} is done already. More --steps go on with it; another --run or --seed starts anew.")
         return 0
-    _check_same_run(folder, config)
     progress = Progress(config.steps)
     checkpoints = Checkpoints(folder, keep=config.keep_checkpoints)
     log = Log(folder, envs.frame_skip, log_every=config.log_every)
@@ -166,10 +166,9 @@ def _is_done(folder: Path, config: RunConfig) -> bool:
     done = folder / "DONE"
     if not done.exists():
         return False
-    if json.loads(done.read_text())["steps"] >= config.steps and config.resume == "auto":
+    if json.loads(done.read_text())["steps"] >= config.steps:
         return True
-    if config.resume == "auto":
-        done.unlink()
+    done.unlink()
     return False
 
 

@@ -134,9 +134,10 @@ def test_a_signal_saves_at_once_and_exits_with_75(tmp_path: Path) -> None:
     finish(tmp_path / "straight", *words)
     for number in (signal.SIGTERM, signal.SIGINT):
         process = start(tmp_path / "stopped", *words)
-        while not (tmp_path / "stopped" / "metrics.jsonl").exists() and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(0.3)
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith("replay: ") and process.poll() is None:
+            pass  # until the run is set up, there is nothing to save
+        time.sleep(1.0)
         process.send_signal(number)
         said = process.communicate(timeout=60)[0]
         assert process.returncode in (75, 0), said
@@ -231,6 +232,7 @@ def test_sac_learns_from_the_pixels_of_a_real_game_and_is_filmed(tmp_path: Path)
     words = ["--agent", "sac", "--env", "ALE/Breakout-v5", "--env.continuous", "--steps", "120", "--num-envs", "2"]
     words += ["--agent.learning-starts", "40", "--agent.buffer-size", "200", "--agent.network.width", "0.25"]
     words += ["--agent.batch-size", "8", "--agent.network.hidden", "16", "--agent.projection", "8", *SMALL]
+    words += ["--env.max-episode-frames", "400"]
     finish(tmp_path / "run", *words)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert any("losses/actor_loss" in line for line in lines)
