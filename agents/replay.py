@@ -222,7 +222,7 @@ class Replay:
         envs, stack = self.num_envs, self.observation.stack
         # First the final frames of the episodes that ended, then what every environment goes on from.
         frames = self._newest(step.obs)
-        over = np.flatnonzero(step.reset) if step.reset.any() else NOBODY
+        over = NOBODY if step.quiet or not step.reset.any() else np.flatnonzero(step.reset)
         slots = np.arange(self._written + over.size, self._written + over.size + envs)
         seen = np.empty((envs, stack + 1), np.int64)
         seen[:, :-1], seen[:, -1] = self._stacks, slots
@@ -238,8 +238,10 @@ class Replay:
         if stack > 1:
             row[:, : stack + 1][seen < 0] = self._layout.slots
         number[:, stack + 1] = step.reward
-        number[:, stack + 2] = ~step.terminated  # bootstrapping goes on
-        number[:, stack + 3] = ~(step.terminated | step.truncated | step.reset)  # the window goes on
+        number[:, stack + 2 : stack + 4] = 1.0
+        if not step.quiet:
+            number[:, stack + 2] = ~step.terminated  # bootstrapping goes on
+            number[:, stack + 3] = ~(step.terminated | step.truncated | step.reset)  # the window goes on
         if self.action.discrete:
             row[:, -1] = action
         else:
@@ -262,13 +264,15 @@ class Replay:
             self._tail = (self._tail // self.num_envs + 1) * self.num_envs
 
     def _write(self, ring: Tensor, begin: int, content: NDArray[Any]) -> None:
-        begin %= len(ring)
-        fitting = min(len(content), len(ring) - begin)
         if (host := self._views.get(id(ring))) is not None:
+            begin %= len(host)
+            fitting = min(len(content), len(host) - begin)
             host[begin : begin + fitting] = content[:fitting]
             if fitting < len(content):
                 host[: len(content) - fitting] = content[fitting:]
             return
+        begin %= len(ring)
+        fitting = min(len(content), len(ring) - begin)
         source = torch.from_numpy(np.array(content, order="C"))  # a copy: what an environment gives may be read-only
         if self.device.type == "cuda":
             # Only from pinned memory does a copy leave the host free; the allocator keeps it until the copy is done.

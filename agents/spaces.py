@@ -89,6 +89,7 @@ class Step(NamedTuple):
     reset: NDArray[np.bool_]  # [E]
     final_obs: NDArray[Any]  # [E, *obs], the true successor of the action; equals `obs` where not `reset`
     episodes: tuple[Episode, ...] = ()
+    quiet: bool = False  # a promise that the three flags are False everywhere, which need then not be looked at
 
 
 def observation_spec(space: Any) -> ObservationSpec:

@@ -183,6 +183,10 @@ class Envs(ABC):
         self._log.append(action)
         obs, reward, terminated, truncated, ended = self._advance(action)
         self._returns += reward
+        if not (ended or terminated.any()):  # a lost life terminates and ends nothing
+            self._obs = obs
+            never = np.zeros(self.num_envs, np.bool_)
+            return Step(obs, reward.astype(np.float32), never, never, never, obs, quiet=True)
         reset = np.zeros(self.num_envs, np.bool_)
         final_obs = obs
         episodes: tuple[Episode, ...] = ()
