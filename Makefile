@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 # Ten minutes on two cores: DQN on a real game, on a schedule shortened to fit. See the README for longer ones.
-ARGS ?= --agent dqn --env ALE/Freeway-v5 --steps 40000 --num-envs 4 --seed 1 \
-	--agent.buffer-size 40000 --agent.learning-starts 2000 --agent.epsilon-steps 15000 \
+ARGS ?= --agent dqn --env ALE/Freeway-v5 --steps 24000 --num-envs 4 --seed 1 \
+	--agent.buffer-size 24000 --agent.learning-starts 2000 --agent.epsilon-steps 10000 \
 	--agent.target-period 500 --agent.optimizer.lr 2e-4 --evaluate-episodes 4
 
 .PHONY: train test check clean

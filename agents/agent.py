@@ -140,12 +140,12 @@ class Agent(ABC):
 
     def tensor(self, obs: NDArray[Any] | Tensor) -> Tensor:
         """Observations on the device, in their stored type; their shape is checked."""
-        x = self.upload(obs)
-        if tuple(x.shape[1:]) != self.observation.shape:
+        if obs.shape[1:] != self.observation.shape:
             raise ValueError(
                 f"observations must have the shape (batch, {', '.join(map(str, self.observation.shape))}), "
-                f"not {tuple(x.shape)}"
+                f"not {tuple(obs.shape)}"
             )
+        x = self.upload(obs)
         return x if x.dtype == self.observation.dtype else x.to(self.observation.dtype)
 
     def upload(self, x: NDArray[Any] | Tensor) -> Tensor:

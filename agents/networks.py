@@ -118,6 +118,7 @@ class Layer(nn.Module):
         super().__init__()
         self.linear = linear
         self.is_output = output
+        self.is_dense = isinstance(linear, nn.Linear)
         self.init = init
         self.gain = 1.0 if output else math.sqrt(2.0)
         self.copies = 2 if activation == "crelu" else 1
@@ -163,12 +164,18 @@ class Layer(nn.Module):
             parameters[name].copy_(value)
 
     def forward(self, x: Tensor, trace: Trace | None = None) -> Tensor:
-        x = self.linear.forward(x)
+        # Looked up where nn.Module keeps them: its attribute access would take longer than a small layer's arithmetic.
+        modules = self._modules
+        linear = modules["linear"]
+        if self.is_dense:
+            x = F.linear(x, linear._parameters["weight"], linear._parameters["bias"])  # type: ignore[union-attr, arg-type]
+        else:
+            x = linear.forward(x)  # type: ignore[union-attr]
         if self.dropout is not None:
             x = self.dropout.forward(x)
         if self.norm is not None:
             x = self.norm.forward(x)
-        x = self.activation.forward(x)
+        x = modules["activation"].forward(x)  # type: ignore[union-attr]
         if trace is not None and not self.is_output:
             trace.append(x)
         return x
@@ -220,8 +227,8 @@ class Dense(nn.Module):
         self.features = inputs
 
     def forward(self, x: Tensor, trace: Trace | None = None) -> Tensor:
-        for layer in self.layers:
-            x = layer.forward(x, trace)
+        for layer in self._modules["layers"]._modules.values():  # type: ignore[union-attr]
+            x = layer.forward(x, trace)  # type: ignore[union-attr]
         return x
 
 
@@ -392,8 +399,10 @@ class QNetwork(nn.Module):
             self.value = build.output(self.value_head.features, outputs)
 
     def forward(self, obs: Tensor, trace: Trace | None = None) -> Tensor:
-        features = self.encoder.forward(obs, trace)
-        logits = self.advantage.forward(self.head.forward(features, trace)).view(-1, self.actions, self.outputs)
+        modules = self._modules
+        features = modules["encoder"].forward(obs, trace)  # type: ignore[union-attr]
+        logits = modules["advantage"].forward(modules["head"].forward(features, trace))  # type: ignore[union-attr]
+        logits = logits.view(-1, self.actions, self.outputs)
         if self.dueling:
             # Wang et al. 2016 (1511.06581), eq. 9: the mean advantage is subtracted.
             value = self.value(self.value_head(features, trace)).unsqueeze(1)
