@@ -290,7 +290,8 @@ def report() -> str:
     lines: list[str] = []
     for title, score in rows.items():
         lines += [
-            f"**{title.capitalize()} score** (mean ± half-width of the 95 % t-interval over seeds)",
+            f"**{title.capitalize()} score** (mean ± half-width of the 95 % t-interval over seeds; below 3 seeds, "
+            "each run's)",
             "",
             "| task | steps | seeds | pliant | SB3 | pliant − SB3 | verdict |",
             "|---|---|---|---|---|---|---|",
@@ -303,7 +304,8 @@ def report() -> str:
             ours, theirs = ([score(r) for r in results[library]] for library in ("pliant", "sb3"))
             seeds = f"{len(ours)}" if len(ours) == len(theirs) else f"{len(ours)} / {len(theirs)}"
             if min(len(ours), len(theirs)) < 3:
-                lines.append(f"| {task.env} | {task.steps:,} | {seeds} | | | | fewer than 3 seeds: no interval |")
+                each = [", ".join(f"{s:.4g}" for s in scores) or "-" for scores in (ours, theirs)]
+                lines.append(f"| {task.env} | {task.steps:,} | {seeds} | {' | '.join(each)} | | too few seeds |")
                 continue
             cells = ["{:.4g} ± {:.2g}".format(*interval(scores)) for scores in (ours, theirs)]
             gap, half = difference(ours, theirs)
