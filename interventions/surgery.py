@@ -7,10 +7,10 @@ host wait for the device: masks stay tensors, and what is not to change is writt
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from ..agents.networks import Layer
 from .units import UnitGraph
@@ -27,8 +27,8 @@ def reset_optimizer_state_(
 
     Found by the parameter itself, never by position. Adam keeps one step counter per tensor: zeroing the moments of
     some elements alone makes their first steps 3.2 times the learning rate, zeroing the counter too slows all other
-    elements of the tensor down (0.3 times and less). So `step` is for whole parameters; where single units are reset
-    use an optimizer with an age per weight (`AgedAdam`), whose ages are reset here with the moments.
+    elements of the tensor down (0.3 times and less). So `step` is for whole parameters; single units want an optimizer
+    that keeps an `age` per weight, which is reset here with the moments.
     """
     if step and mask is not None:
         raise ValueError("the step counter belongs to the whole tensor; it cannot be reset for some of its elements")
@@ -94,8 +94,3 @@ def shrink_perturb_(layer: Layer, shrink: float, perturb: float, generator: Gene
             parameter = layer.get_parameter(key)
             parameter.mul_(shrink).add_(fresh, alpha=perturb)
 
-
-def layers_of(network: nn.Module, within: Iterable[str] = ("",)) -> dict[str, Layer]:
-    """The layers whose qualified names begin with one of the prefixes, output layers included."""
-    prefixes = tuple(within)
-    return {n: m for n, m in network.named_modules() if isinstance(m, Layer) and n.startswith(prefixes)}
