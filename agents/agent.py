@@ -16,6 +16,7 @@ import copy
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -25,8 +26,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
-from .hooks import Clock, Compose, Intervention, Sampling, Update
-from .networks import Dropout
+from .hooks import Clock, Compose, Intervention, Sampling, Update, derive_seed
+from .networks import Dropout, Trace
 from .replay import Batch, Replay
 from .spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
 
@@ -88,6 +89,7 @@ class Agent(ABC):
         self.host_rng = np.random.Generator(np.random.PCG64(derive_seed(seed, "host noise")))
         self.components: dict[str, Component[Any]] = {}
         self.build(Generator().manual_seed(derive_seed(seed, "weights")))
+        self._dropouts = [m for _, module in self.modules() for m in module.modules() if isinstance(m, Dropout)]
         self.interventions.to(self.device)
         self.interventions.bind(self)
 
@@ -102,6 +104,46 @@ class Agent(ABC):
     @abstractmethod
     def update(self, batch: Batch, clock: Clock) -> Update:
         """One gradient update; `clock` counts it already. Never makes the host wait for the device."""
+
+    @abstractmethod
+    def blank_pass(self) -> None:
+        """Run every online network once on a blank observation, so that what reads what can be measured."""
+
+    @abstractmethod
+    def activations(self, batch: Batch) -> dict[str, Trace]:
+        """The outputs of every hidden layer on a batch, by component, as `update` returns them; draws nothing."""
+
+    @abstractmethod
+    def live_traces(self, batch: Batch) -> Iterator[tuple[str, Tensor, Trace]]:
+        """Component, loss, and hidden outputs that still hang in its graph, for who asks for gradients of units."""
+
+    @contextmanager
+    def drawing_from(self, generator: Generator) -> Iterator[None]:
+        """Let whoever looks at losses draw from a stream of his own, so that training's stays where it is."""
+        own, self.generator = self.generator, generator
+        try:
+            for module in self._dropouts:
+                module.generator = generator
+            yield
+        finally:
+            self.generator = own
+            for module in self._dropouts:
+                module.generator = own
+
+    @contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """Forward passes that drop nothing, and so draw nothing."""
+        for module in self._dropouts:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in self._dropouts:
+                module.training = True
+
+    def blank(self) -> Tensor:
+        """One observation of zeros, as it is stored."""
+        return torch.zeros(1, *self.observation.shape, dtype=self.observation.dtype, device=self.device)
 
     def sampling(self, clock: Clock) -> Sampling:
         """How batches are drawn at this moment."""
@@ -284,12 +326,6 @@ def check_off_policy(config: Any) -> None:
     for name in ("gamma", "target_tau"):
         if not 0 <= getattr(config, name) <= 1:
             raise ValueError(f"{name} lies between 0 and 1, not {getattr(config, name)}")
-
-
-def derive_seed(seed: int, purpose: str) -> int:
-    """A seed of its own for each purpose, so that streams never share draws."""
-    entropy = [seed, *purpose.encode()]
-    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
 
 
 @torch.no_grad()

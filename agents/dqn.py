@@ -7,15 +7,16 @@ and CleanRL's DQN, where the paper has centred RMSProp.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from .agent import Agent, Component, check_off_policy, sync_target_
-from .heads import HeadName, build_head
+from .heads import HeadConfig, HeadName, build_head
 from .hooks import Clock, Every, Update
 from .networks import NetworkConfig, QNetwork, Trace
 from .optimizers import OptimizerConfig, build_optimizer, step
@@ -39,15 +40,20 @@ class DQNConfig:
         double: The online network picks the action that the target network values.
         dueling: Separate streams for value and advantage.
         value_loss: How values are learnt.
+        head: Parameters of the value loss.
         reward_clip: Rewards are clipped to [-reward_clip, reward_clip] in the targets, never in the score; 0 is off.
         target_period: Gradient updates between two updates of the target network.
         target_tau: Share of the online network that enters the target then; 1 is a hard copy.
         epsilon_start: Probability of a random action at first.
         epsilon_end: Probability of a random action in the end.
         epsilon_steps: Environment steps from the first to the second, linearly.
+        act_with_target: The target network picks the actions, in training and in evaluation (Schwarzer et al. 2023).
         prioritised: Sample transitions by their temporal-difference error.
         priorities: Parameters of prioritised replay.
     """
+
+    # Component → names of the fields that shape its network and its optimizer.
+    parts: ClassVar[dict[str, tuple[str, str]]] = {"critic": ("network", "optimizer")}
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=2.3e-3, max_grad_norm=10.0))
@@ -61,12 +67,14 @@ class DQNConfig:
     double: bool = False
     dueling: bool = False
     value_loss: HeadName = "huber"
+    head: HeadConfig = field(default_factory=HeadConfig)
     reward_clip: float = 0.0
     target_period: int = 128
     target_tau: float = 1.0
     epsilon_start: float = 1.0
     epsilon_end: float = 0.04
     epsilon_steps: int = 7_000
+    act_with_target: bool = False
     prioritised: bool = False
     priorities: PrioritisedConfig = field(default_factory=PrioritisedConfig)
 
@@ -106,12 +114,14 @@ class DQN(Agent):
         c = self.config
         if not self.action.discrete:
             raise ValueError("dqn needs discrete actions; for continuous ones use sac")
-        self.head = build_head(c.value_loss).to(self.device)
+        self.head = build_head(c.value_loss, c.head, gamma=c.gamma, n_step=c.n_step).to(self.device)
         online = QNetwork(
             self.observation, self.action.size, self.head.outputs, c.network, generator, dueling=c.dueling
         ).to(self.device)
-        self.critic = Component(online, build_optimizer(online.parameters(), c.optimizer), self.slow_copy(online))
+        slow = self.slow_copy(online)
+        self.critic = Component(online, build_optimizer(online.parameters(), c.optimizer), slow)
         self.components = {"critic": self.critic}
+        self.actor = slow if c.act_with_target else online
         self.target_beat = Every(c.target_period)
 
     def epsilon(self, clock: Clock) -> float:
@@ -135,7 +145,7 @@ class DQN(Agent):
 
     def greedy(self, obs: NDArray[Any] | Tensor) -> Tensor:
         """The actions of highest value [E]."""
-        return self.head.value(self.critic.online.forward(self.tensor(obs))).argmax(dim=1)
+        return self.head.value(self.actor.forward(self.tensor(obs))).argmax(dim=1)
 
     @torch.no_grad()
     def target(self, batch: Batch) -> Tensor:
@@ -153,6 +163,19 @@ class DQN(Agent):
         loss = (batch.weight * self.head.loss(logits, target)).mean()
         logits = logits.detach()
         return loss, self.head.error(logits, target), self.head.value(logits), trace
+
+    def blank_pass(self) -> None:
+        self.critic.online(self.blank())
+
+    @torch.no_grad()
+    def activations(self, batch: Batch) -> dict[str, Trace]:
+        trace = Trace()
+        self.critic.online(batch.obs, trace)
+        return {"critic": trace}
+
+    def live_traces(self, batch: Batch) -> Iterator[tuple[str, Tensor, Trace]]:
+        loss, _, _, trace = self.loss(batch)
+        yield "critic", loss, trace
 
     def update(self, batch: Batch, clock: Clock) -> Update:
         batch = self.interventions.transform_batch(batch)

@@ -3,22 +3,110 @@
 A head knows three things. `value(logits)` reads the value off the outputs. `backup(next_logits, reward, discount)` is
 the target that reward and successor imply, in whatever form the loss wants it. `loss(logits, target)` is the error of
 each sample. An entropy bonus is a shift of the reward, so the same head serves DQN and the critics of SAC.
+
+Heads differ in what the target is: a number (`mse`, `huber`, `symlog`, and `two_hot` and `hl_gauss`, whose loss spreads
+it over bins), a distribution (`c51`), quantiles (`quantile`), or one number for each channel of the reward
+(`value_mapping`). The size of the gradient differs too: it grows with the error under `mse`, and does not under the
+others.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-HeadName = Literal["mse", "huber"]
+HeadName = Literal["mse", "huber", "c51", "two_hot", "hl_gauss", "quantile", "symlog", "value_mapping"]
+MappingName = Literal["log", "loglin"]
+ChannelName = Literal["polar", "bands", "cumulative"]
+
+# Logarithm of a return beyond any. Exponentials stop there, so that an output gone astray is no infinite value.
+BEYOND = 60.0
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """Parameters of the value losses; each reads its own.
+
+    Attributes:
+        delta: huber, value_mapping: error where the square ends and the line begins. quantile: the same, kappa there.
+        bins: c51, two_hot, hl_gauss: number of bins.
+        low: c51, two_hot: lowest atom. hl_gauss: lower edge of the lowest bin. In discounted, clipped return.
+        high: The same at the upper end.
+        sigma: hl_gauss: standard deviation of the target's Gaussian, in widths of a bin.
+        symlog: two_hot: space the bins evenly in symlog, whose units low and high then have (DreamerV3).
+        quantiles: quantile: number of quantiles; cost and memory of the loss grow with its square.
+        mapping: value_mapping: log, or log up to exp(-shift / c) and linear above.
+        c: value_mapping: factor of the logarithm.
+        shift: value_mapping: added to the logarithm. A fresh channel begins near exp(-shift / c).
+        epsilon: value_mapping: smallest return of a channel that is told from zero.
+        beta: value_mapping: share of the way to the target that is gone before it is mapped; the optimizer goes on.
+        channels: value_mapping: polar: reward and punishment. bands: each also by magnitude, a reward belongs to the
+            channel of its decade. cumulative: likewise, but a reward fills the channels up to its own.
+        levels: value_mapping: decades of bands and cumulative; 4 reach rewards of 1000.
+        clip: value_mapping: largest reward of a polar channel; 0 is off.
+        limit: value_mapping: largest return of a channel; 0 is the one that gamma and the largest reward imply.
+    """
+
+    delta: float = 1.0
+    bins: int = 51
+    low: float = -10.0
+    high: float = 10.0
+    sigma: float = 0.75
+    symlog: bool = False
+    quantiles: int = 200
+    mapping: MappingName = "loglin"
+    c: float = 0.5
+    shift: float = 0.0
+    epsilon: float = 0.01687
+    beta: float = 0.1
+    channels: ChannelName = "polar"
+    levels: int = 4
+    clip: float = 1.0
+    limit: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("delta", "sigma", "c", "epsilon"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        for name in ("clip", "limit"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}; 0 is off")
+        for name, least in (("bins", 2), ("quantiles", 1), ("levels", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if not -math.inf < self.low < self.high < math.inf:
+            raise ValueError(f"low must lie below high, not {self.low} and {self.high}")
+        if self.symlog and max(-self.low, self.high) > BEYOND:
+            raise ValueError(f"low and high are exponents with symlog; {self.low} and {self.high} are too large")
+        if not 0 < self.beta <= 1:
+            raise ValueError(f"beta lies in (0, 1], not {self.beta}")
+        if not math.isfinite(self.shift) or abs(self.shift / self.c) > BEYOND:
+            raise ValueError(f"shift must be at most {BEYOND:g} times c in size, not {self.shift}")
+        if self.mapping not in ("log", "loglin"):
+            raise ValueError(f"unknown mapping {self.mapping!r}: log, loglin")
+        if self.channels not in ("polar", "bands", "cumulative"):
+            raise ValueError(f"unknown channels {self.channels!r}: polar, bands, cumulative")
+
+
+DEFAULT = HeadConfig()
 
 
 class ValueHead(nn.Module):
     """A scalar regressed on its target; subclasses say with which loss."""
 
     outputs = 1
+
+    def __init__(self, config: HeadConfig = DEFAULT, gamma: float = 0.99) -> None:
+        super().__init__()
+
+    def constant(self, name: str, values: Tensor) -> None:
+        """A buffer that moves with the head and is not saved, since the configuration implies it."""
+        self.register_buffer(name, values, persistent=False)
 
     def value(self, logits: Tensor) -> Tensor:
         """[..., outputs] → [...]."""
@@ -47,23 +135,274 @@ class MSE(ValueHead):
 class Huber(ValueHead):
     """Squared up to `delta`, linear beyond (Mnih et al. 2015 clip the error to [-1, 1], which is delta = 1)."""
 
-    def __init__(self, delta: float = 1.0) -> None:
-        super().__init__()
-        if delta <= 0:
-            raise ValueError(f"huber needs a positive delta, not {delta}")
-        self.delta = delta
+    def __init__(self, config: HeadConfig = DEFAULT, gamma: float = 0.99) -> None:
+        super().__init__(config, gamma)
+        self.delta = config.delta
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        value = self.value(logits)
-        # The operator itself: the function around it takes longer to check its arguments.
-        return torch.ops.aten.huber_loss(value, target.expand_as(value), 0, self.delta)
+        return huber(self.value(logits), target, self.delta)
 
 
-HEADS: dict[str, type[ValueHead]] = {"mse": MSE, "huber": Huber}
+class Symlog(ValueHead):
+    """Half the squared error in symlog space (Hafner et al. 2023, 2301.04104, "Robust predictions")."""
+
+    def value(self, logits: Tensor) -> Tensor:
+        return symexp(logits.squeeze(-1).clamp(-BEYOND, BEYOND))
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        return 0.5 * (logits.squeeze(-1) - symlog(target)).square()
 
 
-def build_head(name: str) -> ValueHead:
-    """The head of that name."""
+class Categorical(ValueHead):
+    """Base of heads whose value is the mean of a distribution over fixed places, learnt by cross-entropy."""
+
+    support: Tensor  # [outputs]
+
+    def __init__(self, config: HeadConfig = DEFAULT, gamma: float = 0.99) -> None:
+        super().__init__(config, gamma)
+        self.outputs = config.bins
+
+    def value(self, logits: Tensor) -> Tensor:
+        # No matrix product: in half precision or TF32 it would round the values.
+        return (logits.softmax(-1, dtype=torch.float32) * self.support).sum(-1)
+
+    def distribution(self, target: Tensor) -> Tensor:
+        """The target as probabilities [B, outputs]."""
+        raise NotImplementedError
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        # The logarithm of a clamped softmax would have no gradient where a probability must grow from nothing.
+        return -(self.distribution(target) * F.log_softmax(logits, -1, dtype=torch.float32)).sum(-1)
+
+
+class C51(Categorical):
+    """The distribution of returns on atoms from `low` to `high` (Bellemare et al. 2017, 1707.06887, algorithm 1)."""
+
+    def __init__(self, config: HeadConfig = DEFAULT, gamma: float = 0.99) -> None:
+        super().__init__(config, gamma)
+        self.low, self.spacing = config.low, (config.high - config.low) / (config.bins - 1)
+        self.constant("support", torch.linspace(config.low, config.high, config.bins))
+
+    def backup(self, next_logits: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
+        """The shifted and shrunk distribution of the successor, projected onto the atoms [B, outputs]."""
+        mass = next_logits.softmax(-1, dtype=torch.float32)
+        place = torch.addcmul(reward.unsqueeze(1), discount.unsqueeze(1), self.support)
+        # Atoms beyond the support go to its end. The lower neighbour is never the last atom, so that both neighbours
+        # exist and no mass is lost where an atom is hit exactly.
+        place = place.sub_(self.low).div_(self.spacing).clamp_(0, self.outputs - 1)
+        below = place.floor().clamp_(max=self.outputs - 2)
+        upper = mass * (place - below)
+        index = below.long()
+        return torch.zeros_like(mass).scatter_add_(1, index, mass - upper).scatter_add_(1, index + 1, upper)
+
+    def distribution(self, target: Tensor) -> Tensor:
+        return target
+
+    def error(self, logits: Tensor, target: Tensor) -> Tensor:
+        return (self.value(logits) - (target * self.support).sum(-1)).abs()
+
+
+class TwoHot(Categorical):
+    """The target's mass on its two neighbours, so that their mean is the target.
+
+    With `symlog` the centres are even in symlog space, so dense near zero (Hafner et al. 2023, 2301.04104); the weights
+    of two neighbours are still those of plain values.
+    """
+
+    above: Tensor  # [outputs], one over the distance to the next centre …
+    below: Tensor  # … and to the one before
+
+    def __init__(self, config: HeadConfig = DEFAULT, gamma: float = 0.99) -> None:
+        super().__init__(config, gamma)
+        centres = torch.linspace(config.low, config.high, config.bins, dtype=torch.float64)
+        centres = symexp(centres) if config.symlog else centres
+        self.low, self.high, self.symlog = float(centres[0]), float(centres[-1]), config.symlog
+        inverse = 1 / centres.diff()
+        self.constant("support", centres.float())
+        # Beyond the ends there is no neighbour, and no target either.
+        self.constant("above", torch.cat([inverse, inverse[-1:]]).float())
+        self.constant("below", torch.cat([inverse[:1], inverse]).float())
+
+    def value(self, logits: Tensor) -> Tensor:
+        if not self.symlog:
+            return super().value(logits)
+        # Large centres of opposite sign first, so that what they leave is not lost in rounding (as DreamerV3's code).
+        parts = logits.softmax(-1, dtype=torch.float32) * self.support
+        return 0.5 * (parts + parts.flip(-1)).sum(-1)
+
+    def distribution(self, target: Tensor) -> Tensor:
+        beyond = target.clamp(self.low, self.high).unsqueeze(-1) - self.support
+        # A hat over each centre, zero from its neighbours on.
+        return (1 - torch.maximum(beyond * self.above, -beyond * self.below)).relu_()
+
+
+class HLGauss(Categorical):
+    """A Gaussian around the target, cut into histogram bins (Imani & White 2018, 1806.04613; Farebrother et al. 2024,
+    2403.03950, section 3.1).
+
+    The support is the outer *edges*: the value lies between the centres of the outer bins, half a bin inside.
+    """
+
+    edges: Tensor  # [outputs + 1], in units of sqrt(2) sigma
+
+    def __init__(self, config: HeadConfig = DEFAULT, gamma: float = 0.99) -> None:
+        super().__init__(config, gamma)
+        self.low, self.high = config.low, config.high
+        edges = torch.linspace(config.low, config.high, config.bins + 1, dtype=torch.float64)
+        width = (config.high - config.low) / config.bins
+        self.scale = 1 / (math.sqrt(2) * config.sigma * width)
+        self.constant("support", ((edges[1:] + edges[:-1]) / 2).float())
+        self.constant("edges", (edges * self.scale).float())
+
+    def distribution(self, target: Tensor) -> Tensor:
+        # Far outside the support every bin would underflow, and their sum with them.
+        middle = target.clamp(self.low, self.high).mul_(self.scale).unsqueeze(-1)
+        below = torch.erf(self.edges - middle)
+        return below.diff(dim=-1) / (below[..., -1:] - below[..., :1])
+
+
+class Quantile(ValueHead):
+    """Quantiles of the return, by quantile Huber regression (Dabney et al. 2018, 1710.10044, eq. 10)."""
+
+    levels: Tensor  # [N, 1]
+
+    def __init__(self, config: HeadConfig = DEFAULT, gamma: float = 0.99) -> None:
+        super().__init__(config, gamma)
+        self.outputs, self.delta = config.quantiles, config.delta
+        self.constant("levels", ((torch.arange(config.quantiles) + 0.5) / config.quantiles).unsqueeze(1))
+
+    def value(self, logits: Tensor) -> Tensor:
+        return logits.mean(-1)
+
+    def backup(self, next_logits: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
+        """The quantiles of the target [B, outputs]."""
+        return torch.addcmul(reward.unsqueeze(1), discount.unsqueeze(1), next_logits)
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        mine, theirs = logits.unsqueeze(-1).expand(*logits.shape, target.shape[-1]), target.unsqueeze(-2)
+        over = (mine.detach() > theirs).to(logits.dtype)
+        # Of every pair of quantiles: summed over those that learn, averaged over those of the target.
+        pairs = (self.levels - over).abs_() * huber(mine, theirs, self.delta)
+        return pairs.mean(-1).sum(-1) / self.delta
+
+    def error(self, logits: Tensor, target: Tensor) -> Tensor:
+        return (self.value(logits) - target.mean(-1)).abs()
+
+
+class ValueMapping(ValueHead):
+    """Channels of non-negative reward, each valued on a logarithmic scale (Fatemi & Tavakoli 2022, 2203.07171, section
+    5; van Seijen et al. 2019, 1906.00572).
+
+    The outputs are f(Q_j) and the value is the sum of weight_j * Q_j, with f(x) = c ln x + shift, under `loglin` up to
+    exp(-shift / c) and from there on along its tangent. Outputs near zero, a fresh network's, stand for channels at
+    exp(-shift / c), 1 by default, as in the authors' code: the channels of either sign cancel, and the value is near
+    zero. Rewards are split one by one, so that a return over n steps is not a sum over its channels.
+    """
+
+    high: Tensor  # [L], for each level: the largest reward, …
+    low: Tensor  # … the reward from which on it counts, …
+    end: Tensor  # … the reward up to which it is the reward's own, …
+    unit: Tensor  # … and what is 1 there
+    weights: Tensor  # [outputs], first the positive levels, then the negative
+
+    def __init__(self, config: HeadConfig = DEFAULT, gamma: float = 0.99) -> None:
+        super().__init__(config, gamma)
+        self.c, self.shift, self.epsilon, self.beta = config.c, config.shift, config.epsilon, config.beta
+        self.delta, self.bands = config.delta, config.channels == "bands"
+        polar = config.channels == "polar"
+        largest = (config.clip or math.inf) if polar else 1.0
+        self.limit = config.limit or (largest / (1 - gamma) if gamma < 1 else math.inf)
+        # Both mappings are a logarithm up to a knee and its tangent beyond; a mere logarithm's is out of reach.
+        self.knee = math.exp(-config.shift / config.c if config.mapping == "loglin" else BEYOND)
+        self.bend = config.c * math.log(self.knee) + config.shift
+        high = torch.tensor([largest]) if polar else 10.0 ** torch.arange(config.levels)
+        low = torch.cat([torch.zeros(1), high[:-1]])
+        unit = torch.ones(1) if polar else high if self.bands else high - low
+        self.outputs = 2 * len(high)
+        self.constant("high", high)
+        self.constant("low", low)
+        self.constant("unit", unit)
+        self.constant("weights", torch.cat([unit, -unit]))
+        # The uppermost band takes what lies above it.
+        self.constant("end", torch.cat([high[:-1], torch.tensor([math.inf])]))
+
+    def split(self, reward: Tensor) -> Tensor:
+        """[B] → rewards of the channels [B, outputs], none negative."""
+        size = torch.stack([reward, -reward], -1).clamp_(min=0).unsqueeze(-1)
+        if self.bands:
+            parts = torch.where((size > self.low) & (size <= self.end), size.minimum(self.high), 0.0)
+        else:
+            parts = (size - self.low).clamp_(min=0).minimum(self.high - self.low)
+        return (parts / self.unit).flatten(-2)
+
+    def mapped(self, returns: Tensor) -> Tensor:
+        """f: positive returns → outputs."""
+        slope = self.c / self.knee
+        return self.c * returns.clamp(max=self.knee).log() + self.shift + slope * (returns - self.knee).relu()
+
+    def returns(self, logits: Tensor) -> Tensor:
+        """The inverse of f: outputs → returns of the channels."""
+        x, slope = precise(logits), self.knee / self.c
+        # At the bend itself one of the two has a gradient, and not both.
+        return ((x.clamp(max=self.bend) - self.shift) / self.c).exp() + slope * (x - self.bend).relu()
+
+    def value(self, logits: Tensor) -> Tensor:
+        return self.total(self.returns(logits)).to(logits.dtype)
+
+    def total(self, returns: Tensor) -> Tensor:
+        return (returns * self.weights).sum(-1)
+
+    def backup(self, next_logits: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
+        """The returns of the channels [B, outputs]."""
+        following = self.returns(next_logits).clamp_(0, self.limit)
+        return torch.addcmul(precise(self.split(reward)), precise(discount).unsqueeze(1), following)
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        # Averaged before it is mapped: the logarithm of a mean is not the mean of logarithms.
+        held = self.returns(logits.detach()).clamp_(0, self.limit)
+        moved = held.lerp_(target, self.beta).clamp_(min=self.epsilon)
+        return huber(logits, self.mapped(moved).to(logits.dtype), self.delta).sum(-1)
+
+    def error(self, logits: Tensor, target: Tensor) -> Tensor:
+        return (self.value(logits) - self.total(target).to(logits.dtype)).abs()
+
+
+HEADS: dict[str, type[ValueHead]] = {
+    "mse": MSE, "huber": Huber, "c51": C51, "two_hot": TwoHot, "hl_gauss": HLGauss, "quantile": Quantile,
+    "symlog": Symlog, "value_mapping": ValueMapping,
+}  # fmt: skip
+
+
+def build_head(name: str, config: HeadConfig = DEFAULT, *, gamma: float = 0.99, n_step: int = 1) -> ValueHead:
+    """The head of that name.
+
+    Raises:
+        ValueError: There is none, or it cannot learn from returns of `n_step` rewards.
+    """
     if name not in HEADS:
         raise ValueError(f"unknown value loss {name!r}; known: {', '.join(HEADS)}")
-    return HEADS[name]()
+    if name == "value_mapping" and n_step != 1:
+        raise ValueError(f"value_mapping splits rewards one by one: n_step must be 1, not {n_step}")
+    return HEADS[name](config, gamma)
+
+
+def huber(x: Tensor, target: Tensor, delta: float) -> Tensor:
+    """Huber's loss of every element of `x`; the target is broadcast to it."""
+    # The operator itself: the function around it takes longer to check its arguments.
+    return torch.ops.aten.huber_loss(x, target.expand_as(x), 0, delta)
+
+
+def symlog(x: Tensor) -> Tensor:
+    """sign(x) ln(1 + |x|)."""
+    return x.sign() * x.abs().log1p()
+
+
+def symexp(x: Tensor) -> Tensor:
+    """The inverse of symlog: sign(x) (exp(|x|) - 1)."""
+    # As a sum, of which at zero one term has a gradient: the sign's would be zero there.
+    return x.relu().expm1() - (-x.clamp(max=0)).expm1()
+
+
+def precise(x: Tensor) -> Tensor:
+    """In double precision where the device has it."""
+    return x if x.device.type == "mps" else x.double()

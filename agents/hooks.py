@@ -7,23 +7,28 @@ that is itself one, so an agent always holds exactly one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from dataclasses import dataclass, fields, is_dataclass, replace
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
-from torch import Tensor, nn
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
 
 if TYPE_CHECKING:
     from .agent import Agent
     from .replay import Batch
 
-Unit = Literal["updates", "steps"]
+Unit = Literal["updates", "steps", "episodes"]
+UNITS = ("updates", "steps", "episodes")
 
 
 @dataclass(frozen=True)
 class Clock:
-    """How far a run has come: environment steps (decisions) and gradient updates, now and at the previous update.
+    """How far a run has come: environment steps (decisions), gradient updates and finished episodes, now and at the
+    previous update.
 
-    The two are different clocks; emulator frames are steps times frame skip and matter to logs alone. Triggers are
+    They are different clocks; emulator frames are steps times frame skip and matter to logs alone. Triggers are
     asked after each update, so what they compare with is the previous one: at any replay ratio nothing that was
     crossed in between is missed or seen twice.
     """
@@ -32,26 +37,30 @@ class Clock:
     updates: int = 0
     last_steps: int = 0
     last_updates: int = 0
+    episodes: int = 0
+    last_episodes: int = 0
 
-    def stepped(self, steps: int) -> Clock:
-        """The clock after `steps` more environment steps."""
+    def stepped(self, steps: int, episodes: int = 0) -> Clock:
+        """The clock after `steps` more environment steps, at which `episodes` ended."""
         now = self._settled()
-        return Clock(now.steps + steps, now.updates, now.last_steps, now.last_updates)
+        return replace(now, steps=now.steps + steps, episodes=now.episodes + episodes)
 
     def updated(self) -> Clock:
         """The clock after one more gradient update."""
         now = self._settled()
-        return Clock(now.steps, now.updates + 1, now.last_steps, now.last_updates)
+        return replace(now, updates=now.updates + 1)
 
     def _settled(self) -> Clock:
         """This clock once its own update is the previous one."""
         if self.last_updates == self.updates:
             return self
-        return Clock(self.steps, self.updates, self.steps, self.updates)
+        return replace(self, last_steps=self.steps, last_updates=self.updates, last_episodes=self.episodes)
 
     def read(self, of: Unit) -> tuple[int, int]:
-        """(previous, present) reading of one of the two clocks."""
-        return (self.last_updates, self.updates) if of == "updates" else (self.last_steps, self.steps)
+        """(previous, present) reading of one of the clocks."""
+        if of == "updates":
+            return self.last_updates, self.updates
+        return (self.last_steps, self.steps) if of == "steps" else (self.last_episodes, self.episodes)
 
 
 class Trigger(Protocol):
@@ -72,8 +81,8 @@ class Every:
     def __post_init__(self) -> None:
         if self.period < 1:
             raise ValueError(f"a period must be at least 1, not {self.period}")
-        if self.of not in ("updates", "steps"):
-            raise ValueError(f"unknown clock {self.of!r}: 'updates' or 'steps'")
+        if self.of not in UNITS:
+            raise ValueError(f"unknown clock {self.of!r}: {', '.join(map(repr, UNITS))}")
 
     def __call__(self, clock: Clock) -> bool:
         last, now = clock.read(self.of)
@@ -92,8 +101,8 @@ class At:
     def __post_init__(self) -> None:
         if any(m < 1 for m in self.moments):
             raise ValueError(f"moments must be at least 1: {self.moments}")
-        if self.of not in ("updates", "steps"):
-            raise ValueError(f"unknown clock {self.of!r}: 'updates' or 'steps'")
+        if self.of not in UNITS:
+            raise ValueError(f"unknown clock {self.of!r}: {', '.join(map(repr, UNITS))}")
 
     def __call__(self, clock: Clock) -> bool:
         last, now = clock.read(self.of)
@@ -135,19 +144,60 @@ class Run(Protocol):
     def agent(self) -> Agent: ...
     @property
     def clock(self) -> Clock: ...
+    @property
+    def memory(self) -> Memory: ...
+
+
+class Memory(Protocol):
+    """What an intervention may ask of a run's memory: a batch to look at, drawn without a trace."""
+
+    def sample(
+        self, batch_size: int, n_step: int = 1, gamma: float = 0.99, generator: Generator | None = None
+    ) -> Batch: ...
 
 
 class Intervention(nn.Module):
     """Something done to an agent so that it keeps learning. Override what you need; the rest is the identity.
 
-    Memory is buffers, so that a checkpoint holds it. Time is the clock, never a counter in an attribute. Randomness
-    comes from a generator of one's own.
+    Memory is buffers, so that a checkpoint holds it; what only the host needs is `host_state`. Time is the clock, never
+    a counter in an attribute. Randomness comes from `generator`, which `seed` gives and a checkpoint holds.
+
+    Attributes:
+        name: The word that names it.
+        on: What it acts on: a component of the agent, or a part of one.
+        when: When it acts.
+        claims: What no other intervention may claim or edit.
+        edits: What no other intervention may claim: the parts of the agent whose weights it changes.
+        example: A word that makes it act within a few updates, for the laws.
     """
 
-    name: str = ""
+    name: ClassVar[str] = ""
+    example: ClassVar[str] = ""
     on: str = "critic"
     when: Trigger = Never()
     claims: tuple[str, ...] = ()
+    edits: tuple[str, ...] = ()
+    generator: Generator
+
+    def seed(self, seed: int, device: torch.device) -> None:
+        """Give the intervention a random stream of its own, on the device where it draws."""
+        self.generator = Generator(device).manual_seed(seed)
+
+    def host_state(self) -> dict[str, Any]:
+        """What the host has to remember, in plain values; most interventions remember nothing."""
+        return {}
+
+    def load_host_state(self, state: dict[str, Any]) -> None:
+        """Take back what `host_state` gave."""
+
+    def get_extra_state(self) -> dict[str, Any]:
+        generator = self.__dict__.get("generator")
+        return {"host": self.host_state(), "generator": None if generator is None else generator.get_state()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.load_host_state(state["host"])
+        if state["generator"] is not None:
+            self.generator.set_state(state["generator"].cpu())
 
     def configure(self, config: Any) -> Any:
         """A pure edit of the agent's frozen configuration, before anything is built."""
@@ -171,6 +221,10 @@ class Intervention(nn.Module):
     def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
         """Between updates: edit in place, without making the host wait for the device."""
 
+    def measurements(self) -> dict[str, Tensor]:
+        """What it did lately, as 0-d tensors on the device, for the log; names begin with the intervention's."""
+        return {}
+
 
 def _changes(before: Any, after: Any, prefix: str = "") -> dict[str, Any]:
     """The fields of a (nested) dataclass that differ, by dotted name."""
@@ -186,18 +240,23 @@ def _changes(before: Any, after: Any, prefix: str = "") -> dict[str, Any]:
 class Compose(Intervention):
     """Interventions in order of application.
 
-    Two that set the same field of the configuration, or claim the same resource, are refused by name (ValueError).
+    Two that set the same field of the configuration, claim the same resource, or of which one edits what the other
+    claims, are refused by name (ValueError).
     """
 
     def __init__(self, interventions: Sequence[Intervention] = ()) -> None:
         super().__init__()
         self.parts = nn.ModuleList(interventions)
-        holders: dict[str, str] = {}
-        for part in self:
-            for claim in part.claims:
-                if claim in holders:
-                    raise ValueError(f"{part.name} and {holders[claim]} exclude each other: both claim {claim}")
-                holders[claim] = part.name
+        for first, second in combinations(self, 2):
+            for one, other in ((first, second), (second, first)):
+                if shared := set(one.claims) & {*other.claims, *other.edits}:
+                    what = ", ".join(sorted(shared))
+                    how = "both claim" if set(other.claims) & shared else f"{one.name} has to itself what both edit,"
+                    raise ValueError(f"{second.name} and {first.name} exclude each other: {how} {what}")
+
+    # What it remembers, its parts do; so an agent without any has the state that it always had.
+    get_extra_state = nn.Module.get_extra_state
+    set_extra_state = nn.Module.set_extra_state
 
     def __iter__(self) -> Iterator[Intervention]:
         yield from self.parts  # type: ignore[misc]
@@ -217,7 +276,8 @@ class Compose(Intervention):
         return config
 
     def bind(self, agent: Agent) -> None:
-        for part in self:
+        for i, part in enumerate(self):
+            part.seed(derive_seed(agent.seed, f"intervention {i} {part.name}"), agent.device)
             part.bind(agent)
 
     def schedule(self, sampling: Sampling, clock: Clock) -> Sampling:
@@ -239,3 +299,15 @@ class Compose(Intervention):
     def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
         for part in self:
             part.after_update(run, activations)
+
+    def measurements(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for part in self:
+            found |= part.measurements()
+        return found
+
+
+def derive_seed(seed: int, purpose: str) -> int:
+    """A seed of its own for each purpose, so that streams never share draws."""
+    entropy = [seed, *purpose.encode()]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)

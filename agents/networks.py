@@ -11,10 +11,11 @@ each other's `forward` directly, which for small networks saves a third of a pas
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,8 @@ Trace = list[Tensor]
 BodyName = Literal["auto", "mlp", "minatar", "nature", "impala", "drq"]
 ActivationName = Literal["relu", "tanh", "elu", "gelu", "silu", "leaky_relu", "crelu", "identity"]
 NormName = Literal["none", "layer_norm"]
+NormPlacement = Literal["all", "dense", "encoder", "last"]
+ConvNorm = Literal["gn1", "ln_chw"]
 InitName = Literal["torch", "orthogonal"]
 
 
@@ -39,9 +42,14 @@ class NetworkConfig:
         hidden: Widths of the dense hidden layers.
         width: Factor on the channels of a convolutional body.
         activation: Activation of every hidden layer.
-        norm: Normalisation between each hidden linear map and its activation.
+        norm: Normalisation between a hidden linear map and its activation.
+        norm_placement: Which hidden layers are normalised. dense: those after the encoder. encoder: the convolutions.
+            last: the last hidden layer alone, whose outputs are the features of the value.
+        norm_conv: Normalisation of a convolution. gn1: over channels and positions, one gain and shift a channel.
+            ln_chw: over the same numbers, but one gain and shift for every channel and position.
         init: Distribution that weights are born with. torch: uniform in 1/sqrt(fan-in), PyTorch's default.
             orthogonal: orthogonal weights of gain sqrt(2) (output layers 1), zero biases.
+        injections: Plasticity injections that room is kept for; each adds two frozen copies of a value head.
     """
 
     body: BodyName = "auto"
@@ -49,13 +57,18 @@ class NetworkConfig:
     width: float = 1.0
     activation: ActivationName = "relu"
     norm: NormName = "none"
+    norm_placement: NormPlacement = "all"
+    norm_conv: ConvNorm = "gn1"
     init: InitName = "torch"
+    injections: int = 0
 
     def __post_init__(self) -> None:
         if any(n < 1 for n in self.hidden):
             raise ValueError(f"hidden layers need at least one unit each, not {self.hidden}")
         if self.width <= 0:
             raise ValueError(f"width must be positive, not {self.width}")
+        if self.injections < 0:
+            raise ValueError(f"injections must not be negative, not {self.injections}")
 
 
 class ReLU(nn.Module):
@@ -81,6 +94,8 @@ class Dropout(nn.Module):
         self.generator = generator
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
         keep = 1.0 - self.p
         return x * torch.empty_like(x).bernoulli_(keep, generator=self.generator).div_(keep)
 
@@ -113,7 +128,7 @@ class Layer(nn.Module):
 
     def __init__(
         self, linear: nn.Linear | nn.Conv2d, generator: Generator, *, activation: str = "relu", norm: str = "none",
-        dropout: float = 0.0, init: str = "torch", output: bool = False,
+        dropout: float = 0.0, init: str = "torch", output: bool = False, shape: tuple[int, ...] = (),
     ) -> None:  # fmt: skip
         super().__init__()
         self.linear = linear
@@ -126,10 +141,10 @@ class Layer(nn.Module):
         self.dropout = Dropout(dropout, generator) if dropout else None
         self.norm: nn.Module | None = None
         if norm == "layer_norm":
-            # Over the units and, for a convolution, their positions too would tie gains to places; GroupNorm with one
-            # group normalises the same numbers and keeps one gain and one shift a channel.
+            # `shape` ties the gains of a convolution to places. GroupNorm with one group normalises the same numbers,
+            # and its gain and shift belong to a channel, and so to one unit.
             dense = isinstance(linear, nn.Linear)
-            self.norm = nn.LayerNorm(self.units) if dense else nn.GroupNorm(1, self.units)
+            self.norm = nn.LayerNorm(shape or self.units) if dense or shape else nn.GroupNorm(1, self.units)
         self.activation = ACTIVATIONS[activation]()
         self.load_fresh(generator)
 
@@ -152,8 +167,26 @@ class Layer(nn.Module):
         if bias is not None:
             drawn["linear.bias"] = law(bias.shape, fan_in, True, self.gain, generator)
         if self.norm is not None:
-            drawn["norm.weight"] = torch.ones(self.units, device=generator.device)
-            drawn["norm.bias"] = torch.zeros(self.units, device=generator.device)
+            shape = self.norm.weight.shape
+            drawn["norm.weight"] = torch.ones(shape, device=generator.device)  # type: ignore[arg-type]
+            drawn["norm.bias"] = torch.zeros(shape, device=generator.device)  # type: ignore[arg-type]
+        return drawn
+
+    @torch.no_grad()
+    def fresh_units(self, count: int, generator: Generator) -> dict[str, Tensor]:
+        """New incoming weights for `count` units from the law of this layer's birth, by parameter name."""
+        if self.init != "torch" or count >= self.units:
+            # Rows of an orthogonal matrix depend on each other, so a whole one is drawn.
+            return {key: value[:count] for key, value in self.fresh(generator).items()}
+        drawn = {}
+        for key, parameter in self.named_parameters():
+            shape = torch.Size((count, *parameter.shape[1:]))
+            if key.startswith("linear."):
+                fan_in = self.linear.weight[0].numel()
+                drawn[key] = LAWS[self.init](shape, fan_in, key == "linear.bias", self.gain, generator)
+            else:
+                value = 1.0 if key == "norm.weight" else 0.0
+                drawn[key] = torch.full(shape, value, device=generator.device)
         return drawn
 
     @torch.no_grad()
@@ -181,9 +214,53 @@ class Layer(nn.Module):
         return x
 
 
+class Frozen(nn.ModuleDict):
+    """Copies of a value head's modules that are never trained, though gradients run through them to the encoder."""
+
+
+def frozen_modules(network: nn.Module) -> set[nn.Module]:
+    """All modules within `Frozen` copies."""
+    return {inner for m in network.modules() if isinstance(m, Frozen) for inner in m.modules()}
+
+
+def all_layers(network: nn.Module) -> dict[str, Layer]:
+    """The layers that learn, hidden and output, by qualified name, in the order in which they were drawn."""
+    frozen = frozen_modules(network)
+    return {name: m for name, m in network.named_modules() if isinstance(m, Layer) and m not in frozen}
+
+
 def hidden_layers(network: nn.Module) -> dict[str, Layer]:
     """The hidden layers by qualified name, in the order in which a forward pass fills the trace."""
-    return {name: m for name, m in network.named_modules() if isinstance(m, Layer) and not m.is_output}
+    return {name: layer for name, layer in all_layers(network).items() if not layer.is_output}
+
+
+class Injection(nn.Module):
+    """Room for plasticity injections (Nikishin et al. 2023, 2305.15555) into a value head.
+
+    A head h that maps features to logits becomes h(x) + sum of (old_i(x) - born_i(x)). All copies begin as zeros, and
+    so contribute exactly nothing. An injection moves the trained head into `old`, and draws h and `born` anew, alike:
+    what is trained stays the same tensors, and the output does not change. (h(x) - born(x)) + old(x) with the newest
+    pair first is exact to the last bit at that moment, since then the first difference is zero.
+    """
+
+    def __init__(self, head: dict[str, nn.Module], count: int) -> None:
+        super().__init__()
+
+        def blank() -> Frozen:
+            copies = Frozen({name: copy.deepcopy(module) for name, module in head.items()})
+            for parameter in copies.parameters():
+                parameter.requires_grad_(False).zero_()
+            return copies
+
+        with torch.no_grad():
+            self.old = nn.ModuleList(blank() for _ in range(count))
+            self.born = nn.ModuleList(blank() for _ in range(count))
+
+    def forward(self, logits: Tensor, head: Callable[[Mapping[str, Any]], Tensor]) -> Tensor:
+        """`head(modules)` are the logits of a head made of the given modules."""
+        for old, born in zip(reversed(self.old), reversed(self.born), strict=True):
+            logits = (logits - head(born._modules)) + head(old._modules)
+        return logits
 
 
 class Bricklayer:
@@ -193,18 +270,28 @@ class Bricklayer:
         self.config = config
         self.generator = generator
         self.dropout = dropout
+        self.size: tuple[int, ...] = ()  # height and width of what the next convolution reads
 
-    def dense(self, inputs: int, units: int) -> Layer:
+    def dense(self, inputs: int, units: int, *, last: bool = False) -> Layer:
         c = self.config
+        normed = c.norm_placement in ("all", "dense") or (c.norm_placement == "last" and last)
         return Layer(
             nn.utils.skip_init(nn.Linear, inputs, units), self.generator,
-            activation=c.activation, norm=c.norm, dropout=self.dropout, init=c.init,
+            activation=c.activation, norm=c.norm if normed else "none", dropout=self.dropout, init=c.init,
         )  # fmt: skip
 
     def conv(self, inputs: int, channels: int, kernel: int, stride: int = 1, padding: int = 0) -> Layer:
+        """A convolution; `size` is its input's on the way in, and its output's afterwards."""
         c = self.config
         linear = nn.utils.skip_init(nn.Conv2d, inputs, channels, kernel, stride=stride, padding=padding)
-        return Layer(linear, self.generator, activation=c.activation, norm=c.norm, init=c.init)
+        self.size = tuple((n + 2 * padding - kernel) // stride + 1 for n in self.size)
+        if min(self.size) < 1:
+            raise RuntimeError("nothing is left of the image")
+        normed = c.norm_placement in ("all", "encoder")
+        return Layer(
+            linear, self.generator, activation=c.activation, norm=c.norm if normed else "none", init=c.init,
+            shape=(channels, *self.size) if c.norm_conv == "ln_chw" else (),
+        )  # fmt: skip
 
     def output(self, inputs: int, outputs: int) -> Layer:
         linear = nn.utils.skip_init(nn.Linear, inputs, outputs)
@@ -220,8 +307,8 @@ class Dense(nn.Module):
     def __init__(self, inputs: int, hidden: Sequence[int], build: Bricklayer) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
-        for units in hidden:
-            layer = build.dense(inputs, units)
+        for i, units in enumerate(hidden):
+            layer = build.dense(inputs, units, last=i == len(hidden) - 1)
             self.layers.append(layer)
             inputs = layer.features
         self.features = inputs
@@ -253,14 +340,8 @@ class Pixels(nn.Module):
 
     def _measure(self, observation: ObservationSpec) -> None:
         """The number of features, by a forward pass on one blank observation."""
-        try:
-            with torch.no_grad():
-                self.features = self(torch.zeros(1, *observation.shape, dtype=observation.dtype)).shape[1]
-        except RuntimeError as error:
-            raise ValueError(
-                f"observations of shape {observation.shape} are too small for the body "
-                f"{type(self).__name__}; choose another with --agent.network.body"
-            ) from error
+        with torch.no_grad():
+            self.features = self(torch.zeros(1, *observation.shape, dtype=observation.dtype)).shape[1]
 
     def forward(self, obs: Tensor, trace: Trace | None = None) -> Tensor:
         # Channels last is what the convolutions of the CPU run fastest on (their backward about three times).
@@ -328,6 +409,7 @@ class ImpalaStage(nn.Module):
         super().__init__()
         linear = nn.utils.skip_init(nn.Conv2d, inputs, channels, 3, padding=1)
         self.stem = Layer(linear, build.generator, activation="identity", init=build.config.init, output=True)
+        build.size = tuple((n + 1) // 2 for n in build.size)
         self.first = Residual(channels, build)
         self.second = Residual(channels, build)
 
@@ -373,7 +455,14 @@ def build_encoder(observation: ObservationSpec, build: Bricklayer, default: Body
             f"the body {body!r} reads images (uint8, channel first), not observations of shape {observation.shape}; "
             "use --agent.network.body mlp"
         )
-    encoder = BODIES[body](observation, build)
+    build.size = tuple(observation.shape[1:])
+    try:
+        encoder = BODIES[body](observation, build)
+    except RuntimeError as error:
+        raise ValueError(
+            f"observations of shape {observation.shape} are too small for the body {BODIES[body].__name__}; choose "
+            "another with --agent.network.body"
+        ) from error
     # Weights in the layout of the data, or every call would convert them.
     return cast(Pixels, encoder.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
 
@@ -397,15 +486,27 @@ class QNetwork(nn.Module):
         if dueling:
             self.value_head = Dense(self.encoder.features, config.hidden, build)
             self.value = build.output(self.value_head.features, outputs)
+        self.injection = Injection(self.head_modules(), config.injections) if config.injections else None
+
+    def head_modules(self) -> dict[str, nn.Module]:
+        """All that is dense, from features to logits."""
+        names = ("head", "advantage", "value_head", "value") if self.dueling else ("head", "advantage")
+        return {name: getattr(self, name) for name in names}
 
     def forward(self, obs: Tensor, trace: Trace | None = None) -> Tensor:
-        modules = self._modules
-        features = modules["encoder"].forward(obs, trace)  # type: ignore[union-attr]
-        logits = modules["advantage"].forward(modules["head"].forward(features, trace))  # type: ignore[union-attr]
+        features = self._modules["encoder"].forward(obs, trace)  # type: ignore[union-attr]
+        logits = self.logits(self._modules, features, trace)
+        if self.injection is not None:
+            logits = self.injection(logits, lambda modules: self.logits(modules, features))
+        return logits
+
+    def logits(self, modules: Mapping[str, Any], features: Tensor, trace: Trace | None = None) -> Tensor:
+        """Features [B, F] → logits, by this head's modules or a copy of them."""
+        logits = modules["advantage"].forward(modules["head"].forward(features, trace))
         logits = logits.view(-1, self.actions, self.outputs)
         if self.dueling:
             # Wang et al. 2016 (1511.06581), eq. 9: the mean advantage is subtracted.
-            value = self.value(self.value_head(features, trace)).unsqueeze(1)
+            value = modules["value"].forward(modules["value_head"].forward(features, trace)).unsqueeze(1)
             logits = value + logits - logits.mean(dim=1, keepdim=True)
         return logits
 
@@ -432,9 +533,24 @@ class QFunction(nn.Module):
         super().__init__()
         self.body = Dense(features + action, hidden, build)
         self.output = build.output(self.body.features, outputs)
+        room = build.config.injections
+        self.injection = Injection(self.head_modules(), room) if room else None
+
+    def head_modules(self) -> dict[str, nn.Module]:
+        """All of it: features and action to logits."""
+        return {"body": self.body, "output": self.output}
 
     def forward(self, features: Tensor, action: Tensor, trace: Trace | None = None) -> Tensor:
-        return self.output.forward(self.body.forward(torch.cat([features, action], dim=1), trace))
+        x = torch.cat([features, action], dim=1)
+        logits = self.logits(self._modules, x, trace)
+        if self.injection is not None:
+            logits = self.injection(logits, lambda modules: self.logits(modules, x))
+        return logits
+
+    def logits(self, modules: Mapping[str, Any], x: Tensor, trace: Trace | None = None) -> Tensor:
+        """Features and action [B, F + A] → logits [B, outputs], by this head's modules or a copy of them."""
+        logits: Tensor = modules["output"].forward(modules["body"].forward(x, trace))
+        return logits
 
 
 class Critic(nn.Module):

@@ -38,7 +38,7 @@ class OptimizerConfig:
 
 
 class Adam(torch.optim.AdamW):
-    """torch's fused AdamW, to the same bits.
+    """torch's fused AdamW, to the same bits; with an age per weight for those parameters that are given one.
 
     Its memory is there from the start, so that surgery and captured graphs find it before the first step. And its step
     calls the fused kernel at once: the checks and profiling hooks on torch's way there take longer than the kernel
@@ -57,6 +57,22 @@ class Adam(torch.optim.AdamW):
                     "exp_avg": torch.zeros_like(p, memory_format=torch.preserve_format),
                     "exp_avg_sq": torch.zeros_like(p, memory_format=torch.preserve_format),
                 }
+        self._aged: set[Tensor] = set()
+
+    def give_age(self, parameter: Tensor) -> None:
+        """Let every weight of a parameter have an age of its own, before the first step (Dohare et al. 2024, Nature
+        632: AdamGnT).
+
+        torch keeps one step counter a tensor, which is wrong for weights that are drawn anew at another time than their
+        neighbours: zeroing their moments alone makes their first steps 3.2 times the learning rate, zeroing the counter
+        slows all others down. Here the bias correction belongs to the weight. Instead of an age a it keeps what the
+        correction needs, 1 - beta^a, which is the same exponential average taken over ones (`filled`): zero for a new
+        weight, near one for an old one, and cheaper to carry forward than a power is to compute.
+        """
+        if parameter not in self._aged:
+            self._aged.add(parameter)
+            for name in ("filled", "filled_sq"):
+                self.state[parameter][name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -67,22 +83,54 @@ class Adam(torch.optim.AdamW):
 
     def apply(self, group: dict[str, Any], gradients: list[Tensor]) -> None:
         """One step of a parameter group along the given gradients."""
-        states = [self.state[p] for p in group["params"]]
+        parameters = group["params"]
+        if self._aged:
+            pairs = list(zip(parameters, gradients, strict=True))
+            aged = [pair for pair in pairs if pair[0] in self._aged]
+            if aged:
+                self._apply_aged(group, [p for p, _ in aged], [g for _, g in aged])
+            parameters = [p for p, _ in pairs if p not in self._aged]
+            gradients = [g for p, g in pairs if p not in self._aged]
+            if not parameters:
+                return
+        states = [self.state[p] for p in parameters]
         steps = [state["step"] for state in states]
         torch._foreach_add_(steps, 1)
         torch._fused_adamw_(
-            group["params"], gradients, [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states], [], steps,
+            parameters, gradients, [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states], [], steps,
             lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"],
             eps=group["eps"], amsgrad=False, maximize=False, grad_scale=None, found_inf=None,
         )  # fmt: skip
+
+    def _apply_aged(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> None:
+        """The same step, every weight corrected by its own age."""
+        states = [self.state[p] for p in parameters]
+        names = ("exp_avg", "exp_avg_sq", "filled", "filled_sq")
+        mean, square, filled, filled_sq = ([s[name] for s in states] for name in names)
+        beta1, beta2 = group["betas"]
+        torch._foreach_add_([s["step"] for s in states], 1)
+        torch._foreach_lerp_(mean, gradients, 1 - beta1)
+        torch._foreach_mul_(square, beta2)
+        torch._foreach_addcmul_(square, gradients, gradients, 1 - beta2)
+        for averages, beta in ((filled, beta1), (filled_sq, beta2)):
+            torch._foreach_mul_(averages, beta)
+            torch._foreach_add_(averages, 1 - beta)
+        # mean / filled / (sqrt(square / filled_sq) + eps)
+        scale = torch._foreach_div(square, filled_sq)
+        torch._foreach_sqrt_(scale)
+        torch._foreach_add_(scale, group["eps"])
+        torch._foreach_mul_(scale, filled)
+        if group["weight_decay"]:
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_addcdiv_(parameters, mean, scale, -group["lr"])
 
     # torch wraps `step` in a profiling hook at construction unless it is marked as wrapped already.
     step.hooked = True  # type: ignore[attr-defined]
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> Adam:
-    """Adam over the parameters."""
-    return Adam(parameters, config)
+    """Adam over those of the parameters that learn."""
+    return Adam([p for p in parameters if p.requires_grad], config)
 
 
 def step(loss: Tensor, optimizer: torch.optim.Optimizer, max_grad_norm: float = 0.0) -> None:

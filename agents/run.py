@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -99,7 +100,7 @@ class Run:
         stepped = time.perf_counter()
         self.memory.add(action, step)
         self.obs = step.obs
-        before, self.clock = self.clock.steps, self.clock.stepped(self.envs.num_envs)
+        before, self.clock = self.clock.steps, self.clock.stepped(self.envs.num_envs, len(step.episodes))
         if self._crossed(before, self.agent.config.update_every):
             for batch in self.memory.batches(self.agent.sampling(self.clock)):
                 self.learn(batch)
@@ -116,7 +117,7 @@ class Run:
         update = self.agent.update(batch, self.clock)
         self.memory.update_priorities(batch.index, update.td_error)
         self.agent.interventions.after_update(self, update.activations)
-        self.log.update(update.metrics, self.clock)
+        self.log.update(update.metrics | self.agent.interventions.measurements(), self.clock)
 
     def beat(self, before: int) -> None:
         """What is due after the steps since `before`: log, evaluation, checkpoint, progress."""
@@ -150,7 +151,7 @@ class Run:
             "envs": self.envs.state_dict(),
             "log": self.log.state_dict(),
             "loop": {
-                "clock": [clock.steps, clock.updates, clock.last_steps, clock.last_updates],
+                "clock": asdict(clock),
                 "obs": torch.from_numpy(np.ascontiguousarray(self.obs)),
             },
         }
@@ -159,7 +160,7 @@ class Run:
     def restore(self, found: Found) -> None:
         """Become the run that a checkpoint holds."""
         loop = found.load("loop")
-        self.clock = Clock(*loop["clock"])
+        self.clock = Clock(**loop["clock"])
         self.obs = loop["obs"].numpy()
         self.agent.load_state_dict(found.load("agent")["state"])
         self.memory.load_state_dict(found.load("replay"))

@@ -10,8 +10,9 @@ From pixels, actor and critics read one convolutional encoder that the critics a
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
 from .agent import Agent, Component, check_off_policy, sync_target_
-from .heads import HeadName, build_head
+from .heads import HeadConfig, HeadName, build_head
 from .hooks import Clock, Every, Update
 from .networks import Actor, Critic, NetworkConfig, Trace
 from .optimizers import OptimizerConfig, build_optimizer, step
@@ -52,11 +53,17 @@ class SACConfig:
         actor_period: Critic updates per update of actor and temperature.
         dropout: Probability of dropping a hidden unit of a critic, before its norm (DroQ); 0 is off.
         value_loss: How values are learnt.
+        head: Parameters of the value loss.
         reward_clip: Rewards are clipped to [-reward_clip, reward_clip] in the targets, never in the score; 0 is off.
         target_period: Gradient updates between two updates of the target critics.
         target_tau: Share of the online critics that enters the target then; 1 is a hard copy.
         projection: From pixels: width of the features that actor and critics project the encoder's output to.
     """
+
+    # Component → names of the fields that shape its network and its optimizer.
+    parts: ClassVar[dict[str, tuple[str, str]]] = {
+        "critic": ("network", "optimizer"), "actor": ("actor_network", "actor_optimizer"),
+    }  # fmt: skip
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
     actor_network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -79,6 +86,7 @@ class SACConfig:
     actor_period: int = 1
     dropout: float = 0.0
     value_loss: HeadName = "mse"
+    head: HeadConfig = field(default_factory=HeadConfig)
     reward_clip: float = 0.0
     target_period: int = 1
     target_tau: float = 0.005
@@ -116,7 +124,7 @@ class SAC(Agent):
             raise ValueError("sac needs continuous actions; for discrete ones use dqn")
         low, high = torch.tensor(self.action.low), torch.tensor(self.action.high)
         self.center, self.scale = ((high + low) / 2).to(self.device), ((high - low) / 2).to(self.device)
-        self.head = build_head(c.value_loss).to(self.device)
+        self.head = build_head(c.value_loss, c.head, gamma=c.gamma, n_step=c.n_step).to(self.device)
         online = Critic(
             self.observation, self.action.size, self.head.outputs, c.network, generator,
             size=c.critics, projection=c.projection, dropout=c.dropout,
@@ -190,6 +198,25 @@ class SAC(Agent):
         value = values.amin(dim=0) if self.config.actor_value == "min" else values.mean(dim=0)
         return (self.temperature().detach() * log_prob - value).mean(), log_prob.detach(), trace
 
+    def blank_pass(self) -> None:
+        encoded = self.critic.online.encoder(self.blank())
+        self.critic.online.values(encoded, torch.zeros(1, self.action.size, device=self.device))
+        self.actor.online(encoded)
+
+    @torch.no_grad()
+    def activations(self, batch: Batch) -> dict[str, Trace]:
+        critic, actor = Trace(), Trace()
+        with self.without_dropout():
+            self.critic.online(batch.obs, (batch.action - self.center) / self.scale, critic)
+            self.actor.online(self.critic.online.encoder(batch.obs), actor)
+        return {"critic": critic, "actor": actor}
+
+    def live_traces(self, batch: Batch) -> Iterator[tuple[str, Tensor, Trace]]:
+        loss, _, _, trace = self.critic_loss(batch)
+        yield "critic", loss, trace
+        loss, _, trace = self.actor_loss(batch)
+        yield "actor", loss, trace
+
     def update(self, batch: Batch, clock: Clock) -> Update:
         c = self.config
         batch = self.interventions.transform_batch(batch)
@@ -220,6 +247,12 @@ class Temperature(nn.Module):
     def __init__(self, value: float) -> None:
         super().__init__()
         self.log_alpha = nn.Parameter(torch.tensor(math.log(value)))
+        self.initial = value
+
+    @torch.no_grad()
+    def load_fresh(self) -> None:
+        """Back to where it began, in place."""
+        self.log_alpha.fill_(math.log(self.initial))
 
     def forward(self) -> Tensor:
         return self.log_alpha.exp()

@@ -6,7 +6,8 @@ arrives at a layer's inputs says which unit stands behind each. Convolution to l
 streams, ensembles and encoders with several readers need no case of their own.
 
 A unit whose output joins a residual stream has no reader of its own and cannot be reset; such layers are output layers
-in `pliant.agents.networks`, carry no number, and appear here as readers only.
+in `pliant.agents.networks`, carry no number, and appear here as readers only. So do frozen copies of a head: they read
+units, but have none that could be reset.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..agents.networks import Layer
+from ..agents.agent import Agent
+from ..agents.networks import Layer, frozen_modules
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,21 @@ class Reader:
 
     layer: Layer
     owner: Tensor  # [inputs] int64, on the layer's device
+
+    @cached_property
+    def columns(self) -> Tensor:
+        """[units, m] int64: the inputs behind which each unit stands; every unit stands behind as many."""
+        owner = self.owner.cpu()
+        order = torch.argsort(owner, stable=True)
+        order = order[owner[order] >= 0]
+        units = int(owner.max()) + 1
+        if not torch.equal(torch.bincount(owner[owner >= 0]), torch.full((units,), len(order) // units)):
+            raise NotMeasurable("units of one layer are read at different numbers of places")
+        return order.view(units, -1).to(self.owner.device)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.layer.linear.weight
 
 
 @dataclass
@@ -55,7 +73,20 @@ UnitGraph = dict[str, Units]
 
 
 class NotMeasurable(ValueError):
-    """Something in the network mixes units, so that they cannot be told apart; the message names where."""
+    """The network mixes units, so that they cannot be told apart; the message names where."""
+
+
+def agent_graph(agent: Agent) -> UnitGraph:
+    """The units of all of an agent's online networks, named `<component>.<layer>`.
+
+    In one graph, because what reads a unit may belong to another component: the actor reads the critics' encoder.
+    """
+    return unit_graph(online_networks(agent), agent.blank_pass)
+
+
+def online_networks(agent: Agent) -> nn.ModuleDict:
+    """An agent's online networks by component."""
+    return nn.ModuleDict({name: component.online for name, component in agent.components.items()})
 
 
 def unit_graph(network: nn.Module, forward: Callable[[], Any]) -> UnitGraph:
@@ -68,8 +99,10 @@ def unit_graph(network: nn.Module, forward: Callable[[], Any]) -> UnitGraph:
     Raises:
         NotMeasurable: Numbers arrive mixed at a layer.
     """
+    frozen = frozen_modules(network)
     layers = {m: name for name, m in network.named_modules() if isinstance(m, Layer)}
-    graph = {name: Units(name, layer) for layer, name in layers.items() if not layer.is_output}
+    silent = {m for m in layers if m.is_output or m in frozen}
+    graph = {name: Units(name, layer) for layer, name in layers.items() if layer not in silent}
     # Zero stands for "no unit", and what starts as zero stays zero through everything that is no layer.
     first: dict[str, int] = {}
     total = 1
@@ -85,8 +118,9 @@ def unit_graph(network: nn.Module, forward: Callable[[], Any]) -> UnitGraph:
         name = layers[layer]
         _note_readers(name, layer, x, graph, owners)
         shape = layer.linear(x).shape
-        if layer.is_output:
-            return torch.zeros(shape, dtype=x.dtype, device=x.device)
+        if layer in silent:
+            places = (shape[0], shape[1] * layer.copies, *shape[2:])
+            return torch.zeros(places, dtype=x.dtype, device=x.device)
         numbers = torch.arange(first[name], first[name] + layer.units, dtype=x.dtype, device=x.device)
         numbers = numbers.repeat(layer.copies).view(1, -1, *(1,) * (len(shape) - 2))
         return numbers.expand(shape[0], -1, *shape[2:]).contiguous()

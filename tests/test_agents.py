@@ -83,7 +83,10 @@ def train(agent: Agent, clock: Clock, updates: int) -> Clock:
 
 def weights(agent: Agent) -> dict[str, torch.Tensor]:
     return {
-        f"{name}.{key}": value.clone() for name, module in agent.modules() for key, value in module.state_dict().items()
+        f"{name}.{key}": value.clone()
+        for name, module in agent.modules()
+        for key, value in module.state_dict().items()
+        if isinstance(value, torch.Tensor)
     }
 
 

@@ -1,0 +1,120 @@
+"""Adaptive replay ratio: Ma et al. 2024, 2310.07418."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..agents.agent import Agent
+from ..agents.hooks import Clock, Every, Intervention, Run, Sampling, Unit
+from .design import edit
+from .parts import Survey, chosen_layers, survey
+
+
+class AdaptiveReplayRatio(Intervention):
+    """Begin with few updates per step, and switch to many once the critic's share of active units has settled.
+
+    When: A high replay ratio pays off late but harms early, as in control from pixels.
+    Paper: Ma et al. 2024, "Revisiting Plasticity in Visual Reinforcement Learning: Data, Modules and Training Stages",
+        2310.07418, section 6, and the authors' code: ratio 0.5, then 2, checked every 50 episodes on the mean of the
+        last of them, threshold 0.001. On Atari (100,000 steps) likewise 0.5, then 2; its period is not published, so
+        count in steps there: `adaptive_replay_ratio(every=5000, of=steps)`.
+    Differs: The ratio is read on the host one step after the device has decided, so that nobody waits. Where two ends
+        of episodes fall between two updates (many environments), the mean is over what came since the latest check.
+    Excludes: replay_ratio.
+
+    Args:
+        low: Gradient updates per environment step at first.
+        high: The same after the switch, which is never undone.
+        every: Period of the check.
+        of: Clock of the period. episodes: the mean is over the last episode before the check, as in the code. steps or
+            updates: over the whole period.
+        delta: The switch is made if the share of active units differs by at most this from that of the last check.
+        at_least: Checks that are only taken note of; 0 may switch at the first one, as the code does.
+    """
+
+    name = "adaptive_replay_ratio"
+    example: ClassVar[str] = "adaptive_replay_ratio(low=1, high=2, every=3, of=updates, delta=0.5)"
+    claims = ("the replay ratio",)
+    # Buffers: sum and number of the shares since they were cleared, the share at the last check, checks made, 1 once
+    # switched.
+    total: Tensor
+    count: Tensor
+    last: Tensor
+    checks: Tensor
+    level: Tensor
+
+    def __init__(
+        self, low: float = 0.5, high: float = 2.0, every: int = 50, of: Unit = "episodes", delta: float = 0.001,
+        at_least: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if low <= 0 or high <= 0 or delta < 0 or at_least < 0:
+            raise ValueError("low and high must be positive, delta and at_least not negative")
+        self.ratios, self.every, self.of, self.delta, self.at_least = (low, high), every, of, delta, at_least
+        self.when = Every(every, of)
+
+    def configure(self, config: Any) -> Any:
+        return edit(config, self.name, replay_ratio=self.ratios[0])
+
+    def bind(self, agent: Agent) -> None:
+        self.found: Survey = survey(agent)
+        # The hidden layers of the value functions themselves: neither the encoder nor the projection from pixels.
+        names = chosen_layers(self.found, "critic", self.name)
+        self.layers = {
+            n for n in names
+            if n in self.found.graph and not n.startswith(("critic.encoder.", "critic.projection."))
+        }  # fmt: skip
+        if not self.layers:
+            raise ValueError(f"adaptive_replay_ratio: the critic of this {agent.name} has no hidden layer to watch")
+        zero = torch.zeros((), device=agent.device)
+        for name in ("total", "count", "last", "checks", "level"):
+            self.register_buffer(name, zero.clone())
+        # Where the host finds the level, once the device has written it.
+        self.mirror = torch.zeros(1, pin_memory=agent.device.type == "cuda")
+        self.view = self.mirror.numpy()
+
+    def load_host_state(self, state: dict[str, Any]) -> None:
+        self.mirror.copy_(self.level)
+
+    def schedule(self, sampling: Sampling, clock: Clock) -> Sampling:
+        ratio = self.ratios[int(self.view[0])]
+        return Sampling(sampling.batch_size, sampling.n_step, sampling.gamma, ratio)
+
+    @torch.no_grad()
+    def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
+        outputs = [h for name, h in self.found.outputs(activations).items() if name in self.layers]
+        active = torch.stack([(h > 0).sum(dtype=torch.float32) for h in outputs]).sum()
+        active = active / sum(h.numel() for h in outputs)
+        if run.clock.updates == 1:
+            self.last.copy_(active)
+        if self.when(run.clock):
+            self.check()
+        elif self.of == "episodes" and self._last_episode_begins(run.clock):
+            self._clear()
+        self.total.add_(active)
+        self.count.add_(1)
+
+    def check(self) -> None:
+        """Compare with the last check; the official rule, kept on the device."""
+        mean = self.total / self.count.clamp(min=1)
+        self.checks.add_((self.count > 0).to(self.checks.dtype))
+        settled = ((mean - self.last).abs() <= self.delta) & (self.count > 0) & (self.checks > self.at_least)
+        self.level.copy_(torch.maximum(self.level, settled.to(self.level.dtype)))
+        self.last.copy_(torch.where(self.count > 0, mean, self.last))
+        self._clear()
+        self.mirror.copy_(self.level, non_blocking=True)
+
+    def _clear(self) -> None:
+        self.total.zero_()
+        self.count.zero_()
+
+    def _last_episode_begins(self, clock: Clock) -> bool:
+        last, now = clock.read("episodes")
+        return (now + 1) // self.every > (last + 1) // self.every
+
+    def measurements(self) -> dict[str, Tensor]:
+        return {"interventions/replay_ratio": self.ratios[0] + self.level * (self.ratios[1] - self.ratios[0])}

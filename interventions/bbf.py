@@ -1,0 +1,118 @@
+"""Bigger, better, faster: Schwarzer et al. 2023, 2305.19452; SR-SPR: D'Oro et al. 2023 (OpC-9aBBVJe)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ..agents.agent import Agent
+from ..agents.hooks import Clock, Run, Sampling, Unit
+from .design import edit
+from .parts import ENCODER
+from .reset import Reset
+from .resetting import Target
+from .surgery import blend_layer_
+
+
+class SoftReset(Reset):
+    """Base of composites that draw the head anew and only shrink and perturb the encoder."""
+
+    def __init__(
+        self, every: int, of: Unit, shrink: float, target: Target, start: int = 0, stop: int | None = None
+    ) -> None:
+        super().__init__(every, of, ("all",), target, start=start, stop=stop)
+        if not 0 <= shrink <= 1:
+            raise ValueError(f"shrink lies in [0, 1], not {shrink}")
+        self.shrink = shrink
+
+    def need_encoder(self, who: str, agent: Agent) -> None:
+        """Refuse, in the name of who asked, an agent that has nothing to shrink (ValueError)."""
+        if not any(name.startswith(ENCODER) for name in self.names):
+            raise ValueError(f"{who} shrinks the encoder, and this {agent.name} has none; for vectors use reset")
+
+    def redraw(self, name: str) -> None:
+        if not name.startswith(ENCODER):
+            return super().redraw(name)
+        noise = self.draw(name, self.generator)
+        blend_layer_(self.found.layers[name], noise, self.shrink, 1 - self.shrink)
+        if self.target in ("same", "own") and name in self.found.twins:
+            own = self.draw(name, self.generator) if self.target == "own" else noise
+            blend_layer_(self.found.twins[name], own, self.shrink, 1 - self.shrink)
+
+
+class BBF(SoftReset):
+    """Shrink and perturb the encoder, reset the head, and anneal n-step and discount after each reset.
+
+    When: Few environment steps, many updates, images: the recipe of BBF, to be combined with `replay_ratio(2)`, `c51`
+        and a wide IMPALA network.
+    Paper: Schwarzer et al. 2023, "Bigger, Better, Faster: Human-level Atari with human-level efficiency", 2305.19452,
+        section 4 and the authors' BBF.gin: a reset every 20,000 of 100,000 steps, none that a whole period would not
+        follow, encoder halves, n 10 to 3 and discount 0.97 to 0.997 over 10,000 updates, both exponentially, the latter
+        in 1 - discount.
+    Differs: The self-predictive loss is not part of it. Online and target networks get different draws, the target
+        network acts, and all of the optimizer's memory is reset, as in the authors' code.
+    Excludes: value_mapping and whatever else sets n-step; plasticity_injection.
+
+    Args:
+        every: Period of the resets.
+        of: Clock of the period: steps (environment steps), updates or episodes.
+        shrink: Share of the old weights that the encoder keeps; the rest is a fresh draw.
+        n_start: Rewards summed before bootstrapping, right after a reset.
+        n_end: The same once annealed.
+        gamma_start: Discount right after a reset.
+        gamma_end: The same once annealed.
+        anneal: Updates from the first to the second.
+        act_with_target: The target network picks the actions (DQN).
+        stop: Reading of the clock at which training ends: no reset is made that a whole period would not follow.
+    """
+
+    name = "bbf"
+    example: ClassVar[str] = "bbf(every=3, anneal=4, n_start=3, n_end=1)"
+    claims = ("n-step and discount",)
+
+    def __init__(
+        self, every: int = 20_000, of: Unit = "steps", shrink: float = 0.5, n_start: int = 10, n_end: int = 3,
+        gamma_start: float = 0.97, gamma_end: float = 0.997, anneal: int = 10_000, act_with_target: bool = True,
+        stop: int | None = 100_000,
+    ) -> None:  # fmt: skip
+        super().__init__(every, of, shrink, "own", stop=None if stop is None else max(0, stop - every))
+        if min(n_start, n_end, anneal) < 1 or not (0 < gamma_start < 1 and 0 < gamma_end < 1):
+            raise ValueError("n_start, n_end and anneal must be at least 1, and discounts lie between 0 and 1")
+        self.n, self.gamma, self.anneal = (n_start, n_end), (gamma_start, gamma_end), anneal
+        self.act_with_target = act_with_target
+        self.since = 0  # the update of the latest reset
+
+    def configure(self, config: Any) -> Any:
+        # SAC acts with its actor, which has no target.
+        if self.act_with_target and hasattr(config, "act_with_target"):
+            return edit(config, self.name, act_with_target=True)
+        return config
+
+    def bind(self, agent: Agent) -> None:
+        super().bind(agent)
+        self.need_encoder(self.name, agent)
+
+    def host_state(self) -> dict[str, Any]:
+        return {"since": self.since}
+
+    def load_host_state(self, state: dict[str, Any]) -> None:
+        self.since = state["since"]
+
+    def annealed(self, updates: int) -> tuple[int, float]:
+        """n-step and discount, so many updates after a reset."""
+        left = min(1.0, max(0.0, (self.anneal - updates) / self.anneal))
+        n = self.n[0] * math.exp((1 - left) * math.log(self.n[1] / self.n[0]))
+        horizon = left * math.log(1 - self.gamma[0]) + (1 - left) * math.log(1 - self.gamma[1])
+        return round(n), 1 - math.exp(horizon)
+
+    def schedule(self, sampling: Sampling, clock: Clock) -> Sampling:
+        n, gamma = self.annealed(clock.updates - self.since)
+        return Sampling(sampling.batch_size, n, gamma, sampling.replay_ratio)
+
+    def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
+        super().after_update(run, activations)
+        if self.when(run.clock):
+            self.since = run.clock.updates

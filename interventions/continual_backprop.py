@@ -1,0 +1,130 @@
+"""Continual backpropagation: Dohare et al. 2021, 2108.06325; Dohare et al. 2024, Nature 632."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..agents.agent import Agent
+from ..agents.hooks import Run
+from .recycling import Recycler, at_inputs, per_unit
+from .surgery import Chosen, fold_into_bias_
+from .units import Units
+
+Utility = Literal["contribution", "zero_mean", "adaptable"]
+
+
+class ContinualBackprop(Recycler):
+    """Replace, at every update, a small share of the least useful mature units.
+
+    When: Training never ends, and some units should always be new.
+    Paper: Dohare, Sutton & Mahmood 2021, 2108.06325, algorithm 1 (utility=adaptable); Dohare et al. 2024, "Loss of
+        plasticity in deep continual learning", Nature 632 (utility=contribution; rho 1e-4 and maturity 10,000 are its
+        values for control).
+    Differs: In the authors' code the running mean is cleared before it is folded into the next bias, so that a
+        replacement changes the output; moments are never reset in its PPO. Here both are done. Sums over weights as in
+        the papers, where the code has means. Biases of new units come from their layer's law of birth, as weights do,
+        where the code has zeros. Replaced units of one layer are at most ceil(rho * units) + 1 an update; more that are
+        due wait for the next.
+    Excludes: plasticity_injection, unless on=encoder or on=actor.
+
+    Args:
+        rho: Share of a layer's mature units that is replaced per update.
+        maturity: Updates that a unit lives at least.
+        decay: Of the running averages of activity and utility.
+        utility: contribution: mean |h| * outgoing weights. zero_mean: mean |h - mean h| * outgoing. adaptable: that, by
+            the sum of incoming weights.
+        on: The part whose units are replaced: critic, actor, encoder, head, all, or layers by name.
+    """
+
+    name = "continual_backprop"
+    example: ClassVar[str] = "continual_backprop(rho=0.05, maturity=2)"
+
+    def __init__(
+        self, rho: float = 1e-4, maturity: int = 10_000, decay: float = 0.99, utility: Utility = "contribution",
+        on: str = "critic",
+    ) -> None:  # fmt: skip
+        super().__init__(on, 1, "updates", 0, None)
+        if not 0 <= rho <= 1 or maturity < 0 or not 0 <= decay < 1:
+            raise ValueError("rho lies in [0, 1], decay in [0, 1), and maturity must not be negative")
+        self.rho, self.maturity, self.decay, self.utility = rho, maturity, decay, utility
+
+    def bind(self, agent: Agent) -> None:
+        super().bind(agent)
+        self.most = {name: min(u.count, math.ceil(self.rho * u.count) + 1) for name, u in self.units.items()}
+        self.keys = {name: name.replace(".", "/") for name in self.units}
+        for name, units in self.units.items():
+            zeros = torch.zeros(units.count, device=agent.device)
+            shapes = {"age": zeros, "utility": zeros, "mean": zeros.repeat(units.layer.copies, 1)}
+            for key, value in shapes.items():
+                self.register_buffer(self._key(name, key), value.clone())
+            # In double precision: a float's rounding would shift when the thousandth replacement falls due.
+            kind = torch.float32 if agent.device.type == "mps" else torch.float64
+            self.register_buffer(self._key(name, "due"), torch.zeros((), dtype=kind, device=agent.device))
+
+    def _key(self, layer: str, what: str) -> str:
+        return f"{self.keys[layer]}:{what}"
+
+    def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
+        chosen = {}
+        for name, h in self.look(run, activations, 0).items():
+            chosen[name] = self.judge(name, self.units[name], h)
+        for name, replaced in chosen.items():
+            self.compensate(name, replaced)
+        self.recycle(chosen)
+        for name, (index, valid) in chosen.items():
+            for key in ("age", "utility"):
+                self._clear(getattr(self, self._key(name, key)), index, valid)
+            for mean in getattr(self, self._key(name, "mean")):
+                self._clear(mean, index, valid)
+
+    @torch.no_grad()
+    def judge(self, name: str, units: Units, h: Tensor) -> Chosen:
+        """Carry age, mean activity and utility forward, and choose what is to be replaced."""
+        age, utility, mean = (getattr(self, self._key(name, key)) for key in ("age", "utility", "mean"))
+        due = getattr(self, self._key(name, "due"))
+        age.add_(1)
+        filled = 1 - self.decay**age
+        mean.lerp_(per_unit(units.layer, h).mean(dim=(0, 3)), 1 - self.decay)
+        utility.lerp_(self.instant_utility(units, h, mean / filled), 1 - self.decay)
+        eligible = age > self.maturity
+        due.add_(eligible.sum().to(due.dtype) * self.rho)
+        # 0.3 four times is a little less than 1.2, hence the tolerance.
+        count = torch.minimum((due + 1e-9).floor(), eligible.sum()).clamp(max=self.most[name])
+        due.sub_(count)
+        order = torch.where(eligible, utility / filled, torch.inf).argsort(stable=True)[: self.most[name]]
+        return Chosen(order, torch.arange(len(order), device=order.device) < count)
+
+    def instant_utility(self, units: Units, h: Tensor, mean: Tensor) -> Tensor:
+        """[units], on one batch; section 3 of the paper. `mean` [copies, units] is the corrected running mean."""
+        if self.utility == "contribution":
+            size = h.abs().mean(0)
+        else:
+            shape = (1, -1, *(1,) * (h.ndim - 2))
+            size = (h - mean.view(shape)).abs().mean(0)
+        total = torch.zeros(units.count, device=h.device)
+        for reader in units.readers:
+            weight = reader.weight
+            outgoing = weight.abs().sum(dim=(0, *range(2, weight.ndim))).index_select(0, reader.columns.flatten())
+            total += (at_inputs(reader, units, size) * outgoing.view(reader.columns.shape)).sum(1)
+        if self.utility == "adaptable":
+            # A unit that reads nothing is constant; 0 / 0 would follow it for ever.
+            total = total / units.layer.linear.weight.abs().flatten(1).sum(1).clamp(min=1e-9)
+        return total
+
+    def compensate(self, name: str, chosen: Chosen) -> None:
+        """Give the mean contribution of what is replaced to the biases of what reads it, before it is silenced."""
+        units = self.units[name]
+        age, mean = (getattr(self, self._key(name, key)) for key in ("age", "mean"))
+        corrected = (mean / (1 - self.decay**age).clamp(min=1e-9)).flatten()
+        for reader in units.readers:
+            places = reader.columns.numel() // corrected.numel()
+            fold_into_bias_(reader, chosen, at_inputs(reader, units, corrected[:, None].expand(-1, places)))
+
+    @staticmethod
+    def _clear(values: Tensor, index: Tensor, valid: Tensor) -> None:
+        values.index_copy_(0, index, torch.where(valid, torch.zeros_like(index, dtype=values.dtype), values[index]))

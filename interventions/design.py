@@ -1,0 +1,31 @@
+"""Pure edits of an agent's frozen configuration."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+
+def edit(config: Any, who: str, **changes: Any) -> Any:
+    """The configuration with fields changed.
+
+    Raises:
+        ValueError: This agent has no such field; the message names `who` asked.
+    """
+    known = {f.name for f in fields(config)}
+    if missing := [name for name in changes if name not in known]:
+        raise ValueError(f"{who} sets {missing[0]}, which {_agent(config)} does not have")
+    return replace(config, **changes)
+
+
+def edit_network(config: Any, component: str, who: str, **changes: Any) -> Any:
+    """The configuration with the network of a component changed (ValueError if there is no such component)."""
+    parts = config.parts
+    if component not in parts:
+        raise ValueError(f"{who}: {_agent(config)} has no {component}; it has {', '.join(parts)}")
+    name = parts[component][0]
+    return replace(config, **{name: replace(getattr(config, name), **changes)})
+
+
+def _agent(config: Any) -> str:
+    return type(config).__name__.removesuffix("Config").lower()

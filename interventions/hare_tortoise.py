@@ -1,0 +1,64 @@
+"""Hare and tortoise: Lee et al. 2024, 2406.02596."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from ..agents.agent import Agent
+from ..agents.hooks import Run, Unit
+from .design import edit
+from .resetting import LayerMethod, beat
+from .surgery import copy_layer_
+
+
+class HareTortoise(LayerMethod):
+    """A fast network that is set back, on a beat, to the slow average of itself that serves as its target.
+
+    When: Updates are plenty, and the average generalises better than what it follows.
+    Paper: Lee et al. 2024, "Slow and Steady Wins the Race: Maintaining Plasticity with Hare and Tortoise Networks",
+        2406.02596, section 4: tortoise <- mu * tortoise + (1 - mu) * hare at every update, hare <- tortoise on a beat.
+    Differs: In reinforcement learning the target network is the tortoise, so no third copy is kept. Which of the two
+        acts is a parameter.
+    Excludes: whatever else sets the target network's pace; plasticity_injection.
+
+    Args:
+        mu: Share of itself that the tortoise keeps at every update.
+        every: Period of setting the hare back.
+        of: Clock of the period: steps (environment steps), updates or episodes.
+        act: Who picks the actions of a DQN: tortoise or hare. SAC acts with its actor.
+        moments: The optimizer's memory when the hare is set back: keep or reset.
+    """
+
+    name = "hare_tortoise"
+    example: ClassVar[str] = "hare_tortoise(mu=0.9, every=3)"
+    claims = ("the pace of the target network",)
+
+    def __init__(
+        self, mu: float = 0.999, every: int = 20_000, of: Unit = "updates",
+        act: Literal["tortoise", "hare"] = "tortoise", moments: Literal["keep", "reset"] = "keep",
+    ) -> None:  # fmt: skip
+        super().__init__("critic", beat(every, of, (), 0, None), "none", moments)
+        if not 0 <= mu < 1:
+            raise ValueError(f"mu lies in [0, 1), not {mu}")
+        self.mu, self.act = mu, act
+
+    def configure(self, config: Any) -> Any:
+        config = edit(config, self.name, target_tau=1 - self.mu, target_period=1)
+        if self.act == "tortoise" and hasattr(config, "act_with_target"):
+            config = edit(config, self.name, act_with_target=True)
+        return config
+
+    def bind(self, agent: Agent) -> None:
+        super().bind(agent)
+        if not self.found.twins:
+            raise ValueError(f"hare_tortoise needs a target network, and this {agent.name} has none")
+
+    def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
+        if not self.when(run.clock):
+            return
+        for name in self.names:
+            copy_layer_(self.found.layers[name], self.found.twins[name])
+        self.finish(run.agent, self.names)

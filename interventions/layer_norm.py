@@ -1,0 +1,59 @@
+"""Layer normalisation: Ba et al. 2016, 1607.06450; in reinforcement learning Lyle et al. 2024, 2402.18762."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from ..agents.agent import Agent
+from ..agents.hooks import Intervention
+from ..agents.networks import ConvNorm, NormPlacement, Projection, all_layers
+from .design import edit_network
+
+
+class LayerNorm(Intervention):
+    """Normalise what goes into the activations of hidden layers.
+
+    When: Almost always for critics; with weight decay the strongest simple combination known.
+    Paper: Ba, Kiros & Hinton 2016, "Layer Normalization", 1607.06450. Lyle et al. 2024, "Disentangling the Causes of
+        Plasticity Loss in Neural Networks", 2402.18762: between linear map and activation, and never after the last
+        linear map of a value.
+    Differs: For convolutions the gain belongs to a channel (`gn1`), so that single units can be reset; public code
+        often has one for every channel and position (`ln_chw`), which is another network.
+    Excludes: another layer_norm on the same component.
+
+    Args:
+        on: Whose networks: critic, actor, or both.
+        placement: all: every hidden layer. dense: those after the encoder. encoder: the convolutions. last: the last
+            hidden layer alone.
+        conv: Normalisation of a convolution: gn1 or ln_chw.
+    """
+
+    name = "layer_norm"
+    example: ClassVar[str] = "layer_norm"
+
+    def __init__(
+        self, on: Literal["critic", "actor", "both"] = "critic", placement: NormPlacement = "all",
+        conv: ConvNorm = "gn1",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.components = ("critic", "actor") if on == "both" else (on,)
+        self.placement, self.conv = placement, conv
+        self.claims = tuple(f"the normalisation of the {component}" for component in self.components)
+
+    def configure(self, config: Any) -> Any:
+        for component in self.components:
+            config = edit_network(
+                config, component, self.name, norm="layer_norm", norm_placement=self.placement, norm_conv=self.conv
+            )
+        return config
+
+    def bind(self, agent: Agent) -> None:
+        for component in self.components:
+            network = agent.components[component].online
+            # A projection of image features is normalised in any case.
+            own = {module.layer for module in network.modules() if isinstance(module, Projection)}
+            if all(layer.norm is None or layer in own for layer in all_layers(network).values()):
+                raise ValueError(
+                    f"layer_norm: placement={self.placement} leaves nothing to normalise in the {component} of this "
+                    f"{agent.name}"
+                )

@@ -1,0 +1,105 @@
+"""Plasticity injection: Nikishin et al. 2023, 2305.15555."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..agents.agent import Agent
+from ..agents.hooks import At, Intervention, Run, Unit
+from ..agents.networks import Layer
+from .design import edit_network
+from .parts import HEADS
+from .surgery import Optimizers, copy_layer_, forget_, load_layer_
+
+
+class PlasticityInjection(Intervention):
+    """Freeze the critic's head and let a new one learn beside it, without a change of any prediction.
+
+    When: To find out whether a network has lost plasticity (fork a run and inject), or to give it back late in a run.
+    Paper: Nikishin et al. 2023, "Deep Reinforcement Learning with Plasticity Injection", 2305.15555, section 4:
+        q(x) = old(x) + new(x) - copy of new(x), of which only `new` and the encoder are trained.
+    Differs: The tensors that were trained go on being trained: the old head moves into a frozen copy, and the trained
+        one is drawn anew, which is the same function and the same optimizer. Room for the copies is there from the
+        start, holding zeros. The target network's copy of the head moves likewise, with the same draws.
+    Excludes: everything else that edits the critic's head.
+
+    Args:
+        at: Moments of the injections.
+        of: Clock of the moments: steps (environment steps) or updates.
+        encoder_moments: The optimizer's memory of the encoder: keep (the paper's finding: resetting it hurts) or reset.
+    """
+
+    name = "plasticity_injection"
+    example: ClassVar[str] = "plasticity_injection(at=3, of=updates)"
+    claims = (HEADS,)
+
+    def __init__(
+        self, at: tuple[int, ...], of: Unit = "steps", encoder_moments: Literal["keep", "reset"] = "keep"
+    ) -> None:
+        super().__init__()
+        self.at, self.of, self.encoder_moments = tuple(sorted(at)), of, encoder_moments
+        if not self.at:
+            raise ValueError("plasticity_injection needs at least one moment: at=100000")
+        self.moments = [At((moment,), of) for moment in self.at]
+        self.fired: dict[str, Tensor] = {}
+
+    def configure(self, config: Any) -> Any:
+        room = getattr(config, config.parts["critic"][0]).injections
+        return edit_network(config, "critic", self.name, injections=room + len(self.at))
+
+    def bind(self, agent: Agent) -> None:
+        self.optimizers = Optimizers(optimizer for _, optimizer in agent.optimizers())
+
+    def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
+        for number, moment in enumerate(self.moments):
+            if moment(run.clock):
+                self.inject(run.agent, number)
+
+    @torch.no_grad()
+    def inject(self, agent: Agent, number: int) -> None:
+        """Move what every head of the critic has learnt into its frozen copy `number`, and draw the head anew."""
+        critic = agent.components["critic"]
+        heads = list(injectable(critic.online))
+        twins = list(injectable(critic.target)) if critic.target is not None else [None] * len(heads)
+        for head, twin in zip(heads, twins, strict=True):
+            draws = [layer.fresh(self.generator) for layer in layers(head.head_modules().values())]
+            self.move(head, number, draws, self.optimizers)
+            if twin is not None:
+                self.move(twin, number, draws, None)
+        if self.encoder_moments == "reset":
+            for parameter in critic.online.encoder.parameters():
+                forget_(self.optimizers, parameter)
+        count = torch.tensor(float(len(heads)), device=agent.device)
+        self.fired = {"interventions/plasticity_injection_heads": count}
+
+    def move(
+        self, head: Any, number: int, draws: Sequence[Mapping[str, Tensor]], optimizers: Optimizers | None
+    ) -> None:
+        """old <- head; head <- draw; born <- the same draw."""
+        modules = list(layers(head.head_modules().values()))
+        old, born = (list(layers([copies[number]])) for copies in (head.injection.old, head.injection.born))
+        for layer, kept, copy, fresh in zip(modules, old, born, draws, strict=True):
+            copy_layer_(kept, layer)
+            load_layer_(layer, fresh, optimizers)
+            copy_layer_(copy, layer)
+
+    def measurements(self) -> dict[str, Tensor]:
+        found, self.fired = self.fired, {}
+        return found
+
+
+def injectable(network: nn.Module) -> Iterator[Any]:
+    """The heads of a network that have room for an injection."""
+    for module in network.modules():
+        if getattr(module, "injection", None) is not None:
+            yield module
+
+
+def layers(modules: Any) -> Iterator[Layer]:
+    """The layers within modules, in order."""
+    for module in modules:
+        yield from (m for m in module.modules() if isinstance(m, Layer))

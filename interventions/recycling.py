@@ -1,0 +1,107 @@
+"""What methods that reset single units have in common: which units there are, and how one looks at them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..agents.agent import Agent
+from ..agents.hooks import Every, Intervention, Run, Unit
+from .parts import Survey, chosen_layers, edited, survey
+from .surgery import Chosen, Optimizers, reinit_units_
+from .units import Reader, Units
+
+
+class Recycler(Intervention):
+    """Base of methods that reset single units of `on` on a beat.
+
+    Units that nobody reads, or whose output joins a residual stream, are left alone.
+    """
+
+    def __init__(self, on: str, every: int, of: Unit, start: int, stop: int | None) -> None:
+        super().__init__()
+        self.on = on
+        self.when = Every(every, of, start, stop)
+        self.edits = edited(on)
+        self.recycled: dict[str, Tensor] = {}
+
+    def bind(self, agent: Agent) -> None:
+        self.found: Survey = survey(agent)
+        names = chosen_layers(self.found, self.on, self.name)
+        graph = self.found.graph
+        self.units: dict[str, Units] = {n: graph[n] for n in names if n in graph and graph[n].resettable}
+        if not self.units:
+            raise ValueError(
+                f"{self.name}: {self.on} of this {self.found.name} has no unit that can be reset: no hidden layer, or "
+                "only such as join a residual stream"
+            )
+        for units in self.units.values():
+            for reader in units.readers:
+                _ = reader.columns  # sorted on the host, so before training begins
+        self.optimizers = Optimizers(optimizer for _, optimizer in agent.optimizers())
+        self.age()
+
+    def age(self) -> None:
+        """Let every weight that may be drawn anew have an age of its own."""
+        for units in self.units.values():
+            for parameter in units.layer.parameters():
+                self.optimizers.give_age(parameter)
+            for reader in units.readers:
+                self.optimizers.give_age(reader.weight)
+
+    def look(self, run: Run, activations: Mapping[str, Sequence[Tensor]], samples: int) -> dict[str, Tensor]:
+        """Outputs by layer on `samples` transitions of the replay, or on the update's own batch if that is 0."""
+        if samples and run.memory is not None:
+            activations = run.agent.activations(run.memory.sample(samples, generator=self.generator))
+        return {name: h for name, h in self.found.outputs(activations).items() if name in self.units}
+
+    def recycle(self, chosen: Mapping[str, Chosen], *, outgoing: bool = True) -> None:
+        """Reset the chosen units, and count them for the log."""
+        if not chosen:  # no component that was updated has any
+            return
+        reinit_units_(self.found.graph, chosen, self.optimizers, self.generator, outgoing=outgoing)
+        counts = [c.valid.sum(dtype=torch.float32) for c in chosen.values()]
+        self.recycled = {f"interventions/{self.name}_units": torch.stack(counts).sum()}
+
+    def measurements(self) -> dict[str, Tensor]:
+        found, self.recycled = self.recycled, {}
+        return found
+
+
+def per_unit(layer: Any, h: Tensor) -> Tensor:
+    """[B, copies * units, *positions] → [B, copies, units, positions]; a unit's outputs wherever they stand."""
+    return h.reshape(len(h), layer.copies, layer.units, -1)
+
+
+def magnitude(layer: Any, h: Tensor) -> Tensor:
+    """Mean absolute output of every unit [units], over samples, copies and positions (Sokar et al. 2023)."""
+    return per_unit(layer, h).abs().mean(dim=(0, 1, 3))
+
+
+def lowest(score: Tensor, mask: Tensor, fraction: float) -> Tensor:
+    """The mask less all but the lowest-scoring `fraction` of a layer's units."""
+    if fraction >= 1.0:
+        return mask
+    rank = torch.where(mask, score, torch.inf).argsort(stable=True).argsort(stable=True)
+    # 0.29 * 100 is a little less than 29, hence the tolerance.
+    return mask & (rank < int(fraction * len(score) + 1e-9))
+
+
+def at_inputs(reader: Reader, units: Units, statistic: Tensor) -> Tensor:
+    """A statistic of outputs [copies * units, *positions] at the reader's inputs behind each unit [units, m].
+
+    A linear reader of a convolution has an input for every position; any other reads a channel as a whole, so the mean
+    over its positions stands for it.
+    """
+    owned = reader.columns.numel()
+    flat = statistic.reshape(-1)
+    if owned != flat.numel():
+        flat = statistic.flatten(1).mean(1)
+        if owned != flat.numel():
+            raise ValueError(f"what lies between {units.name} and its reader changes the number of its outputs")
+    # The inputs that belong to this layer stand in the order of its outputs, whatever else is between them.
+    places = torch.cumsum(reader.owner >= 0, 0) - 1
+    return flat.index_select(0, places.index_select(0, reader.columns.flatten())).view(reader.columns.shape)

@@ -1,0 +1,80 @@
+"""ReDo: Sokar et al. 2023, 2302.12902."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from ..agents.hooks import Run, Unit
+from .recycling import Recycler, lowest, magnitude
+from .surgery import Chosen
+
+
+class ReDo(Recycler):
+    """Recycle dormant units: new incoming weights, outgoing ones to zero.
+
+    When: Units go dormant in the course of training, as in DQN on Atari and at high replay ratios.
+    Paper: Sokar, Agarwal, Castro & Evci 2023, "The Dormant Neuron Phenomenon in Deep Reinforcement Learning",
+        2302.12902, definitions 3.1 and 3.2, algorithm 1. tau = 0.025 at replay ratio 0.25 on Atari, 0.1 elsewhere.
+    Differs: The authors' code zeroes the wrong inputs between the last convolution and the first dense layer (it
+        expands a channel's mask in the wrong order); here what reads a unit is measured. Biases are drawn anew, and
+        their moments forgotten, like all other incoming weights. New weights come from the layer's own law, not from
+        another.
+    Excludes: plasticity_injection, unless on=encoder or on=actor.
+
+    Args:
+        tau: A unit is dormant if its mean absolute output is at most tau times the mean over its layer.
+        every: Period of the check.
+        of: Clock of the period: updates, steps (environment steps) or episodes.
+        on: The part whose units are recycled: critic, actor, encoder, head, all, or layers by name.
+        samples: Transitions of the replay on which outputs are measured; 0 is the update's own batch.
+        moments: How Adam begins with a recycled weight. age: like a new one, by an age per weight. keep_step: moments
+            zeroed, shared step counter kept (Dopamine; first step 3.2 times the learning rate). zero_step: the counter
+            zeroed too (timoklein/redo; slows the whole layer down after every check).
+        max_fraction: Largest share of a layer that is recycled at once, its most dormant first.
+        start: First reading of the clock at which it may fire.
+        stop: Last reading at which it may fire.
+    """
+
+    name = "redo"
+    example: ClassVar[str] = "redo(tau=0.7, every=2, samples=16)"
+
+    def __init__(
+        self, tau: float = 0.1, every: int = 1000, of: Unit = "updates", on: str = "critic", samples: int = 64,
+        moments: Literal["age", "keep_step", "zero_step"] = "age", max_fraction: float = 1.0, start: int = 0,
+        stop: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(on, every, of, start, stop)
+        if tau < 0 or samples < 0 or not 0 < max_fraction <= 1:
+            raise ValueError("tau and samples must not be negative, and max_fraction lies in (0, 1]")
+        self.tau, self.samples, self.moments, self.max_fraction = tau, samples, moments, max_fraction
+
+    def age(self) -> None:
+        if self.moments == "age":
+            super().age()
+
+    def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
+        if not self.when(run.clock):
+            return
+        chosen = {}
+        for name, h in self.look(run, activations, self.samples).items():
+            score = dormancy_score(magnitude(self.units[name].layer, h))
+            chosen[name] = Chosen.where(lowest(score, score <= self.tau, self.max_fraction))
+        self.recycle(chosen)
+        if self.moments == "zero_step":
+            self._zero_steps(chosen)
+
+    def _zero_steps(self, chosen: Mapping[str, Chosen]) -> None:
+        """Zero the counters of all tensors that were looked at, as the port does at every check."""
+        for name in chosen:
+            units = self.units[name]
+            for parameter in (*units.layer.parameters(), *(reader.weight for reader in units.readers)):
+                if (step := self.optimizers.step(parameter)) is not None:
+                    step.zero_()
+
+
+def dormancy_score(magnitudes: Tensor) -> Tensor:
+    """Mean absolute output of each unit relative to its layer's mean [units]; equation 1."""
+    return magnitudes / (magnitudes.mean() + 1e-9)

@@ -1,0 +1,87 @@
+"""ReGraMa: Liu et al. 2025, 2505.24061."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..agents.hooks import Run, Unit
+from .recycling import Recycler, lowest, per_unit
+from .redo import dormancy_score
+from .surgery import Chosen
+
+
+class ReGraMa(Recycler):
+    """Recycle units that the loss no longer moves: those of small gradient magnitude.
+
+    When: Activity misleads, as with residual networks, or activations that are never zero.
+    Paper: Liu et al. 2025, "Measure gradients, not activations! Enhancing neuronal activity in deep reinforcement
+        learning", 2505.24061: gradient magnitude in the place of ReDo's activity.
+    Differs: The public code averages signed gradients of incoming weights over the batch first, so that cancelling
+        samples make a live unit look inactive (`mode=weight_grad`), and leaves outgoing weights as they are
+        (`outgoing=False`). It also counts the output layer's units, and crashes Adam by an integer step counter.
+    Excludes: plasticity_injection, unless on=encoder or on=actor.
+
+    Args:
+        tau: A unit is inactive if its gradient magnitude is at most tau times the mean over its layer.
+        every: Period of the check.
+        of: Clock of the period: updates, steps (environment steps) or episodes.
+        on: The part whose units are recycled: critic, actor, encoder, head, all, or layers by name.
+        mode: unit: mean over samples of |d loss / d output of the unit|. weight_grad: mean |gradient| of its incoming
+            weights in the latest update; a dead ReLU unit is inactive in this one alone.
+        samples: Transitions of the replay on which gradients are measured (mode=unit).
+        outgoing: Zero the outgoing weights of what is recycled.
+        max_fraction: Largest share of a layer that is recycled at once, its least active first.
+        start: First reading of the clock at which it may fire.
+        stop: Last reading at which it may fire.
+    """
+
+    name = "regrama"
+    example: ClassVar[str] = "regrama(tau=0.7, every=2, samples=16)"
+
+    def __init__(
+        self, tau: float = 0.01, every: int = 1000, of: Unit = "updates", on: str = "critic",
+        mode: Literal["unit", "weight_grad"] = "unit", samples: int = 64, outgoing: bool = True,
+        max_fraction: float = 1.0, start: int = 0, stop: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(on, every, of, start, stop)
+        if tau < 0 or samples < 1 or not 0 < max_fraction <= 1:
+            raise ValueError("tau must not be negative, samples at least 1, and max_fraction lies in (0, 1]")
+        self.tau, self.mode, self.samples = tau, mode, samples
+        self.outgoing, self.max_fraction = outgoing, max_fraction
+
+    def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
+        if not self.when(run.clock):
+            return
+        sizes = self.unit_gradients(run) if self.mode == "unit" else self.weight_gradients()
+        chosen = {}
+        for name, size in sizes.items():
+            score = dormancy_score(size)
+            chosen[name] = Chosen.where(lowest(score, score <= self.tau, self.max_fraction))
+        self.recycle(chosen, outgoing=self.outgoing)
+
+    def unit_gradients(self, run: Run) -> dict[str, Tensor]:
+        """Mean over samples, copies and positions of the absolute gradient with respect to each unit's output."""
+        batch = run.memory.sample(self.samples, generator=self.generator)
+        sizes = {}
+        with run.agent.drawing_from(self.generator):
+            for component, loss, trace in run.agent.live_traces(batch):
+                wanted = [(n, h) for n, h in zip(self.found.taps[component], trace, strict=True) if n in self.units]
+                if not wanted:
+                    continue
+                gradients = torch.autograd.grad(loss, [h for _, h in wanted], allow_unused=True)
+                for (name, h), gradient in zip(wanted, gradients, strict=True):
+                    gradient = torch.zeros_like(h) if gradient is None else gradient
+                    sizes[name] = per_unit(self.units[name].layer, gradient).abs().mean(dim=(0, 1, 3))
+        return sizes
+
+    def weight_gradients(self) -> dict[str, Tensor]:
+        """Mean absolute gradient of each unit's incoming weights in the latest update."""
+        found = {}
+        for name, units in self.units.items():
+            if (gradient := units.layer.linear.weight.grad) is not None:
+                found[name] = gradient.abs().flatten(1).mean(1)
+        return found

@@ -1,0 +1,74 @@
+"""Replay ratio, static or scaled by resets: D'Oro et al. 2023 (OpC-9aBBVJe)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..agents.agent import Agent
+from ..agents.hooks import Intervention, Run
+from .bbf import SoftReset
+from .design import edit
+from .parts import HEADS
+from .reset import Reset
+
+
+class ReplayRatio(Intervention):
+    """Make so many gradient updates per environment step, if asked with resets that make high ratios bearable.
+
+    When: Environment steps are dear; or as the standard stress test of plasticity.
+    Paper: D'Oro et al. 2023, "Sample-Efficient Reinforcement Learning by Breaking the Replay Ratio Barrier" (ICLR 2023,
+        OpC-9aBBVJe). SR-SAC is `replay_ratio(128, reset_every=2560000)`, SR-SPR
+        `replay_ratio(16, reset_every=40000, encoder_shrink=0.8)`. Resets are counted in updates, so that they come
+        sooner, in environment steps, the higher the ratio.
+    Differs: Nothing known. Periods of target network, actor and other methods keep their own clocks.
+    Excludes: adaptive_replay_ratio; with resets also plasticity_injection.
+
+    Args:
+        ratio: Gradient updates per environment step; fractions are kept as credit.
+        reset_every: Updates between two full resets; 0 is never.
+        encoder_shrink: If given, the encoder is not reset but keeps this share of its weights, the rest a fresh draw.
+    """
+
+    name = "replay_ratio"
+    example: ClassVar[str] = "replay_ratio(2, reset_every=3)"
+    claims = ("the replay ratio",)
+
+    def __init__(self, ratio: float, reset_every: int = 0, encoder_shrink: float | None = None) -> None:
+        super().__init__()
+        if ratio <= 0:
+            raise ValueError(f"a replay ratio must be positive, not {ratio}")
+        if reset_every < 0 or (encoder_shrink is not None and not reset_every):
+            raise ValueError("reset_every must not be negative, and encoder_shrink needs it")
+        self.ratio = ratio
+        self.resets: Reset | None = None
+        if reset_every:
+            self.edits = (HEADS,)
+            self.resets = (
+                Reset(reset_every, "updates") if encoder_shrink is None
+                else SoftReset(reset_every, "updates", encoder_shrink, "same")
+            )  # fmt: skip
+
+    def configure(self, config: Any) -> Any:
+        return edit(config, self.name, replay_ratio=self.ratio)
+
+    def seed(self, seed: int, device: torch.device) -> None:
+        super().seed(seed, device)
+        if self.resets is not None:
+            self.resets.seed(seed, device)
+
+    def bind(self, agent: Agent) -> None:
+        if self.resets is not None:
+            self.resets.bind(agent)
+        if isinstance(self.resets, SoftReset):
+            self.resets.need_encoder(self.name, agent)
+
+    def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
+        if self.resets is not None:
+            self.resets.after_update(run, activations)
+
+    def measurements(self) -> dict[str, Tensor]:
+        return {} if self.resets is None else self.resets.measurements()

@@ -1,0 +1,94 @@
+"""Shrink and perturb: Ash & Adams 2020, 1910.08475, and its relatives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Generator, Tensor
+
+from ..agents.agent import Agent
+from ..agents.hooks import Run, Unit
+from .resetting import LayerMethod, Moments, Target, beat
+from .surgery import blend_layer_
+
+Noise = Literal["fresh", "gaussian", "initial"]
+
+
+class ShrinkPerturb(LayerMethod):
+    """Shrink weights towards zero and add noise: weight <- shrink * weight + perturb * noise.
+
+    When: A reset would lose too much; or, at every update with tiny steps, as a steady rejuvenation.
+    Paper: Ash & Adams 2020, "On Warm-Starting Neural Network Training", 1910.08475, section 4 (noise=gaussian, once per
+        chunk of data). D'Oro et al. 2023 and Schwarzer et al. 2023, 2305.19452: noise=fresh, on the encoder, 0.8 and
+        0.2, or 0.5 and 0.5.
+    Differs: The five variants in use are parameters here. every=1 with noise=fresh or gaussian is the form of Kumar et
+        al. 2023 and of Dohare et al. 2024; noise=initial pulls towards the weights of birth, which public code also
+        calls shrink and perturb, though at birth it changes nothing. Norms, temperature and running statistics are
+        left alone. Two independent draws mixed half and half have 0.71 of the standard deviation of one.
+    Excludes: plasticity_injection, unless layers=encoder or layers=actor.
+
+    Args:
+        shrink: Factor on the weights.
+        perturb: Factor on the noise; with noise=gaussian its standard deviation.
+        noise: fresh: a draw from the law of the layer's birth. gaussian: standard normal. initial: the layer's very
+            first weights.
+        every: Period.
+        of: Clock of the period: steps (environment steps), updates or episodes.
+        layers: What is changed: all, critic, actor, encoder, head (all but the encoder), last, or layers by name.
+        target: The target network's layers. same: shrunk and perturbed alike. own: with noise of their own. copy: as
+            the online ones. none: left alone.
+        moments: The optimizers' memory that is reset. keep: none. reset: that of the changed layers. all: that of every
+            component of which a layer was changed.
+        at: Moments of the clock, instead of a period.
+        start: First reading of the clock at which it may fire.
+        stop: Last reading at which it may fire.
+    """
+
+    name = "shrink_perturb"
+    example: ClassVar[str] = "shrink_perturb(every=3)"
+    edits_norms = False
+
+    def __init__(
+        self, shrink: float = 0.8, perturb: float = 0.2, noise: Noise = "fresh", every: int = 20_000,
+        of: Unit = "steps", layers: tuple[str, ...] = ("all",), target: Target = "none", moments: Moments = "reset",
+        at: tuple[int, ...] = (), start: int = 0, stop: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(layers, beat(every, of, at, start, stop), target, moments)
+        if not 0 <= shrink <= 1 or perturb < 0:
+            raise ValueError(f"shrink lies in [0, 1] and perturb is not negative, not {shrink} and {perturb}")
+        self.shrink, self.perturb, self.noise = shrink, perturb, noise
+
+    def bind(self, agent: Agent) -> None:
+        super().bind(agent)
+        if self.noise == "initial":
+            for name in self.names:
+                for key, parameter in self.found.layers[name].named_parameters():
+                    self.register_buffer(_birth(name, key), parameter.detach().clone())
+
+    def draw(self, name: str, generator: Generator) -> dict[str, Tensor]:
+        layer = self.found.layers[name]
+        if self.noise == "fresh":
+            return layer.fresh(generator)
+        if self.noise == "gaussian":
+            # Drawn contiguous, so that the memory layout of the weights does not decide which number goes where.
+            return {
+                key: torch.randn(p.shape, generator=generator, device=p.device) for key, p in layer.named_parameters()
+            }
+        return {key: getattr(self, _birth(name, key)) for key, _ in layer.named_parameters()}
+
+    def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
+        if not self.when(run.clock):
+            return
+        for name in self.names:
+            noise = self.draw(name, self.generator)
+            blend_layer_(self.found.layers[name], noise, self.shrink, self.perturb)
+            if self.target in ("same", "own") and name in self.found.twins:
+                own = self.draw(name, self.generator) if self.target == "own" else noise
+                blend_layer_(self.found.twins[name], own, self.shrink, self.perturb)
+        self.finish(run.agent, self.names)
+
+
+def _birth(name: str, key: str) -> str:
+    return f"birth:{name}:{key}".replace(".", "/")

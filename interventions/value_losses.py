@@ -1,0 +1,174 @@
+"""Value losses: words that choose the head of `pliant.agents.heads`, and thereby how values are learnt."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from ..agents.heads import HeadConfig
+from ..agents.hooks import Intervention
+
+
+class ValueLoss(Intervention):
+    """Base of all: the agent's value loss is the one of this name, with these parameters."""
+
+    claims: tuple[str, ...] = ("value_loss",)
+
+    def __init__(self, **parameters: Any) -> None:
+        super().__init__()
+        HeadConfig(**parameters)  # what is wrong with them is said now, of this word
+        self.parameters_of_head = parameters
+
+    def configure(self, config: Any) -> Any:
+        if not hasattr(config, "value_loss"):
+            raise ValueError(f"{self.name}: this agent has no value loss")
+        return replace(config, value_loss=self.name, head=replace(config.head, **self.parameters_of_head))
+
+
+class MSE(ValueLoss):
+    """Regress values on their targets by half the squared error.
+
+    When: The default of SAC; elsewhere as the baseline in which gradients grow with the error without bound.
+    Paper: Haarnoja et al. 2018, "Soft Actor-Critic Algorithms and Applications", 1812.05905, eq. 5.
+    Differs: Much code has no half in it, so that gradients are twice as large.
+    Excludes: every other value loss.
+    """
+
+    name = "mse"
+    example: ClassVar[str] = "mse"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+class Huber(ValueLoss):
+    """Regress values on their targets by an error that is squared near zero and linear beyond.
+
+    When: The default of DQN; gradients are bounded, whatever the rewards.
+    Paper: Mnih et al. 2015, "Human-level control through deep reinforcement learning", Nature 518, methods: the error
+        is clipped to [-1, 1], which is delta = 1.
+    Differs: nothing known.
+    Excludes: every other value loss.
+
+    Args:
+        delta: Error where the square ends and the line begins.
+    """
+
+    name = "huber"
+    example: ClassVar[str] = "huber"
+
+    def __init__(self, delta: float = 1.0) -> None:
+        super().__init__(delta=delta)
+
+
+class C51(ValueLoss):
+    """Learn the distribution of returns on fixed atoms, by cross-entropy with its projected Bellman backup.
+
+    When: Discrete actions and clipped rewards; part of Rainbow and of BBF.
+    Paper: Bellemare, Dabney & Munos 2017, "A Distributional Perspective on Reinforcement Learning", 1707.06887,
+        algorithm 1.
+    Differs: Probabilities are never clamped before their logarithm is taken, as public code does, which leaves those
+        near zero without a gradient. Priorities are errors of the mean, where Rainbow has the KL divergence. In SAC
+        the critic of the smallest mean gives the whole distribution.
+    Excludes: every other value loss.
+
+    Args:
+        bins: Number of atoms.
+        low: Lowest atom, in units of (discounted, clipped) return.
+        high: Highest atom.
+    """
+
+    name = "c51"
+    example: ClassVar[str] = "c51(bins=11)"
+
+    def __init__(self, bins: int = 51, low: float = -10.0, high: float = 10.0) -> None:
+        super().__init__(bins=bins, low=low, high=high)
+
+
+class TwoHot(ValueLoss):
+    """Learn values as a classification whose target is split between the two bins next to it.
+
+    When: The control for hl_gauss that has no smoothing; with symlog, returns of unknown or varying size.
+    Paper: Hafner et al. 2023, "Mastering Diverse Domains through World Models", 2301.04104, "Robust predictions".
+        Farebrother et al. 2024, "Stop Regressing", 2403.03950, section 3.1. DreamerV3's is
+        `two_hot(bins=255, low=-20, high=20, symlog=True)`.
+    Differs: DreamerV3 draws the output layer as zeros. It is not here, and the spread of its outputs times the largest
+        centre is what fresh values look like: with symlog keep the support as small as the returns allow.
+    Excludes: every other value loss.
+
+    Args:
+        bins: Number of bins; with symlog an odd one has a bin at zero.
+        low: Centre of the lowest bin, in units of (discounted, clipped) return; with symlog in those of its symlog.
+        high: The same for the highest.
+        symlog: Space the centres evenly in symlog.
+    """
+
+    name = "two_hot"
+    example: ClassVar[str] = "two_hot(bins=11)"
+
+    def __init__(self, bins: int = 51, low: float = -10.0, high: float = 10.0, symlog: bool = False) -> None:
+        super().__init__(bins=bins, low=low, high=high, symlog=symlog)
+
+
+class HLGauss(ValueLoss):
+    """Learn values as a classification whose target is a Gaussian cut into histogram bins.
+
+    When: Large networks, noisy or moving targets; the best of the losses that Farebrother et al. compare.
+    Paper: Imani & White 2018, "Improving Regression Performance with Distributional Losses", 1806.04613. Farebrother et
+        al. 2024, "Stop Regressing: Training Value Functions via Classification for Scalable Deep RL", 2403.03950,
+        section 3.1.
+    Differs: nothing known. Near the ends the Gaussian is cut off and values are biased inwards, as in the paper: a
+        support 1.1 times the range of returns, or more, avoids it.
+    Excludes: every other value loss.
+
+    Args:
+        bins: Number of bins.
+        low: Lower end of the support, in units of (discounted, clipped) return.
+        high: Upper end of the support.
+        sigma: Standard deviation of the Gaussian, in widths of a bin.
+    """
+
+    name = "hl_gauss"
+    example: ClassVar[str] = "hl_gauss(bins=11)"
+
+    def __init__(self, bins: int = 51, low: float = -10.0, high: float = 10.0, sigma: float = 0.75) -> None:
+        super().__init__(bins=bins, low=low, high=high, sigma=sigma)
+
+
+class Quantile(ValueLoss):
+    """Learn quantiles of the distribution of returns.
+
+    When: A distribution is wanted and its range is not known.
+    Paper: Dabney et al. 2018, "Distributional Reinforcement Learning with Quantile Regression", 1710.10044, eq. 10 and
+        algorithm 1.
+    Differs: nothing known. Summed over predicted and averaged over target quantiles, so that more of them mean larger
+        gradients. In SAC the critic of the smallest mean gives all quantiles.
+    Excludes: every other value loss.
+
+    Args:
+        quantiles: Number of quantiles; cost and memory of the loss grow with its square.
+        delta: Error where the square ends and the line begins (kappa).
+    """
+
+    name = "quantile"
+    example: ClassVar[str] = "quantile(quantiles=8)"
+
+    def __init__(self, quantiles: int = 200, delta: float = 1.0) -> None:
+        super().__init__(quantiles=quantiles, delta=delta)
+
+
+class Symlog(ValueLoss):
+    """Regress the symmetric logarithm of values by half the squared error.
+
+    When: Rewards of very different size and little noise; with noise the mean of logarithms is below the logarithm of
+        the mean, and `two_hot(symlog=True)` is the one without that bias.
+    Paper: Hafner et al. 2023, "Mastering Diverse Domains through World Models", 2301.04104, "Robust predictions".
+    Differs: There it reconstructs observations, and values are learnt by two-hot.
+    Excludes: every other value loss.
+    """
+
+    name = "symlog"
+    example: ClassVar[str] = "symlog"
+
+    def __init__(self) -> None:
+        super().__init__()

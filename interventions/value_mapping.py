@@ -1,0 +1,58 @@
+"""Orchestrated value mapping: Fatemi & Tavakoli 2022, 2203.07171."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from ..agents.heads import ChannelName, MappingName
+from .value_losses import ValueLoss
+
+
+class ValueMapping(ValueLoss):
+    """Split rewards into non-negative channels and learn the value of each on a logarithmic scale.
+
+    When: Returns of very different size matter equally, as with sparse rewards and a low discount.
+    Paper: Fatemi & Tavakoli 2022, "Orchestrated Value Mapping for Reinforcement Learning", 2203.07171, section 5, with
+        the polar channels of eq. 13; the logarithm and the averaging before it are those of van Seijen, Fatemi &
+        Tavakoli 2019, "Using a Logarithmic Mapping to Enable Lower Discount Factors in Reinforcement Learning",
+        1906.00572.
+    Differs: The optimizer's learning rate is the authors' beta_f and stays as it is; theirs is ten times that of DQN
+        (2.5e-3, centred RMSProp, gamma 0.96), which beta = 0.1 takes back. Heads have no hidden layer of their own and
+        gradients are not rescaled by the number of channels (options of the code). On MPS single precision.
+    Excludes: every other value loss, bbf and n-step returns, since rewards are split one by one. Sets reward_clip to 0:
+        the channels clip for themselves. In SAC the entropy bonus is split, and clipped, with the reward.
+
+    Args:
+        mapping: log, or loglin: log up to exp(-shift / c) and its tangent above.
+        channels: polar: reward and punishment. bands: each also by magnitude, a reward belongs to the channel of its
+            decade (configuration 1). cumulative: likewise, but it fills the channels up to its own (configuration 2).
+        levels: Decades of bands and cumulative; 4 reach rewards of 1000.
+        c: Factor of the logarithm.
+        shift: Added to the logarithm. Fresh channels begin near exp(-shift / c), and cancel in the value.
+        epsilon: Smallest return of a channel that is told from zero; the authors' is about gamma^100.
+        beta: Share of the way to the target that is gone before it is mapped; the optimizer goes on.
+        delta: Error where the square of the loss ends and the line begins.
+        clip: Largest reward of a polar channel; 0 is off.
+        limit: Largest return of a channel; 0 is what gamma and the largest reward imply.
+    """
+
+    name = "value_mapping"
+    example: ClassVar[str] = "value_mapping"
+    claims = ("value_loss", "n-step and discount")
+
+    def __init__(
+        self, mapping: MappingName = "loglin", channels: ChannelName = "polar", levels: int = 4, c: float = 0.5,
+        shift: float = 0.0, epsilon: float = 0.01687, beta: float = 0.1, delta: float = 1.0, clip: float = 1.0,
+        limit: float = 0.0,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            mapping=mapping, channels=channels, levels=levels, c=c, shift=shift, epsilon=epsilon, beta=beta,
+            delta=delta, clip=clip, limit=limit,
+        )  # fmt: skip
+
+    def configure(self, config: Any) -> Any:
+        config = super().configure(config)
+        if config.n_step != 1:
+            raise ValueError(f"value_mapping splits rewards one by one: n_step must be 1, not {config.n_step}")
+        return replace(config, reward_clip=0.0)

@@ -1,0 +1,186 @@
+"""Small agents of every kind, environments that cost nothing, and how to compare two runs to the last bit."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pliant.agents import DQN, SAC, Agent, DQNConfig, Intervention, SACConfig
+from pliant.agents.networks import NetworkConfig
+from pliant.agents.run import Run
+from pliant.agents.spaces import ActionSpec, Episode, ObservationSpec, Step
+
+VECTOR = ObservationSpec((5,))
+ATARI = ObservationSpec((4, 84, 84), torch.uint8, 255.0, stack=4)
+IMAGE = ObservationSpec((3, 21, 21), torch.uint8, 255.0)
+MINATAR = ObservationSpec((4, 10, 10), torch.uint8, 1.0)
+DISCRETE = ActionSpec(3, discrete=True)
+BOX = ActionSpec(2, discrete=False, low=(-2.0, 0.0), high=(2.0, 1.0))
+
+NET = NetworkConfig(hidden=(12, 10))
+COMMON: dict[str, Any] = dict(batch_size=8, buffer_size=96, learning_starts=8, replay_ratio=1.0, update_every=1)
+DQN_CONFIG = DQNConfig(**COMMON, network=NET, target_period=3)
+SAC_CONFIG = SACConfig(**COMMON, network=NET, actor_network=NET, projection=8)
+
+
+def dqn(observation: ObservationSpec, network: Mapping[str, Any] | None = None, **changes: Any) -> Callable[..., Agent]:
+    config = replace(DQN_CONFIG, network=replace(NET, **(network or {})), **changes)
+    return lambda **k: DQN(observation, DISCRETE, config, **k)
+
+
+def sac(observation: ObservationSpec, network: Mapping[str, Any] | None = None, **changes: Any) -> Callable[..., Agent]:
+    config = replace(SAC_CONFIG, network=replace(NET, **(network or {})), **changes)
+    return lambda **k: SAC(observation, BOX, config, **k)
+
+
+AGENTS: dict[str, Callable[..., Agent]] = {
+    "dqn": dqn(VECTOR),
+    "dqn, double dueling prioritised 3-step": dqn(
+        VECTOR, double=True, dueling=True, prioritised=True, n_step=3, target_period=1, target_tau=0.1
+    ),
+    "dqn, minatar, dueling": dqn(MINATAR, dueling=True),
+    "dqn, crelu, orthogonal": dqn(IMAGE, {"body": "drq", "width": 0.1, "activation": "crelu", "init": "orthogonal"}),
+    "dqn, nature": dqn(ATARI, {"width": 0.25}),
+    "dqn, impala": dqn(IMAGE, {"body": "impala", "width": 0.25}),
+    "sac": sac(VECTOR),
+    "redq": sac(VECTOR, critics=5, target_critics=2, actor_value="mean", actor_period=4),
+    "droq": sac(VECTOR, {"norm": "layer_norm"}, dropout=0.1, actor_value="mean", actor_period=2),
+    "sac, pixels": sac(IMAGE, {"width": 0.25}),
+}
+# One of each kind for the laws of pairs.
+PAIRED = ("dqn, minatar, dueling", "sac, pixels")
+
+
+class RandomEnvs:
+    """Environments of noise with short episodes, a pure function of their state."""
+
+    frame_skip = 1
+
+    def __init__(self, observation: ObservationSpec, action: ActionSpec, num_envs: int = 1, seed: int = 0) -> None:
+        self.observation, self.action, self.num_envs = observation, action, num_envs
+        self.rng = np.random.default_rng(seed)
+        self.age = np.zeros(num_envs, np.int64)
+        self.frames = np.zeros((num_envs, *observation.shape), np.uint8 if observation.pixels else np.float32)
+
+    def _frame(self) -> NDArray[Any]:
+        shape = (self.num_envs, *self.observation.frame_shape)
+        if self.observation.pixels:
+            return self.rng.integers(int(self.observation.high) + 1, size=shape).astype(np.uint8)
+        return self.rng.normal(size=shape).astype(np.float32)
+
+    def _see(self, restart: NDArray[np.bool_]) -> NDArray[Any]:
+        frame, channels = self._frame(), self.observation.frame_shape[0]
+        self.frames = self.frames.copy()
+        self.frames[restart] = 0
+        if self.observation.stack > 1:
+            self.frames[:, :-channels] = self.frames[:, channels:].copy()
+            self.frames[:, -channels:] = frame
+        else:
+            self.frames[:] = frame
+        return self.frames.copy()
+
+    def reset(self) -> NDArray[Any]:
+        return self._see(np.ones(self.num_envs, bool))
+
+    def step(self, action: NDArray[Any]) -> Step:
+        assert len(action) == self.num_envs
+        self.age += 1
+        over = (self.rng.random(self.num_envs) < 0.15) | (self.age >= 12)
+        terminated = over & (self.rng.random(self.num_envs) < 0.5)
+        final = self._see(np.zeros(self.num_envs, bool))
+        obs = final.copy()
+        if over.any():
+            obs[over] = self._see(over)[over]
+        self.frames = obs.copy()
+        ended = tuple(Episode(i, 1.0, int(self.age[i]), 0) for i in np.flatnonzero(over))
+        self.age[over] = 0
+        reward = self.rng.normal(size=self.num_envs).astype(np.float32)
+        return Step(obs, reward, terminated, over & ~terminated, over, final, ended)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rng": self.rng.bit_generator.state, "age": self.age.copy(), "frames": self.frames.copy()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rng.bit_generator.state = state["rng"]
+        self.age, self.frames = state["age"].copy(), state["frames"].copy()
+
+    def close(self) -> None:
+        pass
+
+
+def build_run(
+    agent: str, interventions: Sequence[Intervention] = (), *, seed: int = 0, num_envs: int = 2
+) -> Run:  # fmt: skip
+    """A run of a law agent in environments of noise, that has begun."""
+    made = AGENTS[agent](interventions=tuple(interventions), seed=seed)
+    run = Run(made, RandomEnvs(made.observation, made.action, num_envs, seed))
+    run.obs = run.envs.reset()
+    run.memory.start(run.obs)
+    return run
+
+
+def walk(run: Run, steps: int) -> None:
+    """So many steps of every environment, with all updates that they owe."""
+    for _ in range(steps):
+        run.step()
+
+
+def saved(run: Run) -> Any:
+    """All that a run is, through a file as a checkpoint writes it."""
+    content = {
+        "agent": run.agent.state_dict(),
+        "memory": run.memory.state_dict(),
+        "chunks": {name: run.memory.chunk(name) for name, _ in run.memory.chunks()},
+        "clock": asdict(run.clock),
+    }
+    file = io.BytesIO()
+    torch.save(content, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True), run.envs.state_dict(), run.obs.copy()  # type: ignore[union-attr]
+
+
+def resume(run: Run, state: Any) -> None:
+    """Let a new run become the saved one."""
+    content, envs, obs = state
+    run.agent.load_state_dict(content["agent"])
+    run.memory.load_state_dict(content["memory"])
+    for name, chunk in content["chunks"].items():
+        run.memory.load_chunk(name, chunk)
+    run.clock = type(run.clock)(**content["clock"])
+    run.envs.load_state_dict(envs)
+    run.obs = obs
+
+
+def flat(state: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested containers as one dictionary."""
+    if isinstance(state, Mapping):
+        return {k: v for key, value in state.items() for k, v in flat(value, f"{prefix}/{key}").items()}
+    if isinstance(state, list | tuple):
+        return {k: v for i, value in enumerate(state) for k, v in flat(value, f"{prefix}/{i}").items()}
+    return {prefix: state}
+
+
+def differences(first: Any, second: Any) -> list[str]:
+    """Where two states differ, to the last bit."""
+    a, b = flat(first), flat(second)
+    found = sorted(a.keys() ^ b.keys())
+    for key in a.keys() & b.keys():
+        x, y = a[key], b[key]
+        same = torch.equal(x, y) if isinstance(x, torch.Tensor) else (
+            np.array_equal(x, y) if isinstance(x, np.ndarray) else x == y
+        )
+        if not same:
+            found.append(key)
+    return found
+
+
+def identities(agent: Agent) -> list[tuple[str, int]]:
+    """Every parameter, buffer and optimizer of an agent, by what it is rather than by what it holds."""
+    tensors = [(f"{n}.{k}", id(t)) for n, m in agent.modules() for k, t in (*m.named_parameters(), *m.named_buffers())]
+    return [*tensors, *((name, id(optimizer)) for name, optimizer in agent.optimizers())]

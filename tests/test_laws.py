@@ -1,0 +1,442 @@
+"""What must hold of every intervention, over every agent, and of every ordered pair of them.
+
+A new method is tested by being listed in `INTERVENTIONS`: its `example` makes it act within a few updates.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from law_agents import AGENTS, PAIRED, build_run, differences, identities, resume, saved, walk
+from no_wait import no_wait
+from torch import Tensor
+
+from pliant.agents import Agent, Every
+from pliant.agents.networks import Layer
+from pliant.agents.run import Run
+from pliant.interventions import INTERVENTIONS
+from pliant.interventions.parts import survey
+from pliant.interventions.recycling import Recycler
+from pliant.interventions.resetting import LayerMethod
+from pliant.interventions.spec import build
+from pliant.interventions.surgery import MEMORY
+
+METHODS = sorted(INTERVENTIONS)
+STEPS = 9  # of two environments: ten updates
+
+# Who sees vectors has no images to shift and no encoder to shrink; rewards in channels are one-step rewards.
+VECTORS = {name for name in AGENTS if name in ("dqn", "sac", "redq", "droq") or "3-step" in name}
+REFUSED = {(name, method) for name in VECTORS for method in ("bbf", "random_shift")} | {
+    (name, "value_mapping") for name in AGENTS if "3-step" in name
+}
+
+
+def words(*methods: str) -> tuple[Any, ...]:
+    return tuple(build([INTERVENTIONS[m].example for m in methods], INTERVENTIONS))
+
+
+def run_of(agent: str, method: str, **options: Any) -> Run:
+    """A run with one method; where it is refused, the refusal is looked at and the test is over."""
+    if (agent, method) not in REFUSED:
+        return build_run(agent, words(method), **options)
+    with pytest.raises(ValueError) as refusal:
+        build_run(agent, words(method), **options)
+    message = str(refusal.value)
+    assert method in message and "\n" not in message
+    pytest.skip(f"refused: {message}")
+
+
+each = pytest.mark.parametrize(("agent", "method"), [(a, m) for m in METHODS for a in AGENTS])
+
+
+@each
+class TestLaws:
+    def test_identity(self, agent: str, method: str) -> None:
+        """No parameter, buffer or optimizer changes identity, and each trainable one has exactly one optimizer."""
+        run = run_of(agent, method)
+        before = identities(run.agent)
+        walk(run, STEPS)
+        assert before == identities(run.agent)
+        check_optimizers(run.agent)
+
+    def test_resume(self, agent: str, method: str) -> None:
+        """2N steps are N steps, save, load into a stranger, N steps: to the last bit."""
+        straight, stopped = run_of(agent, method), run_of(agent, method)
+        walk(straight, 2 * STEPS - 4)
+        walk(stopped, STEPS)
+        resumed = run_of(agent, method, seed=99)
+        resume(resumed, saved(stopped))
+        walk(resumed, STEPS - 4)
+        assert not differences(saved(straight), saved(resumed))
+
+    def test_no_wait(self, agent: str, method: str) -> None:
+        """Neither an update nor what follows from it makes the host wait for the device."""
+        run = run_of(agent, method)
+        walk(run, 5)
+        sampling = run.agent.sampling(run.clock)
+        for _ in range(7):
+            run.clock = run.clock.stepped(1)
+            batch = run.memory.sample(sampling.batch_size, sampling.n_step, sampling.gamma)
+            with no_wait():
+                run.learn(batch)
+
+    def test_nothing_global_is_drawn(self, agent: str, method: str) -> None:
+        states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # type: ignore[index]
+        walk(run_of(agent, method), STEPS)
+        assert torch.equal(states[0], torch.get_rng_state()) and random.getstate() == states[2]
+        assert np.array_equal(states[1], np.random.get_state()[1])  # type: ignore[index]
+
+    def test_a_seed_decides_all(self, agent: str, method: str) -> None:
+        first, second, other = run_of(agent, method), run_of(agent, method), run_of(agent, method, seed=1)
+        for run in (first, second, other):
+            walk(run, STEPS)
+        assert not differences(saved(first), saved(second))
+        assert differences(saved(first), saved(other))
+
+    def test_fresh_start(self, agent: str, method: str) -> None:
+        """Whatever weight a method edits is forgotten by the optimizer, and nothing else is; what is drawn anew follows
+        the law of its birth, and its first step is that of a new weight."""
+        run = run_of(agent, method)
+        walk(run, 4)
+        acted = False
+        for _ in range(4):
+            acted |= watch_edits(run, method)
+        if acts_on_weights(method):
+            assert acted, "the method edited nothing: the law saw nothing"
+
+
+@pytest.mark.parametrize("agent", PAIRED)
+@pytest.mark.parametrize(("first", "second"), [(a, b) for a in METHODS for b in METHODS])
+def test_pairs(agent: str, first: str, second: str) -> None:
+    """Every ordered pair obeys the laws or is refused in one line that names both."""
+    try:
+        straight = build_run(agent, words(first, second))
+    except ValueError as refusal:
+        message = str(refusal)
+        assert first in message and second in message and "exclude each other" in message and "\n" not in message
+        with pytest.raises(ValueError, match="exclude each other"):
+            build_run(agent, words(second, first))
+        return
+    before = identities(straight.agent)
+    walk(straight, 7)
+    stopped = saved(straight)
+    walk(straight, 3)
+    assert before == identities(straight.agent)
+    check_optimizers(straight.agent)
+    resumed = build_run(agent, words(first, second), seed=99)
+    resume(resumed, stopped)
+    walk(resumed, 3)
+    assert not differences(saved(straight), saved(resumed))
+    batch = straight.memory.sample(8)
+    with no_wait():
+        for _ in range(3):
+            straight.clock = straight.clock.stepped(1)
+            straight.learn(batch)
+
+
+# ------------------------------------------------------------------------------------------------ other laws
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_does_something(method: str) -> None:
+    """A run with the method differs from one without, so the laws above are not about nothing."""
+    plain, treated = build_run("dqn, minatar, dueling"), build_run("dqn, minatar, dueling", words(method))
+    for run in (plain, treated):
+        walk(run, STEPS)
+    mine, theirs = (dict(run.agent.components["critic"].online.named_parameters()) for run in (treated, plain))
+    same = mine.keys() == theirs.keys() and all(
+        mine[k].shape == theirs[k].shape and torch.equal(mine[k], theirs[k]) for k in mine
+    )
+    assert same == (method == "huber"), "the default of DQN is Huber, and nothing else is"
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if hasattr(INTERVENTIONS[m], "when")])
+@pytest.mark.parametrize("num_envs", [1, 3])
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 2.0])
+def test_beat(method: str, num_envs: int, ratio: float) -> None:
+    """A method with a period fires once per period, at any number of environments and at any replay ratio."""
+    part = words(method)[0]
+    if not isinstance(part.when, Every):
+        pytest.skip("has no period")
+    run = build_run("dqn, minatar, dueling", (part,), num_envs=num_envs)
+    fired: list[bool] = []
+    inner = part.measurements
+    part.measurements = lambda: fired.append(bool(found := inner())) or found  # type: ignore[func-returns-value, method-assign]
+    expected = []
+    if method != "adaptive_replay_ratio":
+        pace(run, ratio)
+    learn = run.learn
+
+    def counted(batch: Any) -> None:
+        learn(batch)
+        last, now = run.clock.read(part.when.of)
+        expected.append(now // part.when.period > last // part.when.period)
+
+    run.learn = counted  # type: ignore[method-assign]
+    walk(run, 32 // num_envs)
+    assert sum(expected) > 1
+    if isinstance(part, Recycler | LayerMethod):
+        assert fired == expected
+
+
+def pace(run: Run, ratio: float) -> None:
+    sampling = run.agent.sampling
+    run.agent.sampling = lambda clock: sampling(clock)._replace(replay_ratio=ratio) if hasattr(  # type: ignore[method-assign]
+        sampling(clock), "_replace"
+    ) else type(sampling(clock))(*[*vars(sampling(clock)).values()][:3], ratio)
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_injection_preserves_every_prediction(agent: str) -> None:
+    run = build_run(agent, build(["plasticity_injection(at=(3, 6), of=updates)"], INTERVENTIONS))
+    walk(run, 4)
+    for _ in range(6):
+        batch = run.memory.sample(8)
+        before: list[Tensor] = []
+        inner = run.agent.interventions.after_update
+
+        def spy(r: Any, activations: Any, inner: Any = inner, before: list[Tensor] = before, batch: Any = batch) -> None:
+            before += predictions(run.agent, batch)
+            inner(r, activations)
+
+        run.agent.interventions.after_update = spy  # type: ignore[method-assign]
+        run.clock = run.clock.stepped(1)
+        run.learn(batch)
+        run.agent.interventions.after_update = inner  # type: ignore[method-assign]
+        for old, new in zip(before, predictions(run.agent, batch), strict=True):
+            torch.testing.assert_close(old, new, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("agent", [name for name in AGENTS if name != "droq"])
+@pytest.mark.parametrize("word", ["redo(tau=0, every=1, on=all, samples=0)", "self_normalized_reset(longest=1, on=all)"])
+def test_dead_units_are_recycled_without_a_trace(agent: str, word: str) -> None:
+    """Units that are exactly dead are recycled, and no prediction changes.
+
+    Unless the layer is normalised: then a new unit's pre-activation enters the statistics of all the others.
+    """
+    run = build_run(agent, build([word], INTERVENTIONS))
+    walk(run, 3)
+    dead = kill_units(run.agent)
+    if "crelu" in agent:
+        assert not dead, "of the two copies of a unit one is always alive"
+        return
+    batch = run.memory.sample(8)
+    before = predictions(run.agent, batch)
+    run.clock = run.clock.stepped(1).updated()
+    run.agent.interventions.after_update(run, run.agent.activations(batch))
+    for old, new in zip(before, predictions(run.agent, batch), strict=True):
+        torch.testing.assert_close(old, new, atol=2e-7, rtol=2e-6)
+    assert all(layer.linear.weight[unit].abs().max() > 0 for layer, unit in dead), "a dead unit was not recycled"
+
+
+# ------------------------------------------------------------------------------------------------------ helpers
+
+
+def check_optimizers(agent: Agent) -> None:
+    held = [id(p) for _, o in agent.optimizers() for g in o.param_groups for p in g["params"]]
+    trainable = {id(p) for _, m in agent.modules() for p in m.parameters() if p.requires_grad}
+    assert len(held) == len(set(held)) and set(held) == trainable
+
+
+def acts_on_weights(method: str) -> bool:
+    return bool(words(method)[0].edits)
+
+
+def online(agent: Agent) -> Iterator[tuple[str, Tensor, dict[str, Tensor], Tensor, Layer | None, str]]:
+    """Every trained weight with what its optimizer remembers: name, weight, memory, shared step, layer, key."""
+    layers = {id(p): (layer, key) for layer in survey(agent).layers.values() for key, p in layer.named_parameters()}
+    for component, optimizer in agent.optimizers():
+        names = {id(p): n for n, p in agent.components[component].online.named_parameters()}
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                state = optimizer.state[p]
+                memory = {k: v for k, v in state.items() if k in MEMORY}
+                yield f"{component}.{names[id(p)]}", p, memory, state["step"], *layers.get(id(p), (None, ""))
+
+
+def watch_edits(run: Run, method: str) -> bool:
+    """One update, with an eye on weights and memory around what the method does; whether it edited anything."""
+    agent, part = run.agent, next(iter(run.agent.interventions))
+    inner, seen = part.after_update, spy_on_recycling(part)
+    touched: dict[str, Tensor] = {}
+
+    def watched(r: Any, activations: Any) -> None:
+        before = {n: (p.clone(), {k: v.clone() for k, v in m.items()}, s.clone()) for n, p, m, s, _, _ in online(agent)}
+        inner(r, activations)
+        fired = any(not torch.equal(p, before[n][0]) for n, p, *_ in online(agent)) or bool(seen)
+        touched.update(expected_edits(part, agent, seen) if fired else {})
+        for name, p, memory, step, _, key in online(agent):
+            old, remembered, counted = before[name]
+            mask = touched.get(name, torch.zeros_like(p, dtype=torch.bool))
+            if part.name == "continual_backprop" and key == "linear.bias":
+                pass  # what silenced units contributed on average is folded into the biases of their readers
+            else:
+                assert torch.equal(p[~mask], old[~mask]), f"{name} was edited where nothing was chosen"
+            forgotten = torch.ones_like(mask) if fired and forgets_component(part) else mask
+            if keeps_memory(part):
+                forgotten = torch.zeros_like(mask)
+            for k, value in memory.items():
+                assert torch.equal(value, torch.where(forgotten, 0.0, remembered[k])), f"{name}: {k}"
+            assert step == (0 if forgotten.all() and not isinstance(part, Recycler) else counted), f"{name}: step"
+
+    part.after_update = watched  # type: ignore[method-assign]
+    run.clock = run.clock.stepped(1)
+    run.learn(run.memory.sample(8))
+    part.after_update = inner  # type: ignore[method-assign]
+    if isinstance(part, Recycler):
+        check_births(agent, seen)
+    if touched and not keeps_memory(part):
+        check_first_step(run, touched)
+    return bool(touched)
+
+
+def spy_on_recycling(part: Any) -> dict[str, list[int]]:
+    """The units that the method will have chosen, by layer, read when it acts."""
+    seen: dict[str, list[int]] = {}
+    if isinstance(part, Recycler):
+        inner = type(part).recycle
+
+        def recycle(chosen: Any, **options: Any) -> None:
+            for name, (index, valid) in chosen.items():
+                if units := sorted(index[valid].tolist()):
+                    seen[name] = units
+            inner(part, chosen, **options)
+
+        part.recycle = recycle  # type: ignore[method-assign]
+    return seen
+
+
+def expected_edits(part: Any, agent: Agent, seen: dict[str, list[int]]) -> dict[str, Tensor]:
+    """Which weights a method may edit, worked out from what it chose: by name, a mask."""
+    masks: dict[int, Tensor] = {}
+    found = survey(agent)
+
+    def mask(p: Tensor) -> Tensor:
+        return masks.setdefault(id(p), torch.zeros_like(p, dtype=torch.bool))
+
+    if isinstance(part, Recycler):
+        for name, units in seen.items():
+            for p in found.graph[name].layer.parameters():
+                mask(p)[units] = True
+            for reader in found.graph[name].readers:
+                mask(reader.weight)[:, torch.isin(reader.owner, torch.tensor(units))] = True
+    else:
+        for name, layer in found.layers.items():
+            if touches_layer(part, name):
+                for key, p in layer.named_parameters():
+                    if not (key.startswith("norm.") and part.name == "shrink_perturb"):
+                        mask(p)[...] = True
+        if part.name in ("reset", "bbf", "replay_ratio") and "temperature" in agent.components:
+            mask(agent.components["temperature"].online.log_alpha)[...] = True  # type: ignore[union-attr, arg-type]
+    return {name: masks[id(p)] for name, p, *_ in online(agent) if id(p) in masks}
+
+
+def touches_layer(part: Any, name: str) -> bool:
+    """Does the example of a method that redraws whole layers mean this one?"""
+    if part.name == "plasticity_injection":
+        return name.startswith(("critic.head", "critic.advantage", "critic.value", "critic.members"))
+    return part.name in ("reset", "bbf", "replay_ratio", "shrink_perturb") or (
+        part.name == "hare_tortoise" and name.startswith("critic.")
+    )
+
+
+def keeps_memory(part: Any) -> bool:
+    """By its own word the hare goes on with its momentum."""
+    return part.name == "hare_tortoise"
+
+
+def forgets_component(part: Any) -> bool:
+    return part.name in ("reset", "bbf", "replay_ratio")
+
+
+def check_births(agent: Agent, seen: dict[str, list[int]]) -> None:
+    """What was recycled follows the law of its layer's birth; what read it reads nothing."""
+    graph = survey(agent).graph
+    silent: dict[int, Tensor] = {}
+    for name, units in seen.items():
+        for reader in graph[name].readers:
+            columns = torch.isin(reader.owner, torch.tensor(units))
+            assert not reader.weight[:, columns].any(), f"what {name} gives is still read"
+            silent[id(reader.weight)] = silent.get(id(reader.weight), torch.zeros_like(columns)) | columns
+    for name, units in seen.items():
+        layer = graph[name].layer
+        weight = layer.linear.weight
+        heard = ~silent.get(id(weight), torch.zeros(weight.shape[1], dtype=torch.bool))
+        rows = weight[units][:, heard]
+        bound = layer.gain + 1e-5 if layer.init == "orthogonal" else weight[0].numel() ** -0.5
+        assert rows.abs().max() <= bound
+        assert rows.numel() == 0 or rows.abs().max() > 0
+        assert layer.linear.bias[units].abs().max() <= (0 if layer.init == "orthogonal" else bound)
+        if layer.norm is not None:
+            assert (layer.norm.weight[units] == 1).all() and (layer.norm.bias[units] == 0).all()  # type: ignore[index, union-attr]
+
+
+def check_first_step(run: Run, edited: dict[str, Tensor]) -> None:
+    """The optimizer's next step moves an edited weight by the learning rate, as it does with a new one."""
+    agent = run.agent
+    before = {n: p.detach().clone() for n, p, *_ in online(agent)}
+    moved: dict[str, Tensor] = {}
+    inner = agent.interventions.after_update
+
+    def look(r: Any, activations: Any) -> None:
+        moved.update({n: (p.detach() - before[n]).abs() for n, p, *_ in online(agent)})
+
+    agent.interventions.after_update = look  # type: ignore[method-assign]
+    run.clock = run.clock.stepped(1)
+    run.learn(run.memory.sample(8))
+    agent.interventions.after_update = inner  # type: ignore[method-assign]
+    for name, p, memory, *_ in online(agent):
+        if name not in edited or name.startswith("temperature"):
+            continue
+        lr = next(g["lr"] for _, o in agent.optimizers() for g in o.param_groups if any(q is p for q in g["params"]))
+        gradient = p.grad
+        if gradient is None:  # an actor whose turn it is not
+            continue
+        large = edited[name] & (gradient.abs() > 1e-4) & (memory["exp_avg"] != 0)
+        steps = moved[name][large]
+        assert (steps - lr).abs().max() <= 0.02 * lr if steps.numel() else True, f"{name}: the first step is not new"
+
+
+def kill_units(agent: Agent) -> list[tuple[Layer, int]]:
+    """Make one unit of every rectified layer exactly dead; the first of each."""
+    dead = []
+    found = survey(agent)
+    with torch.no_grad():
+        for units in found.graph.values():
+            layer = units.layer
+            if type(layer.activation).__name__ != "ReLU" or not units.resettable:
+                continue
+            layer.linear.weight[0] = 0.0
+            layer.linear.bias[0] = -1.0
+            dead.append((layer, 0))
+    return dead
+
+
+def predictions(agent: Agent, batch: Any) -> list[Tensor]:
+    """What every network of the agent says about a batch, without dropout."""
+    said: list[Tensor] = []
+    with torch.no_grad(), agent.without_dropout():
+        critic = agent.components["critic"]
+        for network in (critic.online, critic.target):
+            if agent.action.discrete:
+                said.append(network(batch.obs))  # type: ignore[misc]
+            else:
+                action = (batch.action - agent.center) / agent.scale  # type: ignore[attr-defined]
+                said.append(network(batch.obs, action))  # type: ignore[misc]
+        if "actor" in agent.components:
+            said += agent.components["actor"].online(critic.online.encoder(batch.obs))
+    return said
+
+
+def test_the_laws_see_every_method() -> None:
+    assert set(METHODS) == set(INTERVENTIONS)
+    for method in METHODS:
+        accepted = [a for a in AGENTS if (a, method) not in REFUSED]
+        assert accepted, f"{method} is refused everywhere"
+        assert INTERVENTIONS[method].example.startswith(method)
+
