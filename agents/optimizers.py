@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -73,6 +74,18 @@ class Adam(torch.optim.AdamW):
             self._aged.add(parameter)
             for name in ("filled", "filled_sq"):
                 self.state[parameter][name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take a saved state; parameters that have ages only here are as old as their tensor was there."""
+        # torch takes over tensors that fit as they are: two optimizers would share one memory.
+        super().load_state_dict(copy.deepcopy(state_dict))
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                if p in self._aged and "filled" not in state:
+                    ones = torch.ones_like(p, memory_format=torch.preserve_format)
+                    for name, beta in zip(("filled", "filled_sq"), group["betas"], strict=True):
+                        state[name] = ones * (1 - beta ** state["step"])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]

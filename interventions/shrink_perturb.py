@@ -23,8 +23,9 @@ class ShrinkPerturb(LayerMethod):
     Paper: Ash & Adams 2020, "On Warm-Starting Neural Network Training", 1910.08475, section 4 (noise=gaussian, once per
         chunk of data). D'Oro et al. 2023 and Schwarzer et al. 2023, 2305.19452: noise=fresh, on the encoder, 0.8 and
         0.2, or 0.5 and 0.5.
-    Differs: The five variants in use are parameters here. every=1 with noise=fresh or gaussian is the form of Kumar et
-        al. 2023 and of Dohare et al. 2024; noise=initial pulls towards the weights of birth, which public code also
+    Differs: The five variants in use are parameters here. At every update, with noise=fresh or gaussian, it is the form
+        of Kumar et al. 2023 and of Dohare et al. 2024: `every=1, of=updates, target=none, moments=keep`, or Adam would
+        begin anew each time; noise=initial pulls towards the weights of birth, which public code also
         calls shrink and perturb, though at birth it changes nothing. Norms, temperature and running statistics are
         left alone. Two independent draws mixed half and half have 0.71 of the standard deviation of one.
     Excludes: plasticity_injection, unless layers=encoder or layers=actor.
@@ -52,7 +53,7 @@ class ShrinkPerturb(LayerMethod):
 
     def __init__(
         self, shrink: float = 0.8, perturb: float = 0.2, noise: Noise = "fresh", every: int = 20_000,
-        of: Unit = "steps", layers: tuple[str, ...] = ("all",), target: Target = "none", moments: Moments = "reset",
+        of: Unit = "steps", layers: tuple[str, ...] = ("all",), target: Target = "same", moments: Moments = "reset",
         at: tuple[int, ...] = (), start: int = 0, stop: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__(layers, beat(every, of, at, start, stop), target, moments)

@@ -3,6 +3,7 @@
     pliant bench                         # everything, three rounds in turn, as Markdown
     pliant bench --only pong --rounds 5 --threads 2
     pliant bench --only checkpoint --transitions 100000
+    pliant bench --only interventions --save   # what each method costs; kept for its card
 
 The speed tasks need the extra `peers`. Each measurement is a process of its own that trains for real: it warms up past
 `learning starts`, then times whole steps (acting, environment, storage, updates). Ours and the peer take turns within
@@ -222,6 +223,19 @@ def checkpoint_table(transitions: list[int]) -> list[str]:
     return rows
 
 
+def interventions_table(rounds: int, threads: int, save: bool) -> list[str]:
+    """Markdown rows of what each method costs; with `save` also kept where its card finds it."""
+    from .bench_interventions import costs, table
+    from .main import COSTS
+
+    agents = ["dqn", "sac"]
+    found = costs(agents, rounds)
+    if save:
+        machine = f"one process, {threads} thread{'s' * (threads > 1)}, {platform.machine()} CPU"
+        COSTS.write_text(json.dumps({"machine": machine, "methods": found}, indent=1) + "\n")
+    return table(found, agents)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="pliant bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -231,7 +245,9 @@ def main(argv: list[str] | None = None) -> int:
     one.add_argument("library", choices=MEASURES)
     one.add_argument("task", choices=TASKS)
     one.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", nargs="+", choices=[*TASKS, "memory", "checkpoint"], help="some of the tables")
+    tables = [*TASKS, "memory", "checkpoint", "interventions"]
+    parser.add_argument("--only", nargs="+", choices=tables, help="some of the tables")
+    parser.add_argument("--save", action="store_true", help="keep the costs of interventions for their cards")
     parser.add_argument("--rounds", type=int, default=3, help="turns that each library takes")
     parser.add_argument("--threads", type=int, default=1, help="threads of each process")
     parser.add_argument("--transitions", type=int, nargs="+", default=[100_000, 1_000_000], help="replay sizes to save")
@@ -242,7 +258,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(arguments.threads)
         print(json.dumps({"seconds": MEASURES[arguments.library](TASKS[arguments.task])}))
         return 0
-    wanted = arguments.only or [*TASKS, "memory", "checkpoint"]
+    wanted = arguments.only or tables
     import torch
 
     print(f"Python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} cores\n")
@@ -252,6 +268,9 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(memory_table()) + "\n")
     if "checkpoint" in wanted:
         print("\n".join(checkpoint_table(arguments.transitions)) + "\n")
+    if "interventions" in wanted:
+        torch.set_num_threads(arguments.threads)
+        print("\n".join(interventions_table(arguments.rounds, arguments.threads, arguments.save)) + "\n")
     return 0
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module, metadata
+from pathlib import Path
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("pliant.scripts.train:main", "Train an agent in an environment, or go on with a run that was stopped."),
@@ -21,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 """Name, where its function lives, and one line for `pliant --help`."""
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+COSTS = Path(__file__).resolve().parent / "costs.json"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,8 +97,20 @@ def interventions(argv: Sequence[str] | None = None) -> int:
             hint = spec.did_you_mean(name, registry)
             raise BadInput(f"unknown intervention {name!r}.{hint} `pliant interventions` lists them all")
     cards = (f"{spec.signature(name, registry[name])}\n\n{inspect.getdoc(registry[name]) or ''}" for name in names)
-    print("\n\n\n".join(card.rstrip() for card in cards))
+    print("\n\n\n".join(card.rstrip() + _cost(name) for name, card in zip(names, cards, strict=True)))
     return 0
+
+
+def _cost(name: str) -> str:
+    """What `pliant bench --only interventions --save` measured of an intervention, as the end of its card."""
+    costs = json.loads(COSTS.read_text()) if COSTS.exists() else {}
+    if name not in costs.get("methods", {}):
+        return ""
+    lines = [f"\n\nCost ({costs['machine']}; `pliant bench --only interventions`):"]
+    for title, cost in costs["methods"][name].items():
+        event = f", and {cost['event_ms']:.3g} ms whenever it fires" if cost.get("event_ms") else ""
+        lines.append(f"    {title}: {cost['relative']:.2f} of the plain agent's updates a second{event}")
+    return "\n".join(lines)
 
 
 def _help() -> str:

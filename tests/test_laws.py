@@ -200,8 +200,8 @@ def test_injection_preserves_every_prediction(agent: str) -> None:
         before: list[Tensor] = []
         inner = run.agent.interventions.after_update
 
-        def spy(r: Any, activations: Any, inner: Any = inner, before: list[Tensor] = before, batch: Any = batch) -> None:
-            before += predictions(run.agent, batch)
+        def spy(r: Any, activations: Any, inner: Any = inner, said: list[Tensor] = before, batch: Any = batch) -> None:
+            said += predictions(run.agent, batch)
             inner(r, activations)
 
         run.agent.interventions.after_update = spy  # type: ignore[method-assign]
@@ -213,7 +213,9 @@ def test_injection_preserves_every_prediction(agent: str) -> None:
 
 
 @pytest.mark.parametrize("agent", [name for name in AGENTS if name != "droq"])
-@pytest.mark.parametrize("word", ["redo(tau=0, every=1, on=all, samples=0)", "self_normalized_reset(longest=1, on=all)"])
+@pytest.mark.parametrize(
+    "word", ["redo(tau=0, every=1, on=all, samples=0)", "self_normalized_reset(longest=1, on=all)"]
+)
 def test_dead_units_are_recycled_without_a_trace(agent: str, word: str) -> None:
     """Units that are exactly dead are recycled, and no prediction changes.
 

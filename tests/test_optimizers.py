@@ -206,3 +206,24 @@ def test_ages_survive_saving(tmp_path: Path) -> None:
         resumed.copy_(stopped)
     rest = [follow(optimizers[k], p, along[30:]) for k, p in ((0, straight), (2, resumed))]
     assert all(torch.equal(a, b) for a, b in zip(*rest, strict=True))
+
+
+def test_a_state_without_ages_is_taken_as_old_as_it_is() -> None:
+    """So that a run without a method that resets units can be forked into one with it."""
+    with torch.random.fork_rng():
+        first, second = nn.Linear(4, 3), nn.Linear(4, 3)
+    config = OptimizerConfig(lr=1e-2)
+    plain, aged = Adam(first.parameters(), config), Adam(second.parameters(), config)
+    for parameter in second.parameters():
+        aged.give_age(parameter)
+    for seed in range(7):
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(seed))
+        step(first(x).square().mean(), plain)
+    second.load_state_dict(first.state_dict())
+    aged.load_state_dict(plain.state_dict())
+    for seed in range(7, 12):
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(seed))
+        step(first(x).square().mean(), plain)
+        step(second(x).square().mean(), aged)
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)

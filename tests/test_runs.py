@@ -39,6 +39,19 @@ RUNS = {
         "--agent.learning-starts", "200", "--agent.buffer-size", "1500", "--agent.network.hidden", "32", "32",
         "--agent.actor-network.hidden", "32", "32", "--agent.batch-size", "32", "--agent.replay-ratio", "0.5",
     ],
+    "dqn on Breakout with a sentence": [
+        "--agent", "dqn", "--env", "ALE/Breakout-v5", "--num-envs", "2", "--steps", "900", "--checkpoint-every", "150",
+        "--interventions", "layer_norm", "hl_gauss", "redo(tau=0.1, every=20)",
+        "adaptive_replay_ratio(low=0.25, high=0.5, every=3)",
+        "--agent.learning-starts", "200", "--agent.buffer-size", "600", "--agent.network.hidden", "32",
+        "--agent.network.width", "0.25", "--agent.epsilon-steps", "500", "--agent.target-period", "50",
+    ],
+    "sac on HalfCheetah with a sentence": [
+        "--agent", "sac", "--env", "HalfCheetah-v5", "--steps", "1200", "--checkpoint-every", "200",
+        "--interventions", "reset(every=300)", "replay_ratio(2)", "continual_backprop(rho=0.01, maturity=50, on=all)",
+        "--agent.learning-starts", "200", "--agent.buffer-size", "1500", "--agent.network.hidden", "32", "32",
+        "--agent.actor-network.hidden", "32", "32", "--agent.batch-size", "32",
+    ],
 }  # fmt: skip
 
 
@@ -127,6 +140,9 @@ def test_a_run_killed_three_times_ends_as_the_one_that_was_not(name: str, tmp_pa
     said = finish(tmp_path / "killed", *words)
     assert "goes on from step" in said
     assert_same_run(tmp_path / "straight", tmp_path / "killed")
+    if "--interventions" in words:
+        logged = (tmp_path / "killed" / "metrics.jsonl").read_text()
+        assert "interventions/re" in logged, "what a method did is not in the log"
 
 
 def test_a_signal_saves_at_once_and_exits_with_75(tmp_path: Path) -> None:
