@@ -5,7 +5,8 @@
     python studies/learning.py report                                          # the tables of docs/evidence.md
 
 One run writes `studies/results/learning/<task>/<library>/seed<S>.json`: the return and the env step of every training
-episode, twenty evaluation episodes with the greedy (DQN) or mean (SAC) policy on seeds of their own, and the versions.
+episode, twenty evaluation episodes with the greedy (DQN) or mean (SAC) policy on seeds of their own, the same for both
+libraries, and the versions.
 Finished files are never run again.
 
 The *training score* of a run is the mean return of the episodes that end in the last fifth of its steps (the whole
@@ -23,6 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,13 +72,10 @@ TASKS = {
 }
 
 
-def run_sb3(task: Task, seed: int) -> dict[str, Any]:
+def gym_env(task: Task) -> Any:
+    """The task's environment as gymnasium has it; MinAtar's images channel first."""
     import gymnasium as gym
     import numpy as np
-    import stable_baselines3 as sb3
-    import torch
-    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-    from torch import nn
 
     class Channels(gym.ObservationWrapper):
         """MinAtar's boolean (10, 10, C) as uint8 (C, 10, 10), which SB3 stores as it is."""
@@ -88,6 +87,38 @@ def run_sb3(task: Task, seed: int) -> dict[str, Any]:
 
         def observation(self, observation: Any) -> Any:
             return np.moveaxis(observation, -1, 0).astype(np.uint8)
+
+    if task.env.startswith("MinAtar/"):
+        import minatar.gym
+
+        if task.env not in gym.registry:
+            minatar.gym.register_envs()
+    env: gym.Env = gym.make(task.env, max_episode_steps=task.max_episode_steps)
+    if task.env.startswith("MinAtar/"):
+        env = Channels(env)
+    return gym.wrappers.RecordEpisodeStatistics(env)
+
+
+def evaluate(task: Task, policy: Callable[[Any], Any]) -> list[float]:
+    """Returns of episodes that begin alike for both libraries: where an episode begins can matter more than who plays
+    it (on Pendulum by 40 points between two sets of twenty)."""
+    env, returns = gym_env(task), []
+    for k in range(EVALUATION_EPISODES):
+        obs, _ = env.reset(seed=EVALUATION_SEED + k)
+        done, total = False, 0.0
+        while not done:
+            obs, reward, terminated, truncated, _ = env.step(policy(obs))
+            total, done = total + float(reward), terminated or truncated
+        returns.append(total)
+    return returns
+
+
+def run_sb3(task: Task, seed: int) -> dict[str, Any]:
+    import gymnasium as gym
+    import stable_baselines3 as sb3
+    import torch
+    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+    from torch import nn
 
     class Features(BaseFeaturesExtractor):
         """MinAtar's network: one 3x3 convolution and one hidden layer."""
@@ -103,17 +134,6 @@ def run_sb3(task: Task, seed: int) -> dict[str, Any]:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.net(x)
 
-    def make() -> gym.Env:
-        if task.env.startswith("MinAtar/"):
-            import minatar.gym
-
-            if task.env not in gym.registry:
-                minatar.gym.register_envs()
-        env = gym.make(task.env, max_episode_steps=task.max_episode_steps)
-        if task.env.startswith("MinAtar/"):
-            env = Channels(env)
-        return gym.wrappers.RecordEpisodeStatistics(env)
-
     s = task.settings
     policy: dict[str, Any] = {"net_arch": list(s["hidden"])}
     if "channels" in s:
@@ -122,7 +142,7 @@ def run_sb3(task: Task, seed: int) -> dict[str, Any]:
             "features_extractor_kwargs": {"channels": s["channels"], "width": s["hidden"][0]},
         }
     common: dict[str, Any] = dict(
-        policy="MlpPolicy", env=make(), learning_rate=s["lr"], batch_size=s["batch"], buffer_size=s["buffer"],
+        policy="MlpPolicy", env=gym_env(task), learning_rate=s["lr"], batch_size=s["batch"], buffer_size=s["buffer"],
         learning_starts=s["starts"], gamma=s["gamma"], policy_kwargs=policy, seed=seed, device="cpu",
         train_freq=s["update_every"], gradient_steps=round(s["replay_ratio"] * s["update_every"]),
     )
@@ -146,31 +166,28 @@ def run_sb3(task: Task, seed: int) -> dict[str, Any]:
     start = time.perf_counter()
     model.learn(task.steps, callback=Record())
     seconds = time.perf_counter() - start
-    env, returns = make(), []
-    for k in range(EVALUATION_EPISODES):
-        obs, _ = env.reset(seed=EVALUATION_SEED + k)
-        done, total = False, 0.0
-        while not done:
-            action, _ = model.predict(obs, deterministic=True)
-            obs, reward, terminated, truncated, _ = env.step(action)
-            total, done = total + float(reward), terminated or truncated
-        returns.append(total)
+    returns = evaluate(task, lambda obs: model.predict(obs, deterministic=True)[0])
     return {"episodes": episodes, "evaluation": returns, "seconds": seconds, "version": sb3.__version__}
 
 
-def run_pliant(task: Task, seed: int) -> dict[str, Any]:
+def run_pliant(task: Task, seed: int, words: tuple[str, ...] = ()) -> dict[str, Any]:
     from importlib.metadata import version
+
+    import numpy as np
 
     from pliant.agents import DQN, SAC, Agent, Clock, DQNConfig, Episode, SACConfig
     from pliant.agents.log import Log
     from pliant.agents.networks import NetworkConfig
     from pliant.agents.optimizers import OptimizerConfig
-    from pliant.agents.run import Run, play
+    from pliant.agents.run import Run
     from pliant.envs import EnvConfig, make
+    from pliant.interventions import INTERVENTIONS
+    from pliant.interventions.spec import build
 
     s = task.settings
     env_config = EnvConfig(max_episode_steps=task.max_episode_steps)
     envs = make(task.env, num_envs=1, seed=seed, config=env_config)
+    envs_type = np.uint8 if envs.observation.pixels else np.float32
     common: dict[str, Any] = dict(
         batch_size=s["batch"], buffer_size=s["buffer"], learning_starts=s["starts"], gamma=s["gamma"],
         replay_ratio=s["replay_ratio"], update_every=s["update_every"], network=NetworkConfig(hidden=s["hidden"]),
@@ -182,7 +199,8 @@ def run_pliant(task: Task, seed: int) -> dict[str, Any]:
             **common, target_period=round(s["target_every_steps"] * s["replay_ratio"]), epsilon_end=s["epsilon_end"],
             epsilon_steps=round(s["epsilon_fraction"] * task.steps) - s["starts"],
         )
-        agent = DQN(envs.observation, envs.action, config, seed=seed)
+        interventions = tuple(build(words, INTERVENTIONS))
+        agent = DQN(envs.observation, envs.action, config, interventions=interventions, seed=seed)
     else:
         sac = SACConfig(
             **common, target_tau=s["tau"], actor_network=NetworkConfig(hidden=s["hidden"]),
@@ -199,8 +217,7 @@ def run_pliant(task: Task, seed: int) -> dict[str, Any]:
     start = time.perf_counter()
     Run(agent, envs, log=Record(None)).train(task.steps)
     seconds = time.perf_counter() - start
-    held_out = make(task.env, num_envs=4, seed=EVALUATION_SEED, config=env_config, evaluation=True)
-    returns = [episode.ret for episode in play(agent, held_out, EVALUATION_EPISODES)]
+    returns = evaluate(task, lambda obs: agent.act(obs[None].astype(envs_type))[0].cpu().numpy())
     return {"episodes": episodes, "evaluation": returns, "seconds": seconds, "version": version("pliant")}
 
 
@@ -219,6 +236,7 @@ def run(task: str, library: str, seed: int) -> None:
     result = LIBRARIES[library](TASKS[task], seed)
     result |= {
         "task": task, "library": library, "seed": seed, "steps": TASKS[task].steps,
+        "evaluation_seeds": [EVALUATION_SEED, EVALUATION_SEED + EVALUATION_EPISODES - 1],
         "python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__,
     }
     path = result_file(task, library, seed)

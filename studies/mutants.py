@@ -20,8 +20,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = Path("interventions/surgery.py")
-LAWS = ["tests/test_laws.py", "-k", "(fresh_start or dead or preserves or no_wait) and (minatar or pixels or crelu or droq)"]
-# Other specifications of the verbs, asked where no law of an agent reaches: attached networks, policies of single options.
+SOME = "(fresh_start or dead or preserves or no_wait) and (minatar or pixels or crelu or droq)"
+LAWS = ["tests/test_laws.py", "-k", SOME]
+# Asked where no law of an agent reaches: single options of methods.
 NEXT = ["tests/test_units.py", "tests/test_recycling.py", "tests/test_resets.py"]
 
 
