@@ -237,10 +237,11 @@ def hidden_layers(network: nn.Module) -> dict[str, Layer]:
 class Injection(nn.Module):
     """Room for plasticity injections (Nikishin et al. 2023, 2305.15555) into a value head.
 
-    A head h that maps features to logits becomes h(x) + sum of (old_i(x) - born_i(x)). All copies begin as zeros, and
-    so contribute exactly nothing. An injection moves the trained head into `old`, and draws h and `born` anew, alike:
-    what is trained stays the same tensors, and the output does not change. (h(x) - born(x)) + old(x) with the newest
-    pair first is exact to the last bit at that moment, since then the first difference is zero.
+    A head h that maps features to logits becomes h(x) + sum of (old_i(x) - born_i(x)) over the pairs that are `opened`;
+    until then the copies hold zeros and would contribute exactly nothing. An injection moves the trained head into
+    `old`, and draws h and `born` anew, alike: what is trained stays the same tensors, and the output does not change.
+    (h(x) - born(x)) + old(x) with the newest pair first is exact to the last bit at that moment, since then the first
+    difference is zero.
     """
 
     def __init__(self, head: dict[str, nn.Module], count: int) -> None:
@@ -255,10 +256,18 @@ class Injection(nn.Module):
         with torch.no_grad():
             self.old = nn.ModuleList(blank() for _ in range(count))
             self.born = nn.ModuleList(blank() for _ in range(count))
+        self.opened = 0  # pairs in use, the first ones; known to the host, as the clock that opens them is
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"opened": self.opened}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.opened = state["opened"]
 
     def forward(self, logits: Tensor, head: Callable[[Mapping[str, Any]], Tensor]) -> Tensor:
         """`head(modules)` are the logits of a head made of the given modules."""
-        for old, born in zip(reversed(self.old), reversed(self.born), strict=True):
+        for number in reversed(range(self.opened)):
+            old, born = self.old[number], self.born[number]
             logits = (logits - head(born._modules)) + head(old._modules)
         return logits
 

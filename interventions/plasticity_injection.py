@@ -86,6 +86,7 @@ class PlasticityInjection(Intervention):
             copy_layer_(kept, layer)
             load_layer_(layer, fresh, optimizers)
             copy_layer_(copy, layer)
+        head.injection.opened = number + 1
 
     def measurements(self) -> dict[str, Tensor]:
         found, self.fired = self.fired, {}

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..agents.agent import Agent
-from ..agents.networks import Layer, frozen_modules
+from ..agents.networks import Injection, Layer, frozen_modules
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,23 @@ def agent_graph(agent: Agent) -> UnitGraph:
 
     In one graph, because what reads a unit may belong to another component: the actor reads the critics' encoder.
     """
-    return unit_graph(online_networks(agent), agent.blank_pass)
+    networks = online_networks(agent)
+    with _all_open(networks):
+        return unit_graph(networks, agent.blank_pass)
+
+
+@contextmanager
+def _all_open(network: nn.Module) -> Iterator[None]:
+    """Let copies of a head take part that no injection has opened yet: they will read units too."""
+    rooms = [m for m in network.modules() if isinstance(m, Injection)]
+    opened = [room.opened for room in rooms]
+    for room in rooms:
+        room.opened = len(room.old)
+    try:
+        yield
+    finally:
+        for room, number in zip(rooms, opened, strict=True):
+            room.opened = number
 
 
 def online_networks(agent: Agent) -> nn.ModuleDict:

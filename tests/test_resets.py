@@ -79,7 +79,7 @@ def act(stand: Stand) -> None:
 def modules(agent: Agent) -> dict[str, dict[str, Tensor]]:
     """All weights of all networks, copied."""
     return {
-        name: {key: value.clone() for key, value in module.state_dict().items()}
+        name: {k: v.clone() for k, v in module.state_dict().items() if isinstance(v, Tensor)}
         for name, module in agent.modules() if name != "interventions"
     }  # fmt: skip
 

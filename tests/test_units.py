@@ -13,6 +13,7 @@ from stand import ks
 from test_networks import ATARI, CONFIG, NETWORKS, SMALL, VECTOR, generator, observe
 from torch import Tensor, nn
 
+from pliant.agents import DQN, DQNConfig
 from pliant.agents.networks import Actor, Critic, Layer, NetworkConfig, QNetwork
 from pliant.agents.optimizers import Adam, OptimizerConfig
 from pliant.agents.spaces import ObservationSpec
@@ -27,7 +28,7 @@ from pliant.interventions.surgery import (
     load_layer_,
     reinit_units_,
 )
-from pliant.interventions.units import UnitGraph, Units, unit_graph
+from pliant.interventions.units import UnitGraph, Units, agent_graph, unit_graph
 
 Case = tuple[nn.Module, Callable[[], Tensor], UnitGraph]
 
@@ -427,3 +428,14 @@ def test_a_copied_layer_holds_the_same_numbers_in_its_own_tensors() -> None:
     with torch.no_grad():
         second.linear.weight.add_(1.0)
     assert not torch.equal(first.linear.weight, second.linear.weight)
+
+
+def test_copies_of_a_head_read_the_encoder_before_they_are_opened() -> None:
+    """A channel that is recycled must be silenced for heads that an injection freezes later, too."""
+    config = DQNConfig(network=NetworkConfig(hidden=(5,), injections=1))
+    agent = DQN(SMALL, 3, config)
+    channel = agent_graph(agent)["critic.encoder.blocks.0"]
+    injection = agent.critic.online.injection
+    frozen = [copies[0]["head"].layers[0] for copies in (injection.old, injection.born)]  # type: ignore[union-attr]
+    assert [r.layer for r in channel.readers] == [agent.critic.online.head.layers[0], *frozen[::-1]]
+    assert injection.opened == 0  # type: ignore[union-attr]
