@@ -20,7 +20,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = Path("interventions/surgery.py")
-SOME = "(fresh_start or dead or preserves or no_wait) and (minatar or pixels or crelu or droq)"
+SOME = (
+    "((fresh_start or dead or preserves or no_wait) and (minatar or pixels or crelu or droq))"
+    " or silences or keeps_its or no_bias"
+)
 LAWS = ["tests/test_laws.py", "-k", SOME]
 # Asked where no law of an agent reaches: single options of methods.
 NEXT = ["tests/test_units.py", "tests/test_recycling.py", "tests/test_resets.py"]

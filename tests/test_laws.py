@@ -14,12 +14,12 @@ import pytest
 import torch
 from law_agents import AGENTS, PAIRED, build_run, differences, identities, resume, saved, walk
 from no_wait import no_wait
-from torch import Tensor
+from torch import Tensor, nn
 
 from pliant.agents import Agent, Every
 from pliant.agents.networks import Layer
 from pliant.agents.run import Run
-from pliant.interventions import INTERVENTIONS
+from pliant.interventions import INTERVENTIONS, attach
 from pliant.interventions.parts import survey
 from pliant.interventions.recycling import Recycler
 from pliant.interventions.resetting import LayerMethod
@@ -236,6 +236,73 @@ def test_dead_units_are_recycled_without_a_trace(agent: str, word: str) -> None:
     assert all(layer.linear.weight[unit].abs().max() > 0 for layer, unit in dead), "a dead unit was not recycled"
 
 
+@pytest.mark.parametrize("agent", AGENTS)
+def test_who_silences_nothing_leaves_readers_alone(agent: str) -> None:
+    """The law of the fresh start, for the variant that redraws incoming weights alone."""
+    run = build_run(agent, build(["regrama(tau=0.7, every=2, samples=16, outgoing=False)"], INTERVENTIONS))
+    walk(run, 4)
+    assert sum(watch_edits(run, "regrama") for _ in range(4)) > 0
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_what_reads_a_replaced_unit_keeps_its_mean(agent: str) -> None:
+    """Continual backprop folds the mean of a replaced unit into the biases of its readers: where the unit stood at its
+    mean, what reads it puts out the same, whatever the other inputs are."""
+    (part,) = words("continual_backprop")
+    run = build_run(agent, (part,))
+    walk(run, 5)
+    seen, inner, g = spy_on_recycling(part), part.compensate, torch.Generator().manual_seed(0)
+    probes: list[tuple[str, Layer, Tensor, Tensor]] = []
+    names = {layer: name for name, layer in survey(run.agent).layers.items()}
+
+    def compensate(name: str, chosen: Any) -> None:
+        units, picked = part.units[name], chosen.index[chosen.valid].tolist()
+        age, mean = (getattr(part, part._key(name, key)) for key in ("age", "mean"))
+        means = mean / (1 - part.decay**age)
+        for reader in units.readers if picked else ():
+            x = torch.randn(1, *reader.weight.shape[1:], generator=g)
+            for unit in picked:
+                # The places of a unit: those of its first copy, then those of its second.
+                for copy, places in enumerate((reader.owner == unit).nonzero().flatten().chunk(units.layer.copies)):
+                    x[0, places] = means[copy, unit]
+            probes.append((names[reader.layer], reader.layer, x, at_one_place(reader.layer, x)))
+        inner(name, chosen)
+
+    part.compensate = compensate  # type: ignore[method-assign]
+    for _ in range(3):
+        seen.clear()
+        probes.clear()
+        run.clock = run.clock.stepped(1)
+        run.learn(run.memory.sample(8))
+        for name, layer, x, before in probes:
+            kept = [row for row in range(len(before)) if row not in seen.get(name, [])]
+            torch.testing.assert_close(at_one_place(layer, x)[kept], before[kept], atol=1e-5, rtol=1e-5)
+        if probes:
+            return
+    raise AssertionError("nothing was replaced: the law saw nothing")
+
+
+def at_one_place(layer: Layer, x: Tensor) -> Tensor:
+    """The linear map of a layer at one position [units]."""
+    weight, bias = layer.linear.weight, layer.linear.bias
+    with torch.no_grad():
+        return weight.flatten(1) @ x.flatten() + bias
+
+
+def test_what_has_no_bias_is_not_compensated() -> None:
+    """Readers without a bias, as foreign networks have them, are silenced like all others."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 2, bias=False))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    plasticity = attach(network, optimizer, torch.zeros(1, 5), "continual_backprop(rho=0.5, maturity=0)")
+    plasticity.before_update()
+    network(torch.ones(4, 5)).sum().backward()
+    optimizer.step()
+    plasticity.after_update()
+    assert (network[2].weight == 0).all(0).sum() == 4
+
+
 # ------------------------------------------------------------------------------------------------------ helpers
 
 
@@ -291,7 +358,7 @@ def watch_edits(run: Run, method: str) -> bool:
     run.learn(run.memory.sample(8))
     part.after_update = inner  # type: ignore[method-assign]
     if isinstance(part, Recycler):
-        check_births(agent, seen)
+        check_births(agent, seen, silences(part))
     if touched and not keeps_memory(part):
         check_first_step(run, touched)
     return bool(touched)
@@ -325,7 +392,7 @@ def expected_edits(part: Any, agent: Agent, seen: dict[str, list[int]]) -> dict[
         for name, units in seen.items():
             for p in found.graph[name].layer.parameters():
                 mask(p)[units] = True
-            for reader in found.graph[name].readers:
+            for reader in found.graph[name].readers if silences(part) else ():
                 mask(reader.weight)[:, torch.isin(reader.owner, torch.tensor(units))] = True
     else:
         for name, layer in found.layers.items():
@@ -356,12 +423,17 @@ def forgets_component(part: Any) -> bool:
     return part.name in ("reset", "bbf", "replay_ratio")
 
 
-def check_births(agent: Agent, seen: dict[str, list[int]]) -> None:
+def silences(part: Any) -> bool:
+    """Does a method zero the outgoing weights of what it recycles?"""
+    return bool(getattr(part, "outgoing", True))
+
+
+def check_births(agent: Agent, seen: dict[str, list[int]], silenced: bool) -> None:
     """What was recycled follows the law of its layer's birth; what read it reads nothing."""
     graph = survey(agent).graph
     silent: dict[int, Tensor] = {}
     for name, units in seen.items():
-        for reader in graph[name].readers:
+        for reader in graph[name].readers if silenced else ():
             columns = torch.isin(reader.owner, torch.tensor(units))
             assert not reader.weight[:, columns].any(), f"what {name} gives is still read"
             silent[id(reader.weight)] = silent.get(id(reader.weight), torch.zeros_like(columns)) | columns
