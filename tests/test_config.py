@@ -6,6 +6,7 @@ pliant's own.
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -632,8 +633,12 @@ def test_help_is_quick_for_it_imports_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
 
 
-def test_the_catalogue_and_a_card(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_catalogue_and_a_card(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("pliant.interventions.INTERVENTIONS", AMONG.interventions, raising=False)
+    # What was measured of pliant's own reset is not the stand-in's.
+    monkeypatch.setattr(command, "COSTS", tmp_path / "costs.json")
     assert command.main(["interventions"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "layer_norm  Normalises.",
@@ -644,6 +649,13 @@ def test_the_catalogue_and_a_card(capsys: pytest.CaptureFixture[str], monkeypatc
     assert capsys.readouterr().out == (
         "reset(layers: (str, ...) = (head,), when: str = '')\n\nDraws layers anew.\n\nNikishin et al., 2022.\n"
     )
+    cost = {"an agent": {"relative": 0.5, "event_ms": 12.3}, "another": {"relative": 1.0}}
+    (tmp_path / "costs.json").write_text(json.dumps({"machine": "a machine", "methods": {"reset": cost}}))
+    assert command.main(["interventions", "reset", "redo"]) == 0
+    said = capsys.readouterr().out
+    assert "Cost (a machine; `pliant bench --only interventions`):" in said and said.count("Cost (") == 1
+    assert "    an agent: 0.50 of the plain agent's updates a second, and 12.3 ms whenever it fires\n" in said
+    assert "    another: 1.00 of the plain agent's updates a second\n" in said
     assert command.main(["interventions", "rdo"]) == 2
     assert "unknown intervention 'rdo'. Did you mean 'redo'?" in capsys.readouterr().err
     monkeypatch.setattr("pliant.interventions.INTERVENTIONS", {})
