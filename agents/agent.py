@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -89,7 +89,7 @@ class Agent(ABC):
         self.host_rng = np.random.Generator(np.random.PCG64(derive_seed(seed, "host noise")))
         self.components: dict[str, Component[Any]] = {}
         self.build(Generator().manual_seed(derive_seed(seed, "weights")))
-        self._dropouts = [m for _, module in self.modules() for m in module.modules() if isinstance(m, Dropout)]
+        self.dropouts = [m for _, module in self.modules() for m in module.modules() if isinstance(m, Dropout)]
         self.interventions.to(self.device)
         self.interventions.bind(self)
 
@@ -117,28 +117,65 @@ class Agent(ABC):
     def live_traces(self, batch: Batch) -> Iterator[tuple[str, Tensor, Trace]]:
         """Component, loss, and hidden outputs that still hang in its graph, for who asks for gradients of units."""
 
+    @abstractmethod
+    def values(self, batch: Batch, *, target: bool = False) -> Tensor:
+        """Each critic's value of the actions taken [N, B], by the online network or by the target network. Gradients
+        run through it; it draws nothing."""
+
+    @abstractmethod
+    def losses(self, batch: Batch, seed: int) -> dict[str, Callable[[], Tensor]]:
+        """Component → its loss on a batch as a function of its present weights alone, without what interventions add:
+        targets are computed now and stay, noise is the same at every call, nothing is dropped."""
+
+    @abstractmethod
+    def decisions(self, batch: Batch) -> Tensor:
+        """What the policy does, without its noise, in the form that `policy_churn` compares."""
+
+    @abstractmethod
+    def policy_churn(self, before: Tensor, after: Tensor) -> Tensor:
+        """How far two sets of `decisions` on the same observations lie apart (0-d)."""
+
+    @abstractmethod
+    def probed(self, batch: Batch) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
+        """The modules whose plasticity is worth to be told apart, by name, and what each reads on a batch."""
+
+    def twin(self) -> Self:
+        """An agent of the same build as this one was born, with tensors of its own and without interventions, to be
+        experimented on; `become_` makes it a copy."""
+        return type(self)(self.observation, self.action, self.config, seed=self.seed, device=self.device)
+
+    @torch.no_grad()
+    def become_(self, other: Agent) -> None:
+        """Take over the weights and optimizers of an agent of the same build, in place."""
+        for name, component in other.components.items():
+            mine = self.components[name]
+            for one, its in ((mine.online, component.online), (mine.target, component.target)):
+                if one is not None and its is not None:
+                    one.load_state_dict(its.state_dict())
+            mine.optimizer.load_state_dict(component.optimizer.state_dict())
+
     @contextmanager
     def drawing_from(self, generator: Generator) -> Iterator[None]:
         """Let whoever looks at losses draw from a stream of his own, so that training's stays where it is."""
         own, self.generator = self.generator, generator
         try:
-            for module in self._dropouts:
+            for module in self.dropouts:
                 module.generator = generator
             yield
         finally:
             self.generator = own
-            for module in self._dropouts:
+            for module in self.dropouts:
                 module.generator = own
 
     @contextmanager
     def without_dropout(self) -> Iterator[None]:
         """Forward passes that drop nothing, and so draw nothing."""
-        for module in self._dropouts:
+        for module in self.dropouts:
             module.training = False
         try:
             yield
         finally:
-            for module in self._dropouts:
+            for module in self.dropouts:
                 module.training = True
 
     def blank(self) -> Tensor:

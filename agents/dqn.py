@@ -7,13 +7,13 @@ and CleanRL's DQN, where the paper has centred RMSProp.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from numpy.typing import NDArray
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from .agent import Agent, Component, check_off_policy, sync_target_
 from .heads import HeadConfig, HeadName, build_head
@@ -156,9 +156,9 @@ class DQN(Agent):
         best = self.head.value(chooser).argmax(dim=1)
         return self.head.backup(pick(logits, best), batch.reward, batch.discount)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Trace]:
+    def loss(self, batch: Batch, target: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Trace]:
         """Mean weighted loss, absolute errors [B], values of the actions taken [B], activations."""
-        target, trace = self.target(batch), Trace()
+        target, trace = self.target(batch) if target is None else target, Trace()
         logits = pick(self.critic.online(batch.obs, trace), batch.action)
         loss = (batch.weight * self.head.loss(logits, target)).mean()
         logits = logits.detach()
@@ -176,6 +176,30 @@ class DQN(Agent):
     def live_traces(self, batch: Batch) -> Iterator[tuple[str, Tensor, Trace]]:
         loss, _, _, trace = self.loss(batch)
         yield "critic", loss, trace
+
+    def values(self, batch: Batch, *, target: bool = False) -> Tensor:
+        network = self.critic.target if target else self.critic.online
+        assert network is not None
+        return self.head.value(pick(network(batch.obs), batch.action)).unsqueeze(0)
+
+    def losses(self, batch: Batch, seed: int) -> dict[str, Callable[[], Tensor]]:
+        target = self.target(batch)
+        return {"critic": lambda: self.loss(batch, target)[0]}
+
+    @torch.no_grad()
+    def decisions(self, batch: Batch) -> Tensor:
+        """Greedy actions [B]."""
+        return self.greedy(batch.obs)
+
+    def policy_churn(self, before: Tensor, after: Tensor) -> Tensor:
+        """Share of observations whose greedy action differs."""
+        return (before != after).float().mean()
+
+    def probed(self, batch: Batch) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
+        found: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {"critic": (self.critic.online, (batch.obs,))}
+        if self.observation.pixels:
+            found["encoder"] = (self.critic.online.encoder, (batch.obs,))
+        return found
 
     def update(self, batch: Batch, clock: Clock) -> Update:
         batch = self.interventions.transform_batch(batch)

@@ -6,9 +6,12 @@ that is itself one, so an agent always holds exactly one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import combinations
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -116,6 +119,95 @@ class Never:
         return False
 
 
+class Readings(Protocol):
+    """Who knows what was measured last; the monitors of a run do."""
+
+    def latest(self, metric: str) -> tuple[float, int] | None:
+        """The value, and the update at which it was measured; None if it was not yet."""
+        ...
+
+
+class When:
+    """Fires on what a monitor measured: closed loop.
+
+    A measurement is read one update after it was made, so that the host never waits for it. One that is not a number
+    breaks a row of patience and fires nothing. Asked at any number of moments, it counts every measurement once.
+
+    Args:
+        metric: Place and metric, such as `critic/dormant_fraction`.
+        below: Fires if the measurement is smaller than this …
+        above: … or larger than this; one of the two.
+        patience: Measurements in a row of which this must hold.
+        cooldown: Gradient updates after a firing during which it does not fire again, and nothing is counted.
+
+    Raises:
+        ValueError: Neither or both of `below` and `above` are given, or a number is out of range.
+    """
+
+    of: Unit = "updates"
+
+    def __init__(
+        self, metric: str, *, below: float | None = None, above: float | None = None, patience: int = 1,
+        cooldown: int = 0,
+    ) -> None:  # fmt: skip
+        if (below is None) == (above is None):
+            raise ValueError(f"when {metric} is what: give either below or above")
+        if patience < 1 or cooldown < 0:
+            raise ValueError(f"patience is at least 1 and cooldown not negative, not {patience} and {cooldown}")
+        self.metric, self.below, self.above = metric, below, above
+        self.patience, self.cooldown = patience, cooldown
+        self.readings: Readings | None = None
+        self.row = 0  # measurements in a row of which it held
+        self.seen = 0  # update of the latest measurement that was counted
+        self.asked: tuple[int, bool] = (0, False)  # update of the latest question, and the answer
+        self.fired: int | None = None  # update of the latest firing
+
+    @classmethod
+    def parse(cls, text: str, patience: int = 1, cooldown: int = 0) -> When:
+        """`critic/dormant_fraction > 0.2` (ValueError if it is not that)."""
+        found = re.fullmatch(r"\s*(\S+?)\s*([<>])\s*(\S+)\s*", text)
+        try:
+            assert found is not None
+            metric, sign, bound = found[1], found[2], float(found[3])
+        except (AssertionError, ValueError):
+            raise ValueError(
+                f"cannot read when={text!r}: write place/metric > number, like 'critic/dormant_fraction > 0.2'"
+            ) from None
+        bounds = {"above": bound} if sign == ">" else {"below": bound}
+        return cls(metric, **bounds, patience=patience, cooldown=cooldown)
+
+    def __str__(self) -> str:
+        sign, bound = ("<", self.below) if self.above is None else (">", self.above)
+        return f"{self.metric} {sign} {bound:g}"
+
+    def __call__(self, clock: Clock) -> bool:
+        if self.readings is None:
+            raise RuntimeError(f"nobody measures {self.metric}: give the run a monitor that does")
+        if clock.updates == self.asked[0]:
+            return self.asked[1]
+        reading = self.readings.latest(self.metric)
+        fires = False
+        resting = self.fired is not None and clock.updates - self.fired <= self.cooldown
+        if reading is not None and reading[1] > self.seen:
+            value, self.seen = reading
+            holds = value > self.above if self.above is not None else value < self.below  # type: ignore[operator]
+            self.row = self.row + 1 if holds and not resting else 0
+            fires = self.row >= self.patience
+        if fires:
+            self.row, self.fired = 0, clock.updates
+        self.asked = (clock.updates, fires)
+        return fires
+
+    def state(self) -> dict[str, Any]:
+        """What it remembers, in plain values."""
+        return {"row": self.row, "seen": self.seen, "asked": list(self.asked), "fired": self.fired}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` gave."""
+        self.row, self.seen, self.fired = state["row"], state["seen"], state["fired"]
+        self.asked = (state["asked"][0], state["asked"][1])
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How the next batches are drawn; interventions may anneal it (`Intervention.schedule`).
@@ -146,6 +238,9 @@ class Run(Protocol):
     def clock(self) -> Clock: ...
     @property
     def memory(self) -> Memory: ...
+    def firing(self, part: Intervention) -> AbstractContextManager[None]:
+        """Take note that an intervention fires within the block, and of what that changes."""
+        ...
 
 
 class Memory(Protocol):
@@ -169,6 +264,7 @@ class Intervention(nn.Module):
         claims: What no other intervention may claim or edit.
         edits: What no other intervention may claim: the parts of the agent whose weights it changes.
         example: A word that makes it act within a few updates, for the laws.
+        touched: What the latest firing changed: units by layer name, as numbers or 0-d tensors on the device.
     """
 
     name: ClassVar[str] = ""
@@ -178,6 +274,7 @@ class Intervention(nn.Module):
     claims: tuple[str, ...] = ()
     edits: tuple[str, ...] = ()
     generator: Generator
+    touched: Mapping[str, Tensor | float] = MappingProxyType({})
 
     def seed(self, seed: int, device: torch.device) -> None:
         """Give the intervention a random stream of its own, on the device where it draws."""
@@ -192,10 +289,13 @@ class Intervention(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         generator = self.__dict__.get("generator")
-        return {"host": self.host_state(), "generator": None if generator is None else generator.get_state()}
+        when = {"when": self.when.state()} if isinstance(self.when, When) else {}
+        return {"host": self.host_state(), "generator": None if generator is None else generator.get_state()} | when
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.load_host_state(state["host"])
+        if isinstance(self.when, When) and "when" in state:
+            self.when.load_state(state["when"])
         if state["generator"] is not None:
             self.generator.set_state(state["generator"].cpu())
 
@@ -219,11 +319,33 @@ class Intervention(nn.Module):
         return 0.0
 
     def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
-        """Between updates: edit in place, without making the host wait for the device."""
+        """Between updates: edit in place, without making the host wait for the device. Fires if it is time to."""
+        if self.when(run.clock):
+            with firing(run, self):
+                self.fire(run, activations)
+
+    def fire(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
+        """What is done when `when` says so."""
+
+    def fire_when(self, when: When) -> None:
+        """Fire on what is measured rather than on a beat.
+
+        Raises:
+            ValueError: It does not act on a beat.
+        """
+        if type(self).fire is Intervention.fire:
+            raise ValueError(f"{self.name} does not fire now and then, so there is nothing for when= to set off")
+        self.when = when
 
     def measurements(self) -> dict[str, Tensor]:
         """What it did lately, as 0-d tensors on the device, for the log; names begin with the intervention's."""
         return {}
+
+
+def firing(run: Any, part: Intervention) -> AbstractContextManager[None]:
+    """The run's note of a firing; whoever stands in for a run need not take one."""
+    note = getattr(run, "firing", None)
+    return nullcontext() if note is None else note(part)  # type: ignore[no-any-return]
 
 
 def _changes(before: Any, after: Any, prefix: str = "") -> dict[str, Any]:

@@ -162,6 +162,7 @@ class Log:
         self.frame_skip = frame_skip
         self.log_every = log_every
         self.latest: dict[str, float] = {}  # the last value of every tag
+        self.layout = {title: dict(charts) for title, charts in LAYOUT.items()}  # before anything is written
         self._metrics: _File | None = None
         self._timing: _File | None = None
         self._events: _File | None = None
@@ -271,14 +272,28 @@ class Log:
         self._emit_episodes(before=frames)
         self._pending.append((frames, float(episode.ret), int(episode.length)))
 
-    def scalars(self, values: Mapping[str, float], clock: Clock) -> None:
-        """Writes host values at this moment (an evaluation, a monitor's table)."""
-        if not values:
+    def scalars(self, values: Mapping[str, float], clock: Clock, shown: Mapping[str, float] | None = None) -> None:
+        """Writes host values at this moment (an evaluation, a monitor's table).
+
+        `shown` is what TensorBoard gets of them, if it is not to get all under their own names.
+        """
+        shown = values if shown is None else shown
+        if not values and not shown:
             return
         frames = self._frame(clock)
-        self._advance(values, frames)
-        self._line(self._metrics_file(), clock, values)
-        self._scalars(values, frames)
+        self._advance({**values, **shown}, frames)
+        if values:
+            self._line(self._metrics_file(), clock, values)
+        if shown:
+            self._scalars(shown, frames)
+
+    def image(self, tag: str, png: bytes, size: tuple[int, int], clock: Clock) -> None:
+        """Shows a picture (PNG; width and height in pixels) in TensorBoard alone."""
+        frames = self._frame(clock)
+        self._advance({tag: 0.0}, frames)
+        del self.latest[tag]
+        image = Summary.Image(width=size[0], height=size[1], colorspace=3, encoded_image_string=png)
+        self._summary(Summary.Value(tag=tag, image=image), frames=frames)
 
     def text(self, tag: str, markdown: str) -> None:
         """Shows a text in TensorBoard (the configuration, say); what it shows already is not written again."""
@@ -509,7 +524,7 @@ class Log:
                         for name, tags in charts.items()
                     ],
                 )
-                for title, charts in LAYOUT.items()
+                for title, charts in self.layout.items()
             ]
         )
         metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="custom_scalars"))

@@ -150,19 +150,21 @@ def step(loss: Tensor, optimizer: torch.optim.Optimizer, max_grad_norm: float = 
     """One gradient update of what the optimizer holds, and of nothing else.
 
     Gradients are taken for the optimizer's own parameters alone, so a loss may run through frozen networks without
-    cost or trace. They stay in `.grad` for whoever measures them, clipped as they were used.
+    cost or trace. They stay in `.grad` for whoever measures them, as they were used; by what factor they were clipped
+    is `optimizer.clipped` (0-d, or None if they are never clipped).
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     gradients = list(torch.autograd.grad(loss, parameters))
-    if max_grad_norm:
-        clip_(gradients, max_grad_norm)
+    optimizer.clipped = clip_(gradients, max_grad_norm) if max_grad_norm else None  # type: ignore[attr-defined]
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     optimizer.step()
 
 
 @torch.no_grad()
-def clip_(gradients: list[Tensor], max_norm: float) -> None:
-    """Scale all gradients so that their joint norm is at most `max_norm`, as `clip_grad_norm_` does."""
+def clip_(gradients: list[Tensor], max_norm: float) -> Tensor:
+    """Scale all gradients so that their joint norm is at most `max_norm`, as `clip_grad_norm_` does; by what factor."""
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp_(max=1.0))
+    factor = (max_norm / (norm + 1e-6)).clamp_(max=1.0)
+    torch._foreach_mul_(gradients, factor)
+    return factor

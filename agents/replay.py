@@ -48,6 +48,10 @@ class Batch(NamedTuple):
     weight: Tensor  # [B] float32 importance weights, ones if sampled uniformly
     index: Tensor  # type: ignore[assignment]  # [B] int64 ordinals, for `Replay.update_priorities`
 
+    def take(self, index: slice | Tensor) -> Batch:
+        """Some of the transitions."""
+        return Batch(*(part[index] for part in self))
+
     @classmethod
     def of(
         cls, obs: Any, action: Any, reward: Any, next_obs: Any, terminated: Any, *, gamma: float = 0.99,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from .agent import Agent
 from .checkpoint import Checkpoints, Found
-from .hooks import Clock
+from .hooks import Clock, Intervention, Update, When
 from .log import Log
 from .progress import Progress
 from .replay import Batch
@@ -43,6 +43,18 @@ class Environments(Protocol):
     def close(self) -> None: ...
 
 
+class Watch(Protocol):
+    """What looks at a run without touching it; `pliant.interventions.watch` gives it."""
+
+    def before_update(self, run: Any) -> None: ...
+    def after_update(self, run: Any, update: Update) -> None: ...
+    def firing(self, run: Any, part: Intervention) -> AbstractContextManager[None]: ...
+    def between(self, run: Any, before: int) -> None: ...
+    def publish(self, run: Any) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
 class Run:
     """An agent at work in its environments.
 
@@ -55,14 +67,28 @@ class Run:
         evaluate: Called every `evaluate_every` environment steps with the agent; its values are logged.
         evaluate_every: Environment steps between evaluations; 0 is never.
         progress: Shows how far the run is.
+        monitors: Look at the agent while it learns, and never touch it; nobody if None.
+        fresh_envs: Makes environments like `envs` for monitors that play episodes of their own.
+
+    Raises:
+        ValueError: An intervention waits for a measurement, and there are no monitors.
     """
 
     def __init__(
         self, agent: Agent, envs: Environments, *, log: Log | None = None, checkpoints: Checkpoints | None = None,
         checkpoint_every: int = 0, evaluate: Callable[[Agent], dict[str, float]] | None = None,
-        evaluate_every: int = 0, progress: Progress | None = None,
+        evaluate_every: int = 0, progress: Progress | None = None, monitors: Watch | None = None,
+        fresh_envs: Callable[[], Environments] | None = None,
     ) -> None:  # fmt: skip
+        waiting = [p for p in agent.interventions if isinstance(p.when, When) and p.when.readings is None]
+        if waiting:
+            raise ValueError(
+                f"{waiting[0].name} waits for {waiting[0].when}, and nobody measures it: give the run "
+                "monitors=watch(agent)"
+            )
         self.agent = agent
+        self.monitors = monitors
+        self.fresh_envs = fresh_envs
         self.envs = envs
         self.memory = agent.memory(envs.num_envs)
         self.log = Log(None, envs.frame_skip) if log is None else log
@@ -88,6 +114,8 @@ class Run:
             self.step()
             self.beat(before)
         self.save()
+        if self.monitors is not None:
+            self.monitors.publish(self)
         return self.clock.steps >= steps
 
     def step(self) -> None:
@@ -114,13 +142,23 @@ class Run:
     def learn(self, batch: Batch) -> None:
         """One gradient update, and what follows from it."""
         self.clock = self.clock.updated()
+        if self.monitors is not None:
+            self.monitors.before_update(self)
         update = self.agent.update(batch, self.clock)
         self.memory.update_priorities(batch.index, update.td_error)
+        if self.monitors is not None:
+            self.monitors.after_update(self, update)
         self.agent.interventions.after_update(self, update.activations)
         self.log.update(update.metrics | self.agent.interventions.measurements(), self.clock)
 
+    def firing(self, part: Intervention) -> AbstractContextManager[None]:
+        """Let the monitors take note that an intervention fires within the block."""
+        return nullcontext() if self.monitors is None else self.monitors.firing(self, part)
+
     def beat(self, before: int) -> None:
         """What is due after the steps since `before`: log, evaluation, checkpoint, progress."""
+        if self.monitors is not None:
+            self.monitors.between(self, before)
         if self.log.due(self.clock):
             self.log.flush(self.clock, {"replay/size": len(self.memory)}, self.seconds)
             self.seconds = dict.fromkeys(self.seconds, 0.0)
@@ -155,6 +193,8 @@ class Run:
                 "obs": torch.from_numpy(np.ascontiguousarray(self.obs)),
             },
         }
+        if self.monitors is not None:
+            parts["monitors"] = self.monitors.state_dict()
         self.checkpoints.save(clock.steps, parts, self.memory)
 
     def restore(self, found: Found) -> None:
@@ -167,6 +207,8 @@ class Run:
         found.restore(self.memory)
         self.envs.load_state_dict(found.load("envs"))
         self.log.resume(found.load("log"))
+        if self.monitors is not None and "monitors" in found.parts:
+            self.monitors.load_state_dict(found.load("monitors"))
 
 
 def play(

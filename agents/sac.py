@@ -10,7 +10,7 @@ From pixels, actor and critics read one convolutional encoder that the critics a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -179,9 +179,9 @@ class SAC(Agent):
         reward = batch.reward - batch.discount * self.temperature() * log_prob
         return self.head.backup(chosen, reward, batch.discount)
 
-    def critic_loss(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Trace]:
+    def critic_loss(self, batch: Batch, target: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Trace]:
         """Loss summed over critics (eq. 5), mean absolute errors [B], values [N, B], activations."""
-        target, trace = self.target(batch), Trace()
+        target, trace = self.target(batch) if target is None else target, Trace()
         action = (batch.action - self.center) / self.scale
         logits = self.critic.online(batch.obs, action, trace)
         loss = (batch.weight * self.head.loss(logits, target)).mean(dim=1).sum()
@@ -216,6 +216,51 @@ class SAC(Agent):
         yield "critic", loss, trace
         loss, _, trace = self.actor_loss(batch)
         yield "actor", loss, trace
+
+    def values(self, batch: Batch, *, target: bool = False) -> Tensor:
+        network = self.critic.target if target else self.critic.online
+        assert network is not None
+        with self.without_dropout():
+            return self.head.value(network(batch.obs, (batch.action - self.center) / self.scale))
+
+    def losses(self, batch: Batch, seed: int) -> dict[str, Callable[[], Tensor]]:
+        def frozen(loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
+            def repeated() -> Tensor:
+                with self.drawing_from(Generator(self.device).manual_seed(seed)), self.without_dropout():
+                    return loss()
+
+            return repeated
+
+        target = frozen(lambda: self.target(batch))()
+        return {
+            "critic": frozen(lambda: self.critic_loss(batch, target)[0]),
+            "actor": frozen(lambda: self.actor_loss(batch)[0]),
+        }
+
+    @torch.no_grad()
+    def decisions(self, batch: Batch) -> Tensor:
+        """Means and log standard deviations before squashing [2, B, A]."""
+        return torch.stack(self.actor.online(self.critic.online.encoder(batch.obs)))
+
+    def policy_churn(self, before: Tensor, after: Tensor) -> Tensor:
+        """Mean KL divergence of the Gaussians before from those after."""
+        (mean, log_std), (new_mean, new_log_std) = before, after
+        spread = (2 * (log_std - new_log_std)).exp() + ((mean - new_mean) / new_log_std.exp()).square()
+        return (new_log_std - log_std + 0.5 * (spread - 1)).sum(dim=1).mean()
+
+    @torch.no_grad()
+    def probed(self, batch: Batch) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
+        critic = self.critic.online
+        encoded = critic.encoder(batch.obs)
+        features = encoded if critic.projection is None else critic.projection(encoded)
+        action = (batch.action - self.center) / self.scale
+        found: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {
+            f"critic {i}": (member, (features, action)) for i, member in enumerate(critic.members)
+        }
+        found["actor"] = (self.actor.online, (encoded,))
+        if self.observation.pixels:
+            found["encoder"] = (critic.encoder, (batch.obs,))
+        return found
 
     def update(self, batch: Batch, clock: Clock) -> Update:
         c = self.config
@@ -256,4 +301,3 @@ class Temperature(nn.Module):
 
     def forward(self) -> Tensor:
         return self.log_alpha.exp()
-

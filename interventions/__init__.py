@@ -1,6 +1,6 @@
 """What is done to agents so that they keep learning. The protocol is that of `pliant.agents.hooks`."""
 
-from ..agents.hooks import At, Clock, Compose, Every, Intervention, Sampling, Update
+from ..agents.hooks import At, Clock, Compose, Every, Intervention, Sampling, Update, When
 from .adaptive_replay_ratio import AdaptiveReplayRatio
 from .bbf import BBF
 from .continual_backprop import ContinualBackprop
@@ -28,8 +28,9 @@ INTERVENTIONS: dict[str, type[Intervention]] = {
 """Every intervention by the word that names it in a sentence."""
 
 from .elsewhere import Learner, Plasticity, attach, attachable  # noqa: E402  (reads the list above)
+from .watch import MONITORS, watch  # noqa: E402
 
 __all__ = [
-    "INTERVENTIONS", "At", "Clock", "Compose", "Every", "Intervention", "Learner", "Plasticity", "Sampling", "Update",
-    "attach", "attachable",
+    "INTERVENTIONS", "MONITORS", "At", "Clock", "Compose", "Every", "Intervention", "Learner", "Plasticity", "Sampling",
+    "Update", "When", "attach", "attachable", "watch",
 ]  # fmt: skip

@@ -112,7 +112,6 @@ class BBF(SoftReset):
         n, gamma = self.annealed(clock.updates - self.since)
         return Sampling(sampling.batch_size, n, gamma, sampling.replay_ratio)
 
-    def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
-        super().after_update(run, activations)
-        if self.when(run.clock):
-            self.since = run.clock.updates
+    def fire(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
+        super().fire(run, activations)
+        self.since = run.clock.updates

@@ -56,9 +56,7 @@ class HareTortoise(LayerMethod):
         if not self.found.twins:
             raise ValueError(f"hare_tortoise needs a target network, and this {agent.name} has none")
 
-    def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
-        if not self.when(run.clock):
-            return
+    def fire(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
         for name in self.names:
             copy_layer_(self.found.layers[name], self.found.twins[name])
         self.finish(run.agent, self.names)

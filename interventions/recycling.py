@@ -63,8 +63,9 @@ class Recycler(Intervention):
         if not chosen:  # no component that was updated has any
             return
         reinit_units_(self.found.graph, chosen, self.optimizers, self.generator, outgoing=outgoing)
-        counts = [c.valid.sum(dtype=torch.float32) for c in chosen.values()]
-        self.recycled = {f"interventions/{self.name}_units": torch.stack(counts).sum()}
+        counts = {name: c.valid.sum(dtype=torch.float32) for name, c in chosen.items()}
+        self.touched = counts
+        self.recycled = {f"interventions/{self.name}_units": torch.stack(list(counts.values())).sum()}
 
     def measurements(self) -> dict[str, Tensor]:
         found, self.recycled = self.recycled, {}

@@ -55,9 +55,7 @@ class ReDo(Recycler):
         if self.moments == "age":
             super().age()
 
-    def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
-        if not self.when(run.clock):
-            return
+    def fire(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
         chosen = {}
         for name, h in self.look(run, activations, self.samples).items():
             score = dormancy_score(magnitude(self.units[name].layer, h))

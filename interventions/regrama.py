@@ -53,9 +53,7 @@ class ReGraMa(Recycler):
         self.tau, self.mode, self.samples = tau, mode, samples
         self.outgoing, self.max_fraction = outgoing, max_fraction
 
-    def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
-        if not self.when(run.clock):
-            return
+    def fire(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
         sizes = self.unit_gradients(run) if self.mode == "unit" else self.weight_gradients()
         chosen = {}
         for name, size in sizes.items():

@@ -52,9 +52,8 @@ class Reset(LayerMethod):
         super().__init__(layers, beat(every, of, at, start, stop), target, moments)
         self.temperature, self.edits_norms = temperature, norms == "fresh"
 
-    def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
-        if self.when(run.clock):
-            self.reset(run.agent)
+    def fire(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
+        self.reset(run.agent)
 
     def reset(self, agent: Agent) -> None:
         """Draw everything anew, in the order in which it was drawn when the agent was built."""

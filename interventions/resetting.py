@@ -62,6 +62,7 @@ class LayerMethod(Intervention):
                 for key, parameter in self.found.layers[name].named_parameters():
                     if self.edits_norms or not key.startswith("norm."):
                         forget_(self.optimizers, parameter)
+        self.touched = {name: float(self.found.layers[name].units) for name in changed}
         self.fired = {f"interventions/{self.name}_layers": torch.tensor(float(len(changed)), device=agent.device)}
 
     def forget(self, module: nn.Module) -> None:

@@ -79,9 +79,7 @@ class ShrinkPerturb(LayerMethod):
             }
         return {key: getattr(self, _birth(name, key)) for key, _ in layer.named_parameters()}
 
-    def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
-        if not self.when(run.clock):
-            return
+    def fire(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
         for name in self.names:
             noise = self.draw(name, self.generator)
             blend_layer_(self.found.layers[name], noise, self.shrink, self.perturb)

@@ -25,11 +25,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn, TypeAlias
 
-from ..agents.hooks import Compose, Intervention
+from ..agents.hooks import Compose, Intervention, When
 
 Value: TypeAlias = "bool | int | float | str | tuple[Value, ...] | None"
 Registry: TypeAlias = Mapping[str, Callable[..., Intervention]]
 
+# What any word may say that names something that fires now and then, in the place of a beat.
+LOOP: dict[str, Any] = {"when": str, "patience": int, "cooldown": int}
+BEAT = ("every", "of", "at", "start", "stop")
 EXAMPLE = "redo(tau=0.1, every=1000)"
 LONGEST = 1000  # characters of a word; keeps the parser's recursion far from its limits
 
@@ -111,17 +114,27 @@ def check(words: Iterable[str], registry: Registry) -> tuple[str, ...]:
 
 def build(words: Iterable[str], registry: Registry) -> Compose:
     """The interventions that the words name, in order, as one (SentenceError)."""
-    parts = []
-    for word in words:
-        name, arguments = _resolve(word, registry)
-        try:
-            parts.append(registry[name](**arguments))
-        except ValueError as error:
-            raise SentenceError(f"{Word(name, arguments)}: {_one_line(error)}") from error
+    parts = build_parts(words, registry)
     try:
         return Compose(parts)
     except ValueError as error:
         raise SentenceError(_one_line(error)) from error
+
+
+def build_parts(words: Iterable[str], registry: Registry) -> list[Intervention]:
+    """The interventions that the words name, each for itself (SentenceError)."""
+    parts = []
+    for word in words:
+        name, arguments = _resolve(word, registry)
+        loop = {key: arguments[key] for key in LOOP if key in arguments}
+        try:
+            part = registry[name](**{key: value for key, value in arguments.items() if key not in loop})
+            if loop:
+                part.fire_when(_when(loop))
+        except ValueError as error:
+            raise SentenceError(f"{Word(name, arguments)}: {_one_line(error)}") from error
+        parts.append(part)
+    return parts
 
 
 def signature(name: str, intervention: Callable[..., Any]) -> str:
@@ -296,7 +309,8 @@ def _resolve(text: str, registry: Registry) -> tuple[str, dict[str, Any]]:
         raise SentenceError(f"unknown intervention {word.name!r}.{did_you_mean(word.name, registry)} {known}")
     intervention = registry[word.name]
     parameters, usage = _parameters(intervention), signature(word.name, intervention)
-    given = dict(word.arguments)
+    loop = _closed_loop(word, parameters)
+    given = {key: value for key, value in word.arguments.items() if key not in loop}
     if word.positional:
         first = next(iter(parameters), None)
         if first is None or parameters[first].kind is inspect.Parameter.KEYWORD_ONLY:
@@ -316,7 +330,35 @@ def _resolve(text: str, registry: Registry) -> tuple[str, dict[str, Any]]:
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in converted:
             raise SentenceError(f"{word.name} needs a value for {key!r}. Usage: {usage}")
-    return word.name, converted
+    return word.name, converted | loop
+
+
+def _closed_loop(word: Word, parameters: Mapping[str, Any]) -> dict[str, Value]:
+    """What the word says of a measurement that it waits for, checked; nothing if it keeps a beat."""
+    given = {key: value for key, value in word.arguments.items() if key in LOOP and key not in parameters}
+    if not given:
+        return {}
+    if "when" not in given:
+        raise SentenceError(f"{word.name}: {next(iter(given))!r} needs when='place/metric > number' beside it")
+    if both := [key for key in BEAT if key in word.arguments]:
+        raise SentenceError(
+            f"{word.name}: {both[0]!r} and 'when' exclude each other; it fires on a beat or on what is measured"
+        )
+    found: dict[str, Value] = {}
+    for key, value in given.items():
+        try:
+            found[key] = convert(value, LOOP[key])
+        except ValueError as error:
+            raise SentenceError(f"{word.name}({key}=...) {error}") from None
+    try:
+        _when(found)
+    except ValueError as error:
+        raise SentenceError(f"{word.name}: {_one_line(error)}") from None
+    return found
+
+
+def _when(loop: Mapping[str, Any]) -> When:
+    return When.parse(loop["when"], loop.get("patience", 1), loop.get("cooldown", 0))
 
 
 # Converting

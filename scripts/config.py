@@ -32,6 +32,7 @@ import yaml
 
 from ..interventions.spec import Registry, Word, check, convert, did_you_mean, normalise, spell
 from ..interventions.spec import parse as parse_word
+from ..interventions.watch import check_monitors
 
 
 class BadInput(ValueError):
@@ -117,6 +118,9 @@ class RunConfig:
     interventions: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[WORD ...]")] = ()
     """What is done to the agent, in order of application: names, or calls in quotes like "redo(tau=0.1, every=1000)".
     `pliant interventions` lists them."""
+    monitors: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[WORD ...]")] = ("cheap",)
+    """What watches the agent's plasticity: names or calls like "probe(every=50000)", or the groups cheap, deep, all,
+    none. They never change the run. `pliant monitors` lists them."""
     steps: int = 1_000_000
     """Environment steps (decisions of the agent, over all environments together; in Atari one is four frames)."""
     seed: int = 0
@@ -198,9 +202,9 @@ def parse(argv: Sequence[str] | None = None, *, prog: str | None = None, among: 
     """
     line = list(sys.argv[1:] if argv is None else argv)
     among = among or known()
-    for flag in ("--interventions", "--config"):
+    for flag in ("--interventions", "--monitors", "--config"):
         if sum(word == flag or word.startswith(f"{flag}=") for word in line) > 1:
-            raise BadInput(f"{flag} is given twice" + "; put all words after one" * (flag == "--interventions"))
+            raise BadInput(f"{flag} is given twice" + "; put all words after one" * (flag != "--config"))
     file = _peek(line, "config")
     data, where = _read(file) if file else ({}, "")
     start = _base(data, where, _peek(line, "agent"), _peek(line, "env"), among)
@@ -214,7 +218,7 @@ def parse(argv: Sequence[str] | None = None, *, prog: str | None = None, among: 
         )  # fmt: skip
     env_config = among.env_config(**{f.name: getattr(read.env_config, f.name) for f in fields(shown) if f.init})
     config = RunConfig(**_shallow(read) | {"env_config": env_config})
-    config = replace(config, interventions=check(config.interventions, among.interventions))
+    config = _checked(config, among)
     preset = f"{config.agent}'s settings for {among.suite(config.env)}"
     return Parsed(config, f"{preset}, overridden by {where}" if where else preset)
 
@@ -228,7 +232,14 @@ def load(path: str | Path, among: Known | None = None) -> RunConfig:
     among = among or known()
     data, where = _read(path)
     config = _base(data, where, None, None, among)
-    return replace(config, interventions=check(config.interventions, among.interventions))
+    return _checked(config, among)
+
+
+def _checked(config: RunConfig, among: Known) -> RunConfig:
+    """The configuration with its words in canonical spelling (SentenceError)."""
+    return replace(
+        config, interventions=check(config.interventions, among.interventions), monitors=check_monitors(config.monitors)
+    )
 
 
 def dump(config: RunConfig) -> str:

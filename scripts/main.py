@@ -10,15 +10,17 @@ import difflib
 import inspect
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module, metadata
 from pathlib import Path
+from typing import Any
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("pliant.scripts.train:main", "Train an agent in an environment, or go on with a run that was stopped."),
     "evaluate": ("pliant.scripts.evaluate:main", "Play episodes with a trained agent and report its score."),
     "bench": ("pliant.scripts.bench:main", "Measure speed and memory."),
     "interventions": ("pliant.scripts.main:interventions", "List the interventions, or explain one of them."),
+    "monitors": ("pliant.scripts.main:monitors", "List what can be measured of an agent, or explain one monitor."),
 }
 """Name, where its function lives, and one line for `pliant --help`."""
 
@@ -76,29 +78,52 @@ def _told(error: Exception, code: int) -> int:
 
 def interventions(argv: Sequence[str] | None = None) -> int:
     """`pliant interventions [NAME ...]`: one line each, or the card of each one named."""
+    from .config import known_interventions
+
+    return _cards(argv, "interventions", known_interventions())
+
+
+def monitors(argv: Sequence[str] | None = None) -> int:
+    """`pliant monitors [NAME ...]`: one line each, or the card of each one named."""
+    from ..interventions import MONITORS
+
+    return _cards(argv, "monitors", MONITORS)
+
+
+def _cards(argv: Sequence[str] | None, what: str, registry: Mapping[str, Any]) -> int:
     from ..interventions import spec
-    from .config import BadInput, known_interventions
+    from .config import BadInput
 
     names = list(sys.argv[1:] if argv is None else argv)
     if any(name in ("-h", "--help") for name in names):
-        print("usage: pliant interventions [NAME ...]\n\nList the interventions, or explain those named.")
+        print(f"usage: pliant {what} [NAME ...]\n\nList the {what}, or explain those named.")
         return 0
-    registry = known_interventions()
     if not names:
         if not registry:
-            print("no interventions are installed")
+            print(f"no {what} are installed")
             return 0
         width = max(map(len, registry))
-        for name, intervention in sorted(registry.items()):
-            print(f"{name:<{width}}  {(inspect.getdoc(intervention) or '').partition(chr(10))[0]}".rstrip())
+        for name, kind in sorted(registry.items()):
+            print(f"{name:<{width}}  {(inspect.getdoc(kind) or '').partition(chr(10))[0]}".rstrip())
         return 0
     for name in names:
         if name not in registry:
             hint = spec.did_you_mean(name, registry)
-            raise BadInput(f"unknown intervention {name!r}.{hint} `pliant interventions` lists them all")
-    cards = (f"{spec.signature(name, registry[name])}\n\n{inspect.getdoc(registry[name]) or ''}" for name in names)
-    print("\n\n\n".join(card.rstrip() + _cost(name) for name, card in zip(names, cards, strict=True)))
+            raise BadInput(f"unknown {what.removesuffix('s')} {name!r}.{hint} `pliant {what}` lists them all")
+    print("\n\n\n".join(_card(name, registry[name]) for name in names))
     return 0
+
+
+def _card(name: str, kind: Any) -> str:
+    """How the word is written, its docstring, what it measures, and what it costs."""
+    from ..interventions import spec
+
+    card = f"{spec.signature(name, kind)}\n\n{inspect.getdoc(kind) or ''}".rstrip()
+    if metrics := getattr(kind, "metrics", {}):
+        width = max(map(len, metrics))
+        card += "\n\nMeasures:"
+        card += "".join(f"\n    {metric:<{width}}  {meaning}" for metric, meaning in metrics.items())
+    return card + _cost(name)
 
 
 def _cost(name: str) -> str:

@@ -34,11 +34,12 @@ except ModuleNotFoundError as missing:
 import torch
 
 from pliant.agents import Agent
+from pliant.agents.hooks import derive_seed
 from pliant.agents.log import Log
 from pliant.agents.progress import Progress
 from pliant.agents.run import Run, graceful_stop
 from pliant.envs import Envs, make
-from pliant.interventions import INTERVENTIONS
+from pliant.interventions import INTERVENTIONS, watch
 from pliant.interventions.spec import build
 from pliant.scripts.config import (
     BadInput,
@@ -58,7 +59,7 @@ STOPPED = 75  # EX_TEMPFAIL: try again
 PACKAGES = ("pliant", "torch", "numpy", "gymnasium", "ale-py", "mujoco", "minatar", "tensorboard")
 
 # What may change between two sessions of one run, because it does not change the run itself.
-FREE = {"run", "resume", "steps", "checkpoint_every", "keep_checkpoints"}
+FREE = {"run", "monitors", "resume", "steps", "checkpoint_every", "keep_checkpoints"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -103,10 +104,16 @@ def _in_folder(folder: Path, config: RunConfig, envs: Envs, agent: Agent, source
     log = Log(folder, envs.frame_skip, log_every=config.log_every)
     progress.note(f"{folder}  ({source or 'as configured'}; {config.device}, {config.threads} threads)")
     progress.note(agent.describe_memory(config.num_envs))
+    with bad_input():
+        monitors = watch(agent, *(config.monitors or ("none",)))
+    log.layout |= monitors.board.charts()
     run = Run(
         agent, envs, log=log, checkpoints=checkpoints, checkpoint_every=config.checkpoint_every,
         evaluate=lambda agent: _evaluate(agent, config).metrics() if config.evaluate_episodes else {},
-        evaluate_every=config.evaluate_every, progress=progress,
+        evaluate_every=config.evaluate_every, progress=progress, monitors=monitors,
+        fresh_envs=lambda: make(
+            config.env, num_envs=1, seed=derive_seed(config.seed, "monitors"), config=config.env_config
+        ),
     )  # fmt: skip
     found = checkpoints.resume(progress.note)
     if found is not None:

@@ -15,6 +15,8 @@ from pliant.agents import DQN, SAC, Agent, DQNConfig, Intervention, SACConfig
 from pliant.agents.networks import NetworkConfig
 from pliant.agents.run import Run
 from pliant.agents.spaces import ActionSpec, Episode, ObservationSpec, Step
+from pliant.interventions import watch
+from pliant.interventions.monitor import Monitor
 
 VECTOR = ObservationSpec((5,))
 ATARI = ObservationSpec((4, 84, 84), torch.uint8, 255.0, stack=4)
@@ -115,11 +117,16 @@ class RandomEnvs:
 
 
 def build_run(
-    agent: str, interventions: Sequence[Intervention] = (), *, seed: int = 0, num_envs: int = 2
+    agent: str, interventions: Sequence[Intervention] = (), *, seed: int = 0, num_envs: int = 2,
+    monitors: Sequence[str | Monitor] = (),
 ) -> Run:  # fmt: skip
-    """A run of a law agent in environments of noise, that has begun."""
+    """A run of a law agent in environments of noise, that has begun; watched if monitors are given."""
     made = AGENTS[agent](interventions=tuple(interventions), seed=seed)
-    run = Run(made, RandomEnvs(made.observation, made.action, num_envs, seed))
+    envs = RandomEnvs(made.observation, made.action, num_envs, seed)
+    run = Run(
+        made, envs, monitors=watch(made, *monitors) if monitors else None,
+        fresh_envs=lambda: RandomEnvs(made.observation, made.action, 1, seed + 1000),
+    )  # fmt: skip
     run.obs = run.envs.reset()
     run.memory.start(run.obs)
     return run
@@ -138,6 +145,7 @@ def saved(run: Run) -> Any:
         "memory": run.memory.state_dict(),
         "chunks": {name: run.memory.chunk(name) for name, _ in run.memory.chunks()},
         "clock": asdict(run.clock),
+        "monitors": None if run.monitors is None else run.monitors.state_dict(),
     }
     file = io.BytesIO()
     torch.save(content, file)
@@ -153,6 +161,8 @@ def resume(run: Run, state: Any) -> None:
     for name, chunk in content["chunks"].items():
         run.memory.load_chunk(name, chunk)
     run.clock = type(run.clock)(**content["clock"])
+    if run.monitors is not None:
+        run.monitors.load_state_dict(content["monitors"])
     run.envs.load_state_dict(envs)
     run.obs = obs
 
