@@ -152,7 +152,12 @@ class Agent(ABC):
             for one, its in ((mine.online, component.online), (mine.target, component.target)):
                 if one is not None and its is not None:
                     one.load_state_dict(its.state_dict())
-            mine.optimizer.load_state_dict(component.optimizer.state_dict())
+            # Tensor by tensor: torch's own way copies all twice, and asks each for its device.
+            for group, given in zip(mine.optimizer.param_groups, component.optimizer.param_groups, strict=True):
+                group |= {key: value for key, value in given.items() if key != "params"}
+                for p, q in zip(group["params"], given["params"], strict=True):
+                    for key, value in mine.optimizer.state[p].items():
+                        value.copy_(component.optimizer.state[q][key])
 
     @contextmanager
     def drawing_from(self, generator: Generator) -> Iterator[None]:

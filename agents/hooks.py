@@ -345,7 +345,7 @@ class Intervention(nn.Module):
 def firing(run: Any, part: Intervention) -> AbstractContextManager[None]:
     """The run's note of a firing; whoever stands in for a run need not take one."""
     note = getattr(run, "firing", None)
-    return nullcontext() if note is None else note(part)  # type: ignore[no-any-return]
+    return nullcontext() if note is None else note(part)
 
 
 def _changes(before: Any, after: Any, prefix: str = "") -> dict[str, Any]:

@@ -30,7 +30,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -52,11 +52,25 @@ EVENTS = re.compile(r"events\.out\.tfevents\.(\d{10})\..*\.pliant")
 SCHEMA = 1
 Status = Literal["done", "failed", "stopped"]
 
-# Charts of TensorBoard's custom-scalars tab. The tags are regular expressions, matched from the start of a tag only.
-LAYOUT: dict[str, dict[str, tuple[str, ...]]] = {
+
+class Band(NamedTuple):
+    """Three tags that TensorBoard draws as a line with a band around it."""
+
+    value: str
+    low: str
+    high: str
+
+
+# Charts of TensorBoard's custom-scalars tab. The tags are regular expressions, matched from the start of a tag only, or
+# bands.
+Charts = dict[str, tuple[str, ...] | tuple[Band, ...]]
+EVAL_BAND = "eval: mean return, and its 95 % interval"
+LAYOUT: dict[str, Charts] = {
     "Overview": {
         "episodic return: train and eval": ("^charts/episodic_return$", "^eval/episodic_return$"),
+        EVAL_BAND: (Band("eval/episodic_return", "eval/episodic_return_low", "eval/episodic_return_high"),),
         "agent steps per second": ("^charts/SPS$",),
+        "gradient steps": ("^charts/gradient_steps$",),
     },
 }
 
@@ -249,7 +263,7 @@ class Log:
         self._mark = (clock.steps, now)
         self._flushed = clock.steps
 
-        frames = self._frame(clock)
+        frames = self.frame(clock)
         self._advance({**values, **timing, "charts/gradient_steps": clock.updates}, frames)
         if values:
             self._line(self._metrics_file(), clock, values)
@@ -264,7 +278,7 @@ class Log:
         `metrics.jsonl` holds every one, with its environment and seed; TensorBoard keeps only the last point of a
         step, so episodes that end at the same step show there as their mean.
         """
-        frames = self._frame(clock)
+        frames = self.frame(clock)
         self._recent.append(float(episode.ret))
         values = {"charts/episodic_return": float(episode.ret), "charts/episodic_length": int(episode.length)}
         self._advance(values, frames)
@@ -280,18 +294,23 @@ class Log:
         shown = values if shown is None else shown
         if not values and not shown:
             return
-        frames = self._frame(clock)
+        frames = self.frame(clock)
         self._advance({**values, **shown}, frames)
         if values:
             self._line(self._metrics_file(), clock, values)
         if shown:
             self._scalars(shown, frames)
 
+    def points(self, values: Mapping[str, float], frames: int) -> None:
+        """Shows values in TensorBoard alone, at a frame of the x-axis that may lie behind the present one, though not
+        behind the last one of their tags."""
+        self._move_on(values, frames)
+        self._scalars(values, frames)
+
     def image(self, tag: str, png: bytes, size: tuple[int, int], clock: Clock) -> None:
         """Shows a picture (PNG; width and height in pixels) in TensorBoard alone."""
-        frames = self._frame(clock)
-        self._advance({tag: 0.0}, frames)
-        del self.latest[tag]
+        frames = self.frame(clock)
+        self._move_on((tag,), frames)
         image = Summary.Image(width=size[0], height=size[1], colorspace=3, encoded_image_string=png)
         self._summary(Summary.Value(tag=tag, image=image), frames=frames)
 
@@ -436,17 +455,21 @@ class Log:
 
     # Writing
 
-    def _frame(self, clock: Clock) -> int:
+    def frame(self, clock: Clock) -> int:
+        """Where on the x-axis a moment lies, in environment frames."""
         return clock.steps * self.frame_skip
 
-    def _advance(self, values: Mapping[str, float], frames: int) -> None:
+    def _move_on(self, tags: Iterable[str], frames: int) -> None:
         """A tag's x-axis never runs backwards: TensorBoard would drop what lies behind."""
-        for tag, value in values.items():
+        for tag in tags:
             last = self._frames.get(tag, -1)
             if frames < last:
                 raise ValueError(f"{tag} was logged at frame {last} and cannot be logged at frame {frames} after that")
             self._frames[tag] = frames
-            self.latest[tag] = float(value)
+
+    def _advance(self, values: Mapping[str, float], frames: int) -> None:
+        self._move_on(values, frames)
+        self.latest |= {tag: float(value) for tag, value in values.items()}
 
     def _event_files(self) -> list[str]:
         assert self.folder is not None
@@ -487,7 +510,7 @@ class Log:
     def _line(self, file: _File | None, clock: Clock, values: Mapping[str, float]) -> None:
         if file is None:
             return
-        row: dict[str, Any] = {"frames": self._frame(clock), "steps": clock.steps, "updates": clock.updates}
+        row: dict[str, Any] = {"frames": self.frame(clock), "steps": clock.steps, "updates": clock.updates}
         row |= {tag: _plain(value) for tag, value in values.items()}
         file.write((json.dumps(row, allow_nan=False) + "\n").encode())
 
@@ -517,18 +540,20 @@ class Log:
     def _layout(self) -> None:
         layout = layout_pb2.Layout(
             category=[
-                layout_pb2.Category(
-                    title=title,
-                    chart=[
-                        layout_pb2.Chart(title=name, multiline=layout_pb2.MultilineChartContent(tag=tags))
-                        for name, tags in charts.items()
-                    ],
-                )
+                layout_pb2.Category(title=title, chart=[_chart(name, tags) for name, tags in charts.items()])
                 for title, charts in self.layout.items()
             ]
         )
         metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="custom_scalars"))
         self._summary(_tensor_value("custom_scalars__config__", metadata, layout.SerializeToString()))
+
+
+def _chart(title: str, tags: tuple[str, ...] | tuple[Band, ...]) -> layout_pb2.Chart:
+    bands = [tag for tag in tags if isinstance(tag, Band)]
+    if not bands:
+        return layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=tags))
+    series = [layout_pb2.MarginChartContent.Series(value=b.value, lower=b.low, upper=b.high) for b in bands]
+    return layout_pb2.Chart(title=title, margin=layout_pb2.MarginChartContent(series=series))
 
 
 def _tensor_value(tag: str, metadata: SummaryMetadata, content: bytes, shape: tuple[int, ...] = ()) -> Summary.Value:

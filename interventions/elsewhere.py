@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..agents.hooks import Clock, Compose, Intervention, Run
+from ..agents.hooks import Clock, Compose, Intervention, Run, When
 from ..agents.networks import InitName
 from .foreign import Foreign, ForeignLayer, ForeignSurvey, Place, read_network
 from .recycling import per_unit
@@ -357,6 +357,9 @@ def _built(word: str | Intervention) -> Intervention:
 
 def _refuse_what_needs_an_agent(part: Intervention) -> None:
     """Refuse by name what shapes an agent or its batches: there is none."""
+    if isinstance(part.when, When):
+        raise ValueError(f"{part.name} waits for {part.when}, and nobody measures in a loop of your own; write "
+                         "every=... in the word")
     if part.name in PACED_BY_THE_LOOP:
         return
     hooks = {"configure": "shapes an agent while it is built", "schedule": "decides how batches are drawn",

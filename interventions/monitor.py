@@ -122,7 +122,7 @@ class Look:
         kept = self.__dict__.setdefault("_kept", {})
         if samples not in kept:
             kept[samples] = self.survey.outputs(self.agent.activations(self.batch(samples)))
-        return kept[samples]  # type: ignore[no-any-return]
+        return kept[samples]
 
     @cached_property
     def gradients(self) -> dict[str, dict[str, Tensor]]:
@@ -269,6 +269,7 @@ class Monitors:
             part.to(agent.device)
             part.seed(derive_seed(agent.seed, f"monitor {part.name}"), agent.device)
             part.bind(agent)
+        self.board.bind(agent)
         for name, when in triggers(agent):
             check_metric(when.metric, name, agent, self.parts.values())
             when.readings = self

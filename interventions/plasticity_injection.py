@@ -28,8 +28,9 @@ class PlasticityInjection(Intervention):
     Excludes: everything else that edits the critic's head.
 
     Args:
-        at: Moments of the injections.
+        at: Moments of the injections; none if it waits for a measurement (`when='...'`).
         of: Clock of the moments: steps (environment steps) or updates.
+        times: With `when`, injections that room is kept for; it rests once they are made.
         encoder_moments: The optimizer's memory of the encoder: keep (the paper's finding: resetting it hurts) or reset.
     """
 
@@ -38,26 +39,46 @@ class PlasticityInjection(Intervention):
     claims = (HEADS,)
 
     def __init__(
-        self, at: tuple[int, ...], of: Unit = "steps", encoder_moments: Literal["keep", "reset"] = "keep"
-    ) -> None:
+        self, at: tuple[int, ...] = (), of: Unit = "steps", times: int = 1,
+        encoder_moments: Literal["keep", "reset"] = "keep",
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.at, self.of, self.encoder_moments = tuple(sorted(at)), of, encoder_moments
-        if not self.at:
-            raise ValueError("plasticity_injection needs at least one moment: at=100000")
-        self.moments = [At((moment,), of) for moment in self.at]
+        self.at, self.encoder_moments = tuple(sorted(at)), encoder_moments
+        if times < 1:
+            raise ValueError(f"times must be at least 1, not {times}")
+        self.when = At(self.at, of)
+        self.times = len(self.at) or times
+        self.made = 0
         self.fired: dict[str, Tensor] = {}
 
     def configure(self, config: Any) -> Any:
+        if isinstance(self.when, At) and not self.at:
+            raise ValueError("plasticity_injection needs a moment, at=100000, or when='place/metric > number'")
         room = getattr(config, config.parts["critic"][0]).injections
-        return edit_network(config, "critic", self.name, injections=room + len(self.at))
+        return edit_network(config, "critic", self.name, injections=room + self.times)
 
     def bind(self, agent: Agent) -> None:
         self.optimizers = Optimizers(optimizer for _, optimizer in agent.optimizers())
 
     def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
-        for number, moment in enumerate(self.moments):
-            if moment(run.clock):
-                self.inject(run.agent, number)
+        if self.made < self.times:
+            super().after_update(run, activations)
+
+    def fire(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
+        # Moments that one update passes together are one each, as if they had come apart.
+        passed = 1
+        if isinstance(self.when, At):
+            last, now = run.clock.read(self.when.of)
+            passed = sum(last < moment <= now for moment in self.at)
+        for _ in range(passed):
+            self.inject(run.agent, self.made)
+            self.made += 1
+
+    def host_state(self) -> dict[str, Any]:
+        return {"made": self.made}
+
+    def load_host_state(self, state: dict[str, Any]) -> None:
+        self.made = state["made"]
 
     @torch.no_grad()
     def inject(self, agent: Agent, number: int) -> None:
@@ -73,6 +94,7 @@ class PlasticityInjection(Intervention):
         if self.encoder_moments == "reset":
             for parameter in critic.online.encoder.parameters():
                 forget_(self.optimizers, parameter)
+        self.touched = {"critic": float(sum(layer.units for h in heads for layer in layers(h.head_modules().values())))}
         count = torch.tensor(float(len(heads)), device=agent.device)
         self.fired = {"interventions/plasticity_injection_heads": count}
 

@@ -7,10 +7,26 @@ from collections.abc import Iterable
 from ..agents.agent import Agent
 from ..agents.hooks import Intervention
 from .monitor import Monitor, Monitors, triggers
+from .monitor_activity import Activity
+from .monitor_churn import Churn
+from .monitor_criticality import Criticality
+from .monitor_curvature import Curvature
+from .monitor_kernel import Kernel
+from .monitor_landscape import Landscape
+from .monitor_norms import Norms
+from .monitor_overestimation import Overestimation
+from .monitor_probe import ProbeMonitor
+from .monitor_ranks import Ranks
 from .monitor_units import Units
+from .monitor_values import Values
 from .spec import SentenceError, build_parts, check, did_you_mean, parse
 
-MONITORS: dict[str, type[Monitor]] = {kind.name: kind for kind in (Units,)}
+MONITORS: dict[str, type[Monitor]] = {
+    kind.name: kind for kind in (
+        Units, Norms, Ranks, Values, Activity,
+        Churn, Criticality, Curvature, Kernel, Landscape, Overestimation, ProbeMonitor,
+    )
+}  # fmt: skip
 """Every monitor by the word that names it."""
 
 GROUPS = ("cheap", "deep", "all", "none")

@@ -4,6 +4,7 @@
     pliant bench --only pong --rounds 5 --threads 2
     pliant bench --only checkpoint --transitions 100000
     pliant bench --only interventions --save   # what each method costs; kept for its card
+    pliant bench --only monitors --save        # likewise for monitors
 
 The speed tasks need the extra `peers`. Each measurement is a process of its own that trains for real: it warms up past
 `learning starts`, then times whole steps (acting, environment, storage, updates). Ours and the peer take turns within
@@ -232,8 +233,23 @@ def interventions_table(rounds: int, threads: int, save: bool) -> list[str]:
     found = costs(agents, rounds)
     if save:
         machine = f"one process, {threads} thread{'s' * (threads > 1)}, {platform.machine()} CPU"
-        COSTS.write_text(json.dumps({"machine": machine, "methods": found}, indent=1) + "\n")
+        costs_before = json.loads(COSTS.read_text()) if COSTS.exists() else {}
+        COSTS.write_text(json.dumps(costs_before | {"machine": machine, "methods": found}, indent=1) + "\n")
     return table(found, agents)
+
+
+def monitors_table(rounds: int, threads: int, save: bool) -> list[str]:
+    """Markdown rows of what each monitor costs, and of real training with the cheap ones."""
+    from .bench_monitors import end_to_end, shares, table
+    from .main import COSTS
+
+    agents = ["dqn", "sac"]
+    found = shares(agents, rounds)
+    if save:
+        costs = json.loads(COSTS.read_text())
+        machine = f"one process, {threads} thread{'s' * (threads > 1)}, {platform.machine()} CPU"
+        COSTS.write_text(json.dumps(costs | {"monitors": found, "monitors_machine": machine}, indent=1) + "\n")
+    return [*table(found, agents), "", *end_to_end(rounds)]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -245,9 +261,9 @@ def main(argv: list[str] | None = None) -> int:
     one.add_argument("library", choices=MEASURES)
     one.add_argument("task", choices=TASKS)
     one.add_argument("--threads", type=int, default=1)
-    tables = [*TASKS, "memory", "checkpoint", "interventions"]
+    tables = [*TASKS, "memory", "checkpoint", "interventions", "monitors"]
     parser.add_argument("--only", nargs="+", choices=tables, help="some of the tables")
-    parser.add_argument("--save", action="store_true", help="keep the costs of interventions for their cards")
+    parser.add_argument("--save", action="store_true", help="keep the costs of interventions and monitors for cards")
     parser.add_argument("--rounds", type=int, default=3, help="turns that each library takes")
     parser.add_argument("--threads", type=int, default=1, help="threads of each process")
     parser.add_argument("--transitions", type=int, nargs="+", default=[100_000, 1_000_000], help="replay sizes to save")
@@ -271,6 +287,9 @@ def main(argv: list[str] | None = None) -> int:
     if "interventions" in wanted:
         torch.set_num_threads(arguments.threads)
         print("\n".join(interventions_table(arguments.rounds, arguments.threads, arguments.save)) + "\n")
+    if "monitors" in wanted:
+        torch.set_num_threads(arguments.threads)
+        print("\n".join(monitors_table(arguments.rounds, arguments.threads, arguments.save)) + "\n")
     return 0
 
 

@@ -63,6 +63,8 @@ class Score:
     def metrics(self) -> dict[str, float]:
         """For the log."""
         values = {"eval/episodic_return": self.mean, "eval/episodic_length": statistics.fmean(self.lengths)}
+        if (interval := self.interval) is not None:
+            values |= {"eval/episodic_return_low": interval[0], "eval/episodic_return_high": interval[1]}
         if self.normalised is not None:
             values["eval/human_normalised"] = self.normalised
         return values

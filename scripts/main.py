@@ -18,6 +18,7 @@ from typing import Any
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("pliant.scripts.train:main", "Train an agent in an environment, or go on with a run that was stopped."),
     "evaluate": ("pliant.scripts.evaluate:main", "Play episodes with a trained agent and report its score."),
+    "inspect": ("pliant.scripts.inspection:main", "Measure a saved agent, and how plastic it still is."),
     "bench": ("pliant.scripts.bench:main", "Measure speed and memory."),
     "interventions": ("pliant.scripts.main:interventions", "List the interventions, or explain one of them."),
     "monitors": ("pliant.scripts.main:monitors", "List what can be measured of an agent, or explain one monitor."),
@@ -127,15 +128,20 @@ def _card(name: str, kind: Any) -> str:
 
 
 def _cost(name: str) -> str:
-    """What `pliant bench --only interventions --save` measured of an intervention, as the end of its card."""
+    """What `pliant bench --save` measured of an intervention or a monitor, as the end of its card."""
     costs = json.loads(COSTS.read_text()) if COSTS.exists() else {}
-    if name not in costs.get("methods", {}):
-        return ""
-    lines = [f"\n\nCost ({costs['machine']}; `pliant bench --only interventions`):"]
-    for title, cost in costs["methods"][name].items():
-        event = f", and {cost['event_ms']:.3g} ms whenever it fires" if cost.get("event_ms") else ""
-        lines.append(f"    {title}: {cost['relative']:.2f} of the plain agent's updates a second{event}")
-    return "\n".join(lines)
+    if name in costs.get("methods", {}):
+        lines = [f"\n\nCost ({costs['machine']}; `pliant bench --only interventions`):"]
+        for title, cost in costs["methods"][name].items():
+            event = f", and {cost['event_ms']:.3g} ms whenever it fires" if cost.get("event_ms") else ""
+            lines.append(f"    {title}: {cost['relative']:.2f} of the plain agent's updates a second{event}")
+        return "\n".join(lines)
+    if name in costs.get("monitors", {}):
+        lines = [f"\n\nCost at the default cadence ({costs['monitors_machine']}; `pliant bench --only monitors`):"]
+        for title, cost in costs["monitors"][name].items():
+            lines.append(f"    {title}: {100 * cost['share']:.2g} % of the time, {cost['event_ms']:,.3g} ms each time")
+        return "\n".join(lines)
+    return ""
 
 
 def _help() -> str:

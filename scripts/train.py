@@ -12,6 +12,7 @@ Exit codes: 0 done, 2 bad input, 75 stopped by a signal after saving (the same c
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import platform
@@ -35,12 +36,14 @@ import torch
 
 from pliant.agents import Agent
 from pliant.agents.hooks import derive_seed
-from pliant.agents.log import Log
+from pliant.agents.log import EVAL_BAND, Log
 from pliant.agents.progress import Progress
 from pliant.agents.run import Run, graceful_stop
 from pliant.envs import Envs, make
 from pliant.interventions import INTERVENTIONS, watch
+from pliant.interventions.monitor import Monitors
 from pliant.interventions.spec import build
+from pliant.interventions.spec import parse as parse_word
 from pliant.scripts.config import (
     BadInput,
     RunConfig,
@@ -107,6 +110,8 @@ def _in_folder(folder: Path, config: RunConfig, envs: Envs, agent: Agent, source
     with bad_input():
         monitors = watch(agent, *(config.monitors or ("none",)))
     log.layout |= monitors.board.charts()
+    if config.evaluate_episodes < 3:
+        del log.layout["Overview"][EVAL_BAND]  # too few for an interval
     run = Run(
         agent, envs, log=log, checkpoints=checkpoints, checkpoint_every=config.checkpoint_every,
         evaluate=lambda agent: _evaluate(agent, config).metrics() if config.evaluate_episodes else {},
@@ -123,6 +128,7 @@ def _in_folder(folder: Path, config: RunConfig, envs: Envs, agent: Agent, source
         log.restart()
     _describe(folder, config)
     log.hparams(flat_hparams(config), ("eval/episodic_return", "charts/episodic_return"))
+    log.text("run/summary", _summary(config, monitors))
     log.text("run/config", f"```yaml\n{dump(config)}```")
     try:
         with graceful_stop() as stop:
@@ -140,6 +146,20 @@ def _in_folder(folder: Path, config: RunConfig, envs: Envs, agent: Agent, source
         progress.close()
         raise
     return 0
+
+
+def _summary(config: RunConfig, monitors: Monitors) -> str:
+    """What runs, and in one line each what is done to the agent and what looks at it; for TensorBoard's text tab."""
+    sentence = " ".join(["plain", config.agent] if not config.interventions else config.interventions)
+    lines = [f"# {config.agent} in {config.env}, seed {config.seed}", "", f"`{sentence}`"]
+    tables: dict[str, dict[str, type[Any]]] = {
+        "intervention": {word: INTERVENTIONS[parse_word(word).name] for word in config.interventions},
+        "monitor": {name: type(part) for name, part in monitors.parts.items()},
+    }
+    for title, kinds in tables.items():
+        rows = [f"| `{word}` | {(inspect.getdoc(kind) or '').partition(chr(10))[0]} |" for word, kind in kinds.items()]
+        lines += ["", *((f"| {title} | what it is |", "| --- | --- |", *rows) if rows else (f"No {title}s.",))]
+    return "\n".join(lines) + "\n"
 
 
 def _finish(folder: Path, config: RunConfig, run: Run) -> None:

@@ -181,13 +181,18 @@ def differences(first: Any, second: Any) -> list[str]:
     a, b = flat(first), flat(second)
     found = sorted(a.keys() ^ b.keys())
     for key in a.keys() & b.keys():
-        x, y = a[key], b[key]
-        same = torch.equal(x, y) if isinstance(x, torch.Tensor) else (
-            np.array_equal(x, y) if isinstance(x, np.ndarray) else x == y
-        )
-        if not same:
+        if not _same(a[key], b[key]):
             found.append(key)
     return found
+
+
+def _same(x: Any, y: Any) -> bool:
+    """Equal, where what is not a number equals itself: readings may be undefined."""
+    if isinstance(x, torch.Tensor):
+        if x.is_floating_point() and x.dtype == y.dtype and x.isnan().any():
+            return torch.equal(x.isnan(), y.isnan()) and torch.equal(x[~x.isnan()], y[~y.isnan()])
+        return torch.equal(x, y)
+    return np.array_equal(x, y) if isinstance(x, np.ndarray) else bool(x == y or (x != x and y != y))
 
 
 def identities(agent: Agent) -> list[tuple[str, int]]:

@@ -421,7 +421,7 @@ def test_floats_are_floats_after_reading(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("sed: 1", r"config.yaml: unknown key 'sed'\. Did you mean 'seed'\?"),
-        ("xyzzy: 1", r"unknown key 'xyzzy'\. known keys: agent, env, interventions, steps"),
+        ("xyzzy: 1", r"unknown key 'xyzzy'\. known keys: agent, env, interventions, monitors, steps"),
         ("agent: {lrr: 1}", r"unknown key 'agent.lrr'\. Did you mean 'lr'\?"),
         ("agent: {net: {hiden: 1}}", r"unknown key 'agent.net.hiden'\. Did you mean 'hidden'\?"),
         ("env: {sticky: 1}", r"unknown key 'env.sticky'"),
