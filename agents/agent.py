@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
-from .hooks import Clock, Compose, Intervention, Sampling, Update, derive_seed
+from .hooks import Clock, Compose, Intervention, Sampling, Update, derive_seed, restore_stream_
 from .networks import Dropout, Trace
 from .replay import Batch, Replay
 from .spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
@@ -78,7 +78,8 @@ class Agent(ABC):
     ) -> None:  # fmt: skip
         self.observation: ObservationSpec = observation_spec(observation)
         self.action: ActionSpec = action_spec(action)
-        self.device = torch.device(device)
+        # With its index, as tensors tell it, so that the two can be compared.
+        self.device = torch.empty(0, device=device).device
         self.seed = seed
         self.given_config = self.config_class() if config is None else config
         self.interventions = Compose(interventions)
@@ -285,7 +286,7 @@ class Agent(ABC):
                 f"the saved state does not fit this {self.name}: {error}. Build the agent with the configuration and "
                 "the interventions that it was saved with"
             ) from error
-        self.generator.set_state(state["generator"].cpu())
+        restore_stream_(self.generator, state["generator"], derive_seed(self.seed, "noise"))
         _set_rng_state(self.host_rng, state["host_rng"])
 
     def content(self) -> dict[str, Any]:

@@ -297,7 +297,7 @@ class Intervention(nn.Module):
         if isinstance(self.when, When) and "when" in state:
             self.when.load_state(state["when"])
         if state["generator"] is not None:
-            self.generator.set_state(state["generator"].cpu())
+            restore_stream_(self.generator, state["generator"], derive_seed(0, self.name))
 
     def configure(self, config: Any) -> Any:
         """A pure edit of the agent's frozen configuration, before anything is built."""
@@ -427,6 +427,15 @@ class Compose(Intervention):
         for part in self:
             found |= part.measurements()
         return found
+
+
+def restore_stream_(generator: Generator, state: Tensor, seed: int) -> None:
+    """Let a random stream go on where its state was taken. The state of another kind of device cannot be read here, and
+    the stream begins anew from a seed."""
+    if state.numel() == generator.get_state().numel():
+        generator.set_state(state.cpu())
+    else:
+        generator.manual_seed(seed)
 
 
 def derive_seed(seed: int, purpose: str) -> int:

@@ -315,7 +315,7 @@ class Monitors:
         yield
         found: list[tuple[str, Tensor]] = []
         for layer, units in part.touched.items():
-            units = units if isinstance(units, Tensor) else torch.tensor(units, device=run.agent.device)
+            units = units if isinstance(units, Tensor) else torch.full((), units, device=run.agent.device)
             found.append((f"{part.name}/units/{layer}", units))
         if batch is not None:
             with torch.no_grad():

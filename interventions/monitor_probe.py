@@ -73,7 +73,7 @@ class ProbeMonitor(Monitor):
     name = "probe"
     group = "deep"
     every = 250_000
-    example: ClassVar[str] = "probe(every=3, steps=4, batch_size=16, samples=16, draws=2)"
+    example: ClassVar[str] = "probe(every=3, steps=4, batch_size=16, samples=16, draws=2, lr=0.0002)"
     metrics: ClassVar[Mapping[str, str]] = {
         metric.format(kind): meaning.format(what)
         for kind, what in KINDS.items() for metric, meaning in MEANINGS.items()

@@ -95,7 +95,7 @@ class PlasticityInjection(Intervention):
             for parameter in critic.online.encoder.parameters():
                 forget_(self.optimizers, parameter)
         self.touched = {"critic": float(sum(layer.units for h in heads for layer in layers(h.head_modules().values())))}
-        count = torch.tensor(float(len(heads)), device=agent.device)
+        count = torch.full((), float(len(heads)), device=agent.device)
         self.fired = {"interventions/plasticity_injection_heads": count}
 
     def move(

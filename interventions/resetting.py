@@ -63,7 +63,7 @@ class LayerMethod(Intervention):
                     if self.edits_norms or not key.startswith("norm."):
                         forget_(self.optimizers, parameter)
         self.touched = {name: float(self.found.layers[name].units) for name in changed}
-        self.fired = {f"interventions/{self.name}_layers": torch.tensor(float(len(changed)), device=agent.device)}
+        self.fired = {f"interventions/{self.name}_layers": torch.full((), float(len(changed)), device=agent.device)}
 
     def forget(self, module: nn.Module) -> None:
         """Let the optimizers begin with all parameters of a module from scratch."""

@@ -139,7 +139,7 @@ def saved_agent(path: Path, device: str) -> Saved:
     agent_class = known().agent_class(content["agent"])
     interventions = tuple(build(config.interventions if config is not None else (), INTERVENTIONS))
     agent: Agent = agent_class.from_content(
-        _portable(content, device), source, interventions=interventions, device=device
+        content, source, interventions=interventions, device=device
     )
     if found is None:
         return Saved(agent, Clock(), source)
@@ -151,22 +151,6 @@ def saved_agent(path: Path, device: str) -> Saved:
     memory.load_state_dict(state)
     found.restore(memory)
     return Saved(agent, Clock(**found.load("loop")["clock"]), source, memory, found, config)
-
-
-def _portable(content: dict[str, Any], device: str) -> dict[str, Any]:
-    """Random streams that another kind of device could not read are begun anew."""
-    state = content["state"]
-    fresh = Generator(device).manual_seed(derive_seed(content["seed"], "noise")).get_state()
-    if state["generator"].numel() == fresh.numel():
-        return content
-    modules = {
-        name: {
-            key: value | {"generator": None} if isinstance(value, dict) and "generator" in value else value
-            for key, value in module.items()
-        }
-        for name, module in state["modules"].items()
-    }  # fmt: skip
-    return content | {"state": state | {"generator": fresh, "modules": modules}}
 
 
 class Given:

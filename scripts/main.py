@@ -117,13 +117,18 @@ def _cards(argv: Sequence[str] | None, what: str, registry: Mapping[str, Any]) -
 
 def _card(name: str, kind: Any) -> str:
     """How the word is written, its docstring, what it measures, and what it costs."""
-    from ..interventions import spec
+    from ..interventions import Intervention, spec
 
     card = f"{spec.signature(name, kind)}\n\n{inspect.getdoc(kind) or ''}".rstrip()
     if metrics := getattr(kind, "metrics", {}):
         width = max(map(len, metrics))
         card += "\n\nMeasures:"
         card += "".join(f"\n    {metric:<{width}}  {meaning}" for metric, meaning in metrics.items())
+    if getattr(kind, "fire", None) not in (None, Intervention.fire):
+        card += (
+            "\n\nWaits for a measurement, too: when='critic/dormant_fraction > 0.2' in the place of a beat, with\n"
+            "patience (measurements in a row) and cooldown (updates). `pliant monitors` lists what is measured."
+        )
     return card + _cost(name)
 
 

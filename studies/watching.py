@@ -7,7 +7,7 @@
 The agent sees one of 256 Gaussian vectors and names one of five labels; the reward is 1 if it is right. The labels are
 drawn anew every 4,000 steps, so that everything must be learnt again, as well as the first time: the sum over 100 steps
 is 20 for who guesses. DQN with discount 0 regresses on the rewards. The arm `closed-loop` recycles dormant units
-whenever more than a tenth of the critic's units are dormant, as its monitors find.
+whenever more than a tenth of the critic's units are dormant, as its monitors find, `closed-loop-late` when a quarter is.
 
 Runs write to `runs/watching/<arm>/seed<S>`, results to `studies/results/watching/<arm>/seed<S>.json`.
 """
@@ -46,6 +46,7 @@ PERIOD, TASKS, INPUTS, LABELS = 4_000, 30, 256, 5
 ARMS: dict[str, tuple[str, ...]] = {
     "plain": (),
     "closed-loop": ("redo(tau=0.1, when='critic/dormant_fraction > 0.1')",),
+    "closed-loop-late": ("redo(tau=0.1, when='critic/dormant_fraction > 0.25')",),
 }
 # What is looked at; the rare experiments are made often enough for a run of a minute or two.
 MONITORS = (

@@ -176,9 +176,7 @@ def test_a_run_of_another_kind_of_device(run: Path) -> None:
     assert keys
     for key in keys:
         extra[key]["generator"] = foreign
-    agent: Agent = DQN.from_content(
-        inspection._portable(content, "cpu"), run, interventions=tuple(build([WORD], INTERVENTIONS))
-    )
+    agent: Agent = DQN.from_content(content, run, interventions=tuple(build([WORD], INTERVENTIONS)))
     assert torch.equal(agent.critic.online.advantage.linear.weight, saved(run)[0].critic.online.advantage.linear.weight)  # type: ignore[attr-defined]
 
 
