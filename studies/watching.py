@@ -7,7 +7,7 @@
 The agent sees one of 256 Gaussian vectors and names one of five labels; the reward is 1 if it is right. The labels are
 drawn anew every 4,000 steps, so that everything must be learnt again, as well as the first time: the sum over 100 steps
 is 20 for who guesses. DQN with discount 0 regresses on the rewards. The arm `closed-loop` recycles dormant units
-whenever more than a tenth of the critic's units are dormant, as its monitors find, `closed-loop-late` when a quarter is.
+whenever its monitors find more than a tenth of the critic's units dormant, `closed-loop-late` more than a quarter.
 
 Runs write to `runs/watching/<arm>/seed<S>`, results to `studies/results/watching/<arm>/seed<S>.json`.
 """
