@@ -73,7 +73,7 @@ class ProbeMonitor(Monitor):
     name = "probe"
     group = "deep"
     every = 250_000
-    example: ClassVar[str] = "probe(every=3, steps=4, batch_size=16, samples=16, draws=2, lr=0.0002)"
+    example: ClassVar[str] = "probe(every=4, steps=2, batch_size=8, samples=8, draws=2, lr=0.0002)"
     metrics: ClassVar[Mapping[str, str]] = {
         metric.format(kind): meaning.format(what)
         for kind, what in KINDS.items() for metric, meaning in MEANINGS.items()
@@ -96,6 +96,9 @@ class ProbeMonitor(Monitor):
         self.others: dict[str, Any] = {"draws": draws, "lr": lr, "relative": relative}
         Budget(**self.others)  # refused here rather than at the first beat
         self.samples, self.targets, self.wanted = samples, targets, modules
+        # What this one measures, so that the dashboard has no empty charts.
+        told = {metric.format(kind) for kind in targets for metric in MEANINGS}
+        vars(self)["metrics"] = {name: meaning for name, meaning in type(self).metrics.items() if name in told}
 
     def bind(self, agent: Agent) -> None:
         pixels = agent.observation.pixels

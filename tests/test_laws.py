@@ -51,14 +51,6 @@ each = pytest.mark.parametrize(
 
 @each
 class TestLaws:
-    def test_identity(self, agent: str, method: str) -> None:
-        """No parameter, buffer or optimizer changes identity, and each trainable one has exactly one optimizer."""
-        run = run_of(agent, method)
-        before = identities(run.agent)
-        walk(run, STEPS)
-        assert before == identities(run.agent)
-        check_optimizers(run.agent)
-
     def test_resume(self, agent: str, method: str) -> None:
         """2N steps are N steps, save, load into a stranger, N steps: to the last bit."""
         straight, stopped = run_of(agent, method), run_of(agent, method)
@@ -74,22 +66,24 @@ class TestLaws:
         run = run_of(agent, method)
         walk(run, 5)
         sampling = run.agent.sampling(run.clock)
-        for _ in range(7):
+        for _ in range(5):
             run.clock = run.clock.stepped(1)
             batch = run.memory.sample(sampling.batch_size, sampling.n_step, sampling.gamma)
             with no_wait():
                 run.learn(batch)
 
-    def test_nothing_global_is_drawn(self, agent: str, method: str) -> None:
+    def test_nothing_is_replaced_and_a_seed_decides_all(self, agent: str, method: str) -> None:
+        """No parameter, buffer or optimizer changes identity, each trainable one has exactly one optimizer, nothing is
+        drawn from global streams, and two runs of one seed are one run."""
         states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # type: ignore[index]
-        walk(run_of(agent, method), STEPS)
-        assert torch.equal(states[0], torch.get_rng_state()) and random.getstate() == states[2]
-        assert np.array_equal(states[1], np.random.get_state()[1])  # type: ignore[index]
-
-    def test_a_seed_decides_all(self, agent: str, method: str) -> None:
         first, second, other = run_of(agent, method), run_of(agent, method), run_of(agent, method, seed=1)
+        before = identities(first.agent)
         for run in (first, second, other):
             walk(run, STEPS)
+        assert before == identities(first.agent)
+        check_optimizers(first.agent)
+        assert torch.equal(states[0], torch.get_rng_state()) and random.getstate() == states[2]
+        assert np.array_equal(states[1], np.random.get_state()[1])  # type: ignore[index]
         assert not differences(saved(first), saved(second))
         assert differences(saved(first), saved(other))
 
