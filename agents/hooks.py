@@ -6,6 +6,7 @@ that is itself one, so an agent always holds exactly one.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -131,7 +132,8 @@ class When:
     """Fires on what a monitor measured: closed loop.
 
     A measurement is read one update after it was made, so that the host never waits for it. One that is not a number
-    breaks a row of patience and fires nothing. Asked at any number of moments, it counts every measurement once.
+    breaks a row of patience and fires nothing; one from before the latest firing says nothing of what that changed, and
+    is passed over. Asked at any number of moments, it counts every measurement once.
 
     Args:
         metric: Place and metric, such as `critic/dormant_fraction`.
@@ -152,6 +154,8 @@ class When:
     ) -> None:  # fmt: skip
         if (below is None) == (above is None):
             raise ValueError(f"when {metric} is what: give either below or above")
+        if not math.isfinite(bound := below if above is None else above):  # type: ignore[arg-type]
+            raise ValueError(f"when {metric} is what: {bound} is no bound that a measurement can cross")
         if patience < 1 or cooldown < 0:
             raise ValueError(f"patience is at least 1 and cooldown not negative, not {patience} and {cooldown}")
         self.metric, self.below, self.above = metric, below, above
@@ -190,6 +194,7 @@ class When:
         resting = self.fired is not None and clock.updates - self.fired <= self.cooldown
         if reading is not None and reading[1] > self.seen:
             value, self.seen = reading
+            resting |= self.fired is not None and self.seen <= self.fired
             holds = value > self.above if self.above is not None else value < self.below  # type: ignore[operator]
             self.row = self.row + 1 if holds and not resting else 0
             fires = self.row >= self.patience

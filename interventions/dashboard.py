@@ -340,8 +340,10 @@ def height(values: Iterable[float]) -> float:
 
 
 def may_fire(part: Intervention) -> bool:
-    """Does an intervention act between updates, so that there may be firings to be shown?"""
-    return not isinstance(part.when, Never) or type(part).after_update is not Intervention.after_update
+    """Does an intervention, or one within it, fire now and then, so that there may be firings to be shown? Those that
+    act at every update do not."""
+    inner = (p for p in part.modules() if isinstance(p, Intervention))
+    return any(type(p).fire is not Intervention.fire and not isinstance(p.when, Never) for p in inner)
 
 
 __all__ = ["CHARTS", "Arrived", "Board", "Chart", "Picture", "chart_of", "charted", "folded", "short", "tag"]

@@ -9,7 +9,8 @@ as tensors on the device, by key: `<place>/<metric>`, where a place is a compone
 
         def measure(self, look: Look) -> Iterator[tuple[str, Tensor]]:
             for layer, h in look.outputs().items():
-                yield f"{layer}/dead_fraction", (h == 0).flatten(2).all(2).all(0).float().mean()
+                h = per_unit(look.survey.layers[layer], h)  # [B, copies, units, positions]
+                yield f"{layer}/dead_fraction", (h == 0).all(dim=(0, 1, 3)).float().mean()
 
 All that is found at one update is a page: one tensor, one copy to the host that nobody waits for. It is read one update
 later, when it has long arrived; what is no single number (a spectrum, a picture) is worked out on the host then, by
@@ -37,7 +38,7 @@ from ..agents.agent import Agent
 from ..agents.hooks import Clock, Every, Intervention, Trigger, Unit, Update, When, derive_seed
 from ..agents.replay import Batch
 from .dashboard import Arrived, Board, Picture
-from .parts import Survey, chosen_layers, survey
+from .parts import ENCODER, Survey, chosen_layers, survey
 from .spec import did_you_mean
 
 SAMPLES = 256  # transitions on which activations are looked at, and on which a firing is weighed
@@ -151,7 +152,6 @@ class Monitor(Intervention):
         group: cheap monitors look at what the update computed, deep ones make an experiment of their own.
         metrics: What it measures, by the last part of the key, and what that means, in one line.
         when: When it looks.
-        charts: Metrics, or groups of metrics that share a chart, in the order of the dashboard.
     """
 
     group: ClassVar[Literal["cheap", "deep"]] = "cheap"
@@ -174,9 +174,14 @@ class Monitor(Intervention):
         return iter(())
 
     def between(self, run: Any) -> Iterator[Finding]:
-        """Between two steps, where the host may wait: what needs environments of its own. Asked on the same beat,
-        which then must count steps."""
+        """Between two steps, where the host may wait: what needs environments of its own. A monitor that overrides this
+        is asked here alone, on its beat, which then must count steps."""
         return iter(())
+
+    @property
+    def plays(self) -> bool:
+        """Does it look between two steps, rather than at updates?"""
+        return type(self).between is not Monitor.between
 
 
 def beat(every: int, of: Unit = "updates", start: int = 0) -> Every:
@@ -211,7 +216,7 @@ class _Page:
         buffer.copy_(flat, non_blocking=True)
         event = torch.cuda.Event() if device.type == "cuda" else None
         if event is not None:
-            event.record()
+            event.record(torch.cuda.current_stream(device))  # not the current device's, which may be another
         keys, shapes = [key for key, _ in found], [tuple(value.shape) for _, value in found]
         return cls(clock, who, keys, shapes, array, fired, event)
 
@@ -266,6 +271,8 @@ class Monitors:
         """
         self.known = Known.of(agent) if self.parts else None
         for part in self.parts.values():
+            if part.plays and getattr(part.when, "of", "steps") != "steps":
+                raise ValueError(f"{part.name} looks between two steps, so its period counts steps, not {part.when}")
             part.to(agent.device)
             part.seed(derive_seed(agent.seed, f"monitor {part.name}"), agent.device)
             part.bind(agent)
@@ -284,7 +291,7 @@ class Monitors:
     def before_update(self, run: Any) -> None:
         """Before an update: write what the updates before it have found, and take a last look at the weights."""
         self.publish(run)
-        due = [part for part in self.parts.values() if _of(part.when) != "steps" and part.when(run.clock)]
+        due = [part for part in self.parts.values() if not part.plays and part.when(run.clock)]
         if due:
             look = self._look(run)
             for part in due:
@@ -294,7 +301,7 @@ class Monitors:
         """After an update, before anything is done to the agent: measure."""
         look: Look | None = None
         for part in self.parts.values():
-            if _of(part.when) != "steps" and part.when(run.clock):
+            if not part.plays and part.when(run.clock):
                 look = self._look(run, update) if look is None else look
                 found = list(part.measure(look))
                 if found:
@@ -329,7 +336,7 @@ class Monitors:
         now: Clock = run.clock
         clock = Clock(now.steps, now.updates, before, now.updates, now.episodes, now.episodes)
         for part in self.parts.values():
-            if _of(part.when) == "steps" and part.when(clock):
+            if part.plays and part.when(clock):
                 self.board.write(run.log, self._taken(now, (), part.between(run)))
 
     def publish(self, run: Any) -> None:
@@ -390,11 +397,6 @@ class Monitors:
         self.board.load_state_dict(state["board"])
 
 
-def _of(trigger: Trigger) -> Unit:
-    """The clock of a trigger."""
-    return getattr(trigger, "of", "updates")
-
-
 def triggers(agent: Agent) -> list[tuple[str, When]]:
     """The triggers of an agent's interventions that wait for a measurement, with the interventions' names."""
     return [(part.name, part.when) for part in agent.interventions if isinstance(part.when, When)]
@@ -410,7 +412,8 @@ def check_metric(metric: str, who: str, agent: Agent, parts: Iterable[Monitor]) 
             "`pliant monitors` lists what is measured"
         )
     found = survey(agent)
-    places = [*found.taps, *found.layers, "encoder"]
+    encoder = ["encoder"] if any(name.startswith(ENCODER) for name in found.layers) else []
+    places = [*found.taps, *found.layers, *encoder]
     if place not in places:
         raise ValueError(
             f"{who} waits for {metric}, and this {agent.name} has no {place!r}."

@@ -62,23 +62,24 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def parse(word: str) -> Word:
-    """Read one word without looking up what it names (SentenceError)."""
+def parse(word: str, what: str = "intervention", example: str = EXAMPLE) -> Word:
+    """Read one word without looking up what it names (SentenceError, which calls it `what`)."""
     shown = _shorten(word)
     if len(word) > LONGEST:
         raise SentenceError(f"{shown}: longer than {LONGEST} characters")
     if not word.strip():
-        raise SentenceError(f"an empty word is no intervention; write one like {EXAMPLE}")
+        raise SentenceError(f"an empty word is no {what}; write one like {example}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # such as for '\d' in a string
             tree = ast.parse(word.strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
-        raise SentenceError(f"cannot read {shown}: {_likely_mistake(word)}") from None
+        raise SentenceError(f"cannot read {shown}: {_likely_mistake(word, example)}") from None
     if isinstance(tree, ast.Name):
         return Word(tree.id)
     if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)):
-        raise SentenceError(f"{shown} is not an intervention: write a name, or a call like {EXAMPLE}")
+        article = "an" if what[0] in "aeiou" else "a"
+        raise SentenceError(f"{shown} is not {article} {what}: write a name, or a call like {example}")
     name = tree.func.id
     if len(tree.args) > 1:
         raise SentenceError(f"{shown}: at most one value may stand without its name; write {name}(key=value, ...)")
@@ -223,12 +224,12 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _likely_mistake(word: str) -> str:
+def _likely_mistake(word: str, example: str) -> str:
     if word.count("(") != word.count(")"):
-        return f"its parentheses do not match; quote the whole word for the shell, like '{EXAMPLE}'"
+        return f"its parentheses do not match; quote the whole word for the shell, like '{example}'"
     if len(word.split()) > 1 and all(part.isidentifier() for part in word.split()):
         return f"quote each word for itself: {' '.join(word.split())}"
-    return f"write a name, or a call like {EXAMPLE}, and quote each word for itself"
+    return f"write a name, or a call like {example}, and quote each word for itself"
 
 
 def _value(node: ast.expr, where: str) -> Value:

@@ -61,12 +61,25 @@ def expand(words: Iterable[str]) -> list[str]:
     Raises:
         SentenceError: A word is not understood.
     """
-    own = {parse(word).name: word for word in words if word not in GROUPS}
-    if unknown := [name for name in own if name not in MONITORS]:
-        known = [*MONITORS, *GROUPS]
-        raise SentenceError(
-            f"unknown monitor {unknown[0]!r}.{did_you_mean(unknown[0], known)} known monitors: {', '.join(known)}"
-        )
+    words = list(words)
+    own: dict[str, str] = {}
+    for word in words:
+        if word in GROUPS:
+            continue
+        name = parse(word, "monitor", "units(every=100)").name
+        if name in GROUPS:
+            raise SentenceError(
+                f"{word}: {name} stands for several monitors and takes no parameters; write {name}, and those that "
+                "differ beside it, like units(every=100)"
+            )
+        if name not in MONITORS:
+            known = [*MONITORS, *GROUPS]
+            raise SentenceError(
+                f"unknown monitor {name!r}.{did_you_mean(name, known)} known monitors: {', '.join(known)}"
+            )
+        if name in own:
+            raise SentenceError(f"the monitor {name} is given twice: {own[name]} and {word}")
+        own[name] = word
     wanted = {
         name: name for word in words if word in GROUPS and word != "none"
         for name, kind in MONITORS.items() if word in ("all", kind.group)

@@ -1,6 +1,6 @@
 """Play a saved agent and say how well it does.
 
-    pliant evaluate runs/ALE_Pong-v5/dqn/seed1                    # the newest good checkpoint of a run
+    pliant evaluate runs/ALE-Pong-v5/dqn/seed1                    # the newest good checkpoint of a run
     pliant evaluate runs/…/checkpoints/step_000000100000 --episodes 100 --epsilon 0.001
     pliant evaluate agent.pt --env CartPole-v1 --video cartpole.gif
 

@@ -39,7 +39,7 @@ from pliant.envs import EnvConfig, make
 from pliant.interventions import INTERVENTIONS, MONITORS, watch
 from pliant.interventions.dashboard import Picture
 from pliant.interventions.foreign import Foreign, ForeignSurvey, read_network
-from pliant.interventions.monitor import Finding, Known, Look, Monitor, Monitors
+from pliant.interventions.monitor import Finding, Known, Look, Monitors
 from pliant.interventions.monitor_probe import ProbeMonitor, readings
 from pliant.interventions.probe import Budget, Probe, Subject, experiment
 from pliant.interventions.spec import build, did_you_mean, parse
@@ -123,8 +123,9 @@ class Saved:
     config: RunConfig | None = None
 
 
-def saved_agent(path: Path, device: str) -> Saved:
-    """The agent in a run's folder, a checkpoint or a file, on any device, whichever it was trained on."""
+def saved_agent(path: Path, device: str, words: Sequence[str] = ()) -> Saved:
+    """The agent in a run's folder, a checkpoint or a file, on any device, whichever it was trained on. `words` are the
+    interventions of an agent without a run, which would tell them."""
     if path.is_dir():
         found = Checkpoints.open(path, verify=None)
         content, source = found.load("agent"), str(found.path)
@@ -136,8 +137,10 @@ def saved_agent(path: Path, device: str) -> Saved:
         raise BadInput(f"there is nothing at {path}")
     if not isinstance(content, dict) or "agent" not in content:
         raise BadInput(f"{path} holds no agent; for weights of a module of your own, give --module")
+    if config is not None and words:
+        raise BadInput(f"--interventions are those of an agent's file; {path} belongs to a run, which knows its own")
     agent_class = known().agent_class(content["agent"])
-    interventions = tuple(build(config.interventions if config is not None else (), INTERVENTIONS))
+    interventions = tuple(build(config.interventions if config is not None else words, INTERVENTIONS))
     agent: Agent = agent_class.from_content(
         content, source, interventions=interventions, device=device
     )
@@ -217,7 +220,7 @@ def chosen(words: Sequence[str] | None, agent: Agent, env: str | None, probe: bo
         if name == ProbeMonitor.name and not probe:
             continue
         try:
-            if _plays(part) and env is None:
+            if part.plays and env is None:
                 raise ValueError(f"{name} plays episodes of its own: give --env")
             # On trial: a monitor that does not fit should not take the others with it.
             part.to(agent.device)
@@ -231,10 +234,6 @@ def chosen(words: Sequence[str] | None, agent: Agent, env: str | None, probe: bo
     return kept
 
 
-def _plays(part: Monitor) -> bool:
-    return type(part).between is not Monitor.between
-
-
 def inspect_agent(saved: Saved, monitors: Monitors, report: Report, *, seed: int, fresh_envs: Any = None) -> None:
     """Let monitors look at one update of an agent, and between two steps."""
     agent = saved.agent
@@ -243,7 +242,7 @@ def inspect_agent(saved: Saved, monitors: Monitors, report: Report, *, seed: int
     updates = (saved.clock.updates // period + 1) * period
     clock = replace(saved.clock, updates=updates, last_updates=updates - 1)
     run = SimpleNamespace(agent=agent, clock=clock, memory=saved.memory, log=None, fresh_envs=fresh_envs)
-    between = [part for part in monitors.parts.values() if _plays(part)]
+    between = [part for part in monitors.parts.values() if part.plays]
     for part in between:
         for key, value in part.between(run):
             if not isinstance(value, Picture):
@@ -462,7 +461,7 @@ def _read(path: Path) -> Any:
 
 def report_on_agent(arguments: argparse.Namespace) -> Report:
     """Everything about a run, a checkpoint or an agent's file."""
-    saved = saved_agent(arguments.path, arguments.device)
+    saved = saved_agent(arguments.path, arguments.device, arguments.interventions)
     agent, env = saved.agent, arguments.env
     report = Report(saved.source, {"agent": agent.name})
     if saved.found is not None:
@@ -537,6 +536,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--no-probe", dest="probe", action="store_false", help="leave out the probe, which takes long")
     parser.add_argument("--json", metavar="FILE", help="where the numbers go as JSON; - prints them, and no table")
     parser.add_argument("--env", metavar="NAME", help="environment to play in, for states or for overestimation")
+    parser.add_argument(
+        "--interventions", nargs="+", default=(), metavar="WORD", help="those of an agent's file; a run knows its own"
+    )
     parser.add_argument("--observations", type=Path, metavar="FILE", help="states (.npy) instead of the replay")
     parser.add_argument("--samples", type=int, default=SAMPLES, help=f"states played for or drawn (default: {SAMPLES})")
     parser.add_argument("--module", metavar="PACKAGE.MODULE:CLASS", help="PATH holds a state dict of this module")
@@ -552,6 +554,10 @@ def main(argv: list[str] | None = None) -> int:
         raise BadInput("--samples must be at least 2")
     if arguments.seed < 0:
         raise BadInput("--seed must not be negative")
+    try:
+        torch.empty(0, device=arguments.device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"--device {arguments.device} is not to be had here: {str(error).splitlines()[0]}") from None
     if arguments.module is None and (arguments.module_args is not None or arguments.input):
         raise BadInput("--module-args and --input belong to --module PACKAGE.MODULE:CLASS")
     if arguments.module is not None and (arguments.env or arguments.observations):

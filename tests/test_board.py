@@ -226,6 +226,14 @@ def test_only_charts_of_monitors_that_are_on_are_laid_out(tmp_path: Path) -> Non
     assert Board({}).charts().keys() == {"Overview"}
 
 
+def test_charts_of_firings_are_for_methods_that_fire_now_and_then() -> None:
+    shown = {}
+    for word in ("continual_backprop", "replay_ratio(2)", "replay_ratio(2, reset_every=3)", "redo"):
+        agent = AGENTS["dqn"](interventions=tuple(build([word], INTERVENTIONS)))
+        shown[word] = "firings: units" in watch(agent, "units").board.charts()["Plasticity"]
+    assert list(shown.values()) == [False, False, True, True], shown
+
+
 def test_the_page_follows_the_order_of_the_table() -> None:
     titles = [chart.title for chart in charted(m for kind in MONITORS.values() for m in kind.metrics)]
     order = [chart.title for chart in CHARTS]

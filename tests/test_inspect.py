@@ -222,6 +222,14 @@ def test_an_agents_file_with_given_states(agent_file: Path, tmp_path: Path) -> N
     assert report["metrics"]["critic/active_fraction"] == pytest.approx(active, abs=0.08)  # of a draw of the states
 
 
+def test_an_agents_file_whose_agent_had_interventions(tmp_path: Path) -> None:
+    DQN((4,), 2, interventions=tuple(build(["redo"], INTERVENTIONS))).save(tmp_path / "treated.pt")
+    np.save(tmp_path / "states.npy", np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32))
+    words = ["--observations", str(tmp_path / "states.npy"), "--monitors", "units"]
+    report = told(tmp_path / "treated.pt", *words, "--interventions", "redo", folder=tmp_path)
+    assert "critic/dead_fraction" in report["metrics"]
+
+
 # ---------------------------------------------------------------------------------------------- plain modules
 
 
@@ -360,6 +368,8 @@ def test_refusals_of_agents(run: Path, agent_file: Path, tmp_path: Path) -> None
     assert "belong to --module" in refused(str(run), "--input", "4")
     assert "--samples" in refused(str(run), "--samples", "1")
     assert "--seed" in refused(str(run), "--seed", "-1")
+    assert "--device banana is not to be had here" in refused(str(run), "--device", "banana")
+    assert "belongs to a run" in refused(str(run), "--interventions", "redo")
     assert "No such file" in refused(str(run), "--monitors", "none", "--json", str(tmp_path / "no" / "where.json"))
 
 

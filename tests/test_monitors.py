@@ -6,10 +6,12 @@ A new monitor is tested by being listed in `MONITORS`: its `example` makes it ac
 
 from __future__ import annotations
 
+import inspect
 import math
 import random
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,6 +30,7 @@ from pliant.agents.log import Log, read_metrics
 from pliant.agents.run import Run
 from pliant.interventions import INTERVENTIONS, MONITORS, attach, watch
 from pliant.interventions.monitor import Finding, Look, Monitor, Monitors
+from pliant.interventions.recycling import per_unit
 from pliant.interventions.spec import SentenceError, build, check
 from pliant.interventions.watch import check_monitors, expand
 
@@ -304,6 +307,49 @@ def test_birth_is_known_of_an_agent_that_has_learnt_since() -> None:
     assert not differences({f"critic.{name}": p for name, p in weights.items()}, found)
 
 
+@pytest.mark.parametrize("of", ["updates", "steps", "episodes"])
+def test_a_monitor_keeps_the_beat_of_whatever_clock_its_word_names(of: str) -> None:
+    words = (f"units(every=2, of={of}, samples=16)", f"churn(every=2, of={of}, samples=16)")
+    run = build_run("dqn", monitors=words)
+    walk(run, 4 * STEPS)
+    assert run.clock.episodes > 2
+    run.monitors.publish(run)
+    assert run.monitors.latest("critic/dead_fraction") and run.monitors.latest("critic/value_churn")
+
+
+def test_what_looks_between_steps_counts_steps() -> None:
+    class Playing(Monitor):
+        name = "playing"
+
+        def between(self, run: Any) -> Iterator[Finding]:
+            yield "critic/played", 1.0
+
+    with pytest.raises(ValueError, match="playing looks between two steps, so its period counts steps"):
+        watch(AGENTS["dqn"](), Playing())
+    run = build_run("dqn")
+    run.monitors = monitors = watch(run.agent, Playing(Every(4, "steps")))
+    run.train(8)
+    assert monitors.latest("critic/played") is not None
+
+
+@pytest.mark.parametrize("agent", ["dqn", "dqn, minatar, dueling"])
+def test_the_example_of_how_a_monitor_is_written(agent: str) -> None:
+    """It runs on vectors and on images, and finds what the monitor of units finds."""
+    text = (inspect.getmodule(Monitor).__doc__ or "").partition("    class Dead")[2]
+    lines = ["class Dead" + text.partition("\n")[0], *text.partition("\n\nAll that")[0].split("\n")[1:]]
+    names: dict[str, Any] = {
+        "Monitor": Monitor, "Look": Look, "Iterator": Iterator, "Tensor": Tensor, "per_unit": per_unit,
+    }  # fmt: skip
+    exec("\n".join([lines[0], *(line[4:] for line in lines[1:])]), names)
+    run = build_run(agent)
+    look = watch(run.agent, names["Dead"](Every(1)), "units")
+    stand = Stand(run.agent).tick()
+    found = {key: float(value) for key, value in look.parts["dead"].measure(look._look(stand))}
+    look.after_update(replace(stand, clock=Clock(updates=250, last_updates=249)), None)  # type: ignore[arg-type]
+    look.arrive()
+    assert found and all(look.latest(key) == (pytest.approx(value), 250) for key, value in found.items())
+
+
 # ------------------------------------------------------------------------------------------------------- words
 
 
@@ -314,10 +360,14 @@ def test_groups_and_words_of_monitors() -> None:
     assert check_monitors(["cheap", "units( every = 7 )"]) == ("cheap", "units(every=7)")
     for word, message in (
         ("unitz", "unknown monitor 'unitz'. Did you mean 'units'\\?"), ("units(evry=3)", "Did you mean 'every'"),
-        ("chep", "Did you mean 'cheap'"), ("units(when='critic/dead_fraction > 0')", "look at any time|when"),
+        ("chep", "Did you mean 'cheap'"), ("cheap(every=3)", "cheap stands for several monitors"),
+        ("units,norms", "is not a monitor"), ("", "an empty word is no monitor"),
+        ("units(when='critic/dead_fraction > 0')", "look at any time|when"),
     ):  # fmt: skip
         with pytest.raises(SentenceError, match=message):
             watch(AGENTS["dqn"](), word)
+    with pytest.raises(SentenceError, match="units is given twice: units and units\\(every=7\\)"):
+        expand(["units", "cheap", "units(every=7)"])
     with pytest.raises(ValueError, match="units is given twice"):
         Monitors([MONITORS["units"](), MONITORS["units"]()])
 
@@ -361,6 +411,8 @@ def test_a_trigger_waits_for_a_measurement() -> None:
     assert fired(When("x", above=0.5), beats) == [], "the bound itself is not above it"
     assert fired(When("x", below=0.1), beats) == []
     assert fired(When("x", above=0.2), {2: math.nan, 4: 0.3, 6: math.nan, 8: 0.3}) == [5, 9]
+    always = dict.fromkeys(range(1, 40), 0.5)
+    assert fired(When("x", above=0.2), always, 9) == [2, 4, 6, 8], "what was measured before a firing came after it"
     assert fired(When("x", above=0.2, patience=2), {2: 0.3, 4: math.nan, 6: 0.3, 8: 0.3}) == [9]
 
 
@@ -396,6 +448,9 @@ def test_how_a_condition_is_written() -> None:
             When.parse(text)
     with pytest.raises(ValueError, match="either below or above"):
         When("x")
+    for bound in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="no bound that a measurement can cross"):
+            When("x", above=bound)
     with pytest.raises(ValueError, match="patience"):
         When("x", above=1, patience=0)
 
@@ -478,6 +533,7 @@ def test_what_is_waited_for_must_be_measured() -> None:
         ("critic/dormant_fractoin > 0", "no monitor measures 'dormant_fractoin'. Did you mean 'dormant_fraction'"),
         ("critik/dormant_fraction > 0", "this dqn has no 'critik'. Did you mean 'critic'"),
         ("critic.head.layers.7/dormant_fraction > 0", "has no 'critic.head.layers.7'"),
+        ("encoder/dormant_fraction > 0", "this dqn has no 'encoder'"),
     ):
         with pytest.raises(ValueError, match=message):
             watch(waits(condition))
