@@ -3,12 +3,13 @@
 from .agent import Agent, Component
 from .dqn import DQN, DQNConfig
 from .hooks import At, Clock, Compose, Every, Intervention, Sampling, Update
+from .ppo import PPO, PPOConfig
 from .replay import Batch, PrioritisedConfig, Replay
 from .sac import SAC, SACConfig
 from .spaces import ActionSpec, Episode, ObservationSpec, Step
 
 __all__ = [
-    "DQN", "SAC", "ActionSpec", "Agent", "At", "Batch", "Clock", "Component", "Compose", "DQNConfig", "Episode",
-    "Every", "Intervention", "ObservationSpec", "PrioritisedConfig", "Replay", "SACConfig", "Sampling", "Step",
-    "Update",
+    "DQN", "PPO", "SAC", "ActionSpec", "Agent", "At", "Batch", "Clock", "Component", "Compose", "DQNConfig", "Episode",
+    "Every", "Intervention", "ObservationSpec", "PPOConfig", "PrioritisedConfig", "Replay", "SACConfig", "Sampling",
+    "Step", "Update",
 ]  # fmt: skip

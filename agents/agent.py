@@ -120,8 +120,8 @@ class Agent(ABC):
 
     @abstractmethod
     def values(self, batch: Batch, *, target: bool = False) -> Tensor:
-        """Each critic's value of the actions taken [N, B], by the online network or by the target network. Gradients
-        run through it; it draws nothing."""
+        """Each critic's value of the actions taken [N, B], by the online network or by the target network, where there
+        is one. Gradients run through it; it draws nothing."""
 
     @abstractmethod
     def losses(self, batch: Batch, seed: int) -> dict[str, Callable[[], Tensor]]:
@@ -380,6 +380,14 @@ def sync_target_(component: Component[Any], tau: float) -> None:
         torch._foreach_lerp_(component.followers, component.followed, tau)
     for mine, theirs in component.buffers:
         mine.copy_(theirs)
+
+
+def gaussian_kl(before: Tensor, after: Tensor) -> Tensor:
+    """Mean KL divergence of diagonal Gaussians, of the first from the second (0-d); each is means and log deviations
+    [2, B, A]."""
+    (mean, log_std), (new_mean, new_log_std) = before, after
+    spread = (2 * (log_std - new_log_std)).exp() + ((mean - new_mean) / new_log_std.exp()).square()
+    return (new_log_std - log_std + 0.5 * (spread - 1)).sum(dim=1).mean()
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -129,13 +129,14 @@ class Layer(nn.Module):
     def __init__(
         self, linear: nn.Linear | nn.Conv2d, generator: Generator, *, activation: str = "relu", norm: str = "none",
         dropout: float = 0.0, init: str = "torch", output: bool = False, shape: tuple[int, ...] = (),
+        gain: float | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.linear = linear
         self.is_output = output
         self.is_dense = isinstance(linear, nn.Linear)
         self.init = init
-        self.gain = 1.0 if output else math.sqrt(2.0)
+        self.gain = gain if gain is not None else 1.0 if output else math.sqrt(2.0)
         self.copies = 2 if activation == "crelu" else 1
         self.units = linear.out_features if isinstance(linear, nn.Linear) else linear.out_channels
         self.dropout = Dropout(dropout, generator) if dropout else None
@@ -302,9 +303,10 @@ class Bricklayer:
             shape=(channels, *self.size) if c.norm_conv == "ln_chw" else (),
         )  # fmt: skip
 
-    def output(self, inputs: int, outputs: int) -> Layer:
+    def output(self, inputs: int, outputs: int, gain: float | None = None) -> Layer:
+        """An output layer; `gain` scales orthogonal weights."""
         linear = nn.utils.skip_init(nn.Linear, inputs, outputs)
-        return Layer(linear, self.generator, activation="identity", init=self.config.init, output=True)
+        return Layer(linear, self.generator, activation="identity", init=self.config.init, output=True, gain=gain)
 
     def channels(self, n: int) -> int:
         return max(1, round(n * self.config.width))

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
-from .agent import Agent, Component, check_off_policy, sync_target_
+from .agent import Agent, Component, check_off_policy, gaussian_kl, sync_target_
 from .heads import HeadConfig, HeadName, build_head
 from .hooks import Clock, Every, Update
 from .networks import Actor, Critic, NetworkConfig, Trace
@@ -244,9 +244,7 @@ class SAC(Agent):
 
     def policy_churn(self, before: Tensor, after: Tensor) -> Tensor:
         """Mean KL divergence of the Gaussians before from those after."""
-        (mean, log_std), (new_mean, new_log_std) = before, after
-        spread = (2 * (log_std - new_log_std)).exp() + ((mean - new_mean) / new_log_std.exp()).square()
-        return (new_log_std - log_std + 0.5 * (spread - 1)).sum(dim=1).mean()
+        return gaussian_kl(before, after)
 
     @torch.no_grad()
     def probed(self, batch: Batch) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:

@@ -145,6 +145,7 @@ class Envs(ABC):
         self._run_seed = seed
         self._evaluation = evaluation
         self._dtype: Any = np.uint8 if observation.dtype == torch.uint8 else np.float32
+        self._bounds = np.asarray(action.low, np.float32), np.asarray(action.high, np.float32)
         self._action_shape = (num_envs,) if action.discrete else (num_envs, action.size)
         self._episode = [-1] * num_envs  # numbers of the running episodes; -1 before the first
         self._seeds = [0] * num_envs
@@ -177,7 +178,8 @@ class Envs(ABC):
             if action.dtype.kind not in "iu":
                 raise ValueError(f"{self.name} takes integer actions, not {action.dtype}")
         else:
-            action = np.asarray(action, np.float32)
+            # An agent may draw from a distribution without bounds; the space has them.
+            action = np.clip(np.asarray(action, np.float32), *self._bounds)
         if action.shape != self._action_shape:
             raise ValueError(f"{self.name} takes actions of shape {self._action_shape}, not {action.shape}")
         self._log.append(action)

@@ -86,6 +86,7 @@ class BBF(SoftReset):
         self.since = 0  # the update of the latest reset
 
     def configure(self, config: Any) -> Any:
+        edit(config, self.name, n_step=self.n[0])  # refused by name where there is none to be annealed
         # SAC acts with its actor, which has no target.
         if self.act_with_target and hasattr(config, "act_with_target"):
             return edit(config, self.name, act_with_target=True)

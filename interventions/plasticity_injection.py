@@ -58,6 +58,8 @@ class PlasticityInjection(Intervention):
         return edit_network(config, "critic", self.name, injections=room + self.times)
 
     def bind(self, agent: Agent) -> None:
+        if not list(injectable(agent.components["critic"].online)):
+            raise ValueError(f"plasticity_injection: the critic of this {agent.name} has no head that stands by itself")
         self.optimizers = Optimizers(optimizer for _, optimizer in agent.optimizers())
 
     def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:

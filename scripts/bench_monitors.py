@@ -22,42 +22,57 @@ STEPS_PER_UPDATE = {"dqn": 4, "sac": 1}
 
 
 def shares(agents: list[str], rounds: int) -> dict[str, dict[str, dict[str, float]]]:
-    """Monitor → agent's title → `share` of training's time, and `event_ms`."""
-    from pliant.agents.hooks import Clock
-    from pliant.envs import make
-    from pliant.interventions import MONITORS, watch
+    """Monitor → agent's title → `share` of training's time, `event_ms` and `period`; `cheap` is all cheap ones
+    together, which share what they look at."""
+    from pliant.interventions import MONITORS
 
     found: dict[str, dict[str, dict[str, float]]] = {}
     for agent in agents:
         updates = 12 if agent == "dqn" else 60
         run = prepared(agent, None)
+        run.fresh_envs = partial(make_real, agent)
         block(run, updates)
-        each = statistics.median(block(run, updates) / updates for _ in range(2 * rounds))
-        for name in MONITORS:
-            monitors = watch(run.agent, name)
-            (part,) = monitors.parts.values()
-            run.monitors, run.fresh_envs = monitors, partial(make, REAL[agent], num_envs=1, seed=0)
-            period = int(part.when.period)  # type: ignore[attr-defined]
-            in_steps = part.when.of == "steps"  # type: ignore[attr-defined]
-            times = []
+        for name in ("cheap", *MONITORS):
             # The probe trains networks for minutes, so once must do.
-            for _ in range(2 if name == "probe" else rounds + 1):
-                start = time.perf_counter()
-                if in_steps:
-                    run.clock = Clock(period, 9, period - 1, 9)
-                    monitors.between(run, period - 1)
-                    times.append(time.perf_counter() - start)
-                else:
-                    before = period - 1
-                    run.clock = Clock(before, before, before, before)
-                    # The update at which it looks, and the one at which the host reads.
-                    times.append(block(run, 2) - 2 * each)
-            extra = max(0.0, min(times[1:]))
-            between = period / STEPS_PER_UPDATE[agent] if in_steps else period
-            cost = {"share": extra / (extra + between * each), "event_ms": 1e3 * extra}
-            found.setdefault(name, {})[TITLES[agent]] = cost | {"period": float(period)}
-        run.monitors = None
+            turns = 1 if name == "probe" else rounds
+            found.setdefault(name, {})[TITLES[agent]] = cost(run, agent, name, updates, turns)
     return found
+
+
+def cost(run: Any, agent: str, word: str, updates: int, rounds: int) -> dict[str, float]:
+    """What one monitor, or a group that looks at the same beat, takes: beside plain updates, turn by turn."""
+    from pliant.agents.hooks import Clock
+    from pliant.interventions import watch
+
+    monitors = watch(run.agent, word)
+    when: Any = next(iter(monitors.parts.values())).when
+    period, in_steps = int(when.period), when.of == "steps"
+    extras, each = [], []
+    for _ in range(rounds + 1):
+        run.monitors = None
+        each.append(block(run, updates) / updates)
+        run.monitors = monitors
+        if in_steps:
+            run.clock = Clock(period, 9, period - 1, 9)
+            start = time.perf_counter()
+            monitors.between(run, period - 1)
+            extras.append(time.perf_counter() - start)
+        else:
+            run.clock = Clock(period - 1, period - 1, period - 1, period - 1)
+            # The update at which it looks, and the one at which the host reads.
+            extras.append(block(run, 2) - 2 * each[-1])
+    run.monitors = None
+    extra = max(0.0, statistics.median(extras[1:]))
+    update = statistics.median(each)
+    between = period / STEPS_PER_UPDATE[agent] if in_steps else period
+    return {"share": extra / (extra + between * update), "event_ms": 1e3 * extra, "period": float(period)}
+
+
+def make_real(agent: str) -> Any:
+    """Environments for monitors that play."""
+    from pliant.envs import make
+
+    return make(REAL[agent], num_envs=1, seed=0)
 
 
 def table(found: dict[str, dict[str, dict[str, float]]], agents: list[str]) -> list[str]:
@@ -74,12 +89,15 @@ def table(found: dict[str, dict[str, dict[str, float]]], agents: list[str]) -> l
         return " | ".join(f"{100 * sum(found[n][t]['share'] for n in names if t in found[n]):.2f} %" for t in titles)
 
     for name, costs in found.items():
+        if name == "cheap":
+            continue
         period, clock = int(next(iter(costs.values()))["period"]), getattr(MONITORS[name]().when, "of", "updates")
         events = " / ".join(f"{costs[t]['event_ms']:,.3g}" for t in titles)
         rows.append(f"| {name} | {percent([name])} | {period:,} {clock} | {events} |")
-    cheap = [name for name in found if MONITORS[name].group == "cheap"]
-    rows.append(f"| **all cheap monitors** (the default) | {percent(cheap)} | | |")
-    rows.append(f"| **everything** (`--monitors all`) | {percent(list(found))} | | |")
+    deep = [name for name in found if name in MONITORS and MONITORS[name].group == "deep"]
+    events = " / ".join(f"{found['cheap'][t]['event_ms']:,.3g}" for t in titles)
+    rows.append(f"| **all cheap monitors together** (the default) | {percent(['cheap'])} | | {events} |")
+    rows.append(f"| **everything** (`--monitors all`) | {percent(['cheap', *deep])} | | |")
     return rows
 
 

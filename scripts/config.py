@@ -63,6 +63,7 @@ class AgentEntry(NamedTuple):
 
 AGENTS: dict[str, AgentEntry] = {
     "dqn": AgentEntry("pliant.agents.dqn:DQN", "pliant.agents.dqn:DQNConfig"),
+    "ppo": AgentEntry("pliant.agents.ppo:PPO", "pliant.agents.ppo:PPOConfig"),
     "sac": AgentEntry("pliant.agents.sac:SAC", "pliant.agents.sac:SACConfig"),
 }
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pliant.agents import DQN, SAC, Agent, DQNConfig, Intervention, SACConfig
+from pliant.agents import DQN, PPO, SAC, Agent, DQNConfig, Intervention, PPOConfig, SACConfig
 from pliant.agents.networks import NetworkConfig
+from pliant.agents.optimizers import OptimizerConfig
 from pliant.agents.run import Run
 from pliant.agents.spaces import ActionSpec, Episode, ObservationSpec, Step
 from pliant.interventions import watch
@@ -41,6 +42,15 @@ def sac(observation: ObservationSpec, network: Mapping[str, Any] | None = None, 
     return lambda **k: SAC(observation, BOX, config, **k)
 
 
+def ppo(
+    observation: ObservationSpec, action: ActionSpec, network: Mapping[str, Any] | None = None, **changes: Any
+) -> Callable[..., Agent]:
+    net = replace(NET, init="orthogonal", **(network or {}))
+    changes = {"network": net, "actor_network": net, "optimizer": OptimizerConfig()} | changes
+    config = PPOConfig(rollout=3, epochs=2, batch_size=4, **changes)
+    return lambda **k: PPO(observation, action, config, **k)
+
+
 AGENTS: dict[str, Callable[..., Agent]] = {
     "dqn": dqn(VECTOR),
     "dqn, double dueling prioritised 3-step": dqn(
@@ -54,6 +64,9 @@ AGENTS: dict[str, Callable[..., Agent]] = {
     "redq": sac(VECTOR, critics=5, target_critics=2, actor_value="mean", actor_period=4),
     "droq": sac(VECTOR, {"norm": "layer_norm"}, dropout=0.1, actor_value="mean", actor_period=2),
     "sac, pixels": sac(IMAGE, {"width": 0.25}),
+    "ppo": ppo(VECTOR, DISCRETE, {"activation": "tanh"}, entropy=0.01),
+    "ppo, continuous": ppo(VECTOR, BOX, normalise_observations=True, scale_rewards=True),
+    "ppo, pixels": ppo(MINATAR, DISCRETE),
 }
 # One of each kind for the laws of pairs.
 PAIRED = ("dqn, minatar, dueling", "sac, pixels")

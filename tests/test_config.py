@@ -226,7 +226,7 @@ def test_help_shows_and_explains_every_field(capsys: Any, monkeypatch: Any) -> N
     for explanation in (
         "Learning rate of the Q-network. (default: 6.25e-05)", "Widths of the hidden layers. (default: 512)",
         "Environments that are stepped together. (default: 1)", "Probability of a repeated action.", "agent options",
-        "env options", "Deep Q-learning.", "Options of an environment.", "--agent {dqn,sac}", "{auto,never}",
+        "env options", "Deep Q-learning.", "Options of an environment.", "--agent {dqn,ppo,sac}", "{auto,never}",
     ):  # fmt: skip
         assert explanation in text
 

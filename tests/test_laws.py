@@ -16,7 +16,7 @@ from law_agents import AGENTS, PAIRED, build_run, differences, identities, resum
 from no_wait import no_wait
 from torch import Tensor, nn
 
-from pliant.agents import Agent, Every
+from pliant.agents import PPO, Agent, Every
 from pliant.agents.networks import Layer
 from pliant.agents.run import Run
 from pliant.interventions import INTERVENTIONS, attach
@@ -30,10 +30,15 @@ METHODS = sorted(INTERVENTIONS)
 STEPS = 9  # of two environments: ten updates
 
 # Who sees vectors has no images to shift and no encoder to shrink; rewards in channels are one-step rewards.
-VECTORS = {name for name in AGENTS if name in ("dqn", "sac", "redq", "droq") or "3-step" in name}
+VECTORS = {n for n in AGENTS if n in ("dqn", "sac", "redq", "droq", "ppo", "ppo, continuous") or "3-step" in n}
+# On-policy: no replay to be drawn from more often, no target network, values regressed on returns.
+OFF_POLICY = (
+    "replay_ratio", "adaptive_replay_ratio", "bbf", "hare_tortoise", "plasticity_injection", "c51", "quantile",
+)  # fmt: skip
 REFUSED = {(name, method) for name in VECTORS for method in ("bbf", "random_shift")} | {
     (name, "value_mapping") for name in AGENTS if "3-step" in name
 }
+REFUSED |= {(name, method) for name in AGENTS if "ppo" in name for method in (*OFF_POLICY, "value_mapping")}
 
 
 def words(*methods: str) -> tuple[Any, ...]:
@@ -185,7 +190,7 @@ def pace(run: Run, ratio: float) -> None:
     ) else type(sampling(clock))(*[*vars(sampling(clock)).values()][:3], ratio)
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("agent", [name for name in AGENTS if (name, "plasticity_injection") not in REFUSED])
 def test_injection_preserves_every_prediction(agent: str) -> None:
     run = build_run(agent, build(["plasticity_injection(at=(3, 6), of=updates)"], INTERVENTIONS))
     walk(run, 4)
@@ -313,13 +318,13 @@ def acts_on_weights(method: str) -> bool:
 def online(agent: Agent) -> Iterator[tuple[str, Tensor, dict[str, Tensor], Tensor, Layer | None, str]]:
     """Every trained weight with what its optimizer remembers: name, weight, memory, shared step, layer, key."""
     layers = {id(p): (layer, key) for layer in survey(agent).layers.values() for key, p in layer.named_parameters()}
-    for component, optimizer in agent.optimizers():
-        names = {id(p): n for n, p in agent.components[component].online.named_parameters()}
+    names = {id(p): f"{c}.{n}" for c, part in agent.components.items() for n, p in part.online.named_parameters()}
+    for _, optimizer in agent.optimizers():
         for group in optimizer.param_groups:
             for p in group["params"]:
                 state = optimizer.state[p]
                 memory = {k: v for k, v in state.items() if k in MEMORY}
-                yield f"{component}.{names[id(p)]}", p, memory, state["step"], *layers.get(id(p), (None, ""))
+                yield names[id(p)], p, memory, state["step"], *layers.get(id(p), (None, ""))
 
 
 def watch_edits(run: Run, method: str) -> bool:
@@ -489,6 +494,9 @@ def predictions(agent: Agent, batch: Any) -> list[Tensor]:
     """What every network of the agent says about a batch, without dropout."""
     said: list[Tensor] = []
     with torch.no_grad(), agent.without_dropout():
+        if isinstance(agent, PPO):
+            values, features = agent.read(batch.obs)
+            return [values, *agent.policy(features)]
         critic = agent.components["critic"]
         for network in (critic.online, critic.target):
             if agent.action.discrete:

@@ -268,7 +268,7 @@ def test_the_temperature_begins_anew_with_the_policy(layers: tuple[str, ...], te
         (lambda: BBF(), "bbf shrinks the encoder, and this dqn has none"),
         (lambda: ReplayRatio(16, reset_every=9, encoder_shrink=0.8), "replay_ratio shrinks the encoder.*has none"),
         (lambda: HareTortoise(mu=1.0), r"mu lies in \[0, 1\)"),
-        (lambda: PlasticityInjection(()), "needs at least one moment"),
+        (lambda: PlasticityInjection(()), "needs a moment"),
     ],
 )  # fmt: skip
 def test_what_has_nothing_to_act_on_is_refused(part: Callable[[], Intervention], message: str) -> None:

@@ -1,0 +1,439 @@
+"""PPO (Schulman et al. 2017, 1707.06347), with the details that make it work (Huang et al. 2022, "The 37 Implementation
+Details of Proximal Policy Optimization").
+
+Orthogonal initial weights, policy head scaled by 0.01; generalised advantage estimation, bootstrapped at truncation;
+advantages normalised in every minibatch; gradients clipped; Adam with eps 1e-5; learning rate annealed. For vectors,
+actor and critic are networks of their own; for images they share the encoder, which belongs to the critic and learns
+from both. Differs from the authors' code: observations and rewards are normalised, where asked for, by statistics that
+change between rollouts and not within one, so that what is learnt from is what was acted on; log-probabilities are
+those of one pass over the complete rollout by the policy that acted. There is no early stop on the KL divergence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Generator, Tensor, nn
+
+from .agent import Agent, Component, gaussian_kl
+from .heads import HeadConfig, HeadName, build_head
+from .hooks import Clock, Sampling, Update, derive_seed
+from .networks import Bricklayer, Dense, NetworkConfig, Trace, build_encoder
+from .optimizers import OptimizerConfig, build_optimizer, step
+from .replay import Batch
+from .rollout import Judged, Rollout, RolloutBatch, RolloutParts
+from .spaces import ObservationSpec
+
+# Heads whose target is a number; the others need the distribution of what follows.
+SCALAR_TARGETS = ("mse", "huber", "symlog", "two_hot", "hl_gauss")
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """PPO.
+
+    Attributes:
+        network: Shape of the critic, and from images of the encoder that it shares with the actor.
+        actor_network: Shape of the actor.
+        optimizer: Optimizer of everything.
+        anneal_steps: Environment steps in which the learning rate falls to zero, linearly; 0 keeps it.
+        rollout: Steps of every environment between two rounds of learning.
+        epochs: Passes over a rollout.
+        batch_size: Steps in a minibatch.
+        gamma: Discount factor.
+        gae_lambda: Decay of the advantage estimate's eligibility.
+        clip: Range of the probability ratio around 1 in which the policy is moved.
+        clip_value: Range in which a value is moved, 0 is off (only with value_loss mse).
+        entropy: Weight of the entropy bonus.
+        value_weight: Weight of the value loss.
+        value_loss: How values are learnt.
+        head: Parameters of the value loss.
+        normalise_advantage: Advantages of every minibatch have mean 0 and deviation 1.
+        normalise_observations: Vectors are standardised by their running mean and deviation, and clipped to 10.
+        scale_rewards: Rewards are divided by the running deviation of the discounted return, and clipped to 10.
+        reward_clip: Rewards are clipped to [-reward_clip, reward_clip] in what is learnt from; 0 is off.
+        initial_log_std: Logarithm of the policy's deviation at first (continuous actions).
+    """
+
+    # Component → names of the fields that shape its network and its optimizer.
+    parts: ClassVar[dict[str, tuple[str, str]]] = {
+        "critic": ("network", "optimizer"), "actor": ("actor_network", "optimizer"),
+    }  # fmt: skip
+    # The loop looks for batches after every step; whether there are any is the rollout's business.
+    update_every: ClassVar[int] = 1
+
+    network: NetworkConfig = field(
+        default_factory=lambda: NetworkConfig(hidden=(64, 64), activation="tanh", init="orthogonal")
+    )
+    actor_network: NetworkConfig = field(
+        default_factory=lambda: NetworkConfig(hidden=(64, 64), activation="tanh", init="orthogonal")
+    )
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(lr=3e-4, eps=1e-5, max_grad_norm=0.5)
+    )
+    anneal_steps: int = 0
+    rollout: int = 2048
+    epochs: int = 10
+    batch_size: int = 64
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    clip: float = 0.2
+    clip_value: float = 0.0
+    entropy: float = 0.0
+    value_weight: float = 0.5
+    value_loss: HeadName = "mse"
+    head: HeadConfig = field(default_factory=HeadConfig)
+    normalise_advantage: bool = True
+    normalise_observations: bool = False
+    scale_rewards: bool = False
+    reward_clip: float = 0.0
+    initial_log_std: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("rollout", "epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} lies between 0 and 1, not {getattr(self, name)}")
+        for name in ("anneal_steps", "clip_value", "entropy", "value_weight", "reward_clip"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        if self.clip <= 0:
+            raise ValueError(f"clip must be positive, not {self.clip}")
+        if self.value_loss not in SCALAR_TARGETS:
+            raise ValueError(f"ppo regresses on returns, and {self.value_loss} on distributions of them; use "
+                             f"{', '.join(SCALAR_TARGETS)}")
+        if self.clip_value and self.value_loss != "mse":
+            raise ValueError(f"clip_value bounds how a number moves: with value_loss {self.value_loss} it must be 0")
+
+    @classmethod
+    def for_suite(cls, suite: str) -> PPOConfig:
+        """Settings known to work: `control` (Schulman et al. 2017, table 3, with normalisation as in Andrychowicz et
+        al. 2021), `minatar` and `atari` (table 5)."""
+        if suite in ("atari", "minatar"):
+            network = NetworkConfig(hidden=(512,) if suite == "atari" else (128,), init="orthogonal")
+            return cls(
+                network=network, actor_network=NetworkConfig(hidden=(), init="orthogonal"), rollout=128, epochs=4,
+                batch_size=256, entropy=0.01, clip=0.1, reward_clip=1.0 if suite == "atari" else 0.0,
+                optimizer=OptimizerConfig(lr=2.5e-4, eps=1e-5, max_grad_norm=0.5),
+            )  # fmt: skip
+        return cls()
+
+
+class ValueNetwork(nn.Module):
+    """Observations [B, *obs] → logits [B, outputs]; `encoder` and the shared dense layers are what the actor reads."""
+
+    def __init__(
+        self, observation: ObservationSpec, outputs: int, config: NetworkConfig, generator: Generator
+    ) -> None:
+        super().__init__()
+        build = Bricklayer(config, generator)
+        self.encoder = build_encoder(observation, build)
+        self.body = Dense(self.encoder.features, config.hidden, build)
+        self.output = build.output(self.body.features, outputs)
+
+    def forward(self, obs: Tensor, trace: Trace | None = None) -> Tensor:
+        return self.read(obs, trace)[0]
+
+    def read(self, obs: Tensor, trace: Trace | None = None) -> tuple[Tensor, Tensor]:
+        """Logits [B, outputs], and what they were read from [B, F]."""
+        features = self.body(self.encoder(obs, trace), trace)
+        logits: Tensor = self.output.forward(features)
+        return logits, features
+
+
+class PolicyNetwork(nn.Module):
+    """Features [B, F] → logits of a categorical [B, actions], or means of a Gaussian [B, A] of one deviation."""
+
+    def __init__(
+        self, features: int, outputs: int, config: NetworkConfig, generator: Generator, *, log_std: float | None
+    ) -> None:
+        super().__init__()
+        build = Bricklayer(config, generator)
+        self.body = Dense(features, config.hidden, build)
+        self.output = build.output(self.body.features, outputs, gain=0.01)
+        self.log_std = None if log_std is None else nn.Parameter(torch.full((outputs,), log_std))
+
+    def forward(self, features: Tensor, trace: Trace | None = None) -> Tensor:
+        logits: Tensor = self.output.forward(self.body(features, trace))
+        return logits
+
+
+class RunningNorm(nn.Module):
+    """Mean and variance of all that was seen (Chan et al. 1979: of two samples together)."""
+
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def see(self, x: Tensor) -> None:
+        """[N, *shape]: take them into account."""
+        x = x.double()
+        mean, var, number = x.mean(0), x.var(0, unbiased=False), len(x)
+        total = self.count + number
+        delta = mean - self.mean
+        weight = self.var * self.count + var * number + delta.square() * self.count * number / total
+        self.mean.add_(delta * number / total)
+        self.var.copy_(weight / total)
+        self.count.copy_(total)
+
+    def deviation(self) -> Tensor:
+        return (self.var + 1e-8).sqrt()
+
+
+class PPO(Agent):
+    """Proximal policy optimisation, on discrete or continuous actions."""
+
+    name = "ppo"
+    config_class = PPOConfig
+    config: PPOConfig
+
+    def build(self, generator: Generator) -> None:
+        c = self.config
+        self.head = build_head(c.value_loss, c.head, gamma=c.gamma).to(self.device)
+        critic = ValueNetwork(self.observation, self.head.outputs, c.network, generator)
+        self.shared = self.observation.pixels
+        features = critic.body.features if self.shared else critic.encoder.features
+        actor = PolicyNetwork(
+            features, self.action.size, c.actor_network, generator,
+            log_std=None if self.action.discrete else c.initial_log_std,
+        )  # fmt: skip
+        critic, actor = critic.to(self.device), actor.to(self.device)
+        optimizer = build_optimizer([*critic.parameters(), *actor.parameters()], c.optimizer)
+        self.critic, self.actor = Component(critic, optimizer), Component(actor, optimizer)
+        self.components = {"critic": self.critic, "actor": self.actor}
+        self.seen = RunningNorm(self.observation.shape).to(self.device)
+        self.returns = RunningNorm(()).to(self.device)
+        if not self.action.discrete:
+            low, high = torch.tensor(self.action.low), torch.tensor(self.action.high)
+            self.center, self.scale = ((high + low) / 2).to(self.device), ((high - low) / 2).to(self.device)
+
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+        yield from super().modules()
+        yield "seen", self.seen
+        yield "returns", self.returns
+
+    # ------------------------------------------------------------------------------------------------- the policy
+
+    def read(self, obs: Tensor, trace: Trace | None = None) -> tuple[Tensor, Tensor]:
+        """Observations [B, *obs] → value logits [B, outputs], and what the actor reads [B, F]."""
+        x = self.normal(obs)
+        logits, features = self.critic.online.read(x, trace)
+        return logits, features if self.shared else self.critic.online.encoder(x)
+
+    def normal(self, obs: Tensor) -> Tensor:
+        """Observations as the networks get them."""
+        if not self.config.normalise_observations or self.shared:
+            return obs
+        return ((obs - self.seen.mean) / self.seen.deviation()).clamp(-10, 10).float()
+
+    def policy(self, features: Tensor, trace: Trace | None = None) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of all actions [B, actions] and nothing, or means and log deviations [B, A]."""
+        logits: Tensor = self.actor.online(features, trace)
+        if self.action.discrete:
+            return F.log_softmax(logits, dim=1), logits.new_zeros(())
+        log_std = self.actor.online.log_std
+        assert log_std is not None
+        return logits, log_std.expand_as(logits)
+
+    def log_prob(self, policy: tuple[Tensor, Tensor], action: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of actions [B], in units of the environment's range, and entropies [B]."""
+        if self.action.discrete:
+            logs = policy[0]
+            return logs.gather(1, action.view(-1, 1)).squeeze(1), -(logs.exp() * logs).sum(dim=1)
+        mean, log_std = policy
+        z = ((action - self.center) / self.scale - mean) / log_std.exp()
+        log_prob = -0.5 * (z.square() + math.log(2 * math.pi)) - log_std
+        return log_prob.sum(dim=1), (log_std + 0.5 * (1 + math.log(2 * math.pi))).sum(dim=1)
+
+    @torch.no_grad()
+    def act(self, obs: NDArray[Any] | Tensor, clock: Clock | None = None) -> Tensor:
+        policy = self.policy(self.read(self.tensor(obs))[1])
+        if self.action.discrete:
+            if clock is None:
+                return policy[0].argmax(dim=1)
+            # The Gumbel-max trick draws from logits without a look at them.
+            noise = torch.empty_like(policy[0]).exponential_(generator=self.generator).log()
+            return (policy[0] - noise).argmax(dim=1)
+        mean, log_std = policy
+        if clock is not None:
+            mean = mean + log_std.exp() * torch.randn(mean.shape, generator=self.generator, device=self.device)
+        # Not clipped: what is learnt from is what was drawn, and the environment keeps its bounds.
+        return torch.addcmul(self.center, self.scale, mean)
+
+    # ------------------------------------------------------------------------------------------------- the rollout
+
+    def sampling(self, clock: Clock) -> Sampling:
+        c = self.config
+        return self.interventions.schedule(Sampling(c.batch_size, 1, c.gamma, c.epochs / c.batch_size), clock)
+
+    def memory(self, num_envs: int = 1, seed: int | None = None) -> Rollout:  # type: ignore[override]
+        """The rollout that the configuration describes, on the agent's device."""
+        c = self.config
+        return Rollout(
+            self.observation, self.action, length=c.rollout, num_envs=num_envs, batch_size=c.batch_size,
+            epochs=c.epochs, lam=c.gae_lambda, device=self.device,
+            seed=derive_seed(self.seed if seed is None else seed, "rollout"),
+            judge=self.judge, scale=self.scaled, finish=self.finish,
+        )  # fmt: skip
+
+    def describe_memory(self, num_envs: int = 1) -> str:
+        size = 2 * self.config.rollout * num_envs * math.prod(self.observation.shape)
+        size *= self.observation.dtype.itemsize
+        return f"rollout: {self.config.rollout:,} steps of {num_envs} take {size / 1e9:.3g} GB on {self.device}"
+
+    @torch.no_grad()
+    def judge(self, parts: RolloutParts) -> Judged:
+        """Log-probabilities and values of a complete rollout, by the networks that acted in it."""
+        shape = parts.obs.shape[:2]
+        obs, action, next_obs = (part.flatten(0, 1) for part in parts)
+        log_probs, values, next_values = [], [], []
+        for places in torch.arange(len(obs), device=self.device).split(1024):
+            logits, features = self.read(obs[places])
+            values.append(self.head.value(logits))
+            log_probs.append(self.log_prob(self.policy(features), action[places])[0])
+            next_values.append(self.head.value(self.read(next_obs[places])[0]))
+        return Judged(*(torch.cat(found).view(shape) for found in (log_probs, values, next_values)))
+
+    @torch.no_grad()
+    def scaled(self, reward: Tensor, over: Tensor, carry: Tensor) -> Tensor:
+        """Rewards [T, E] as they are learnt from; `carry` [E], the discounted returns so far, goes on."""
+        c = self.config
+        if c.scale_rewards:
+            sums = []
+            for now, ended in zip(reward, over, strict=True):
+                carry.mul_(c.gamma).add_(now)
+                sums.append(carry.clone())
+                carry.mul_(~ended)
+            self.returns.see(torch.cat(sums))
+            reward = (reward / self.returns.deviation()).clamp(-10, 10).float()
+        return reward.clamp(-c.reward_clip, c.reward_clip) if c.reward_clip else reward
+
+    def finish(self, obs: Tensor) -> None:
+        """After learning: the next rollout is seen through statistics that know this one."""
+        if self.config.normalise_observations and not self.shared:
+            self.seen.see(obs)
+
+    # ------------------------------------------------------------------------------------------------- learning
+
+    def value_loss(self, batch: RolloutBatch, logits: Tensor) -> Tensor:
+        """Mean error of values; with `clip_value` the larger of that and the error of a value that may not move far."""
+        c = self.config
+        error = self.head.loss(logits, batch.ret)
+        if c.clip_value:
+            moved = self.head.value(logits)
+            near = batch.value + (moved - batch.value).clamp(-c.clip_value, c.clip_value)
+            error = torch.maximum(error, 0.5 * (near - batch.ret).square())
+        return error.mean()
+
+    def policy_loss(self, batch: RolloutBatch, features: Tensor, trace: Trace | None = None) -> tuple[Tensor, ...]:
+        """The clipped objective, negated (eq. 7), mean entropy, log-ratios [B]."""
+        c = self.config
+        log_prob, entropy = self.log_prob(self.policy(features, trace), batch.action)
+        log_ratio = log_prob - batch.log_prob
+        ratio = log_ratio.exp()
+        advantage = batch.advantage
+        if c.normalise_advantage and len(advantage) > 1:
+            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        gain = torch.minimum(advantage * ratio, advantage * ratio.clamp(1 - c.clip, 1 + c.clip))
+        return -gain.mean(), entropy.mean(), log_ratio
+
+    def loss(self, batch: RolloutBatch) -> tuple[Tensor, dict[str, Tensor], Tensor, dict[str, Trace]]:
+        """The joint loss (eq. 9), its parts, absolute errors of values [B], activations."""
+        c = self.config
+        traces: dict[str, Trace] = {"critic": Trace(), "actor": Trace()}
+        logits, features = self.read(batch.obs, traces["critic"])
+        value_loss = self.value_loss(batch, logits)
+        policy_loss, entropy, log_ratio = self.policy_loss(batch, features, traces["actor"])
+        loss = policy_loss + c.value_weight * value_loss - c.entropy * entropy
+        logits, log_ratio = logits.detach(), log_ratio.detach()
+        value, ratio = self.head.value(logits), log_ratio.exp()
+        parts = {
+            "losses/policy_loss": policy_loss.detach(), "losses/value_loss": value_loss.detach(),
+            "losses/entropy": entropy.detach(), "losses/approx_kl": ((ratio - 1) - log_ratio).mean(),
+            "losses/clip_fraction": ((ratio - 1).abs() > c.clip).float().mean(), "losses/values": value.mean(),
+            "losses/explained_variance": 1 - (batch.ret - value).var() / (batch.ret.var() + 1e-8),
+        }  # fmt: skip
+        return loss, parts, (value - batch.ret).abs(), traces
+
+    def update(self, batch: Any, clock: Clock) -> Update:
+        batch = self.interventions.transform_batch(batch)
+        loss, parts, error, traces = self.loss(batch)
+        loss = self.penalised(self.penalised(loss, "critic"), "actor")
+        c, optimizer = self.config, self.critic.optimizer
+        if c.anneal_steps:
+            for group in optimizer.param_groups:
+                group["lr"] = c.optimizer.lr * max(0.0, 1.0 - clock.steps / c.anneal_steps)
+        step(loss, optimizer, c.optimizer.max_grad_norm)
+        return Update(parts, {name: [h.detach() for h in trace] for name, trace in traces.items()}, error)
+
+    # ------------------------------------------------------------------------------------------------- being looked at
+
+    def blank_pass(self) -> None:
+        # Past the normalisation, which would turn the zeros into something else.
+        critic, blank = self.critic.online, self.blank()
+        features = critic.read(blank)[1]
+        self.actor.online(features if self.shared else critic.encoder(blank))
+
+    @torch.no_grad()
+    def activations(self, batch: Batch) -> dict[str, Trace]:
+        traces: dict[str, Trace] = {"critic": Trace(), "actor": Trace()}
+        _, features = self.read(batch.obs, traces["critic"])
+        self.actor.online(features, traces["actor"])
+        return traces
+
+    def live_traces(self, batch: Any) -> Iterator[tuple[str, Tensor, Trace]]:
+        for name in self.components:
+            loss, _, _, traces = self.loss(batch)
+            yield name, loss, traces[name]
+
+    def values(self, batch: Batch, *, target: bool = False) -> Tensor:
+        """Values of the observations [1, B]: PPO's critic knows no actions, and it has no target network."""
+        return self.head.value(self.read(batch.obs)[0]).unsqueeze(0)
+
+    def losses(self, batch: Any, seed: int) -> dict[str, Callable[[], Tensor]]:
+        c = self.config
+
+        def policy() -> Tensor:
+            loss, entropy, _ = self.policy_loss(batch, self.read(batch.obs)[1])
+            return loss - c.entropy * entropy
+
+        return {
+            "critic": lambda: c.value_weight * self.value_loss(batch, self.read(batch.obs)[0]), "actor": policy,
+        }  # fmt: skip
+
+    @torch.no_grad()
+    def decisions(self, batch: Batch) -> Tensor:
+        """Log-probabilities [B, actions], or means and log deviations [2, B, A]."""
+        policy = self.policy(self.read(batch.obs)[1])
+        return policy[0] if self.action.discrete else torch.stack(policy)
+
+    def policy_churn(self, before: Tensor, after: Tensor) -> Tensor:
+        """Mean KL divergence of the policy before from that after."""
+        if self.action.discrete:
+            return (before.exp() * (before - after)).sum(dim=1).mean()
+        return gaussian_kl(before, after)
+
+    @torch.no_grad()
+    def probed(self, batch: Batch) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
+        x = self.normal(batch.obs)
+        found: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {
+            "critic": (self.critic.online, (x,)), "actor": (self.actor.online, (self.read(batch.obs)[1],)),
+        }  # fmt: skip
+        if self.shared:
+            found["encoder"] = (self.critic.online.encoder, (x,))
+        return found

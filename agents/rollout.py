@@ -1,0 +1,203 @@
+"""On-policy memory: the latest steps of all environments, learnt from in a few epochs and then forgotten.
+
+To the loop it is a memory like `Replay`; what is different is what `batches` gives, and when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor
+
+from .hooks import Sampling
+from .spaces import ActionSpec, ObservationSpec, Step
+
+
+class RolloutBatch(NamedTuple):
+    """B steps of the present rollout, on its device; the fields of `Batch`, and what the policy is judged by."""
+
+    obs: Tensor  # [B, *obs]
+    action: Tensor  # [B] int64 or [B, A] float32, as it was drawn, before the environment's bounds
+    reward: Tensor  # [B] float32, as it is learnt from (clipped or scaled)
+    discount: Tensor  # [B] float32, gamma, or 0 where the step terminated
+    next_obs: Tensor  # [B, *obs]; an episode's final observation where it ended
+    weight: Tensor  # [B] ones
+    index: Tensor  # type: ignore[assignment]  # [B] int64
+    log_prob: Tensor  # [B], of the action under the policy that took it
+    value: Tensor  # [B], of the observation, by the critic of that time
+    advantage: Tensor  # [B]
+    ret: Tensor  # [B], what the value is to become: advantage + value
+
+    def take(self, index: slice | Tensor) -> RolloutBatch:
+        """Some of the steps."""
+        return RolloutBatch(*(part[index] for part in self))
+
+
+class Judged(NamedTuple):
+    """What the agent says of T steps of E environments when the rollout is complete, before it learns from them."""
+
+    log_prob: Tensor  # [T, E]
+    value: Tensor  # [T, E], of obs
+    next_value: Tensor  # [T, E], of next_obs
+
+
+class Rollout:
+    """The latest `length` steps of `num_envs` environments.
+
+    Args:
+        length: Steps of every environment in a rollout; when it is full, `batches` gives `epochs` passes over it.
+        batch_size: Steps in a minibatch; the last one of a pass may be smaller, unless that leaves a single one.
+        judge: The agent's opinion of a complete rollout.
+        scale: Rewards [T, E], which steps ended an episode [T, E], and what goes on from one rollout to the next [E] →
+            rewards as they are learnt from.
+        finish: Called with all observations [T * E, *obs] once a rollout has been learnt from.
+
+    Raises:
+        ValueError: A size is out of range.
+    """
+
+    def __init__(
+        self, observation: ObservationSpec, action: ActionSpec, *, length: int, num_envs: int, batch_size: int,
+        epochs: int, lam: float, device: torch.device, seed: int, judge: Callable[[RolloutParts], Judged],
+        scale: Callable[[Tensor, Tensor, Tensor], Tensor], finish: Callable[[Tensor], None],
+    ) -> None:  # fmt: skip
+        if min(length, num_envs, batch_size, epochs) < 1:
+            raise ValueError("a rollout needs at least one step, environment, epoch and transition in a batch")
+        self.length, self.num_envs, self.epochs, self.lam = length, num_envs, epochs, lam
+        self.batch_size = min(batch_size, length * num_envs)
+        self.device = device
+        self.judge, self.scale, self.finish = judge, scale, finish
+        self.generator = Generator(device).manual_seed(seed)
+        shape, each = (length, num_envs), (length, num_envs, *observation.shape)
+        kind = torch.int64 if action.discrete else torch.float32
+        self.obs = torch.zeros(each, dtype=observation.dtype, device=device)
+        self.next_obs = torch.zeros(each, dtype=observation.dtype, device=device)
+        self.action = torch.zeros(shape if action.discrete else (*shape, action.size), dtype=kind, device=device)
+        self.reward = torch.zeros(shape, device=device)
+        self.terminated = torch.zeros(shape, dtype=torch.bool, device=device)
+        self.over = torch.zeros(shape, dtype=torch.bool, device=device)
+        self.carry = torch.zeros(num_envs, device=device)
+        self.filled = 0
+        self.held: RolloutBatch | None = None  # the last complete rollout, for whoever looks
+        self.latest: NDArray[Any] | None = None
+
+    def __len__(self) -> int:
+        return self.filled * self.num_envs
+
+    def start(self, obs: NDArray[Any]) -> None:
+        """The first observations [E, *obs]."""
+        self.latest = obs.copy()
+
+    def add(self, action: Any, step: Step) -> None:
+        """One step of every environment: the actions taken and what came of them."""
+        assert self.latest is not None, "a rollout is started before anything is added to it"
+        t = self.filled
+        for place, content in (
+            (self.obs, self.latest), (self.next_obs, step.final_obs), (self.action, action), (self.reward, step.reward),
+            (self.terminated, step.terminated), (self.over, step.terminated | step.truncated),
+        ):  # fmt: skip
+            place[t].copy_(torch.as_tensor(np.ascontiguousarray(content)), non_blocking=True)
+        self.latest = step.obs.copy()
+        self.filled += 1
+
+    def batches(self, sampling: Sampling) -> Iterator[RolloutBatch]:
+        """Nothing until the rollout is full; then minibatches of it in a few passes, after which it is empty."""
+        if self.filled < self.length:
+            return
+        whole = self.complete(sampling.gamma)
+        self.held = whole
+        size = len(whole.reward)
+        for _ in range(self.epochs):
+            order = torch.randperm(size, generator=self.generator, device=self.device)
+            for begin in range(0, size, self.batch_size):
+                places = order[begin : begin + self.batch_size]
+                if len(places) > 1 or size == 1:
+                    yield whole.take(places)
+        self.finish(whole.obs)
+        self.filled = 0
+
+    def complete(self, gamma: float) -> RolloutBatch:
+        """All steps, with advantages (Schulman et al. 2016, 1506.02438, eq. 16): a truncated episode is bootstrapped
+        from its final observation, a terminated one is not."""
+        reward = self.scale(self.reward, self.over, self.carry)
+        parts = RolloutParts(self.obs, self.action, self.next_obs)
+        judged = self.judge(parts)
+        discount = gamma * (~self.terminated).float()
+        delta = reward + discount * judged.next_value - judged.value
+        advantage = torch.zeros_like(delta)
+        running = torch.zeros(self.num_envs, device=self.device)
+        going = gamma * self.lam * (~self.over).float()
+        for t in reversed(range(self.length)):
+            running = delta[t] + going[t] * running
+            advantage[t] = running
+        index = torch.arange(self.length * self.num_envs, device=self.device)
+        return RolloutBatch(
+            obs=self.obs.flatten(0, 1), action=self.action.flatten(0, 1), reward=reward.flatten(),
+            discount=discount.flatten(), next_obs=self.next_obs.flatten(0, 1), weight=torch.ones_like(reward).flatten(),
+            index=index, log_prob=judged.log_prob.flatten(), value=judged.value.flatten(),
+            advantage=advantage.flatten(), ret=(advantage + judged.value).flatten(),
+        ).take(index)  # fmt: skip
+
+    def update_priorities(self, index: Tensor, td_error: Tensor) -> None:
+        """On-policy batches have no priorities."""
+
+    def sample(
+        self, batch_size: int, n_step: int = 1, gamma: float = 0.99, generator: Generator | None = None
+    ) -> RolloutBatch:
+        """Steps of the last complete rollout, drawn without a trace (RuntimeError before there is one)."""
+        if self.held is None:
+            raise RuntimeError("nothing to sample: no rollout is complete yet")
+        size = len(self.held.reward)
+        places = torch.randint(size, (batch_size,), generator=generator or self.generator, device=self.device)
+        return self.held.take(places)
+
+    # ------------------------------------------------------------------------------------------------- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything; between two calls of `batches`, where a run is saved."""
+        tensors = {name: getattr(self, name)[: self.filled].clone() for name in NAMES}
+        held = None if self.held is None else [part.clone() for part in self.held]
+        return {
+            "tensors": tensors, "filled": self.filled, "held": held, "carry": self.carry.clone(),
+            "generator": self.generator.get_state(), "made_for": [self.length, self.num_envs],
+            "latest": None if self.latest is None else torch.from_numpy(self.latest.copy()),
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave (ValueError if it was of another shape)."""
+        if state["made_for"] != [self.length, self.num_envs]:
+            raise ValueError(f"the saved rollout is of {state['made_for'][0]} steps of {state['made_for'][1]} "
+                             f"environments, not of {self.length} of {self.num_envs}")
+        self.filled = state["filled"]
+        for name in NAMES:
+            getattr(self, name)[: self.filled].copy_(state["tensors"][name])
+        self.carry.copy_(state["carry"])
+        held = state["held"]
+        self.held = None if held is None else RolloutBatch(*(part.to(self.device) for part in held))
+        self.generator.set_state(state["generator"].cpu())
+        self.latest = None if state["latest"] is None else state["latest"].numpy()
+
+    def chunks(self) -> list[tuple[str, int]]:
+        """Nothing is saved in chunks: a rollout is small."""
+        return []
+
+    def chunk(self, name: str) -> dict[str, Tensor]:
+        raise KeyError(name)
+
+    def load_chunk(self, name: str, content: dict[str, Tensor]) -> None:
+        raise KeyError(name)
+
+
+NAMES = ("obs", "next_obs", "action", "reward", "terminated", "over")
+
+
+class RolloutParts(NamedTuple):
+    """What the agent is asked about: all of it [T, E, ...]."""
+
+    obs: Tensor
+    action: Tensor
+    next_obs: Tensor
