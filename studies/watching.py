@@ -173,6 +173,31 @@ def report() -> list[str]:
     return lines
 
 
+def around(run: dict[str, Any], key: str, after: int) -> tuple[float, float]:
+    """A metric at the last measurement before a firing and `after` updates later, means over the firings of a run."""
+    pairs = []
+    for fired, _ in run["series"]["value_change"]:
+        earlier = [v for u, v in run["series"][key] if u < fired]
+        later = [v for u, v in run["series"][key] if u >= fired + after]
+        if earlier and later:
+            pairs.append((earlier[-1], later[0]))
+    return statistics.fmean(a for a, _ in pairs), statistics.fmean(b for _, b in pairs)
+
+
+def report_firings() -> list[str]:
+    """What stood before the firings and what 50 updates after them, from the results on disk."""
+    lines = [
+        "| arm | dormant units before a firing | 50 updates after | effective rank before | 50 updates after |",
+        "|---|---|---|---|---|",
+    ]
+    for arm in ARMS:
+        runs = [json.loads(f.read_text()) for f in sorted((RESULTS / arm).glob("seed*.json"))]
+        if len(runs) >= 3 and all(r["series"]["value_change"] for r in runs):
+            cells = [interval([around(r, key, 50)[i] for r in runs]) for key in ("dormant", "rank") for i in (0, 1)]
+            lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("run", "all", "report"))
@@ -181,7 +206,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     args = parser.parse_args()
     if args.command == "report":
-        print("\n".join(report()))
+        print("\n".join([*report(), "", *report_firings()]))
     elif args.command == "run":
         path = RESULTS / args.arm / f"seed{args.seed}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
