@@ -13,7 +13,8 @@ from .monitor import Look, Monitor, beat
 
 COPIED = {
     "losses/td_loss": "critic/loss", "losses/qf_loss": "critic/loss", "losses/actor_loss": "actor/loss",
-    "losses/entropy": "actor/entropy", "losses/alpha": "actor/temperature",
+    "losses/entropy": "actor/entropy", "losses/alpha": "actor/temperature", "losses/value_loss": "critic/loss",
+    "losses/policy_loss": "actor/loss",
 }  # fmt: skip
 
 

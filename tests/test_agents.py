@@ -13,9 +13,10 @@ import pytest
 import torch
 from no_wait import no_wait
 
-from pliant.agents import DQN, SAC, Agent, Batch, Clock, DQNConfig, SACConfig
+from pliant.agents import DQN, PPO, SAC, Agent, Batch, Clock, DQNConfig, SACConfig
 from pliant.agents.networks import NetworkConfig
 from pliant.agents.optimizers import OptimizerConfig
+from pliant.agents.rollout import RolloutBatch
 from pliant.agents.spaces import ActionSpec, ObservationSpec
 
 PIXELS = ObservationSpec((4, 84, 84), torch.uint8, 255.0, stack=4)
@@ -59,17 +60,22 @@ def observations(agent: Agent, n: int, seed: int) -> torch.Tensor:
     return torch.randn(n, *spec.shape, generator=g)
 
 
-def batch_for(agent: Agent, n: int = 8, seed: int = 0) -> Batch:
+def batch_for(agent: Agent, n: int = 8, seed: int = 0) -> Any:
+    """Transitions of noise, as the agent learns from them."""
     rng = np.random.default_rng(seed)
     if agent.action.discrete:
         action = torch.from_numpy(rng.integers(agent.action.size, size=n))
     else:
         action = torch.from_numpy(rng.uniform(agent.action.low, agent.action.high, (n, agent.action.size))).float()
-    return Batch(
+    batch = Batch(
         obs=observations(agent, n, seed), action=action, reward=torch.from_numpy(rng.normal(size=n)).float(),
         discount=torch.from_numpy(0.99 * (rng.random(n) > 0.2)).float(), next_obs=observations(agent, n, seed + 1),
         weight=torch.ones(n), index=torch.arange(n),
     )  # fmt: skip
+    if not isinstance(agent, PPO):
+        return batch
+    log_prob, value, advantage, ret = torch.from_numpy(rng.normal(size=(4, n))).float()
+    return RolloutBatch(*batch, log_prob - 2, value, advantage, ret)
 
 
 def train(agent: Agent, clock: Clock, updates: int) -> Clock:

@@ -184,14 +184,17 @@ class TestRanks:
 
     @pytest.mark.parametrize("agent", AGENTS)
     def test_the_features_are_those_that_output_layers_read(self, agent: str) -> None:
-        found = survey(AGENTS[agent](interventions=(PlasticityInjection(at=(5,)),)))
+        found = survey(AGENTS[agent](interventions=() if "ppo" in agent else (PlasticityInjection(at=(5,)),)))
         heads = [f"critic.members.{i}.body.layers.1" for i in range(5 if agent == "redq" else 2)]
+        if "ppo" in agent:
+            heads = ["critic.body.layers.1"]
         if agent.startswith("dqn"):
             heads = ["critic.head.layers.1", *["critic.value_head.layers.1"] * ("dueling" in agent)]
         actor = {} if agent.startswith("dqn") else {"actor": ["actor.body.layers.1"]}
         assert monitor_ranks.feature_layers(found) == {"critic": heads, **actor}
         last = {
-            "dqn, minatar, dueling": 0, "dqn, crelu, orthogonal": 3, "dqn, nature": 2, "sac, pixels": 0
+            "dqn, minatar, dueling": 0, "dqn, crelu, orthogonal": 3, "dqn, nature": 2, "sac, pixels": 0,
+            "ppo, pixels": 0,
         }.get(agent)  # fmt: skip
         expected = [] if last is None else [f"critic.encoder.blocks.{last}"]
         assert monitor_ranks.encoder_outputs(found) == expected
@@ -729,10 +732,11 @@ def test_every_agent_is_read_without_waiting(agent: str) -> None:
     found = readings(run)
     seen = {key.rpartition("/")[2] for key in found}
     known = {metric for kind in (Units, Norms, Ranks, Values) for metric in kind.metrics}
-    assert known - seen <= {"ensemble_disagreement", "entropy", "temperature"} and seen <= known
+    assert known - seen <= {"ensemble_disagreement", "entropy", "temperature", "target_gap"} and seen <= known
     for key, value in found.items():
         place, _, metric = key.rpartition("/")
-        if metric in UNDEFINED and (metric == "dormant_overlap" or place.endswith("projection.layer")):
+        tanh = place.endswith("projection.layer") or agent == "ppo"
+        if metric in UNDEFINED and (metric == "dormant_overlap" or tanh):
             assert math.isnan(value) or 0 <= value <= 1
         elif metric.endswith(("fraction", "overlap", "fraction_0.025", "nonlinearity")):
             assert 0 <= value <= 1, key
