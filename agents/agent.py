@@ -123,6 +123,17 @@ class Agent(ABC):
         """Each critic's value of the actions taken [N, B], by the online network or by the target network, where there
         is one. Gradients run through it; it draws nothing."""
 
+    @torch.no_grad()
+    def valued_policy(self, obs: NDArray[Any] | Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """What the policy that `values` are of does: actions for observations [E, *obs], drawn from `generator` if at
+        all, and the bonus [E] that the agent gives itself for them. Here the greedy policy, without a bonus."""
+        action = self.act(obs)
+        return action, torch.zeros(len(obs), device=action.device)
+
+    def scaled_rewards(self, reward: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Rewards in the unit of `values`, before they are clipped."""
+        return reward
+
     @abstractmethod
     def losses(self, batch: Batch, seed: int) -> dict[str, Callable[[], Tensor]]:
         """Component → its loss on a batch as a function of its present weights alone, without what interventions add:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -404,6 +405,17 @@ class PPO(Agent):
     def values(self, batch: Batch, *, target: bool = False) -> Tensor:
         """Values of the observations [1, B]: PPO's critic knows no actions, and it has no target network."""
         return self.head.value(self.read(batch.obs)[0]).unsqueeze(0)
+
+    def valued_policy(self, obs: NDArray[Any] | Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """The policy that acts in training, whose values the critic learns; there is no bonus."""
+        with self.drawing_from(generator):
+            action = self.act(obs, Clock())
+        return action, torch.zeros(len(action), device=action.device)
+
+    def scaled_rewards(self, reward: NDArray[np.float64]) -> NDArray[np.float64]:
+        if not self.config.scale_rewards:
+            return reward
+        return (reward / float(self.returns.deviation())).clip(-10, 10)
 
     def losses(self, batch: Any, seed: int) -> dict[str, Callable[[], Tensor]]:
         c = self.config

@@ -223,6 +223,13 @@ class SAC(Agent):
         with self.without_dropout():
             return self.head.value(network(batch.obs, (batch.action - self.center) / self.scale))
 
+    @torch.no_grad()
+    def valued_policy(self, obs: NDArray[Any] | Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Actions in the environment's range, and -alpha log pi."""
+        with self.drawing_from(generator):
+            action, log_prob = self.policy(self.critic.online.encoder(self.tensor(obs)))
+        return torch.addcmul(self.center, self.scale, action), -self.temperature() * log_prob
+
     def losses(self, batch: Batch, seed: int) -> dict[str, Callable[[], Tensor]]:
         def frozen(loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
             def repeated() -> Tensor:

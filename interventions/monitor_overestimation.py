@@ -9,13 +9,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Generator, Tensor
+from torch import Generator
 
 from ..agents.agent import Agent
 from ..agents.hooks import derive_seed
 from ..agents.replay import Batch
 from ..agents.run import Environments
-from ..agents.sac import SAC
 from .monitor import SAMPLES, Finding, Monitor, beat
 
 
@@ -84,7 +83,8 @@ class Overestimation(Monitor):
         envs: Environments = run.fresh_envs()
         try:
             for piece in played(agent, envs, self.episodes, self.max_steps, generator):
-                reward = np.clip(piece.reward, -clip, clip) if clip else np.asarray(piece.reward)
+                reward = agent.scaled_rewards(np.asarray(piece.reward, np.float64))
+                reward = np.clip(reward, -clip, clip) if clip else reward
                 beyond = 0.0 if piece.terminated else state_value(agent, piece.last, generator)
                 followed = discounted(reward, piece.bonus, beyond, sampling.gamma, sampling.n_step)
                 left = np.arange(len(reward), 0, -1)
@@ -117,7 +117,7 @@ def played(
     pieces = [Piece() for _ in shares]
     obs = envs.reset()
     while any(shares):
-        action, bonus = (x.cpu().numpy() for x in acted(agent, obs, generator))
+        action, bonus = (x.cpu().numpy() for x in agent.valued_policy(obs, generator))
         step = envs.step(action)
         ends = step.terminated | step.truncated | step.reset
         for i, piece in enumerate(pieces):
@@ -136,18 +136,6 @@ def played(
 
 
 @torch.no_grad()
-def acted(agent: Agent, obs: NDArray[Any], generator: Generator) -> tuple[Tensor, Tensor]:
-    """What the policy that the agent's values are of does on observations [E, *obs]: actions, and the bonus [E] that
-    the agent gives itself for each (-alpha log pi of SAC)."""
-    if isinstance(agent, SAC):
-        with agent.drawing_from(generator):
-            action, log_prob = agent.policy(agent.critic.online.encoder(agent.tensor(obs)))
-        return torch.addcmul(agent.center, agent.scale, action), -agent.temperature() * log_prob
-    action = agent.act(obs)
-    return action, torch.zeros(len(obs), device=action.device)
-
-
-@torch.no_grad()
 def action_values(agent: Agent, obs: Sequence[NDArray[Any]], action: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """Mean value of the critics of actions at observations, float64 [T]."""
     found = []
@@ -161,7 +149,7 @@ def action_values(agent: Agent, obs: Sequence[NDArray[Any]], action: Sequence[ND
 
 def state_value(agent: Agent, obs: NDArray[Any], generator: Generator) -> float:
     """What the agent thinks an observation [*obs] is worth: the value of an action of its policy, and the bonus."""
-    action, bonus = (x.cpu().numpy() for x in acted(agent, obs[None], generator))
+    action, bonus = (x.cpu().numpy() for x in agent.valued_policy(obs[None], generator))
     return float(action_values(agent, [obs], [action[0]])[0] + bonus[0])
 
 

@@ -308,3 +308,16 @@ def test_a_real_run_is_stopped_and_goes_on(tmp_path: Path) -> None:
         for name in ("straight", "stopped")
     )
     assert ours == theirs and any("plasticity/dormant_fraction/actor" in row for row in ours)
+
+
+@pytest.mark.parametrize("action", [DISCRETE, BOX])
+def test_values_are_compared_with_the_policy_that_they_are_of(action: ActionSpec) -> None:
+    """The one that acts in training, not the greedy one, drawn from the caller's stream; and in the values' unit."""
+    agent: Any = ppo(VECTOR, action, scale_rewards=True)(seed=4)
+    obs, before = torch.zeros(2_000, 5), agent.generator.get_state()
+    drawn, bonus = agent.valued_policy(obs, torch.Generator().manual_seed(1))
+    again, _ = agent.valued_policy(obs, torch.Generator().manual_seed(1))
+    assert torch.equal(drawn, again) and not drawn.eq(agent.act(obs)).all() and not bonus.any()
+    assert torch.equal(agent.generator.get_state(), before)
+    agent.returns.see(torch.tensor([0.0, 8.0]))
+    assert agent.scaled_rewards(np.array([2.0, -400.0])) == pytest.approx([0.5, -10.0])
