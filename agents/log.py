@@ -282,7 +282,10 @@ class Log:
         self._recent.append(float(episode.ret))
         values = {"charts/episodic_return": float(episode.ret), "charts/episodic_length": int(episode.length)}
         self._advance(values, frames)
-        self._line(self._metrics_file(), clock, {**values, "env": int(episode.env), "seed": int(episode.seed)})
+        where = {"env": int(episode.env), "seed": int(episode.seed)}
+        if episode.task is not None:
+            where["task"] = int(episode.task)
+        self._line(self._metrics_file(), clock, {**values, **where})
         self._emit_episodes(before=frames)
         self._pending.append((frames, float(episode.ret), int(episode.length)))
 

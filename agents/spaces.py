@@ -67,12 +67,16 @@ class ActionSpec:
 
 
 class Episode(NamedTuple):
-    """A finished episode: its environment, undiscounted and unclipped return, length in agent steps, and seed."""
+    """A finished episode: its environment, undiscounted and unclipped return, length in agent steps, and seed.
+
+    `task` is the number of the task that a non-stationary problem showed when it began: for the log, never the agent.
+    """
 
     env: int
     ret: float
     length: int
     seed: int
+    task: int | None = None
 
 
 class Step(NamedTuple):
@@ -90,6 +94,8 @@ class Step(NamedTuple):
     final_obs: NDArray[Any]  # [E, *obs], the true successor of the action; equals `obs` where not `reset`
     episodes: tuple[Episode, ...] = ()
     quiet: bool = False  # a promise that the three flags are False everywhere, which need then not be looked at
+    # [E] int64 or [E, K] float32: what should have been said to the observations acted on, of streams that tell.
+    target: NDArray[Any] | None = None
 
 
 def observation_spec(space: Any) -> ObservationSpec:
