@@ -7,9 +7,10 @@ from .ppo import PPO, PPOConfig
 from .replay import Batch, PrioritisedConfig, Replay
 from .sac import SAC, SACConfig
 from .spaces import ActionSpec, Episode, ObservationSpec, Step
+from .supervised import Supervised, SupervisedConfig
 
 __all__ = [
     "DQN", "PPO", "SAC", "ActionSpec", "Agent", "At", "Batch", "Clock", "Component", "Compose", "DQNConfig", "Episode",
     "Every", "Intervention", "ObservationSpec", "PPOConfig", "PrioritisedConfig", "Replay", "SACConfig", "Sampling",
-    "Step", "Update",
+    "Step", "Supervised", "SupervisedConfig", "Update",
 ]  # fmt: skip

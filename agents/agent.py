@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -71,6 +71,8 @@ class Agent(ABC):
 
     name: ClassVar[str]
     config_class: ClassVar[type[Any]]
+    learns_from_targets: ClassVar[bool] = False  # and so needs environments that tell what should have been said
+    values_are_returns: ClassVar[bool] = True  # so that they can be compared with what follows
 
     def __init__(
         self, observation: Any, action: Any, config: Any = None, *, interventions: Sequence[Intervention] = (),
@@ -89,6 +91,9 @@ class Agent(ABC):
         self.generator = Generator(self.device).manual_seed(derive_seed(seed, "noise"))
         self.host_rng = np.random.Generator(np.random.PCG64(derive_seed(seed, "host noise")))
         self.components: dict[str, Component[Any]] = {}
+        # The latest loss of each component without what interventions add, for who weighs the one against the other.
+        self.unpenalised: dict[str, Tensor] = {}
+        self.born = 0  # environment steps at which it was born: a fresh agent of a run begins its schedules anew
         self.build(Generator().manual_seed(derive_seed(seed, "weights")))
         self.dropouts = [m for _, module in self.modules() for m in module.modules() if isinstance(m, Dropout)]
         self.interventions.to(self.device)
@@ -171,6 +176,14 @@ class Agent(ABC):
                     for key, value in mine.optimizer.state[p].items():
                         value.copy_(component.optimizer.state[q][key])
 
+    def age(self, clock: Clock) -> int:
+        """Environment steps since it was born; what its schedules are functions of."""
+        return clock.steps - self.born
+
+    def charts(self, clock: Clock) -> dict[str, float]:
+        """What its schedules say at this moment, for the log."""
+        return {}
+
     @contextmanager
     def drawing_from(self, generator: Generator) -> Iterator[None]:
         """Let whoever looks at losses draw from a stream of his own, so that training's stays where it is."""
@@ -222,9 +235,30 @@ class Agent(ABC):
         )  # fmt: skip
         return f"replay: {c.buffer_size:,} transitions take {size / 1e9:.3g} GB on {self.device}"
 
-    def penalised(self, loss: Tensor, component: str) -> Tensor:
-        """A component's loss with what interventions add to it."""
-        return loss + self.interventions.penalty(self, component) if len(self.interventions) else loss
+    def penalised(self, loss: Tensor, component: str, own: Tensor | None = None) -> Tensor:
+        """A component's loss with what interventions add to it; `own` is its part of a loss that several share."""
+        if not len(self.interventions):
+            return loss
+        self.unpenalised[component] = (loss if own is None else own).detach()
+        return loss + self.interventions.penalty(self, component)
+
+    def predictions(
+        self, component: str, obs: Tensor, action: Tensor, networks: Mapping[str, nn.Module] | None = None
+    ) -> Tensor:
+        """What a component says of B observations and actions: values [B, actions] or [N, B], or a policy in the form
+        of `decisions`. Gradients run through it; it draws nothing.
+
+        Args:
+            networks: By component, copies to ask in the place of the agent's own networks; all or some of them.
+        """
+        said: Tensor = self.asked(component, networks)(obs)
+        return said
+
+    def asked(self, component: str, networks: Mapping[str, nn.Module] | None) -> Any:
+        """The network of a component among those given, or else the agent's own."""
+        if networks is not None and component in networks:
+            return networks[component]
+        return self.components[component].online
 
     def slow_copy(self, online: N) -> N:
         """A frozen copy to bootstrap from. What draws in either (dropout) draws from the agent's stream."""
@@ -279,6 +313,7 @@ class Agent(ABC):
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers()},
             "generator": self.generator.get_state(),
             "host_rng": _rng_state(self.host_rng),
+            "born": self.born,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -299,6 +334,7 @@ class Agent(ABC):
             ) from error
         restore_stream_(self.generator, state["generator"], derive_seed(self.seed, "noise"))
         _set_rng_state(self.host_rng, state["host_rng"])
+        self.born = state.get("born", 0)
 
     def content(self) -> dict[str, Any]:
         """All that `load` needs: what the agent was built from, and its state."""

@@ -7,7 +7,7 @@ and CleanRL's DQN, where the paper has centred RMSProp.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -126,11 +126,14 @@ class DQN(Agent):
 
     def epsilon(self, clock: Clock) -> float:
         """Probability of a random action: 1 before learning starts, then linear in environment steps."""
-        c = self.config
-        if clock.steps < c.learning_starts:
+        c, age = self.config, self.age(clock)
+        if age < c.learning_starts:
             return 1.0
-        share = min(1.0, (clock.steps - c.learning_starts) / max(1, c.epsilon_steps))
+        share = min(1.0, (age - c.learning_starts) / max(1, c.epsilon_steps))
         return c.epsilon_start + share * (c.epsilon_end - c.epsilon_start)
+
+    def charts(self, clock: Clock) -> dict[str, float]:
+        return {"charts/epsilon": self.epsilon(clock)}
 
     @torch.no_grad()
     def act(self, obs: NDArray[Any] | Tensor, clock: Clock | None = None) -> Tensor:
@@ -182,6 +185,12 @@ class DQN(Agent):
         assert network is not None
         return self.head.value(pick(network(batch.obs), batch.action)).unsqueeze(0)
 
+    def predictions(
+        self, component: str, obs: Tensor, action: Tensor, networks: Mapping[str, nn.Module] | None = None
+    ) -> Tensor:
+        """Values of all actions [B, actions]."""
+        return self.head.value(self.asked(component, networks)(obs))
+
     def losses(self, batch: Batch, seed: int) -> dict[str, Callable[[], Tensor]]:
         target = self.target(batch)
         return {"critic": lambda: self.loss(batch, target)[0]}
@@ -207,7 +216,10 @@ class DQN(Agent):
         step(self.penalised(loss, "critic"), self.critic.optimizer, self.config.optimizer.max_grad_norm)
         if self.target_beat(clock):
             sync_target_(self.critic, self.config.target_tau)
-        metrics = {"losses/td_loss": loss.detach(), "losses/q_values": value.mean(), "losses/td_error": error.mean()}
+        metrics = {
+            "losses/td_loss": loss.detach(), "losses/td_error": error.mean(), "losses/q_values": value.mean(),
+            "losses/q_magnitude": value.abs().mean(),
+        }  # fmt: skip
         return Update(metrics, {"critic": [h.detach() for h in trace]}, error)
 
 

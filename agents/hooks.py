@@ -217,13 +217,15 @@ class When:
 class Sampling:
     """How the next batches are drawn; interventions may anneal it (`Intervention.schedule`).
 
-    `replay_ratio` is gradient updates per environment step.
+    `replay_ratio` is gradient updates per environment step, `extra_updates` the number of those that a run owes up to
+    this moment besides: it only grows, and each is made once.
     """
 
     batch_size: int
     n_step: int
     gamma: float
     replay_ratio: float
+    extra_updates: int = 0
 
 
 class Update(NamedTuple):
@@ -249,8 +251,9 @@ class Run(Protocol):
 
 
 class Memory(Protocol):
-    """What an intervention may ask of a run's memory: a batch to look at, drawn without a trace."""
+    """What an intervention may ask of a run's memory: a batch to look at, drawn without a trace; to forget."""
 
+    def clear(self) -> None: ...
     def sample(
         self, batch_size: int, n_step: int = 1, gamma: float = 0.99, generator: Generator | None = None
     ) -> Batch: ...
@@ -331,6 +334,9 @@ class Intervention(nn.Module):
 
     def fire(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
         """What is done when `when` says so."""
+
+    def reborn(self, run: Run) -> None:
+        """The agent has become a newly born one, in place: forget what was remembered of the one before."""
 
     def fire_when(self, when: When) -> None:
         """Fire on what is measured rather than on a beat.

@@ -25,7 +25,7 @@ from .spaces import ObservationSpec
 
 Trace = list[Tensor]
 BodyName = Literal["auto", "mlp", "minatar", "nature", "impala", "drq"]
-ActivationName = Literal["relu", "tanh", "elu", "gelu", "silu", "leaky_relu", "crelu", "identity"]
+ActivationName = Literal["relu", "tanh", "elu", "gelu", "silu", "leaky_relu", "crelu", "fourier", "identity"]
 NormName = Literal["none", "layer_norm"]
 NormPlacement = Literal["all", "dense", "encoder", "last"]
 ConvNorm = Literal["gn1", "ln_chw"]
@@ -85,6 +85,13 @@ class CReLU(nn.Module):
         return torch.cat([F.relu(x), F.relu(-x)], dim=1)
 
 
+class Fourier(nn.Module):
+    """sin(x) and cos(x) along the feature axis: each unit has two copies (Lewandowski et al. 2024, 2410.20634)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x.sin(), x.cos()], dim=1)
+
+
 class Dropout(nn.Module):
     """Inverted dropout whose masks come from a generator of its own, so that nothing else sees its draws."""
 
@@ -102,8 +109,10 @@ class Dropout(nn.Module):
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU, "leaky_relu": nn.LeakyReLU,
-    "crelu": CReLU, "identity": nn.Identity,
+    "crelu": CReLU, "fourier": Fourier, "identity": nn.Identity,
 }  # fmt: skip
+COPIES = {"crelu": 2, "fourier": 2}
+"""Outputs that a unit has, where it has more than one."""
 
 
 def _draw_torch(shape: torch.Size, fan_in: int, is_bias: bool, gain: float, generator: Generator) -> Tensor:
@@ -137,7 +146,7 @@ class Layer(nn.Module):
         self.is_dense = isinstance(linear, nn.Linear)
         self.init = init
         self.gain = gain if gain is not None else 1.0 if output else math.sqrt(2.0)
-        self.copies = 2 if activation == "crelu" else 1
+        self.copies = COPIES.get(activation, 1)
         self.units = linear.out_features if isinstance(linear, nn.Linear) else linear.out_channels
         self.dropout = Dropout(dropout, generator) if dropout else None
         self.norm: nn.Module | None = None
@@ -404,8 +413,7 @@ class Residual(nn.Module):
         super().__init__()
         # The stream itself is activated before the first convolution, which therefore reads `copies` as many channels.
         self.entry = ACTIVATIONS[build.config.activation]()
-        copies = 2 if build.config.activation == "crelu" else 1
-        self.inner = build.conv(channels * copies, channels, 3, padding=1)
+        self.inner = build.conv(channels * COPIES.get(build.config.activation, 1), channels, 3, padding=1)
         linear = nn.utils.skip_init(nn.Conv2d, self.inner.features, channels, 3, padding=1)
         self.outer = Layer(linear, build.generator, activation="identity", init=build.config.init, output=True)
 
@@ -476,6 +484,28 @@ def build_encoder(observation: ObservationSpec, build: Bricklayer, default: Body
         ) from error
     # Weights in the layout of the data, or every call would convert them.
     return cast(Pixels, encoder.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+
+
+class ValueNetwork(nn.Module):
+    """Observations [B, *obs] → logits [B, outputs]; `encoder` and the shared dense layers are what the actor reads."""
+
+    def __init__(
+        self, observation: ObservationSpec, outputs: int, config: NetworkConfig, generator: Generator
+    ) -> None:
+        super().__init__()
+        build = Bricklayer(config, generator)
+        self.encoder = build_encoder(observation, build)
+        self.body = Dense(self.encoder.features, config.hidden, build)
+        self.output = build.output(self.body.features, outputs)
+
+    def forward(self, obs: Tensor, trace: Trace | None = None) -> Tensor:
+        return self.read(obs, trace)[0]
+
+    def read(self, obs: Tensor, trace: Trace | None = None) -> tuple[Tensor, Tensor]:
+        """Logits [B, outputs], and what they were read from [B, F]."""
+        features = self.body(self.encoder(obs, trace), trace)
+        logits: Tensor = self.output.forward(features)
+        return logits, features
 
 
 class QNetwork(nn.Module):

@@ -154,7 +154,12 @@ def step(loss: Tensor, optimizer: torch.optim.Optimizer, max_grad_norm: float = 
     is `optimizer.clipped` (0-d, or None if they are never clipped).
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    gradients = list(torch.autograd.grad(loss, parameters))
+    # The fused kernel takes memory as it lies; a gradient that came by another way than a convolution's own (channels
+    # last), or is one number seen many times, does not lie as its parameter does.
+    gradients = [
+        gradient if gradient.stride() == parameter.stride() else torch.empty_like(parameter).copy_(gradient)
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True)
+    ]
     optimizer.clipped = clip_(gradients, max_grad_norm) if max_grad_norm else None  # type: ignore[attr-defined]
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient

@@ -12,7 +12,7 @@ those of one pass over the complete rollout by the policy that acted. There is n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -25,11 +25,10 @@ from torch import Generator, Tensor, nn
 from .agent import Agent, Component, gaussian_kl
 from .heads import HeadConfig, HeadName, build_head
 from .hooks import Clock, Sampling, Update, derive_seed
-from .networks import Bricklayer, Dense, NetworkConfig, Trace, build_encoder
+from .networks import Bricklayer, Dense, NetworkConfig, Trace, ValueNetwork
 from .optimizers import OptimizerConfig, build_optimizer, step
 from .replay import Batch
 from .rollout import Judged, Rollout, RolloutBatch, RolloutParts
-from .spaces import ObservationSpec
 
 # Heads whose target is a number; the others need the distribution of what follows.
 SCALAR_TARGETS = ("mse", "huber", "symlog", "two_hot", "hl_gauss")
@@ -52,7 +51,8 @@ class PPOConfig:
         clip: Range of the probability ratio around 1 in which the policy is moved.
         clip_value: Range in which a value is moved, 0 is off (only with value_loss mse).
         entropy: Weight of the entropy bonus.
-        value_weight: Weight of the value loss.
+        value_weight: Weight of the value loss, which for mse is half the squared error (Stable-Baselines3 does not
+            halve: its 0.5 is 1 here).
         value_loss: How values are learnt.
         head: Parameters of the value loss.
         normalise_advantage: Advantages of every minibatch have mean 0 and deviation 1.
@@ -116,8 +116,11 @@ class PPOConfig:
 
     @classmethod
     def for_suite(cls, suite: str) -> PPOConfig:
-        """Settings known to work: `control` (Schulman et al. 2017, table 3, with normalisation as in Andrychowicz et
-        al. 2021), `minatar` and `atari` (table 5)."""
+        """Settings known to work: `control` (Schulman et al. 2017, table 3), `minatar` and `atari` (table 5).
+
+        MuJoCo wants `normalise_observations` and `scale_rewards` besides (Andrychowicz et al. 2021, 2006.05990), which
+        are off because running statistics also hide a drift of the observations.
+        """
         if suite in ("atari", "minatar"):
             network = NetworkConfig(hidden=(512,) if suite == "atari" else (128,), init="orthogonal")
             return cls(
@@ -126,28 +129,6 @@ class PPOConfig:
                 optimizer=OptimizerConfig(lr=2.5e-4, eps=1e-5, max_grad_norm=0.5),
             )  # fmt: skip
         return cls()
-
-
-class ValueNetwork(nn.Module):
-    """Observations [B, *obs] → logits [B, outputs]; `encoder` and the shared dense layers are what the actor reads."""
-
-    def __init__(
-        self, observation: ObservationSpec, outputs: int, config: NetworkConfig, generator: Generator
-    ) -> None:
-        super().__init__()
-        build = Bricklayer(config, generator)
-        self.encoder = build_encoder(observation, build)
-        self.body = Dense(self.encoder.features, config.hidden, build)
-        self.output = build.output(self.body.features, outputs)
-
-    def forward(self, obs: Tensor, trace: Trace | None = None) -> Tensor:
-        return self.read(obs, trace)[0]
-
-    def read(self, obs: Tensor, trace: Trace | None = None) -> tuple[Tensor, Tensor]:
-        """Logits [B, outputs], and what they were read from [B, F]."""
-        features = self.body(self.encoder(obs, trace), trace)
-        logits: Tensor = self.output.forward(features)
-        return logits, features
 
 
 class PolicyNetwork(nn.Module):
@@ -161,6 +142,13 @@ class PolicyNetwork(nn.Module):
         self.body = Dense(features, config.hidden, build)
         self.output = build.output(self.body.features, outputs, gain=0.01)
         self.log_std = None if log_std is None else nn.Parameter(torch.full((outputs,), log_std))
+        self.initial_log_std = log_std
+
+    @torch.no_grad()
+    def load_fresh_deviation(self) -> None:
+        """The policy's deviation back to where it began, in place; a categorical has none."""
+        if self.log_std is not None and self.initial_log_std is not None:
+            self.log_std.fill_(self.initial_log_std)
 
     def forward(self, features: Tensor, trace: Trace | None = None) -> Tensor:
         logits: Tensor = self.output.forward(self.body(features, trace))
@@ -236,18 +224,28 @@ class PPO(Agent):
         logits, features = self.critic.online.read(x, trace)
         return logits, features if self.shared else self.critic.online.encoder(x)
 
+    def features(self, obs: Tensor) -> Tensor:
+        """What the actor reads [B, F], alone."""
+        x, critic = self.normal(obs), self.critic.online
+        encoded: Tensor = critic.encoder(x)
+        return critic.body(encoded) if self.shared else encoded
+
     def normal(self, obs: Tensor) -> Tensor:
         """Observations as the networks get them."""
         if not self.config.normalise_observations or self.shared:
             return obs
         return ((obs - self.seen.mean) / self.seen.deviation()).clamp(-10, 10).float()
 
-    def policy(self, features: Tensor, trace: Trace | None = None) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of all actions [B, actions] and nothing, or means and log deviations [B, A]."""
-        logits: Tensor = self.actor.online(features, trace)
+    def policy(
+        self, features: Tensor, trace: Trace | None = None, network: PolicyNetwork | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of all actions [B, actions] and nothing, or means and log deviations [B, A]; of the actor,
+        or of a copy of it."""
+        network = self.actor.online if network is None else network
+        logits: Tensor = network(features, trace)
         if self.action.discrete:
             return F.log_softmax(logits, dim=1), logits.new_zeros(())
-        log_std = self.actor.online.log_std
+        log_std = network.log_std
         assert log_std is not None
         return logits, log_std.expand_as(logits)
 
@@ -263,7 +261,7 @@ class PPO(Agent):
 
     @torch.no_grad()
     def act(self, obs: NDArray[Any] | Tensor, clock: Clock | None = None) -> Tensor:
-        policy = self.policy(self.read(self.tensor(obs))[1])
+        policy = self.policy(self.features(self.tensor(obs)))
         if self.action.discrete:
             if clock is None:
                 return policy[0].argmax(dim=1)
@@ -303,11 +301,11 @@ class PPO(Agent):
         shape = parts.obs.shape[:2]
         obs, action, next_obs = (part.flatten(0, 1) for part in parts)
         log_probs, values, next_values = [], [], []
-        for places in torch.arange(len(obs), device=self.device).split(1024):
-            logits, features = self.read(obs[places])
+        for now, done, then in zip(obs.split(1024), action.split(1024), next_obs.split(1024), strict=True):
+            logits, features = self.read(now)
             values.append(self.head.value(logits))
-            log_probs.append(self.log_prob(self.policy(features), action[places])[0])
-            next_values.append(self.head.value(self.read(next_obs[places])[0]))
+            log_probs.append(self.log_prob(self.policy(features), done)[0])
+            next_values.append(self.head.value(self.critic.online(self.normal(then))))
         return Judged(*(torch.cat(found).view(shape) for found in (log_probs, values, next_values)))
 
     @torch.no_grad()
@@ -360,25 +358,37 @@ class PPO(Agent):
         logits, features = self.read(batch.obs, traces["critic"])
         value_loss = self.value_loss(batch, logits)
         policy_loss, entropy, log_ratio = self.policy_loss(batch, features, traces["actor"])
-        loss = policy_loss + c.value_weight * value_loss - c.entropy * entropy
-        logits, log_ratio = logits.detach(), log_ratio.detach()
-        value, ratio = self.head.value(logits), log_ratio.exp()
+        loss = policy_loss + c.value_weight * value_loss
+        if c.entropy:  # a weight of zero would still cost a walk back through it
+            loss = loss - c.entropy * entropy
+        log_ratio = log_ratio.detach()
+        value, gain = self.head.value(logits.detach()), log_ratio.exp() - 1
+        error = batch.ret - value
         parts = {
             "losses/policy_loss": policy_loss.detach(), "losses/value_loss": value_loss.detach(),
-            "losses/entropy": entropy.detach(), "losses/approx_kl": ((ratio - 1) - log_ratio).mean(),
-            "losses/clip_fraction": ((ratio - 1).abs() > c.clip).float().mean(), "losses/values": value.mean(),
-            "losses/explained_variance": 1 - (batch.ret - value).var() / (batch.ret.var() + 1e-8),
+            "losses/entropy": entropy.detach(), "losses/approx_kl": (gain - log_ratio).mean(),
+            "losses/clip_fraction": (gain.abs() > c.clip).float().mean(), "losses/values": value.mean(),
+            "losses/explained_variance": 1 - error.var() / (batch.ret.var() + 1e-8),
         }  # fmt: skip
-        return loss, parts, (value - batch.ret).abs(), traces
+        return loss, parts, error.abs(), traces
+
+    def learning_rate(self, clock: Clock) -> float:
+        """That of the optimizer, annealed if asked for."""
+        c = self.config
+        return c.optimizer.lr * (max(0.0, 1.0 - self.age(clock) / c.anneal_steps) if c.anneal_steps else 1.0)
+
+    def charts(self, clock: Clock) -> dict[str, float]:
+        return {"charts/learning_rate": self.learning_rate(clock)}
 
     def update(self, batch: Any, clock: Clock) -> Update:
         batch = self.interventions.transform_batch(batch)
         loss, parts, error, traces = self.loss(batch)
-        loss = self.penalised(self.penalised(loss, "critic"), "actor")
         c, optimizer = self.config, self.critic.optimizer
+        loss = self.penalised(loss, "critic", c.value_weight * parts["losses/value_loss"])
+        loss = self.penalised(loss, "actor", parts["losses/policy_loss"])
         if c.anneal_steps:
             for group in optimizer.param_groups:
-                group["lr"] = c.optimizer.lr * max(0.0, 1.0 - clock.steps / c.anneal_steps)
+                group["lr"] = self.learning_rate(clock)
         step(loss, optimizer, c.optimizer.max_grad_norm)
         return Update(parts, {name: [h.detach() for h in trace] for name, trace in traces.items()}, error)
 
@@ -428,11 +438,21 @@ class PPO(Agent):
             "critic": lambda: c.value_weight * self.value_loss(batch, self.read(batch.obs)[0]), "actor": policy,
         }  # fmt: skip
 
+    def predictions(
+        self, component: str, obs: Tensor, action: Tensor, networks: Mapping[str, nn.Module] | None = None
+    ) -> Tensor:
+        """Values [B], or the policy in the form of `decisions`."""
+        critic, x = self.asked("critic", networks), self.normal(obs)
+        if component == "critic":
+            return self.head.value(critic(x))
+        features = critic.read(x)[1] if self.shared else critic.encoder(x)
+        policy = self.policy(features, network=self.asked("actor", networks))
+        return policy[0] if self.action.discrete else torch.stack(policy)
+
     @torch.no_grad()
     def decisions(self, batch: Batch) -> Tensor:
         """Log-probabilities [B, actions], or means and log deviations [2, B, A]."""
-        policy = self.policy(self.read(batch.obs)[1])
-        return policy[0] if self.action.discrete else torch.stack(policy)
+        return self.predictions("actor", batch.obs, batch.action)
 
     def policy_churn(self, before: Tensor, after: Tensor) -> Tensor:
         """Mean KL divergence of the policy before from that after."""

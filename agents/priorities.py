@@ -75,6 +75,10 @@ class Priorities:
         self._fill(max(self._last, first), last, self._highest)
         self._first, self._last = first, last
 
+    def begin_anew(self) -> None:
+        """What becomes drawable from now on gets the first priority there was."""
+        self._highest.fill_(1.0)
+
     def _fill(self, first: int, last: int, value: Tensor | None) -> None:
         """Set the priorities of a range of ordinals (at most one round of the ring), zero without a value."""
         while first < last:

@@ -10,6 +10,8 @@ the transition after the one with ordinal i (how many were stored before it) in 
 * n-step windows are put together when sampled, so n and the discount may be annealed. A window stops at the first
   `terminated | truncated`, inclusive. Windows that end beyond the newest transition are not sampled: the newest
   (n - 1) * num_envs transitions wait for their turn, whether or not an episode's end would have cut their window.
+* `clear` moves the beginning of what is learnt from to the present. Nothing is overwritten for it, so the frames that
+  the running episodes still need are there, and pieces of a checkpoint keep their versions.
 * Randomness is a generator of the replay's own. Neither storing nor sampling makes the host wait for the device.
 """
 
@@ -34,6 +36,7 @@ __all__ = ["Batch", "PrioritisedConfig", "Replay", "ReplayTooLarge"]
 
 SHORT_EPISODE = 64  # mean length from which on the final frames of episodes find room beside `capacity` transitions
 NOBODY = np.empty(0, np.int64)
+AT_ONCE = 256  # updates between which a run is not asked whether it is to stop
 HEADROOM = 0.9  # of the available memory; the rest is left to networks and system
 
 
@@ -159,7 +162,8 @@ class Replay:
         self._written = self._head = self._tail = 0
         self._oldest = np.zeros(self._layout.steps, np.int64)  # of every step: the oldest frame its stacks need
         self._stacks = np.full((num_envs, observation.stack), -1, np.int64)  # frames of what agents act on; -1: zeros
-        self._credit, self._credited = 0.0, 0
+        self._credit, self._credited, self._extra = 0.0, 0, 0
+        self._begin = 0  # the first transition that is learnt from: how many there were when `clear` was called last
         self._row = np.empty((num_envs, self._layout.row), np.int32)  # what `add` packs, before it goes to the device
         self._number = self._row.view(np.float32)
         self._expected = (num_envs, *observation.shape), np.uint8 if observation.dtype == torch.uint8 else np.float32
@@ -261,8 +265,9 @@ class Replay:
         self._drop()
 
     def _drop(self) -> None:
-        """Let go of what exceeds the capacity, and of every step that needs a frame which is gone."""
-        self._tail = max(self._tail, self._head - self.capacity)
+        """Let go of what exceeds the capacity, of what was there before the latest `clear`, and of every step that
+        needs a frame which is gone."""
+        self._tail = max(self._tail, self._head - self.capacity, self._begin)
         present = self._written - self._layout.slots
         while self._oldest[self._tail // self.num_envs % len(self._oldest)] < present:
             self._tail = (self._tail // self.num_envs + 1) * self.num_envs
@@ -366,7 +371,7 @@ class Replay:
         else:
             self._priorities.limit(self._tail, last)
             index = self._priorities.draw(batch_size, self._generator)
-            weight = self._priorities.weights(index, self._head)
+            weight = self._priorities.weights(index, self._head - self._begin)
         return self._gather(index, weight, n_step, gamma)
 
     def update_priorities(self, index: Tensor, td_error: Tensor) -> None:
@@ -406,25 +411,47 @@ class Replay:
     def _clipped(self, reward: Tensor) -> Tensor:
         return reward.contiguous() if self.reward_clip is None else reward.clamp(-self.reward_clip, self.reward_clip)
 
+    def clear(self) -> None:
+        """Forget everything: what was stored until now is not learnt from any more, and nothing is owed for it.
+
+        Learning begins anew once `learning_starts` more transitions are there. Until the next one is stored, who
+        merely looks still sees the old ones.
+        """
+        self._begin = self._credited = self._head
+        self._credit = 0.0
+        if self._priorities is not None:
+            self._priorities.begin_anew()
+
     # What is owed
 
     def batches(self, sampling: Sampling) -> Iterator[Batch]:
-        """As many batches as updates are owed: `replay_ratio` for every transition stored since the last call.
+        """As many batches as updates are owed: `replay_ratio` for every transition stored since the last call, and
+        what `extra_updates` has grown by. At most `AT_ONCE` a call; the rest is for the next one (`owes`).
 
         Transitions before `learning_starts` do not count. A ratio applies to what is new, so a change takes effect at
         once; fractions are kept. Each batch is drawn when it is asked for, so that priorities set by the update before
         it count.
         """
-        new = self._head - max(self._credited, self.learning_starts)
-        self._credit += sampling.replay_ratio * max(0, new)
+        new = self._head - max(self._credited, self._begin + self.learning_starts)
+        self._credit += sampling.replay_ratio * max(0, new) + max(0, sampling.extra_updates - self._extra)
+        self._extra = max(self._extra, sampling.extra_updates)
         self._credited = self._head
         return self._owed(sampling)
 
     def _owed(self, sampling: Sampling) -> Iterator[Batch]:
-        # Ten times 0.1 is a little less than one.
-        while self._credit >= 1 - 1e-9 and self.available(sampling.n_step):
+        for _ in range(AT_ONCE):
+            if not self._affords(sampling):
+                return
             self._credit -= 1
             yield self.sample(sampling.batch_size, sampling.n_step, sampling.gamma)
+
+    def _affords(self, sampling: Sampling) -> bool:
+        # Ten times 0.1 is a little less than one.
+        return self._credit >= 1 - 1e-9 and self.available(sampling.n_step) > 0
+
+    def owes(self, sampling: Sampling) -> bool:
+        """Are updates owed that come before the next step: the rest of many, or such as are owed besides?"""
+        return self._affords(sampling) or sampling.extra_updates > self._extra
 
     # Checkpoints
 
@@ -440,6 +467,8 @@ class Replay:
             "stacks": torch.from_numpy(self._stacks.copy()),
             "credit": self._credit,
             "credited": self._credited,
+            "extra": self._extra,
+            "begin": self._begin,
             "generator": self._generator.get_state(),
             "priorities": self._priorities.state_dict() if self._priorities else None,
         }
@@ -459,6 +488,7 @@ class Replay:
         self._oldest[steps % len(self._oldest)] = state["oldest"].numpy()
         self._stacks = state["stacks"].numpy().copy()
         self._credit, self._credited = state["credit"], state["credited"]
+        self._extra, self._begin = state.get("extra", 0), state.get("begin", 0)
         self._generator.set_state(state["generator"])
         if self._priorities:
             self._priorities.load_state_dict(state["priorities"])

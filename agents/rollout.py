@@ -34,7 +34,9 @@ class RolloutBatch(NamedTuple):
 
     def take(self, index: slice | Tensor) -> RolloutBatch:
         """Some of the steps."""
-        return RolloutBatch(*(part[index] for part in self))
+        if isinstance(index, slice):
+            return RolloutBatch(*(part[index] for part in self))
+        return RolloutBatch(*(part.index_select(0, index) for part in self))
 
 
 class Judged(NamedTuple):
@@ -74,12 +76,15 @@ class Rollout:
         self.generator = Generator(device).manual_seed(seed)
         shape, each = (length, num_envs), (length, num_envs, *observation.shape)
         kind = torch.int64 if action.discrete else torch.float32
-        self.obs = torch.zeros(each, dtype=observation.dtype, device=device)
-        self.next_obs = torch.zeros(each, dtype=observation.dtype, device=device)
-        self.action = torch.zeros(shape if action.discrete else (*shape, action.size), dtype=kind, device=device)
-        self.reward = torch.zeros(shape, device=device)
-        self.terminated = torch.zeros(shape, dtype=torch.bool, device=device)
-        self.over = torch.zeros(shape, dtype=torch.bool, device=device)
+        # On the host until it is complete: a step is written through numpy's views of the same memory, which costs a
+        # tenth of copies between tensors.
+        self.obs = torch.zeros(each, dtype=observation.dtype)
+        self.next_obs = torch.zeros(each, dtype=observation.dtype)
+        self.action = torch.zeros(shape if action.discrete else (*shape, action.size), dtype=kind)
+        self.reward = torch.zeros(shape)
+        self.terminated = torch.zeros(shape, dtype=torch.bool)
+        self.over = torch.zeros(shape, dtype=torch.bool)
+        self._views: dict[str, NDArray[Any]] = {name: getattr(self, name).numpy() for name in NAMES}
         self.carry = torch.zeros(num_envs, device=device)
         self.filled = 0
         self.held: RolloutBatch | None = None  # the last complete rollout, for whoever looks
@@ -96,11 +101,13 @@ class Rollout:
         """One step of every environment: the actions taken and what came of them."""
         assert self.latest is not None, "a rollout is started before anything is added to it"
         t = self.filled
-        for place, content in (
-            (self.obs, self.latest), (self.next_obs, step.final_obs), (self.action, action), (self.reward, step.reward),
-            (self.terminated, step.terminated), (self.over, step.terminated | step.truncated),
-        ):  # fmt: skip
-            place[t].copy_(torch.as_tensor(np.ascontiguousarray(content)), non_blocking=True)
+        views = self._views
+        views["obs"][t] = self.latest
+        views["next_obs"][t] = step.final_obs
+        views["action"][t] = action
+        views["reward"][t] = step.reward
+        views["terminated"][t] = step.terminated
+        np.logical_or(step.terminated, step.truncated, out=views["over"][t])
         self.latest = step.obs.copy()
         self.filled += 1
 
@@ -117,30 +124,52 @@ class Rollout:
                 places = order[begin : begin + self.batch_size]
                 if len(places) > 1 or size == 1:
                     yield whole.take(places)
+                    if not self.filled:  # cleared: what is left of it is nobody's any more
+                        return
         self.finish(whole.obs)
         self.filled = 0
+
+    def owes(self, sampling: Sampling) -> bool:
+        """Nothing is left over: all that is owed is made at once."""
+        return False
+
+    def clear(self) -> None:
+        """Forget the steps that were taken so far, and the rest of a rollout that is being learnt from. Who merely
+        looks still sees the last complete one."""
+        self.filled = 0
+        self.carry.zero_()
 
     def complete(self, gamma: float) -> RolloutBatch:
         """All steps, with advantages (Schulman et al. 2016, 1506.02438, eq. 16): a truncated episode is bootstrapped
         from its final observation, a terminated one is not."""
-        reward = self.scale(self.reward, self.over, self.carry)
-        parts = RolloutParts(self.obs, self.action, self.next_obs)
-        judged = self.judge(parts)
-        discount = gamma * (~self.terminated).float()
+        obs, next_obs, action, reward, terminated, over = (self._present(name) for name in NAMES)
+        reward = self.scale(reward, over, self.carry)
+        judged = self.judge(RolloutParts(obs, action, next_obs))
+        discount = gamma * (~terminated).float()
         delta = reward + discount * judged.next_value - judged.value
-        advantage = torch.zeros_like(delta)
         running = torch.zeros(self.num_envs, device=self.device)
-        going = gamma * self.lam * (~self.over).float()
-        for t in reversed(range(self.length)):
-            running = delta[t] + going[t] * running
-            advantage[t] = running
+        going = gamma * self.lam * (~over).float()
+        backwards: list[Tensor] = []
+        for error, weight in zip(reversed(delta.unbind()), reversed(going.unbind()), strict=True):
+            running = error + weight * running
+            backwards.append(running)
+        advantage = torch.stack(backwards[::-1])
         index = torch.arange(self.length * self.num_envs, device=self.device)
         return RolloutBatch(
-            obs=self.obs.flatten(0, 1), action=self.action.flatten(0, 1), reward=reward.flatten(),
-            discount=discount.flatten(), next_obs=self.next_obs.flatten(0, 1), weight=torch.ones_like(reward).flatten(),
+            obs=obs.flatten(0, 1), action=action.flatten(0, 1), reward=reward.flatten(),
+            discount=discount.flatten(), next_obs=next_obs.flatten(0, 1), weight=torch.ones_like(reward).flatten(),
             index=index, log_prob=judged.log_prob.flatten(), value=judged.value.flatten(),
             advantage=advantage.flatten(), ret=(advantage + judged.value).flatten(),
-        ).take(index)  # fmt: skip
+        )  # fmt: skip
+
+    def _present(self, name: str) -> Tensor:
+        """One of the records on the device, in memory that the next rollout does not write to."""
+        record: Tensor = getattr(self, name)
+        if self.device.type == "cpu":
+            return record.clone()
+        # Only from pinned memory does a copy leave the host free; the allocator keeps it until the copy is done.
+        pinned = self.device.type == "cuda"
+        return (record.pin_memory() if pinned else record.clone()).to(self.device, non_blocking=pinned)
 
     def update_priorities(self, index: Tensor, td_error: Tensor) -> None:
         """On-policy batches have no priorities."""
@@ -163,15 +192,17 @@ class Rollout:
         held = None if self.held is None else [part.clone() for part in self.held]
         return {
             "tensors": tensors, "filled": self.filled, "held": held, "carry": self.carry.clone(),
-            "generator": self.generator.get_state(), "made_for": [self.length, self.num_envs],
+            "generator": self.generator.get_state(), "made_for": self._made_for(),
             "latest": None if self.latest is None else torch.from_numpy(self.latest.copy()),
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave (ValueError if it was of another shape)."""
-        if state["made_for"] != [self.length, self.num_envs]:
-            raise ValueError(f"the saved rollout is of {state['made_for'][0]} steps of {state['made_for'][1]} "
-                             f"environments, not of {self.length} of {self.num_envs}")
+        saved = state["made_for"]
+        saved = dict(zip(("length", "num_envs"), saved, strict=True)) if isinstance(saved, list) else saved
+        if saved != self._made_for():
+            raise ValueError(f"the saved rollout is of {saved['length']} steps of {saved['num_envs']} environments, "
+                             f"not of {self.length} of {self.num_envs}")
         self.filled = state["filled"]
         for name in NAMES:
             getattr(self, name)[: self.filled].copy_(state["tensors"][name])
@@ -180,6 +211,9 @@ class Rollout:
         self.held = None if held is None else RolloutBatch(*(part.to(self.device) for part in held))
         self.generator.set_state(state["generator"].cpu())
         self.latest = None if state["latest"] is None else state["latest"].numpy()
+
+    def _made_for(self) -> dict[str, int]:
+        return {"length": self.length, "num_envs": self.num_envs}
 
     def chunks(self) -> list[tuple[str, int]]:
         """Nothing is saved in chunks: a rollout is small."""

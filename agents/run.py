@@ -1,7 +1,8 @@
 """The loop: act, step, store; and for every batch owed: update, tick, intervene, log.
 
 A run can be stopped anywhere and goes on to the same last bit, because all that it is stands in its parts' states:
-agent, memory, environments, log, clock and the observation at hand.
+agent, memory, environments, log, clock and the observation at hand. Where very many updates are owed at once, the loop
+comes up for air between slices of them: it can be stopped there, and saves as often as if updates were steps.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class Run:
         envs: Where.
         log: Where measurements go; in memory only if None.
         checkpoints: Where the run is saved; nowhere if None.
-        checkpoint_every: Environment steps between checkpoints; 0 saves at the end and at a signal only.
+        checkpoint_every: Environment steps between checkpoints, or gradient updates while no step is taken; 0 saves at
+            the end and at a signal only.
         evaluate: Called every `evaluate_every` environment steps with the agent; its values are logged.
         evaluate_every: Environment steps between evaluations; 0 is never.
         progress: Shows how far the run is.
@@ -109,17 +111,38 @@ class Run:
         if self.obs is None:
             self.obs = self.envs.reset()
             self.memory.start(self.obs)
-        while self.clock.steps < steps and not stop():
-            before = self.clock.steps
+        while (self.clock.steps < steps or self.owing) and not stop():
+            updates = self.clock.updates
             self.step()
-            self.beat(before)
+            if self.owing:
+                self.breathe(updates)
+            else:
+                self.beat(self.clock.steps - self.envs.num_envs)
         self.save()
         if self.monitors is not None:
             self.monitors.publish(self)
-        return self.clock.steps >= steps
+        return self.clock.steps >= steps and not self.owing
+
+    @property
+    def owing(self) -> bool:
+        """Are updates left over that come before the next step?"""
+        return self.memory.owes(self.agent.sampling(self.clock))
 
     def step(self) -> None:
-        """One step in every environment, and the updates owed for it."""
+        """One step in every environment, and the updates owed for it; of very many a slice, and each call that follows
+        makes another, and takes no step until all are made."""
+        step = None if self.owing else self.interact()
+        started = time.perf_counter()
+        due = step is not None and self._crossed(self.clock.steps - self.envs.num_envs, self.agent.config.update_every)
+        if due or self.owing:
+            for batch in self.memory.batches(self.agent.sampling(self.clock)):
+                self.learn(batch)
+        for episode in step.episodes if step is not None else ():
+            self.log.episode(episode, self.clock)
+        self.seconds["update"] += time.perf_counter() - started
+
+    def interact(self) -> Step:
+        """One step in every environment, and into memory."""
         started = time.perf_counter()
         assert self.obs is not None
         action = self.agent.act(self.obs, self.clock).cpu().numpy()
@@ -128,16 +151,11 @@ class Run:
         stepped = time.perf_counter()
         self.memory.add(action, step)
         self.obs = step.obs
-        before, self.clock = self.clock.steps, self.clock.stepped(self.envs.num_envs, len(step.episodes))
-        if self._crossed(before, self.agent.config.update_every):
-            for batch in self.memory.batches(self.agent.sampling(self.clock)):
-                self.learn(batch)
-        for episode in step.episodes:
-            self.log.episode(episode, self.clock)
-        seconds, done = self.seconds, time.perf_counter()
-        seconds["act"] += acted - started
-        seconds["env"] += stepped - acted
-        seconds["update"] += done - stepped
+        self.clock = self.clock.stepped(self.envs.num_envs, len(step.episodes))
+        self.seconds["act"] += acted - started
+        self.seconds["env"] += stepped - acted
+        self.seconds["update"] += time.perf_counter() - stepped
+        return step
 
     def learn(self, batch: Batch) -> None:
         """One gradient update, and what follows from it."""
@@ -160,14 +178,29 @@ class Run:
         if self.monitors is not None:
             self.monitors.between(self, before)
         if self.log.due(self.clock):
-            self.log.flush(self.clock, {"replay/size": len(self.memory)}, self.seconds)
-            self.seconds = dict.fromkeys(self.seconds, 0.0)
+            self.flush()
         if self.evaluate is not None and self._crossed(before, self.evaluate_every):
             self.log.scalars(self.evaluate(self.agent), self.clock)
         if self._crossed(before, self.checkpoint_every):
             self.save()
         if self.progress is not None:
             self.progress.update(self.clock, self.log.mean_return)
+
+    def breathe(self, before: int) -> None:
+        """What is due between two slices of updates that are owed at once, of which `before` were made at the last
+        call: log, checkpoint and progress, by updates as otherwise by steps. What looks at a finished step waits."""
+        updates = self.clock.updates
+        if before // self.log.log_every < updates // self.log.log_every:
+            self.flush()
+        if self.checkpoint_every and before // self.checkpoint_every < updates // self.checkpoint_every:
+            self.save()
+        if self.progress is not None:
+            self.progress.update(self.clock, self.log.mean_return)
+
+    def flush(self) -> None:
+        """Write what was measured since the last flush."""
+        self.log.flush(self.clock, {"replay/size": len(self.memory), **self.agent.charts(self.clock)}, self.seconds)
+        self.seconds = dict.fromkeys(self.seconds, 0.0)
 
     def _crossed(self, before: int, period: int) -> bool:
         return period > 0 and before // period < self.clock.steps // period

@@ -10,7 +10,7 @@ From pixels, actor and critics read one convolutional encoder that the critics a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -155,7 +155,7 @@ class SAC(Agent):
 
     @torch.no_grad()
     def act(self, obs: NDArray[Any] | Tensor, clock: Clock | None = None) -> Tensor:
-        if clock is not None and clock.steps < self.config.learning_starts:
+        if clock is not None and self.age(clock) < self.config.learning_starts:
             shape = (len(obs), self.action.size)
             action = torch.rand(shape, generator=self.generator, device=self.device) * 2 - 1
         else:
@@ -223,6 +223,19 @@ class SAC(Agent):
         with self.without_dropout():
             return self.head.value(network(batch.obs, (batch.action - self.center) / self.scale))
 
+    def predictions(
+        self, component: str, obs: Tensor, action: Tensor, networks: Mapping[str, nn.Module] | None = None
+    ) -> Tensor:
+        """Values [N, B], or means and log standard deviations before squashing [2, B, A]: of the actor alone, which
+        does not train the encoder that it reads."""
+        critic = self.asked("critic", networks)
+        if component == "actor":
+            with torch.no_grad():
+                encoded = critic.encoder(obs)
+            return torch.stack(self.asked("actor", networks)(encoded))
+        with self.without_dropout():
+            return self.head.value(critic(obs, (action - self.center) / self.scale))
+
     @torch.no_grad()
     def valued_policy(self, obs: NDArray[Any] | Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         """Actions in the environment's range, and -alpha log pi."""
@@ -247,7 +260,7 @@ class SAC(Agent):
     @torch.no_grad()
     def decisions(self, batch: Batch) -> Tensor:
         """Means and log standard deviations before squashing [2, B, A]."""
-        return torch.stack(self.actor.online(self.critic.online.encoder(batch.obs)))
+        return self.predictions("actor", batch.obs, batch.action)
 
     def policy_churn(self, before: Tensor, after: Tensor) -> Tensor:
         """Mean KL divergence of the Gaussians before from those after."""
@@ -272,7 +285,10 @@ class SAC(Agent):
         batch = self.interventions.transform_batch(batch)
         loss, error, values, trace = self.critic_loss(batch)
         step(self.penalised(loss, "critic"), self.critic.optimizer, c.optimizer.max_grad_norm)
-        metrics = {"losses/qf_loss": loss.detach(), "losses/q_values": values.mean(), "losses/td_error": error.mean()}
+        metrics = {
+            "losses/qf_loss": loss.detach(), "losses/td_error": error.mean(), "losses/q_values": values.mean(),
+            "losses/q_magnitude": values.abs().mean(),
+        }  # fmt: skip
         activations = {"critic": [h.detach() for h in trace]}
         if self.actor_beat(clock):
             actor_loss, log_prob, trace = self.actor_loss(batch)

@@ -35,7 +35,7 @@ __all__ = [
     "wrap",
 ]
 
-Suite = Literal["atari", "minatar", "control"]
+Suite = Literal["atari", "minatar", "control", "stream"]
 
 
 class UnknownEnvironment(ValueError):
@@ -72,9 +72,9 @@ class EnvConfig:
     max_episode_frames: int = 108_000
     """Atari: truncate after this many emulator frames (108,000 are half an hour of play)."""
     mode: int | None = None
-    """Atari: game mode of the cartridge. ALE's vector environment cannot set it: refused until it can."""
+    """Atari: game mode of the cartridge. ALE's vector environment cannot set it: emulators then step one by one."""
     difficulty: int | None = None
-    """Atari: difficulty switch of the console. ALE's vector environment cannot set it: refused until it can."""
+    """Atari: difficulty switch of the console; as `mode`."""
     threads: int = 0
     """Atari: threads of the emulators; 0: one per environment, at most one per core. Does not change what is seen."""
     difficulty_ramping: bool = True
@@ -85,9 +85,39 @@ class EnvConfig:
     """Control: simulator steps per agent step; their rewards are summed."""
     pixels: int = 0
     """Control: side length in pixels of drawn observations; 0: the task's own observations."""
+    drift: tuple[str, ...] = ()
+    """Control, MinAtar, Atari: what changes as the run goes on, as words like "observation_offset(every=160000)".
+    `pliant drifts` lists them."""
+    period: int = 0
+    """Stream: environment steps (samples, over all environments together) that a task lasts; 0: the stream's own."""
+    at: tuple[int, ...] = ()
+    """Stream: the environment steps at which the second task, the third … begin, in the place of a period."""
+    order: tuple[int, ...] = ()
+    """Stream: which level each task shows, over and over again; 0 1 is A-B-A-B, 0 alone never changes. Not given:
+    every task shows a new one."""
+    abruptness: float = 1.0
+    """Stream: 1 changes all at once at a task's edge; less spends the last 1 - abruptness of a task on moving steadily
+    to the next level."""
+    stretch: int = 50
+    """Stream: steps of every environment in an episode, which is never longer than what is left of a task."""
+    samples: int = 0
+    """Stream: inputs that there are; 0: the stream's own number, or all images."""
+    classes: int = 0
+    """Stream: how many labels random labels are; 0: 10, or those of the images."""
+    features: int = 0
+    """Stream: numbers in a Gaussian input; 0: 64."""
+    target_drift: float = 0.0
+    """Stream: by how much the targets of each level of RandomTargets lie above those of the one before."""
+    data: str = ""
+    """Stream: the folder of the images, for streams of files."""
+    flat: bool = False
+    """Stream: images as vectors of numbers in [0, 1], for networks without convolutions."""
 
     def __post_init__(self) -> None:
         for name, least in (("frame_skip", 1), ("action_repeat", 1), ("noop_max", 0), ("threads", 0), ("pixels", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        for name, least in (("period", 0), ("stretch", 1), ("samples", 0), ("classes", 0), ("features", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
         for name in ("frame_stack", "max_episode_steps", "max_episode_frames"):
@@ -95,22 +125,30 @@ class EnvConfig:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.sticky_actions is not None and not 0 <= self.sticky_actions < 1:
             raise ValueError(f"sticky_actions is a probability below 1, not {self.sticky_actions}")
+        if self.drift:
+            from .drift import check
+
+            words = (self.drift,) if isinstance(self.drift, str) else self.drift
+            object.__setattr__(self, "drift", check(words))  # one spelling, by which configurations are compared
 
 
 _OPTIONS: dict[Suite, str] = {
     "atari": (
         "sticky_actions frame_skip frame_stack terminal_on_life_loss full_action_space continuous noop_max "
-        "max_episode_frames mode difficulty threads"
+        "max_episode_frames mode difficulty threads drift"
     ),
-    "minatar": "sticky_actions difficulty_ramping max_episode_steps",
-    "control": "frame_stack max_episode_steps action_repeat pixels",
+    "minatar": "sticky_actions difficulty_ramping max_episode_steps drift",
+    "control": "frame_stack max_episode_steps action_repeat pixels drift",
+    "stream": "period at order abruptness stretch samples classes features target_drift data flat",
 }
 
 
 def suite(name: str) -> Suite:
-    """The suite a name belongs to: `ALE/…`, `MinAtar/…`, or any other gymnasium id."""
+    """The suite a name belongs to: `ALE/…`, `MinAtar/…`, `stream/…`, or any other gymnasium id."""
     if name.startswith("ALE/"):
         return "atari"
+    if name.startswith("stream/"):
+        return "stream"
     return "minatar" if name.startswith("MinAtar/") else "control"
 
 
@@ -118,25 +156,32 @@ def names() -> list[str]:
     """Every environment that `make` knows here, sorted; imports gymnasium and ale_py."""
     import gymnasium
 
-    from . import atari, minatar
+    from . import atari, minatar, streams
 
     found = set()
     for name, spec in gymnasium.registry.items():
         dropped = getattr(spec.entry_point, "__name__", "").startswith("_raise_")  # by gymnasium; making it only raises
         if not dropped and spec.entry_point != "ale_py.env:AtariEnv" and not name.startswith(("phys2d/", "tabular/")):
             found.add(name)
-    return sorted(found | set(atari.names()) | set(minatar.names()))
+    return sorted(found | set(atari.names()) | set(minatar.names()) | set(streams.names()))
 
 
 def make(
     name: str, num_envs: int = 1, seed: int = 0, config: EnvConfig | None = None, evaluation: bool = False,
-    drawn: bool = False,
+    drawn: bool = False, at_steps: int | None = None, drift_seed: int | None = None,
 ) -> Envs:  # fmt: skip
     """`num_envs` environments of a name, each of whose episodes has a seed of its own derived from `seed`.
 
     Evaluation environments never share an episode's seed with training ones. `drawn` makes `Envs.picture` work for
-    simulators that have to be told beforehand. Raises ValueError for options that the
-    environment does not have, `UnknownEnvironment` for names.
+    simulators that have to be told beforehand.
+
+    A problem that drifts (`EnvConfig.drift`) changes with the steps taken. With `at_steps`, and in evaluation (where
+    it is 0 if not given), it stands still as it is at so many environment steps of the run. Its levels follow from
+    `drift_seed`, the seed of that run (`seed` if not given).
+
+    Raises:
+        ValueError: An option that the environment does not have, or a drift that does not fit it.
+        UnknownEnvironment: No environment has this name.
     """
     if num_envs < 1:
         raise ValueError(f"num_envs must be at least 1, not {num_envs}")
@@ -145,6 +190,19 @@ def make(
     config = config or EnvConfig()
     kind = suite(name)
     _refuse_other_suites_options(name, kind, config)
+    if kind == "stream":
+        from .streams import make_stream
+
+        return make_stream(
+            name, num_envs, seed, config, evaluation, level_seed=seed if drift_seed is None else drift_seed,
+            stands=0 if at_steps is None and evaluation else at_steps,
+        )  # fmt: skip
+    drift = None
+    if config.drift:
+        from .drift import Drifts
+
+        stands = 0 if at_steps is None and evaluation else at_steps
+        drift = Drifts(config.drift, seed if drift_seed is None else drift_seed, num_envs, stands)
     if kind == "atari":
         from .atari import make_atari as build
     elif kind == "minatar":
@@ -152,8 +210,8 @@ def make(
     else:
         from .control import make_control
 
-        return make_control(name, num_envs, seed, config, evaluation, drawn)
-    return build(name, num_envs, seed, config, evaluation)
+        return make_control(name, num_envs, seed, config, evaluation, drawn, drift)
+    return build(name, num_envs, seed, config, evaluation, drift)
 
 
 def wrap(

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from gymnasium import Env
     from gymnasium.vector import VectorEnv
 
+    from .drift import Drifts
+
 Array = NDArray[Any]
 
 
@@ -152,6 +154,10 @@ class Envs(ABC):
         self._returns = np.zeros(num_envs)
         self._log = ActionLog(num_envs, action)
         self._obs: Array | None = None
+        # Environment steps of the run, by how many a step advances them, and where each running episode began.
+        self._steps, self._stride = 0, num_envs
+        self._begun = [0] * num_envs
+        self._tasks: list[int | None] = [None] * num_envs
 
     @property
     def obs(self) -> Array:
@@ -185,6 +191,7 @@ class Envs(ABC):
         self._log.append(action)
         obs, reward, terminated, truncated, ended = self._advance(action)
         self._returns += reward
+        self._steps += self._stride
         if not (ended or terminated.any()):  # a lost life terminates and ends nothing
             self._obs = obs
             never = np.zeros(self.num_envs, np.bool_)
@@ -209,6 +216,7 @@ class Envs(ABC):
             "name": self.name,
             "seed": self._run_seed,
             "evaluation": self._evaluation,
+            "steps": self._steps,
             "episode": list(self._episode),
             "return": self._returns.tolist(),
             "actions": [torch.from_numpy(self._log.since_start(i)) for i in everyone],
@@ -227,6 +235,7 @@ class Envs(ABC):
                 f"and cannot be loaded into {self.num_envs} x {self.name}"
             )
         self._run_seed, self._evaluation = state["seed"], state["evaluation"]
+        self._steps = state.get("steps", 0)  # older states are of problems that do not change
         self._episode = list(state["episode"])
         self._log = ActionLog(self.num_envs, self.action)
         self._returns = np.zeros(self.num_envs)
@@ -236,6 +245,7 @@ class Envs(ABC):
         self._seeds = [self._seed_of(i) for i in range(self.num_envs)]
         actions = [a.numpy() for a in state["actions"]]
         self._log.load(actions)
+        self._begun = [self._steps - self._stride * len(record) for record in actions]
         obs, self._returns = self._simulate_again(actions)
         for i, checksum in enumerate(state["checksum"]):
             if _checksum(obs[i]) != checksum:
@@ -285,11 +295,12 @@ class Envs(ABC):
         for i in envs:
             self._episode[i] += 1
             self._seeds[i] = self._seed_of(i)
+            self._begun[i] = self._steps
             self._returns[i] = 0.0
             self._log.restart(i)
 
     def _finished(self, env: int) -> Episode:
-        return Episode(env, float(self._returns[env]), self._log.length(env), self._seeds[env])
+        return Episode(env, float(self._returns[env]), self._log.length(env), self._seeds[env], self._tasks[env])
 
     def _not_reproduced(self, env: int, what: str) -> NoReturn:
         raise NotReproduced(
@@ -311,7 +322,11 @@ def _as_laid_out(obs: Array, layout: str) -> Array:
 
 
 class ListAdapter(Envs):
-    """Single gymnasium environments, stepped one after the other."""
+    """Single gymnasium environments, stepped one after the other.
+
+    `drift` says that they are `Drifting`: each episode is told at which environment steps of the run it begins. Those
+    steps are in the state, and with them the problem of every step since the running episodes began.
+    """
 
     def __init__(
         self,
@@ -322,6 +337,7 @@ class ListAdapter(Envs):
         observation: ObservationSpec | None = None,
         evaluation: bool = False,
         frame_skip: int = 1,
+        drift: Drifts | None = None,
     ) -> None:
         if not envs:
             raise ValueError("give at least one environment")
@@ -342,7 +358,21 @@ class ListAdapter(Envs):
         )
         self.envs = list(envs)
         self._raw_shape = first.observation_space.shape
-        self._steps = [env.step for env in self.envs]
+        self._step_one = [env.step for env in self.envs]
+        self._drift = drift
+        if drift is not None:
+            self._steps, self._stride = drift.begin, drift.stride
+
+    def state_dict(self) -> dict[str, Any]:
+        drift = {} if self._drift is None else {"drift_seed": self._drift.seed}
+        return super().state_dict() | drift
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self._drift is not None:
+            if "drift_seed" not in state:
+                raise ValueError(f"the saved state is of {self.name} without drift, and cannot go on with it")
+            self._drift.reseed(state["drift_seed"])
+        super().load_state_dict(state)
 
     def picture(self) -> Array | None:
         if not self.observation.pixels and self.envs[0].render_mode == "rgb_array":
@@ -352,7 +382,11 @@ class ListAdapter(Envs):
     def _begin(self, envs: list[int], seeds: list[int], obs: Array) -> None:
         laid_out = _as_laid_out(obs, self._layout)
         for i, seed in zip(envs, seeds, strict=True):
-            first = self.envs[i].reset(seed=seed)[0]
+            if self._drift is None:
+                first = self.envs[i].reset(seed=seed)[0]
+            else:
+                first, info = self.envs[i].reset(seed=seed, options={"steps": self._begun[i]})
+                self._tasks[i] = info["task"]
             if np.shape(first) != self._raw_shape:
                 raise ValueError(f"{self.name} shows {np.shape(first)} where its space says {self._raw_shape}")
             laid_out[i] = first
@@ -366,7 +400,7 @@ class ListAdapter(Envs):
         ended: list[int] = []
         # Python integers step most simulators twice as fast as numpy's.
         actions: Any = action.tolist() if self.action.discrete else action
-        for i, step in enumerate(self._steps):
+        for i, step in enumerate(self._step_one):
             laid_out[i], reward[i], over, cut, _ = step(actions[i])
             if over or cut:
                 terminated[i], truncated[i] = over, cut
@@ -379,7 +413,7 @@ class ListAdapter(Envs):
         for i, record in enumerate(actions):
             self._begin([i], [self._seeds[i]], obs)
             for action in record.tolist() if self.action.discrete else record:
-                laid_out[i], reward, over, cut, _ = self._steps[i](action)
+                laid_out[i], reward, over, cut, _ = self._step_one[i](action)
                 returns[i] += reward
                 if over or cut:
                     self._not_reproduced(i, "ends before all of them are taken")

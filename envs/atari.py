@@ -1,5 +1,8 @@
 """Atari games, by ALE's own vector environment (C++, with its preprocessing).
 
+What that can do neither, modes and difficulties of a game and games in a row, is done by `AtariGame`: one emulator at a
+time, slower, and otherwise the same to the last bit.
+
 The set-up is that of Machado et al. (2018), "Revisiting the Arcade Learning Environment": sticky actions with
 probability 0.25, four frames a step with the last two max-pooled, 84 x 84 grayscale, the end of the game (not of a
 life) as the end of the episode, half an hour of play at most, the game's minimal action set, and no automatic press
@@ -9,16 +12,20 @@ of FIRE after a reset. Rewards are raw scores; clipping is the agent's business.
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import gymnasium
 import numpy as np
 import torch
 
 from ..agents.spaces import ObservationSpec
-from .adapter import Array, Envs, VectorAdapter
+from .adapter import Array, Envs, ListAdapter, VectorAdapter
 
 if TYPE_CHECKING:
     from . import EnvConfig
+    from .drift import Drifts
 
 # Cartridges for two or more players only; gymnasium has no id for them either.
 MULTIPLAYER = {"combat", "joust", "maze_craze", "warlords"}
@@ -64,7 +71,191 @@ class AtariAdapter(VectorAdapter):
         return obs, reward, terminated, truncated, ended
 
 
-def make_atari(name: str, num_envs: int, seed: int, config: EnvConfig, evaluation: bool) -> Envs:
+@functools.cache
+def _area_taps(size: int, wanted: int) -> list[tuple[Array, Array]]:
+    """Which of `size` pixels, and with which float32 weights, make up each of `wanted`: [(indices, weights), …].
+
+    The weights and the order of summation are those of OpenCV's INTER_AREA, which ALE's vector environment uses.
+    """
+    scale = size / wanted
+    rows: list[list[tuple[int, float]]] = []
+    for i in range(wanted):
+        begin = i * scale
+        end = begin + scale
+        cell = min(scale, size - begin)
+        last = min(math.floor(end), size - 1)
+        first = min(math.ceil(begin), last)
+        row = [(first - 1, (first - begin) / cell)] if first - begin > 1e-3 else []
+        row += [(j, 1 / cell) for j in range(first, last)]
+        row += [(last, min(end - last, 1.0, cell) / cell)] if end - last > 1e-3 else []
+        rows.append(row)
+    taps = []
+    for k in range(max(map(len, rows))):
+        chosen = [row[k] if k < len(row) else (0, 0.0) for row in rows]
+        taps.append((np.array([j for j, _ in chosen]), np.array([w for _, w in chosen], np.float32)))
+    return taps
+
+
+def shrunk(screen: Array, side: int = 84) -> Array:
+    """A grayscale screen [H, W] averaged over areas into uint8 [side, side], as OpenCV's INTER_AREA."""
+    image = screen.astype(np.float32)
+    across = np.zeros((image.shape[0], side), np.float32)
+    for columns, weights in _area_taps(image.shape[1], side):
+        across += image[:, columns] * weights
+    down = np.zeros((side, side), np.float32)
+    for rows, weights in _area_taps(image.shape[0], side):
+        down += across[rows] * weights[:, None]
+    return np.rint(down).astype(np.uint8)
+
+
+class AtariGame(gymnasium.Env[Array, Any]):
+    """One game in a mode and a difficulty; observations are uint8 [stack, 84, 84].
+
+    Seeds, frames without action, sticky actions, max-pooling, the frames left out when a game ends and their count
+    are those of ALE's vector environment, so that both show the same for the same seed and actions. `mode` and
+    `difficulty` may be set between episodes.
+    """
+
+    def __init__(self, rom: str, config: EnvConfig, mode: int | None = None, difficulty: int | None = None) -> None:
+        import ale_py
+        from ale_py.roms import get_rom_path
+
+        path = get_rom_path(rom)
+        assert path is not None, rom
+        self._noop, self._rom = ale_py.Action.NOOP, path
+        self._frame_skip, self._noop_max = config.frame_skip, config.noop_max
+        self._max_frames = config.max_episode_frames
+        self._game = game = ale_py.ALEInterface()
+        game.setLoggerMode(ale_py.LoggerMode.Error)
+        game.setFloat("repeat_action_probability", 0.25 if config.sticky_actions is None else config.sticky_actions)
+        game.loadROM(self._rom)
+        self.modes, self.difficulties = tuple(game.getAvailableModes()), tuple(game.getAvailableDifficulties())
+        self.mode, self.difficulty = mode, difficulty
+        for what, value, there in (("mode", mode, self.modes), ("difficulty", difficulty, self.difficulties)):
+            if value is not None and value not in there:
+                raise ValueError(f"{rom} has no {what} {value}; it has {', '.join(map(str, there))}")
+        self._actions = game.getLegalActionSet() if config.full_action_space else game.getMinimalActionSet()
+        stack = 4 if config.frame_stack is None else config.frame_stack
+        self._stack = np.zeros((stack, 84, 84), np.uint8)
+        self._screens = np.zeros((2, *game.getScreenDims()), np.uint8)
+        self._frames = self._lives = 0
+        self.life_lost = False
+        self.observation_space = gymnasium.spaces.Box(0, 255, self._stack.shape, np.uint8)
+        self.action_space = gymnasium.spaces.Discrete(len(self._actions))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        """Start an episode: a number of frames without action that follows from the seed."""
+        game = self._game
+        game.setInt("random_seed", 0 if seed is None else seed)
+        game.loadROM(self._rom)
+        if self.mode is not None:
+            game.setMode(self.mode)
+        if self.difficulty is not None:
+            game.setDifficulty(self.difficulty)
+        game.reset_game()
+        for _ in range(_draw(0 if seed is None else seed, self._noop_max)):
+            game.act(self._noop)
+            if game.game_over():
+                game.reset_game()
+        game.getScreenGrayscale(self._screens[0])
+        self._screens[1] = 0
+        self._stack[:] = 0
+        self._stack[-1] = shrunk(self._screens[0])
+        self._frames, self._lives, self.life_lost = 0, game.lives(), False
+        return self._stack.copy(), {"lives": self._lives}
+
+    def step(self, action: int) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        """Frames up to the end of the game, with one action."""
+        game, reward, over, cut = self._game, 0.0, False, False
+        for left in range(self._frame_skip, 0, -1):
+            reward += game.act(self._actions[action])
+            self._frames += 1
+            over, cut = game.game_over(with_truncation=False), self._frames >= self._max_frames
+            if over or cut:
+                break
+            if left <= 2:
+                game.getScreenGrayscale(self._screens[left - 1])
+        if self._frame_skip > 1:
+            # In place, as there: where an episode ends at a step's last frame, what was pooled before is seen again.
+            np.maximum(self._screens[0], self._screens[1], out=self._screens[0])
+        self._stack[:-1] = self._stack[1:]
+        self._stack[-1] = shrunk(self._screens[0])
+        lives = game.lives()
+        self.life_lost = 0 < lives < self._lives
+        self._lives = lives
+        return self._stack.copy(), reward, over, cut, {"lives": lives}
+
+
+def _draw(seed: int, below: int) -> int:
+    """What C++'s std::mt19937 and uniform_int_distribution(0, below - 1) give for a seed with GCC's library."""
+    if below < 2:
+        return 0
+    source = np.random.MT19937()
+    source._legacy_seeding(seed)
+    product = int(source.random_raw()) * below
+    while product % 2**32 < (2**32 - below) % below:
+        product = int(source.random_raw()) * below
+    return product >> 32
+
+
+class AtariListAdapter(ListAdapter):
+    """Single games, with lost lives as terminations if wanted; the rule is that of `AtariAdapter`."""
+
+    def __init__(
+        self, envs: Sequence[gymnasium.Env[Any, Any]], *, terminal_on_life_loss: bool, **settings: Any
+    ) -> None:
+        super().__init__(envs, **settings)
+        self._games: list[Any] = [env.unwrapped for env in envs]
+        self._terminal_on_life_loss = terminal_on_life_loss
+
+    def _advance(self, action: Array) -> tuple[Array, Array, Array, Array, list[int]]:
+        obs, reward, terminated, truncated, ended = super()._advance(action)
+        if self._terminal_on_life_loss:
+            terminated |= [game.life_lost for game in self._games]
+        return obs, reward, terminated, truncated, ended
+
+
+def _one_by_one(
+    name: str, num_envs: int, seed: int, config: EnvConfig, evaluation: bool, spec: ObservationSpec,
+    drift: Drifts | None,
+) -> Envs:  # fmt: skip
+    from .drift_games import Games, Several
+
+    if config.continuous:
+        raise ValueError(f"{name}: modes, difficulties and drift are for the joystick, not for continuous actions")
+    known = {rom_name.removeprefix("ALE/").removesuffix("-v5"): rom for rom_name, rom in roms().items()}
+    own = name.removeprefix("ALE/").removesuffix("-v5")
+
+    def one(game: str) -> gymnasium.Env[Any, Any]:
+        try:
+            return AtariGame(known[game], config, config.mode, config.difficulty)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+
+    games: Games | None = None if drift is None else drift.part(Games)
+    envs: list[gymnasium.Env[Any, Any]]
+    if games is not None and (config.mode is not None or config.difficulty is not None):
+        raise ValueError(f"{name}: games in a row have modes of their own: leave mode and difficulty out")
+    if games is None:
+        envs = [one(own) for _ in range(num_envs)]
+    else:
+        if not config.full_action_space:
+            raise ValueError(
+                f"{name}: games have different actions; a row of games needs all 18: set full_action_space"
+            )
+        played = games.played(own, list(known))
+        envs = [Several(played, one) for _ in range(num_envs)]
+    if drift is not None:
+        envs = drift.around(envs, name, pixels=True)
+    return AtariListAdapter(
+        envs, terminal_on_life_loss=config.terminal_on_life_loss, name=name, observation=spec, seed=seed,
+        evaluation=evaluation, frame_skip=config.frame_skip, drift=drift,
+    )  # fmt: skip
+
+
+def make_atari(
+    name: str, num_envs: int, seed: int, config: EnvConfig, evaluation: bool, drift: Drifts | None = None
+) -> Envs:
     """`num_envs` games of one name; see `pliant.envs.make`."""
     from . import unknown
 
@@ -73,13 +264,15 @@ def make_atari(name: str, num_envs: int, seed: int, config: EnvConfig, evaluatio
         raise unknown(name)
     if config.continuous and config.full_action_space:
         raise ValueError(f"{name}: continuous actions have no full_action_space; set one of the two")
-    if config.mode is not None or config.difficulty is not None:
-        raise ValueError(f"{name}: ALE's vector environment can set neither mode nor difficulty")
+    stack = 4 if config.frame_stack is None else config.frame_stack
+    # After a reset ALE's stack holds zeros and the newest frame.
+    spec = ObservationSpec((stack, 84, 84), torch.uint8, 255.0, stack=stack, padding="zero")
+    if drift is not None or config.mode is not None or config.difficulty is not None:
+        return _one_by_one(name, num_envs, seed, config, evaluation, spec, drift)
 
     from ale_py.vector_env import AtariVectorEnv
     from gymnasium.vector import AutoresetMode
 
-    stack = 4 if config.frame_stack is None else config.frame_stack
     env = AtariVectorEnv(
         rom,
         num_envs,
@@ -100,8 +293,7 @@ def make_atari(name: str, num_envs: int, seed: int, config: EnvConfig, evaluatio
         env,
         terminal_on_life_loss=config.terminal_on_life_loss,
         name=name,
-        # After a reset ALE's stack holds zeros and the newest frame.
-        observation=ObservationSpec((stack, 84, 84), torch.uint8, 255.0, stack=stack, padding="zero"),
+        observation=spec,
         seed=seed,
         evaluation=evaluation,
         frame_skip=config.frame_skip,

@@ -7,6 +7,8 @@ is handed out, and go on in float64 inside.
 from __future__ import annotations
 
 import functools
+import importlib
+import warnings
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from .adapter import Array, Envs, ListAdapter
 
 if TYPE_CHECKING:
     from . import EnvConfig
+    from .drift import Drifts
 
 
 @functools.cache
@@ -93,8 +96,9 @@ class Pixels(gymnasium.Wrapper[Array, Any, Any, Any]):
 
 
 def make_control(
-    name: str, num_envs: int, seed: int, config: EnvConfig, evaluation: bool, drawn: bool = False
-) -> Envs:
+    name: str, num_envs: int, seed: int, config: EnvConfig, evaluation: bool, drawn: bool = False,
+    drift: Drifts | None = None,
+) -> Envs:  # fmt: skip
     """`num_envs` environments of one gymnasium id; see `pliant.envs.make`."""
     from . import unknown
 
@@ -109,7 +113,11 @@ def make_control(
     if config.frame_stack is not None and not config.pixels:
         raise ValueError(f"{name}: frame_stack stacks drawn frames; set pixels too (for instance pixels=84)")
     stack = 3 if config.frame_stack is None else config.frame_stack
-    envs = [_build(name, spec, config, stack, drawn) for _ in range(num_envs)]
+    envs = [_build(name, spec, config, drawn) for _ in range(num_envs)]
+    if drift is not None:
+        envs = drift.around(envs, name, pixels=bool(config.pixels))
+    if config.pixels:
+        envs = [Pixels(env, config.pixels, stack) for env in envs]
     return ListAdapter(
         envs,
         name=name,
@@ -117,6 +125,7 @@ def make_control(
         seed=seed,
         evaluation=evaluation,
         frame_skip=config.action_repeat,
+        drift=drift,
     )
 
 
@@ -125,13 +134,24 @@ def _pixel_spec(side: int, stack: int) -> ObservationSpec:
 
 
 def _install(spec: Any, error: Exception) -> str:
-    for package, command in (("mujoco", "pliant[mujoco]"), ("classic_control", "gymnasium[classic-control]")):
+    commands = {
+        "mujoco": "pliant[mujoco]", "box2d": "pliant[box2d]", "classic_control": "gymnasium[classic-control]"
+    }  # fmt: skip
+    for package, command in commands.items():
         if str(spec.entry_point).startswith(f"gymnasium.envs.{package}"):
             return f"pip install '{command}'"
     return str(error)  # gymnasium's messages end in a command
 
 
-def _build(name: str, spec: Any, config: EnvConfig, stack: int, drawn: bool) -> gymnasium.Env[Any, Any]:
+def _import_quietly(spec: Any) -> None:
+    """Import Box2D, whose bindings warn at every import, and crash the interpreter where warnings are errors."""
+    if str(spec.entry_point).startswith("gymnasium.envs.box2d"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module(str(spec.entry_point).partition(":")[0])
+
+
+def _build(name: str, spec: Any, config: EnvConfig, drawn: bool) -> gymnasium.Env[Any, Any]:
     from . import MissingPackage, RenderingUnavailable
 
     mujoco = str(spec.entry_point).startswith("gymnasium.envs.mujoco")
@@ -141,6 +161,7 @@ def _build(name: str, spec: Any, config: EnvConfig, stack: int, drawn: bool) -> 
         if mujoco and config.pixels:
             options |= {"width": config.pixels, "height": config.pixels}
     try:
+        _import_quietly(spec)
         # The checker warns about what a user of a published task cannot change, and takes time at every step.
         env: gymnasium.Env[Any, Any] = gymnasium.make(name, disable_env_checker=True, **options)
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
@@ -158,6 +179,4 @@ def _build(name: str, spec: Any, config: EnvConfig, stack: int, drawn: bool) -> 
                 f"{name} cannot be drawn here ({type(error).__name__}: {error}). MuJoCo draws off screen if the "
                 "environment variable MUJOCO_GL is egl (a GPU, or Mesa) or osmesa (CPU) when Python starts"
             ) from error
-        if config.pixels:
-            env = Pixels(env, config.pixels, stack)
     return env

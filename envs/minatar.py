@@ -16,6 +16,7 @@ from .adapter import Array, Envs, ListAdapter
 
 if TYPE_CHECKING:
     from . import EnvConfig
+    from .drift import Drifts
 
 HOW_TO_INSTALL = "MinAtar is missing: pip install 'pliant[minatar]'"
 GAMES = {
@@ -25,6 +26,7 @@ GAMES = {
     "Seaquest": "seaquest",
     "SpaceInvaders": "space_invaders",
 }
+CHANNELS = {"Asterix": 4, "Breakout": 4, "Freeway": 7, "Seaquest": 10, "SpaceInvaders": 6}
 
 
 def names() -> list[str]:
@@ -33,15 +35,21 @@ def names() -> list[str]:
 
 
 class MinAtarGame(gymnasium.Env[Array, Any]):
-    """One game; observations are 0/1 uint8 [channels, 10, 10]. An episode is a function of its seed and actions."""
+    """One game; observations are 0/1 uint8 [channels, 10, 10]. An episode is a function of its seed and actions.
 
-    def __init__(self, game: str, minimal_actions: bool, sticky_actions: float, ramping: bool) -> None:
+    `channels` is how many are shown if not the game's own: those that it does not have are empty.
+    """
+
+    def __init__(
+        self, game: str, minimal_actions: bool, sticky_actions: float, ramping: bool, channels: int | None = None
+    ) -> None:
         from minatar import Environment
 
         self.game = Environment(game, sticky_action_prob=sticky_actions, difficulty_ramping=ramping)
-        height, width, channels = self.game.state_shape()
+        height, width, own = self.game.state_shape()
         self.actions = self.game.minimal_action_set() if minimal_actions else list(range(self.game.num_actions()))
-        self.observation_space = gymnasium.spaces.Box(0, 1, (channels, height, width), np.uint8)
+        self._padding = None if channels is None else (channels - own, height, width)
+        self.observation_space = gymnasium.spaces.Box(0, 1, (channels or own, height, width), np.uint8)
         self.action_space = gymnasium.spaces.Discrete(len(self.actions))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
@@ -60,12 +68,16 @@ class MinAtarGame(gymnasium.Env[Array, Any]):
         return self._state(), float(reward), bool(terminated), False, {}
 
     def _state(self) -> Array:
-        return self.game.state().astype(np.uint8).transpose(2, 0, 1)
+        shown = self.game.state().astype(np.uint8).transpose(2, 0, 1)
+        return shown if self._padding is None else np.concatenate([shown, np.zeros(self._padding, np.uint8)])
 
 
-def make_minatar(name: str, num_envs: int, seed: int, config: EnvConfig, evaluation: bool) -> Envs:
+def make_minatar(
+    name: str, num_envs: int, seed: int, config: EnvConfig, evaluation: bool, drift: Drifts | None = None
+) -> Envs:
     """`num_envs` games of one name; see `pliant.envs.make`."""
     from . import MissingPackage, unknown
+    from .drift_games import Games, Several
 
     if name not in names():
         raise unknown(name)
@@ -73,10 +85,26 @@ def make_minatar(name: str, num_envs: int, seed: int, config: EnvConfig, evaluat
         raise MissingPackage(f"{name}: {HOW_TO_INSTALL}")
     game, version = name.removeprefix("MinAtar/").rsplit("-v", 1)
     sticky = 0.1 if config.sticky_actions is None else config.sticky_actions
-    envs: list[gymnasium.Env[Any, Any]] = []
-    for _ in range(num_envs):
-        env: gymnasium.Env[Any, Any] = MinAtarGame(GAMES[game], version == "1", sticky, config.difficulty_ramping)
-        if config.max_episode_steps is not None:
-            env = gymnasium.wrappers.TimeLimit(env, config.max_episode_steps)
-        envs.append(env)
-    return ListAdapter(envs, name=name, seed=seed, evaluation=evaluation)
+
+    def one(game: str, channels: int | None = None) -> gymnasium.Env[Any, Any]:
+        env: gymnasium.Env[Any, Any] = MinAtarGame(
+            GAMES[game], version == "1", sticky, config.difficulty_ramping, channels
+        )
+        return env if config.max_episode_steps is None else gymnasium.wrappers.TimeLimit(env, config.max_episode_steps)
+
+    games: Games | None = None if drift is None else drift.part(Games)
+    envs: list[gymnasium.Env[Any, Any]]
+    if games is None:
+        envs = [one(game) for _ in range(num_envs)]
+    else:
+        if version == "1":
+            raise ValueError(
+                f"{name} has the actions that do something in {game}; a row of games needs all six: use "
+                f"MinAtar/{game}-v0"
+            )
+        played = games.played(game, list(GAMES))
+        channels = max(CHANNELS[other] for other in played)
+        envs = [Several(played, lambda other: one(other, channels)) for _ in range(num_envs)]
+    if drift is not None:
+        envs = drift.around(envs, name, pixels=True)
+    return ListAdapter(envs, name=name, seed=seed, evaluation=evaluation, drift=drift)

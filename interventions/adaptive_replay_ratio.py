@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -80,9 +81,14 @@ class AdaptiveReplayRatio(Intervention):
     def load_host_state(self, state: dict[str, Any]) -> None:
         self.mirror.copy_(self.level)
 
+    def reborn(self, run: Run) -> None:
+        for buffer in (self.total, self.count, self.last, self.checks, self.level):
+            buffer.zero_()
+        self.mirror.copy_(self.level, non_blocking=True)
+
     def schedule(self, sampling: Sampling, clock: Clock) -> Sampling:
         ratio = self.ratios[int(self.view[0])]
-        return Sampling(sampling.batch_size, sampling.n_step, sampling.gamma, ratio)
+        return replace(sampling, replay_ratio=ratio)
 
     @torch.no_grad()
     def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -102,6 +103,9 @@ class BBF(SoftReset):
     def load_host_state(self, state: dict[str, Any]) -> None:
         self.since = state["since"]
 
+    def reborn(self, run: Run) -> None:
+        self.since = run.clock.updates
+
     def annealed(self, updates: int) -> tuple[int, float]:
         """n-step and discount, so many updates after a reset."""
         left = min(1.0, max(0.0, (self.anneal - updates) / self.anneal))
@@ -111,7 +115,7 @@ class BBF(SoftReset):
 
     def schedule(self, sampling: Sampling, clock: Clock) -> Sampling:
         n, gamma = self.annealed(clock.updates - self.since)
-        return Sampling(sampling.batch_size, n, gamma, sampling.replay_ratio)
+        return replace(sampling, n_step=n, gamma=gamma)
 
     def fire(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
         super().fire(run, activations)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..agents.agent import Agent
 from ..agents.hooks import Run
-from .recycling import Recycler, at_inputs, per_unit
+from .recycling import Ages, Recycler, at_inputs, per_unit
 from .surgery import Chosen, fold_into_bias_
 from .units import Units
 
@@ -26,7 +26,8 @@ class ContinualBackprop(Recycler):
         plasticity in deep continual learning", Nature 632 (utility=contribution; rho 1e-4 and maturity 10,000 are its
         values for control).
     Differs: In the authors' code the running mean is cleared before it is folded into the next bias, so that a
-        replacement changes the output; moments are never reset in its PPO. Here both are done. Sums over weights as in
+        replacement changes the output; moments are never reset in its PPO. Here both are done, with an age per weight
+        as in its AdamGnT (`ages=shared` does without). Sums over weights as in
         the papers, where the code has means. Biases of new units come from their layer's law of birth, as weights do,
         where the code has zeros. Replaced units of one layer are at most ceil(rho * units) + 1 an update; more that are
         due wait for the next.
@@ -39,6 +40,8 @@ class ContinualBackprop(Recycler):
         utility: contribution: mean |h| * outgoing weights. zero_mean: mean |h - mean h| * outgoing. adaptable: that, by
             the sum of incoming weights.
         on: The part whose units are replaced: critic, actor, encoder, head, all, or layers by name.
+        ages: Of Adam. own: a replaced weight begins like a new one. shared: its moments are zeroed and the step counter
+            of the whole tensor is kept, so that its first steps are 3.2, 4.2, 4.9 times the learning rate.
     """
 
     name = "continual_backprop"
@@ -46,9 +49,9 @@ class ContinualBackprop(Recycler):
 
     def __init__(
         self, rho: float = 1e-4, maturity: int = 10_000, decay: float = 0.99, utility: Utility = "contribution",
-        on: str = "critic",
+        on: str = "critic", ages: Ages = "own",
     ) -> None:  # fmt: skip
-        super().__init__(on, 1, "updates", 0, None)
+        super().__init__(on, 1, "updates", 0, None, ages)
         if not 0 <= rho <= 1 or maturity < 0 or not 0 <= decay < 1:
             raise ValueError("rho lies in [0, 1], decay in [0, 1), and maturity must not be negative")
         self.rho, self.maturity, self.decay, self.utility = rho, maturity, decay, utility
@@ -65,6 +68,11 @@ class ContinualBackprop(Recycler):
             # In double precision: a float's rounding would shift when the thousandth replacement falls due.
             kind = torch.float32 if agent.device.type == "mps" else torch.float64
             self.register_buffer(self._key(name, "due"), torch.zeros((), dtype=kind, device=agent.device))
+
+    def reborn(self, run: Run) -> None:
+        for name in self.units:
+            for key in ("age", "utility", "mean", "due"):
+                getattr(self, self._key(name, key)).zero_()
 
     def _key(self, layer: str, what: str) -> str:
         return f"{self.keys[layer]}:{what}"

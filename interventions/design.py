@@ -14,7 +14,7 @@ def edit(config: Any, who: str, **changes: Any) -> Any:
     """
     known = {f.name for f in fields(config)}
     if missing := [name for name in changes if name not in known]:
-        raise ValueError(f"{who} sets {missing[0]}, which {_agent(config)} does not have")
+        raise ValueError(f"{who} sets {missing[0]}, which {agent_name(config)} does not have")
     return replace(config, **changes)
 
 
@@ -22,10 +22,11 @@ def edit_network(config: Any, component: str, who: str, **changes: Any) -> Any:
     """The configuration with the network of a component changed (ValueError if there is no such component)."""
     parts = config.parts
     if component not in parts:
-        raise ValueError(f"{who}: {_agent(config)} has no {component}; it has {', '.join(parts)}")
+        raise ValueError(f"{who}: {agent_name(config)} has no {component}; it has {', '.join(parts)}")
     name = parts[component][0]
     return replace(config, **{name: replace(getattr(config, name), **changes)})
 
 
-def _agent(config: Any) -> str:
+def agent_name(config: Any) -> str:
+    """The name of the agent that a configuration is of."""
     return type(config).__name__.removesuffix("Config").lower()

@@ -17,7 +17,7 @@ begin at zero and the step counter is shared by the whole tensor; `pliant.agents
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -36,8 +36,11 @@ from .units import NotMeasurable
 FORMAT = 1
 # Those of which `surgery.MEMORY` names all that is remembered of a weight; pliant's Adam is an AdamW.
 OPTIMIZERS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop, torch.optim.RAdam)
-# Its edit of the configuration sets the target's pace and who acts, and those are the loop's own here.
-PACED_BY_THE_LOOP = ("hare_tortoise",)
+# Their edit of the configuration sets what is the loop's own here: the target's pace and who acts, a weight decay (of
+# which l2 itself says so).
+PACED_BY_THE_LOOP = ("hare_tortoise", "l2")
+# It asks an agent what it says of a batch from its memory.
+NEEDS_AN_AGENT = ("chain",)
 INSTEAD = {
     "layer_norm": "put nn.LayerNorm between linear map and activation yourself",
     "replay_ratio": "make more updates in your loop, with 'reset(every=..., of=updates)' beside them",
@@ -45,6 +48,10 @@ INSTEAD = {
     "bbf": "'shrink_perturb(layers=encoder, every=...)' and 'reset(layers=head, every=...)' do its resets; n-step and "
            "discount are your loop's",
     "random_shift": "shift the images in your loop",
+    "crelu": "use torch.cat([x.relu(), (-x).relu()], dim=1) in your network",
+    "fourier": "use torch.cat([x.sin(), x.cos()], dim=1) in your network",
+    "activation": "choose it in your network",
+    "linear": "leave the activations out of your network",
     "plasticity_injection": "'reset(layers=head, every=...)' is the nearest that a built network can take",
 }  # fmt: skip
 
@@ -137,6 +144,7 @@ class Plasticity:
             _check_gradients(part, found)
         self.recording = Recording(bool(wants_gradients))
         self.agent = ForeignAgent(learners, found, self.recording, seed)
+        self.agent.interventions = self.interventions
         self.interventions.to(self.agent.device)
         self.interventions.bind(self.agent)  # type: ignore[arg-type]
         readers = {
@@ -284,6 +292,7 @@ class ForeignAgent:
         self.components = {name: Networks(m.network, m.target) for name, m in learners.items()}
         self.places: dict[str, dict[str, list[Place]]] = {name: f.places for name, f in found.items()}
         self.recording = recording
+        self.interventions: Iterable[Intervention] = ()
         self._optimizers: dict[int, tuple[str, torch.optim.Optimizer]] = {}
         for name, learner in learners.items():
             for optimizer in learner.optimizers:
@@ -362,6 +371,11 @@ def _refuse_what_needs_an_agent(part: Intervention) -> None:
                          "every=... in the word")
     if part.name in PACED_BY_THE_LOOP:
         return
+    if part.name in NEEDS_AN_AGENT:
+        raise ValueError(
+            f"{part.name} asks an agent what it says of a batch from its memory, and cannot be attached to a network "
+            f"alone; what does work: {', '.join(attachable())}"
+        )
     hooks = {"configure": "shapes an agent while it is built", "schedule": "decides how batches are drawn",
              "transform_batch": "changes batches"}  # fmt: skip
     for hook, what in hooks.items():
@@ -375,10 +389,11 @@ def attachable() -> list[str]:
     from . import INTERVENTIONS
 
     hooks = ("configure", "schedule", "transform_batch")
-    return sorted(
+    needless = {
         name for name, kind in INTERVENTIONS.items()
-        if name in PACED_BY_THE_LOOP or all(getattr(kind, h) is getattr(Intervention, h) for h in hooks)
-    )  # fmt: skip
+        if name not in NEEDS_AN_AGENT and all(getattr(kind, h) is getattr(Intervention, h) for h in hooks)
+    }  # fmt: skip
+    return sorted(needless | {*PACED_BY_THE_LOOP})
 
 
 def _check_apart(learners: Mapping[str, Learner]) -> None:

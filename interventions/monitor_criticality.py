@@ -67,9 +67,14 @@ class Criticality(Monitor):
                 load_layer_(layer, weights, None)
                 yield f"{name}/{how}_criticality", losses[component]() - before[component]
                 if decides:
-                    churn = agent.policy_churn(decisions, agent.decisions(batch))
+                    now = agent.decisions(batch)
                     if agent.action.discrete:
-                        yield f"{name}/{how}_action_agreement", 1 - churn
+                        yield f"{name}/{how}_action_agreement", (_greedy(decisions) == _greedy(now)).float().mean()
                     else:
-                        yield f"{name}/{how}_policy_churn", churn
+                        yield f"{name}/{how}_policy_churn", agent.policy_churn(decisions, now)
             load_layer_(layer, own, None)
+
+
+def _greedy(decisions: Tensor) -> Tensor:
+    """The actions [B] that an agent with discrete actions prefers, from its `decisions`: these, or log-probabilities."""
+    return decisions.argmax(dim=1) if decisions.ndim > 1 else decisions

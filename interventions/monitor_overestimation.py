@@ -37,7 +37,8 @@ class Overestimation(Monitor):
     Differs: Returns belong to the states of the same episodes, also for SAC, where Chen et al. restart from states of
         the replay. Normalised by the mean of absolute returns, not by the absolute value of their mean, which may be
         zero. Episodes begin alike at every measurement, so that they differ by the agent alone. Steps taken here count
-        nowhere else. Under value_mapping the entropy bonus is not clipped, as it is in what SAC then learns.
+        nowhere else. A supervised learner's values are of no return, and are not compared. Under value_mapping the
+        entropy bonus is not clipped, as it is in what SAC then learns.
 
     Args:
         every: Period, in environment steps.
@@ -75,6 +76,8 @@ class Overestimation(Monitor):
                 "monitor out"
             )
         agent: Agent = run.agent
+        if not agent.values_are_returns:
+            return
         generator = Generator(agent.device).manual_seed(
             derive_seed(agent.seed, f"overestimation at {run.clock.steps} steps")
         )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..agents.agent import Agent
 from ..agents.hooks import Clock, Unit
-from ..agents.networks import Layer
+from ..agents.networks import Fourier, Layer
 from .metrics import GATES, active_share, linearised, overlap, pools, positive_share
 from .monitor import SAMPLES, Finding, Look, Monitor, beat
 from .parts import survey
@@ -44,10 +44,12 @@ class Units(Monitor):
         4 rho (1 - rho).
     Differs: Layers are pooled over units, not averaged. active_fraction holds for other activations than ReLU:
         |h| < 0.99 for tanh, either copy for CReLU (of which one is always zero). A leaky or CReLU unit counts as
-        linearised on either side of zero. What means nothing is NaN: active_fraction of the identity, linearisation of
-        tanh and of the identity, the overlap with an empty set. The score asks for outputs near zero, as ReDo does; a
-        unit stuck at a bound of tanh, or at -1 of ELU, is not dormant by it, and shows in active_fraction. GELU and
-        SiLU bend a little where their input is positive, so that linearised means close to a line.
+        linearised on either side of zero. Outputs of a Fourier unit lie on a circle: it is dormant if they hardly move
+        along it. What means nothing is NaN: active_fraction of the identity and of Fourier units, which are never dead
+        either, linearisation of tanh, of the identity and of Fourier units, the overlap with an empty set. The score
+        asks for outputs near zero, as ReDo does; a unit stuck at a bound of tanh, or at -1 of ELU, is not dormant by
+        it, and shows in active_fraction. GELU and SiLU bend a little where their input is positive, so that linearised
+        means close to a line.
 
     Args:
         every: Period.
@@ -87,7 +89,9 @@ class Units(Monitor):
         gated = np.array([isinstance(layer.activation, GATES) for layer in layers], bool)
         tanh = np.array([isinstance(layer.activation, nn.Tanh) for layer in layers], bool)
         everywhere = np.ones(len(layers), bool)
-        self.meant = (everywhere, everywhere, everywhere, gated | tanh, gated, gated)
+        # Of sine and cosine one is never zero.
+        mortal = np.array([not isinstance(layer.activation, Fourier) for layer in layers], bool)
+        self.meant = (everywhere, everywhere, mortal, gated | tanh, gated, gated)
 
     @torch.no_grad()
     def measure(self, look: Look) -> Iterator[tuple[str, Tensor]]:

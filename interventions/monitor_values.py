@@ -14,7 +14,7 @@ from .monitor import Look, Monitor, beat
 COPIED = {
     "losses/td_loss": "critic/loss", "losses/qf_loss": "critic/loss", "losses/actor_loss": "actor/loss",
     "losses/entropy": "actor/entropy", "losses/alpha": "actor/temperature", "losses/value_loss": "critic/loss",
-    "losses/policy_loss": "actor/loss",
+    "losses/policy_loss": "actor/loss", "losses/loss": "critic/loss",
 }  # fmt: skip
 
 
@@ -29,7 +29,8 @@ class Values(Monitor):
     Differs: Values are those of the actions that were taken, on transitions drawn from the replay, after the update.
         The error, losses, entropy and temperature are those of this very update on its own batch: the actor's are left
         out where it did not learn. An agent without a target network has no target_gap, one without an ensemble
-        no ensemble_disagreement.
+        no ensemble_disagreement. Of a supervised learner the values are what the network has for what should have been
+        said (the logit of the class above the mean of all), and td_error is the loss of a sample.
 
     Args:
         every: Period.

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..agents.agent import Agent
 from ..agents.hooks import Every, Intervention, Run, Unit
+from ..agents.networks import Fourier
 from .parts import Survey, chosen_layers, edited, survey
 from .surgery import Chosen, Optimizers, reinit_units_
 from .units import Reader, Units
+
+Ages = Literal["own", "shared"]
 
 
 class Recycler(Intervention):
     """Base of methods that reset single units of `on` on a beat.
 
-    Units that nobody reads, or whose output joins a residual stream, are left alone.
+    Units that nobody reads, or whose output joins a residual stream, are left alone. With `ages=own` Adam begins with a
+    recycled weight as with a new one; with `shared` it has one step counter for a whole tensor, as torch's has, and
+    moments that are zeroed alone are corrected as if they were old.
     """
 
-    def __init__(self, on: str, every: int, of: Unit, start: int, stop: int | None) -> None:
+    def __init__(
+        self, on: str, every: int, of: Unit, start: int, stop: int | None, ages: Literal["own", "shared", "zeroed"]
+    ) -> None:
         super().__init__()
-        self.on = on
+        self.on, self.ages = on, ages
         self.when = Every(every, of, start, stop)
         self.edits = edited(on)
         self.recycled: dict[str, Tensor] = {}
@@ -42,15 +49,30 @@ class Recycler(Intervention):
             for reader in units.readers:
                 _ = reader.columns  # sorted on the host, so before training begins
         self.optimizers = Optimizers(optimizer for _, optimizer in agent.optimizers())
-        self.age()
-
-    def age(self) -> None:
-        """Let every weight that may be drawn anew have an age of its own."""
-        for units in self.units.values():
-            for parameter in units.layer.parameters():
+        self._refuse_other_ages(agent)
+        if self.ages == "own":
+            for parameter in self.edited_weights():
                 self.optimizers.give_age(parameter)
-            for reader in units.readers:
-                self.optimizers.give_age(reader.weight)
+
+    def edited_weights(self) -> list[Tensor]:
+        """Every parameter of which single weights may be drawn anew or zeroed."""
+        found: dict[Tensor, None] = {}
+        for units in self.units.values():
+            found |= dict.fromkeys((*units.layer.parameters(), *(reader.weight for reader in units.readers)))
+        return list(found)
+
+    def _refuse_other_ages(self, agent: Agent) -> None:
+        """One tensor cannot have both: whoever was bound before must mean the same (ValueError naming both)."""
+        mine = set(self.edited_weights())
+        others = [part for outer in getattr(agent, "interventions", ()) for part in outer.modules()]
+        for other in others:
+            if other is self or not isinstance(other, Recycler) or not hasattr(other, "optimizers"):
+                continue
+            if (self.ages == "own") != (other.ages == "own") and not mine.isdisjoint(other.edited_weights()):
+                raise ValueError(
+                    f"{self.name} and {other.name} exclude each other: ages={self.ages} and ages={other.ages} on the "
+                    "same weights"
+                )
 
     def look(self, run: Run, activations: Mapping[str, Sequence[Tensor]], samples: int) -> dict[str, Tensor]:
         """Outputs by layer on `samples` transitions of the replay, or on the update's own batch if that is 0."""
@@ -78,8 +100,15 @@ def per_unit(layer: Any, h: Tensor) -> Tensor:
 
 
 def magnitude(layer: Any, h: Tensor) -> Tensor:
-    """Mean absolute output of every unit [units], over samples, copies and positions (Sokar et al. 2023)."""
-    return per_unit(layer, h).abs().mean(dim=(0, 1, 3))
+    """Mean absolute output of every unit [units], over samples, copies and positions (Sokar et al. 2023).
+
+    The outputs of a Fourier unit lie on a circle, so that none is ever small; of such a unit it is the mean absolute
+    deviation, which is zero for one that always says the same.
+    """
+    h = per_unit(layer, h)
+    if isinstance(getattr(layer, "activation", None), Fourier):
+        h = h - h.mean(dim=(0, 3), keepdim=True)
+    return h.abs().mean(dim=(0, 1, 3))
 
 
 def lowest(score: Tensor, mask: Tensor, fraction: float) -> Tensor:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from ..agents.agent import Agent
 from ..agents.hooks import Run, Unit
 from .resetting import LayerMethod, Target, beat
-from .surgery import load_layer_
+from .surgery import forget_, load_layer_
 
 
 class Reset(LayerMethod):
@@ -35,6 +35,7 @@ class Reset(LayerMethod):
             that of the reset layers.
         temperature: SAC's temperature, when the actor or everything is reset: fresh (back to where it began, its
             optimizer too) or keep.
+        log_std: PPO's deviation, likewise: fresh or keep.
         norms: Gains and shifts of normalisation layers: fresh or keep.
         at: Moments of the clock, instead of a period.
         start: First reading of the clock at which it may fire.
@@ -47,10 +48,11 @@ class Reset(LayerMethod):
     def __init__(
         self, every: int = 200_000, of: Unit = "steps", layers: tuple[str, ...] = ("all",), target: Target = "copy",
         moments: Literal["all", "reset"] = "all", temperature: Literal["fresh", "keep"] = "fresh",
-        norms: Literal["fresh", "keep"] = "fresh", at: tuple[int, ...] = (), start: int = 0, stop: int | None = None,
+        log_std: Literal["fresh", "keep"] = "fresh", norms: Literal["fresh", "keep"] = "fresh",
+        at: tuple[int, ...] = (), start: int = 0, stop: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__(layers, beat(every, of, at, start, stop), target, moments)
-        self.temperature, self.edits_norms = temperature, norms == "fresh"
+        self.temperature, self.log_std, self.edits_norms = temperature, log_std, norms == "fresh"
 
     def fire(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
         self.reset(run.agent)
@@ -60,8 +62,11 @@ class Reset(LayerMethod):
         for name in self.names:
             self.redraw(name)
         self.finish(agent, self.names)
-        if self.temperature == "fresh" and {"all", "actor", "head"} & {*self.layers}:
-            reset_temperature_(self, agent)
+        if {"all", "actor", "head"} & {*self.layers}:
+            if self.temperature == "fresh":
+                reset_temperature_(self, agent)
+            if self.log_std == "fresh":
+                reset_deviation_(self, agent)
 
     def redraw(self, name: str) -> None:
         """One layer, and its twin in the target network where that is drawn too."""
@@ -79,3 +84,13 @@ def reset_temperature_(method: LayerMethod, agent: Agent) -> None:
         module = agent.components["temperature"].online
         module.load_fresh()
         method.forget(module)
+
+
+def reset_deviation_(method: LayerMethod, agent: Agent) -> None:
+    """The deviation of PPO's Gaussian policy back to where it began; a policy whose deviation is an output of its
+    network, or none, has nothing to reset."""
+    policy: Any = agent.components["actor"].online if "actor" in agent.components else None
+    log_std = getattr(policy, "log_std", None)
+    if log_std is not None:
+        policy.load_fresh_deviation()
+        forget_(method.optimizers, log_std)

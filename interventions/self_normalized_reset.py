@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..agents.agent import Agent
 from ..agents.hooks import Every, Run
-from .recycling import Recycler, per_unit
+from .recycling import Ages, Recycler, per_unit
 from .surgery import Chosen
 
 EXACT = 64  # silences of up to so many updates have a bin each, longer ones share bins of width 1/16 octave
@@ -28,7 +28,8 @@ class SelfNormalizedReset(Recycler):
         code keeps a count for every length. A unit with no recorded firing keeps its threshold; in the code an empty
         record makes it the smallest there is. At most `most` units of a layer are reset per update, the most overdue
         first. Biases of new units come from their layer's law of birth, where the code has zeros. A unit fires if any
-        of its outputs on the batch exceeds eps in magnitude (for ReLU: is positive).
+        of its outputs on the batch exceeds eps in magnitude (for ReLU: is positive). Adam's counts are kept in the
+        code, which inflates the first steps of what is reset (`ages=shared`).
     Excludes: plasticity_injection, unless on=encoder or on=actor.
 
     Args:
@@ -39,6 +40,8 @@ class SelfNormalizedReset(Recycler):
         eps: Magnitude from which on an output counts as firing.
         most: Units of a layer that are reset per update at most.
         on: The part whose units are reset: critic, actor, encoder, head, all, or layers by name.
+        ages: Of Adam. own: a reset weight begins like a new one. shared: its moments are zeroed and the step counter
+            of the whole tensor is kept, so that its first steps are 3.2, 4.2, 4.9 times the learning rate.
     """
 
     name = "self_normalized_reset"
@@ -46,9 +49,9 @@ class SelfNormalizedReset(Recycler):
 
     def __init__(
         self, percentile: float = 0.95, renew: int = 1000, expansion: float = 2.0, longest: int = 20_000,
-        eps: float = 0.0, most: int = 8, on: str = "critic",
+        eps: float = 0.0, most: int = 8, on: str = "critic", ages: Ages = "own",
     ) -> None:  # fmt: skip
-        super().__init__(on, 1, "updates", 0, None)
+        super().__init__(on, 1, "updates", 0, None, ages)
         if not 0 < percentile <= 1 or expansion < 1 or longest < 1 or eps < 0 or most < 1:
             raise ValueError(
                 "percentile lies in (0, 1], expansion, longest and most must be at least 1, and eps not negative"
@@ -67,6 +70,12 @@ class SelfNormalizedReset(Recycler):
             self.register_buffer(self._key(name, "record"), record)
         self.lengths: Tensor
         self.register_buffer("lengths", _lengths().to(agent.device), persistent=False)
+
+    def reborn(self, run: Run) -> None:
+        for name in self.units:
+            getattr(self, self._key(name, "age")).zero_()
+            getattr(self, self._key(name, "threshold")).fill_(self.longest)
+            getattr(self, self._key(name, "record")).zero_()
 
     def _key(self, layer: str, what: str) -> str:
         return f"{self.keys[layer]}:{what}"

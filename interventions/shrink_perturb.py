@@ -79,6 +79,13 @@ class ShrinkPerturb(LayerMethod):
             }
         return {key: getattr(self, _birth(name, key)) for key, _ in layer.named_parameters()}
 
+    @torch.no_grad()
+    def reborn(self, run: Run) -> None:
+        if self.noise == "initial":
+            for name in self.names:
+                for key, parameter in self.found.layers[name].named_parameters():
+                    getattr(self, _birth(name, key)).copy_(parameter)
+
     def fire(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
         for name in self.names:
             noise = self.draw(name, self.generator)

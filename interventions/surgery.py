@@ -18,6 +18,8 @@ from .units import Reader, UnitGraph
 
 # Per-element memory of torch's optimizers and of pliant's own, all of the parameter's shape.
 MEMORY = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "filled", "filled_sq")
+# Of these, what tells an optimizer how old a weight is, as the step counter tells it of a whole tensor.
+AGES = ("filled", "filled_sq")
 
 
 class Optimizers:
@@ -30,13 +32,13 @@ class Optimizers:
         """What is remembered of a parameter, element by element; empty for what nobody trains."""
         return {
             name: value
-            for name, value in self._state(parameter).items()
+            for name, value in self.state(parameter).items()
             if name in MEMORY and isinstance(value, Tensor) and value.shape == parameter.shape
         }
 
     def step(self, parameter: Tensor) -> Tensor | None:
         """The counter that all elements of a parameter share."""
-        step = self._state(parameter).get("step")
+        step = self.state(parameter).get("step")
         return step if isinstance(step, Tensor) else None
 
     def give_age(self, parameter: Tensor) -> None:
@@ -45,7 +47,8 @@ class Optimizers:
         if optimizer is not None and hasattr(optimizer, "give_age"):
             optimizer.give_age(parameter)
 
-    def _state(self, parameter: Tensor) -> dict[str, Tensor]:
+    def state(self, parameter: Tensor) -> dict[str, Tensor]:
+        """All that is remembered of a parameter, its step counter included; empty for what nobody trains."""
         optimizer = self._of.get(parameter)
         # A plain lookup would enter an empty state, which torch's optimizers take for a started one.
         return {} if optimizer is None or parameter not in optimizer.state else optimizer.state[parameter]
@@ -67,12 +70,14 @@ class Chosen(NamedTuple):
 
 
 @torch.no_grad()
-def forget_(optimizers: Optimizers, parameter: Tensor) -> None:
-    """Let the optimizer begin with a whole parameter from scratch, its step counter included."""
-    for memory in optimizers.memory(parameter).values():
-        memory.zero_()
+def forget_(optimizers: Optimizers, parameter: Tensor, *, keep_step: bool = False) -> None:
+    """Let the optimizer begin with a whole parameter from scratch, its step counter included; or forget the moments and
+    go on counting, so that they are taken for those of long training while they are none (`keep_step`)."""
+    for name, memory in optimizers.memory(parameter).items():
+        if not (keep_step and name in AGES):
+            memory.zero_()
     step = optimizers.step(parameter)
-    if step is not None:
+    if step is not None and not keep_step:
         # In place: it may live on the device, and an integer in its stead crashes the next step.
         step.zero_()
 

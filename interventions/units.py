@@ -16,13 +16,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..agents.agent import Agent
-from ..agents.networks import Injection, Layer, frozen_modules
+from ..agents.networks import Fourier, Injection, Layer, frozen_modules
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,12 @@ def unit_graph(network: nn.Module, forward: Callable[[], Any]) -> UnitGraph:
         numbers = numbers.repeat(layer.copies).view(1, -1, *(1,) * (len(shape) - 2))
         return numbers.expand(shape[0], -1, *shape[2:]).contiguous()
 
-    with torch.no_grad(), _replaced_forward(layers, numbered):
+    def carried(activation: nn.Module, x: Tensor) -> Tensor:
+        return torch.cat([x, x], dim=1)
+
+    # An activation that stands by itself, and whose value at zero is not zero, would make a number out of nothing.
+    bare = {m: name for name, m in network.named_modules() if isinstance(m, Fourier)}
+    with torch.no_grad(), _replaced_forward(layers, numbered), _replaced_forward(bare, carried):
         forward()
     return graph
 
@@ -166,14 +173,14 @@ def _note_readers(name: str, layer: Layer, x: Tensor, graph: UnitGraph, owners: 
 
 
 @contextmanager
-def _replaced_forward(layers: dict[Layer, str], numbered: Callable[[Layer, Tensor], Tensor]) -> Iterator[None]:
+def _replaced_forward(layers: dict[M, str], numbered: Callable[[M, Tensor], Tensor]) -> Iterator[None]:
     """Let every layer hand on numbers instead of activations, for the time being."""
 
-    def bind(layer: Layer) -> Callable[..., Tensor]:
+    def bind(layer: M) -> Callable[..., Tensor]:
         return lambda x, trace=None: numbered(layer, x)
 
     for layer in layers:
-        layer.forward = bind(layer)  # type: ignore[method-assign]
+        layer.forward = bind(layer)
     try:
         yield
     finally:

@@ -65,6 +65,7 @@ AGENTS: dict[str, AgentEntry] = {
     "dqn": AgentEntry("pliant.agents.dqn:DQN", "pliant.agents.dqn:DQNConfig"),
     "ppo": AgentEntry("pliant.agents.ppo:PPO", "pliant.agents.ppo:PPOConfig"),
     "sac": AgentEntry("pliant.agents.sac:SAC", "pliant.agents.sac:SACConfig"),
+    "supervised": AgentEntry("pliant.agents.supervised:Supervised", "pliant.agents.supervised:SupervisedConfig"),
 }
 
 
@@ -217,7 +218,8 @@ def parse(argv: Sequence[str] | None = None, *, prog: str | None = None, among: 
             _CommandLine, args=line, default=default, prog=prog, description=f"Train {start.agent} in {start.env}.",
             config=(tyro.conf.AvoidSubcommands,),
         )  # fmt: skip
-    env_config = among.env_config(**{f.name: getattr(read.env_config, f.name) for f in fields(shown) if f.init})
+    with bad_input():
+        env_config = among.env_config(**{f.name: getattr(read.env_config, f.name) for f in fields(shown) if f.init})
     config = RunConfig(**_shallow(read) | {"env_config": env_config})
     config = _checked(config, among)
     preset = f"{config.agent}'s settings for {among.suite(config.env)}"
@@ -267,11 +269,13 @@ def default_run_folder(config: RunConfig) -> Path:
     """`runs/<env>/<agent and interventions>/seed<seed>`, readable and safe on every file system.
 
     The interventions are normalised, so that one spelling or another leads to the same folder:
-    `dqn` with `layer_norm "redo(tau=0.1)"` is `dqn+layer_norm+redo,tau=0.1`. A name that had to be shortened, or lost
+    `dqn` with `layer_norm "redo(tau=0.1)"` is `dqn+layer_norm+redo,tau=0.1`. What drifts in the environment follows its
+    name: `CartPole-v1~observation_offset,every=160000`. A name that had to be shortened, or lost
     characters that told it from others, ends in a hash of the whole.
     """
     experiment = "+".join([config.agent, *(_word_for_folder(parse_word(word)) for word in config.interventions)])
-    return Path("runs", _safe(config.env.replace("/", "-")), _safe(experiment), f"seed{config.seed}")
+    problem = "~".join([config.env.replace("/", "-"), *map(_word_for_folder, _drifts(config))])
+    return Path("runs", _safe(problem), _safe(experiment), f"seed{config.seed}")
 
 
 def flat_hparams(config: RunConfig) -> dict[str, str | float | bool]:
@@ -289,6 +293,7 @@ def flat_hparams(config: RunConfig) -> dict[str, str | float | bool]:
     flat: dict[str, str | float | bool] = {
         "agent": config.agent,
         "env": config.env,
+        "drift": " ".join(str(word) for word in _drifts(config)) or "-",
         "interventions": normalise(config.interventions) or "-",
         "seed": config.seed,
         "steps": config.steps,
@@ -514,6 +519,8 @@ def _show_only(config: Any, options: Collection[str]) -> Any:
     # A subclass, because tyro finds what explains a field in the source of the class that first had it.
     body: dict[str, Any] = {field.name: dataclasses.field(default=getattr(config, field.name)) for field in hidden}
     suppress: Any = tyro.conf.Suppress
+    # Values are checked when the options become a configuration, where the message is ours.
+    body |= {"__post_init__": lambda self: None}
     body |= {"__doc__": kind.__doc__, "__annotations__": {field.name: suppress[hints[field.name]] for field in hidden}}
     subclass: Any = dataclass(frozen=True)(type(kind.__name__, (kind,), body))
     return subclass(**{field.name: getattr(config, field.name) for field in fields(kind) if field.init})
@@ -573,6 +580,11 @@ def _flags(config: RunConfig) -> dict[str, Any]:
     for section, holder in _SECTIONS.items():
         flat |= {f"{section}.{key}": value for key, value in _flat(getattr(config, holder))}
     return flat
+
+
+def _drifts(config: RunConfig) -> list[Word]:
+    """What drifts in the environment; the configuration of somebody's own environments need not have the field."""
+    return [parse_word(word) for word in getattr(config.env_config, "drift", ())]
 
 
 def _word_for_folder(word: Word) -> str:

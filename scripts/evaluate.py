@@ -24,7 +24,7 @@ import torch
 from pliant.agents import Agent, Episode
 from pliant.agents.checkpoint import Checkpoints
 from pliant.agents.run import play
-from pliant.envs import EnvConfig, Envs, make
+from pliant.envs import EnvConfig, Envs, make, suite
 from pliant.envs.scores import human_normalised
 from pliant.interventions import INTERVENTIONS
 from pliant.interventions.spec import build
@@ -90,12 +90,15 @@ class Score:
 
 def score(
     agent: Agent, env: str, config: EnvConfig, episodes: int, *, seed: int = 0, epsilon: float = 0.0,
-    num_envs: int = 8, video: Path | None = None,
+    num_envs: int = 8, video: Path | None = None, at_steps: int = 0, drift_seed: int | None = None,
 ) -> Score:  # fmt: skip
-    """Play `episodes` episodes of the greedy policy on evaluation seeds."""
+    """Play `episodes` episodes of the greedy policy on evaluation seeds.
+
+    A problem that drifts stands still as it is at `at_steps` environment steps of the run whose seed is `drift_seed`.
+    """
     envs = make(
         env, num_envs=1 if video else min(num_envs, episodes), seed=seed, config=config, evaluation=True,
-        drawn=video is not None)  # fmt: skip
+        drawn=video is not None, at_steps=at_steps, drift_seed=drift_seed)  # fmt: skip
     try:
         frames: list[Any] = []
         if video is not None:
@@ -165,6 +168,11 @@ def saved_agent(path: Path, device: str) -> tuple[Agent, RunConfig | None, str]:
     return agent_class.from_content(content, source, interventions=interventions, device=device), config, source
 
 
+def stands_at(path: Path) -> int:
+    """The environment steps at which the problem of a saved run stood when it last acted; 0 of a lone agent."""
+    return max(0, int(Checkpoints.open(path).load("loop")["clock"]["steps"]) - 1) if path.is_dir() else 0
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="pliant evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -173,6 +181,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--env", help="environment to play in; that of the run if not given")
     parser.add_argument("--episodes", type=int, default=20, help="episodes to play (default: 20)")
     parser.add_argument("--seed", type=int, default=0, help="decides the episodes' seeds (default: 0)")
+    parser.add_argument(
+        "--at-steps", type=int, metavar="N",
+        help="show a problem that drifts as it is at N environment steps (default: where the checkpoint was saved)",
+    )  # fmt: skip
     parser.add_argument("--epsilon", type=float, default=0.0, help="probability of a random action (default: 0)")
     parser.add_argument("--num-envs", type=int, default=8, help="environments stepped together (default: 8)")
     parser.add_argument("--device", default="cpu", help="where the networks run (default: cpu)")
@@ -181,6 +193,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.episodes < 1 or arguments.num_envs < 1:
         raise BadInput("--episodes and --num-envs must be at least 1")
+    if arguments.at_steps is not None and arguments.at_steps < 0:
+        raise BadInput("--at-steps must not be negative")
     if not 0 <= arguments.epsilon <= 1:
         raise BadInput(f"--epsilon is a probability, not {arguments.epsilon}")
     with bad_input():
@@ -190,14 +204,19 @@ def main(argv: list[str] | None = None) -> int:
             raise BadInput(f"{arguments.agent} does not say which environment it was trained in; give --env")
         same = config is not None and env == config.env
         env_config = config.env_config if config is not None and same else EnvConfig()
+        at_steps, drifts = arguments.at_steps, bool(env_config.drift) or suite(env) == "stream"
+        if at_steps is None:
+            at_steps = stands_at(arguments.agent) if drifts and same else 0
         result = score(
             agent, env, env_config, arguments.episodes, seed=arguments.seed, epsilon=arguments.epsilon,
-            num_envs=arguments.num_envs, video=arguments.video,
+            num_envs=arguments.num_envs, video=arguments.video, at_steps=at_steps,
+            drift_seed=config.seed if config is not None and same else None,
         )  # fmt: skip
     print(result)
     beside = arguments.agent if arguments.agent.is_dir() else arguments.agent.parent
     out = arguments.out or beside / "evaluation.json"
     protocol = {"agent": source, "seed": arguments.seed, "epsilon": arguments.epsilon}
+    protocol |= {"at_steps": at_steps} if drifts else {}
     out.write_text(json.dumps(protocol | result.json(), indent=1) + "\n", encoding="utf-8")
     print(f"written to {out}")
     return 0

@@ -150,7 +150,8 @@ def saved_agent(path: Path, device: str, words: Sequence[str] = ()) -> Saved:
     memory = agent.memory(state["made_for"]["num_envs"])
     own = memory.state_dict()
     # Whoever only looks draws from a stream of his own, so that the one that was saved may be another device's.
-    state |= {"generator": own["generator"], "made_for": state["made_for"] | {"device": own["made_for"]["device"]}}
+    device = {key: value for key, value in own["made_for"].items() if key == "device"}
+    state |= {"generator": own["generator"], "made_for": state["made_for"] | device}
     memory.load_state_dict(state)
     found.restore(memory)
     return Saved(agent, Clock(**found.load("loop")["clock"]), source, memory, found, config)
@@ -187,9 +188,9 @@ def observed(agent: Agent, path: Path) -> Given:
     return Given(Batch(obs, agent.act(obs), zeros, zeros, obs, zeros + 1, index))
 
 
-def played(agent: Agent, env: str, config: EnvConfig, samples: int, seed: int) -> Any:
+def played(agent: Agent, env: str, config: EnvConfig, samples: int, seed: int, **stands: Any) -> Any:
     """A replay of what the agent lives through in an environment, exploring as it did at the end of its training."""
-    envs = make(env, num_envs=1, seed=seed, config=config, evaluation=True)
+    envs = make(env, num_envs=1, seed=seed, config=config, evaluation=True, **stands)
     try:
         memory = agent.memory(1)
         obs = envs.reset()
@@ -468,6 +469,10 @@ def report_on_agent(arguments: argparse.Namespace) -> Report:
         report.about |= {"steps": saved.clock.steps, "updates": saved.clock.updates}
     run = saved.config
     config = run.env_config if run is not None and run.env == env else EnvConfig()
+    # A problem that drifts is looked at as the agent last saw it.
+    stands: dict[str, Any] = {}
+    if run is not None and saved.found is not None:
+        stands = {"at_steps": max(0, saved.clock.steps - 1), "drift_seed": run.seed}
     words = arguments.monitors
     if arguments.observations is not None:
         saved.memory = observed(agent, arguments.observations)
@@ -478,7 +483,7 @@ def report_on_agent(arguments: argparse.Namespace) -> Report:
     elif saved.memory is not None:
         report.about["states"] = f"the replay's {len(saved.memory):,}"
     elif env is not None:
-        saved.memory = played(agent, env, config, arguments.samples, arguments.seed)
+        saved.memory = played(agent, env, config, arguments.samples, arguments.seed, **stands)
         report.about["states"] = f"{arguments.samples:,} steps in {env}"
     else:
         raise BadInput(
@@ -491,7 +496,9 @@ def report_on_agent(arguments: argparse.Namespace) -> Report:
     monitors = watch(agent, *(words or ["none"]))
     fresh: Callable[[], Any] | None = None
     if env is not None:
-        fresh = lambda: make(env, num_envs=1, seed=arguments.seed, config=config, evaluation=True)  # noqa: E731
+        fresh = lambda: make(  # noqa: E731
+            env, num_envs=1, seed=arguments.seed, config=config, evaluation=True, **stands
+        )
     inspect_agent(saved, monitors, report, seed=arguments.seed, fresh_envs=fresh)
     return report
 

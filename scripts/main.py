@@ -20,7 +20,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("pliant.scripts.evaluate:main", "Play episodes with a trained agent and report its score."),
     "inspect": ("pliant.scripts.inspection:main", "Measure a saved agent, and how plastic it still is."),
     "bench": ("pliant.scripts.bench:main", "Measure speed and memory."),
+    "claims": ("pliant.scripts.claims:main", "Run the field's claims, or your own, and see what holds."),
     "interventions": ("pliant.scripts.main:interventions", "List the interventions, or explain one of them."),
+    "drifts": ("pliant.scripts.main:drifts", "List what can change in an environment, or explain one such change."),
     "monitors": ("pliant.scripts.main:monitors", "List what can be measured of an agent, or explain one monitor."),
 }
 """Name, where its function lives, and one line for `pliant --help`."""
@@ -89,6 +91,13 @@ def monitors(argv: Sequence[str] | None = None) -> int:
     from ..interventions import MONITORS
 
     return _cards(argv, "monitors", MONITORS)
+
+
+def drifts(argv: Sequence[str] | None = None) -> int:
+    """`pliant drifts [NAME ...]`: one line each, or the card of each one named."""
+    from ..envs.drift import DRIFTS
+
+    return _cards(argv, "drifts", DRIFTS)
 
 
 def _cards(argv: Sequence[str] | None, what: str, registry: Mapping[str, Any]) -> int:

@@ -39,6 +39,7 @@ from pliant.agents.hooks import derive_seed
 from pliant.agents.log import EVAL_BAND, Log
 from pliant.agents.progress import Progress
 from pliant.agents.run import Run, graceful_stop
+from pliant.agents.stream import NO_TARGETS
 from pliant.envs import Envs, make
 from pliant.interventions import INTERVENTIONS, watch
 from pliant.interventions.monitor import Monitors
@@ -94,6 +95,8 @@ def _build(config: RunConfig) -> tuple[Envs, Agent]:
             envs.observation, envs.action, config.agent_config,
             interventions=tuple(build(config.interventions, INTERVENTIONS)), seed=config.seed, device=config.device,
         )  # fmt: skip
+        if agent.learns_from_targets and not getattr(envs, "tells_targets", False):
+            raise ValueError(NO_TARGETS.format(agent=config.agent, env=config.env))
     return envs, agent
 
 
@@ -114,10 +117,11 @@ def _in_folder(folder: Path, config: RunConfig, envs: Envs, agent: Agent, source
         del log.layout["Overview"][EVAL_BAND]  # too few for an interval
     run = Run(
         agent, envs, log=log, checkpoints=checkpoints, checkpoint_every=config.checkpoint_every,
-        evaluate=lambda agent: _evaluate(agent, config).metrics() if config.evaluate_episodes else {},
+        evaluate=lambda agent: _evaluate(agent, config, run.clock.steps).metrics() if config.evaluate_episodes else {},
         evaluate_every=config.evaluate_every, progress=progress, monitors=monitors,
         fresh_envs=lambda: make(
-            config.env, num_envs=1, seed=derive_seed(config.seed, "monitors"), config=config.env_config
+            config.env, num_envs=1, seed=derive_seed(config.seed, "monitors"), config=config.env_config,
+            at_steps=max(0, run.clock.steps - 1), drift_seed=config.seed,
         ),
     )  # fmt: skip
     found = checkpoints.resume(progress.note)
@@ -152,8 +156,12 @@ def _summary(config: RunConfig, monitors: Monitors) -> str:
     """What runs, and in one line each what is done to the agent and what looks at it; for TensorBoard's text tab."""
     sentence = " ".join(["plain", config.agent] if not config.interventions else config.interventions)
     lines = [f"# {config.agent} in {config.env}, seed {config.seed}", "", f"`{sentence}`"]
+    drifts = getattr(config.env_config, "drift", ())
+    if drifts:
+        from pliant.envs.drift import DRIFTS  # and with it a simulator's library, which plain runs may not need
     tables: dict[str, dict[str, type[Any]]] = {
         "intervention": {word: INTERVENTIONS[parse_word(word).name] for word in config.interventions},
+        "drift": {word: DRIFTS[parse_word(word).name] for word in drifts},
         "monitor": {name: type(part) for name, part in monitors.parts.items()},
     }
     for title, kinds in tables.items():
@@ -166,7 +174,7 @@ def _finish(folder: Path, config: RunConfig, run: Run) -> None:
     """The last evaluation, and the file that says that the run is done."""
     result: dict[str, Any] = {"steps": run.clock.steps, "updates": run.clock.updates}
     if config.evaluate_episodes:
-        evaluation = _evaluate(run.agent, config)
+        evaluation = _evaluate(run.agent, config, run.clock.steps)
         run.log.scalars(evaluation.metrics(), run.clock)
         result["evaluation"] = evaluation.json()
         print(evaluation)
@@ -174,8 +182,12 @@ def _finish(folder: Path, config: RunConfig, run: Run) -> None:
     print(f"Curves: {_tensorboard()} --logdir {shlex.quote(str(folder.parent.parent))}   Folder: {folder}")
 
 
-def _evaluate(agent: Agent, config: RunConfig) -> Score:
-    return score(agent, config.env, config.env_config, config.evaluate_episodes, seed=config.seed)
+def _evaluate(agent: Agent, config: RunConfig, steps: int) -> Score:
+    # At the edge of two tasks it is the one learned so far that counts.
+    return score(
+        agent, config.env, config.env_config, config.evaluate_episodes, seed=config.seed, at_steps=max(0, steps - 1),
+        drift_seed=config.seed,
+    )  # fmt: skip
 
 
 def _tensorboard() -> str:

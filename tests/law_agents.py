@@ -11,7 +11,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pliant.agents import DQN, PPO, SAC, Agent, DQNConfig, Intervention, PPOConfig, SACConfig
+from pliant.agents import (
+    DQN,
+    PPO,
+    SAC,
+    Agent,
+    DQNConfig,
+    Intervention,
+    PPOConfig,
+    SACConfig,
+    Supervised,
+    SupervisedConfig,
+)
 from pliant.agents.networks import NetworkConfig
 from pliant.agents.optimizers import OptimizerConfig
 from pliant.agents.run import Run
@@ -51,6 +62,13 @@ def ppo(
     return lambda **k: PPO(observation, action, config, **k)
 
 
+def supervised(
+    observation: ObservationSpec, action: ActionSpec, network: Mapping[str, Any] | None = None, **changes: Any
+) -> Callable[..., Agent]:
+    config = SupervisedConfig(network=replace(NET, **(network or {})), buffer_size=24, **changes)
+    return lambda **k: Supervised(observation, action, config, **k)
+
+
 AGENTS: dict[str, Callable[..., Agent]] = {
     "dqn": dqn(VECTOR),
     "dqn, double dueling prioritised 3-step": dqn(
@@ -67,6 +85,8 @@ AGENTS: dict[str, Callable[..., Agent]] = {
     "ppo": ppo(VECTOR, DISCRETE, {"activation": "tanh"}, entropy=0.01),
     "ppo, continuous": ppo(VECTOR, BOX, normalise_observations=True, scale_rewards=True),
     "ppo, pixels": ppo(MINATAR, DISCRETE),
+    "supervised": supervised(VECTOR, DISCRETE),
+    "supervised, numbers from pixels": supervised(IMAGE, BOX, {"body": "drq", "width": 0.25}, updates_per_step=2),
 }
 # One of each kind for the laws of pairs.
 PAIRED = ("dqn, minatar, dueling", "sac, pixels")
@@ -79,7 +99,7 @@ class RandomEnvs:
 
     def __init__(self, observation: ObservationSpec, action: ActionSpec, num_envs: int = 1, seed: int = 0) -> None:
         self.observation, self.action, self.num_envs = observation, action, num_envs
-        self.rng = np.random.default_rng(seed)
+        self.rng, self.told = np.random.default_rng(seed), np.random.default_rng([seed, 1])
         self.age = np.zeros(num_envs, np.int64)
         self.frames = np.zeros((num_envs, *observation.shape), np.uint8 if observation.pixels else np.float32)
 
@@ -116,13 +136,20 @@ class RandomEnvs:
         ended = tuple(Episode(i, 1.0, int(self.age[i]), 0) for i in np.flatnonzero(over))
         self.age[over] = 0
         reward = self.rng.normal(size=self.num_envs).astype(np.float32)
-        return Step(obs, reward, terminated, over & ~terminated, over, final, ended)
+        return Step(obs, reward, terminated, over & ~terminated, over, final, ended, target=self._target())
+
+    def _target(self) -> NDArray[Any]:
+        """What should have been said, from a stream of its own, of which nobody sees anything who does not ask."""
+        if self.action.discrete:
+            return self.told.integers(self.action.size, size=self.num_envs)
+        return self.told.normal(size=(self.num_envs, self.action.size)).astype(np.float32)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rng": self.rng.bit_generator.state, "age": self.age.copy(), "frames": self.frames.copy()}
+        states = {"rng": self.rng.bit_generator.state, "told": self.told.bit_generator.state}
+        return states | {"age": self.age.copy(), "frames": self.frames.copy()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rng.bit_generator.state = state["rng"]
+        self.rng.bit_generator.state, self.told.bit_generator.state = state["rng"], state["told"]
         self.age, self.frames = state["age"].copy(), state["frames"].copy()
 
     def close(self) -> None:

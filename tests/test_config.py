@@ -226,7 +226,8 @@ def test_help_shows_and_explains_every_field(capsys: Any, monkeypatch: Any) -> N
     for explanation in (
         "Learning rate of the Q-network. (default: 6.25e-05)", "Widths of the hidden layers. (default: 512)",
         "Environments that are stepped together. (default: 1)", "Probability of a repeated action.", "agent options",
-        "env options", "Deep Q-learning.", "Options of an environment.", "--agent {dqn,ppo,sac}", "{auto,never}",
+        "env options", "Deep Q-learning.", "Options of an environment.", "--agent {dqn,ppo,sac,supervised}",
+        "{auto,never}",
     ):  # fmt: skip
         assert explanation in text
 
@@ -704,5 +705,5 @@ def test_our_own_agents_are_configured_shown_and_saved(
 
 
 def test_every_option_of_our_environments_belongs_to_a_suite(own: Known) -> None:
-    belonging = {option for suite in ("atari", "minatar", "control") for option in own.env_options(suite)}
+    belonging = {option for suite in ("atari", "minatar", "control", "stream") for option in own.env_options(suite)}
     assert belonging == {f.name for f in fields(own.env_config)}

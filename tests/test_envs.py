@@ -153,6 +153,13 @@ CASES = {
         widths=(1, 2),
         **ATARI,
     ),
+    "ale-one-by-one": Case(
+        named("ALE/Breakout-v5", mode=4, frame_skip=12, terminal_on_life_loss=True),
+        actions=4,
+        steps=76,
+        widths=(1, 2),
+        **ATARI,
+    ),
     "ale-wrapped": Case(ale_wrapped, actions=6, steps=34, widths=(1, 2), **ATARI),
     "halfcheetah": Case(
         named("HalfCheetah-v5", max_episode_steps=40), (17,), actions=6, steps=100, discrete=False, widths=(1, 2)
@@ -160,6 +167,7 @@ CASES = {
     "hopper": Case(named("Hopper-v5"), (11,), actions=3, steps=120, discrete=False),
     "pendulum": Case(named("Pendulum-v1"), (3,), actions=1, steps=450, discrete=False),
     "cartpole": Case(named("CartPole-v1"), (4,), actions=2, steps=150),
+    "lunarlander": Case(named("LunarLander-v3"), (8,), actions=4, steps=200),
     "minatar": Case(named("MinAtar/Breakout-v1"), (4, 10, 10), actions=3, steps=120, kind=np.uint8),
     "minatar-seaquest": Case(
         named("MinAtar/Seaquest-v0", max_episode_steps=70), (10, 10, 10), actions=6, steps=160, kind=np.uint8
@@ -259,7 +267,8 @@ def test_shapes_and_kinds(name: str, wide: bool) -> None:
         assert (step.reward.shape, step.reward.dtype) == ((E,), np.float32)
         for flag in (step.terminated, step.truncated, step.reset):
             assert (flag.shape, flag.dtype) == ((E,), np.bool_)
-        assert all(type(x) is t for e in step.episodes for x, t in zip(e, (int, float, int, int), strict=True))
+        kinds = (int, float, int, int, type(None))
+        assert all(type(x) is t for e in step.episodes for x, t in zip(e, kinds, strict=True))
 
 
 def test_flags_and_episodes_agree(name: str) -> None:
@@ -274,7 +283,7 @@ def test_flags_and_episodes_agree(name: str) -> None:
         assert not (step.truncated & ~step.reset).any()
         going = ~step.reset
         assert np.array_equal(step.final_obs[going], step.obs[going])
-        for env, ret, length, seed in step.episodes:
+        for env, ret, length, seed, _ in step.episodes:
             assert ret == pytest.approx(returns[env], rel=1e-5)
             assert length == lengths[env]
             assert seed == episode_seed(0, env, numbers[env])
@@ -889,6 +898,15 @@ def test_a_machine_that_cannot_draw_says_so(painted: str, monkeypatch: pytest.Mo
         make(painted, config=EnvConfig(pixels=16))
 
 
+def test_a_missing_box2d_is_told_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> Any:
+        raise gymnasium.error.DependencyNotInstalled("Box2D is not installed")
+
+    monkeypatch.setattr(control.importlib, "import_module", missing)
+    with pytest.raises(MissingPackage, match=r"LunarLander-v3.*pip install 'pliant\[box2d\]'"):
+        make("LunarLander-v3")
+
+
 @pytest.mark.parametrize(
     ("action", "observation", "said"),
     [
@@ -1031,7 +1049,9 @@ print([m for m in ("gymnasium", "ale_py", "mujoco", "minatar") if m in sys.modul
         ("ALE/Pong-v5", {"pixels": 84}, "pixels.*control"),
         ("ALE/Pong-v5", {"max_episode_steps": 9}, "max_episode_steps.*control and minatar"),
         ("MinAtar/Breakout-v1", {"noop_max": 3}, "noop_max.*atari"),
-        ("ALE/Pong-v5", {"mode": 1}, "neither mode nor difficulty"),
+        ("ALE/Pong-v5", {"mode": 9}, "pong has no mode 9; it has 0, 1"),
+        ("ALE/Pong-v5", {"difficulty": 7}, "pong has no difficulty 7"),
+        ("ALE/Pong-v5", {"continuous": True, "mode": 0}, "for the joystick"),
         ("ALE/Pong-v5", {"continuous": True, "full_action_space": True}, "continuous.*full_action_space"),
     ],
 )

@@ -186,15 +186,15 @@ class TestRanks:
     def test_the_features_are_those_that_output_layers_read(self, agent: str) -> None:
         found = survey(AGENTS[agent](interventions=() if "ppo" in agent else (PlasticityInjection(at=(5,)),)))
         heads = [f"critic.members.{i}.body.layers.1" for i in range(5 if agent == "redq" else 2)]
-        if "ppo" in agent:
+        if "ppo" in agent or "supervised" in agent:
             heads = ["critic.body.layers.1"]
         if agent.startswith("dqn"):
             heads = ["critic.head.layers.1", *["critic.value_head.layers.1"] * ("dueling" in agent)]
-        actor = {} if agent.startswith("dqn") else {"actor": ["actor.body.layers.1"]}
+        actor = {} if agent.startswith(("dqn", "supervised")) else {"actor": ["actor.body.layers.1"]}
         assert monitor_ranks.feature_layers(found) == {"critic": heads, **actor}
         last = {
             "dqn, minatar, dueling": 0, "dqn, crelu, orthogonal": 3, "dqn, nature": 2, "sac, pixels": 0,
-            "ppo, pixels": 0,
+            "ppo, pixels": 0, "supervised, numbers from pixels": 3,
         }.get(agent)  # fmt: skip
         expected = [] if last is None else [f"critic.encoder.blocks.{last}"]
         assert monitor_ranks.encoder_outputs(found) == expected
@@ -242,7 +242,12 @@ def layer_of(activation: str, conv: bool = False) -> Layer:
 def by_loops(activation: str, z: np.ndarray, h: np.ndarray) -> dict[str, float]:
     """Every share, unit by unit, from inputs z [B, units, P] and outputs h [B, copies * units, P]."""
     b, units, p = z.shape
-    size = [float(np.mean([abs(h[:, c * units + u]) for c in range(h.shape[1] // units)])) for u in range(units)]
+    circle = activation == "fourier"
+    size = [
+        float(np.mean([abs(x - x.mean() if circle else x) for c in range(h.shape[1] // units)
+                       for x in (h[:, c * units + u],)]))
+        for u in range(units)
+    ]  # fmt: skip
     score = [a / (sum(size) / units + 1e-9) for a in size]
     rho = [sum(z[i, u, j] > 0 for i in range(b) for j in range(p)) / (b * p) for u in range(units)]
     active = [
@@ -252,12 +257,12 @@ def by_loops(activation: str, z: np.ndarray, h: np.ndarray) -> dict[str, float]:
         ) / (b * p) for u in range(units)
     ]  # fmt: skip
     linear = [r > 0.99 or (activation in ("crelu", "leaky_relu") and r < 0.01) for r in rho]
-    bends = activation not in ("tanh", "identity")
+    bends = activation not in ("tanh", "identity", "fourier")
     return {
         "dormant_fraction": sum(s <= 0.1 for s in score) / units,
         "dormant_fraction_0.025": sum(s <= 0.025 for s in score) / units,
-        "dead_fraction": sum(a == 0 for a in size) / units,
-        "active_fraction": NAN if activation == "identity" else sum(active) / units,
+        "dead_fraction": NAN if circle else sum(a == 0 for a in size) / units,
+        "active_fraction": NAN if activation in ("identity", "fourier") else sum(active) / units,
         "linearised_fraction": sum(linear) / units if bends else NAN,
         "nonlinearity": sum(4 * r * (1 - r) for r in rho) / units if bends else NAN,
     }

@@ -455,11 +455,15 @@ def test_how_a_condition_is_written() -> None:
         When("x", above=1, patience=0)
 
 
-FIRING = ("redo", "regrama", "reset", "shrink_perturb", "hare_tortoise", "bbf", "plasticity_injection")
+FIRING = (
+    "redo", "regrama", "reset", "shrink_perturb", "hare_tortoise", "bbf", "plasticity_injection", "fresh_agent",
+    "reset_optimizer", "matched_random",
+)  # fmt: skip
 
 
 def waiting(name: str, condition: str = "critic/dormant_fraction > -1", more: str = "") -> str:
     samples = ", samples=16" if name in ("redo", "regrama") else ""
+    samples += ", like='reset'" if name == "matched_random" else ""
     return f"{name}(when='{condition}'{samples}{more})"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from law_agents import BOX, DISCRETE, MINATAR, VECTOR, RandomEnvs, ppo
+from law_agents import BOX, DISCRETE, MINATAR, VECTOR, RandomEnvs, build_run, ppo, walk
 from numpy.typing import NDArray
 from torch.distributions import Categorical, Normal
 
@@ -24,6 +24,7 @@ from pliant.agents.ppo import RunningNorm
 from pliant.agents.rollout import Rollout
 from pliant.agents.run import Run
 from pliant.agents.spaces import ActionSpec, Episode, ObservationSpec, Step
+from pliant.scripts.main import main as pliant
 
 
 def filled(agent: Any, num_envs: int = 3, length: int = 12, seed: int = 0) -> tuple[Rollout, list[Step], list[Any]]:
@@ -175,6 +176,29 @@ def test_a_rollout_is_learnt_from_in_whole_passes_and_forgotten() -> None:
         agent.memory(3).load_state_dict(state)
 
 
+def test_the_last_complete_rollout_stays_while_the_next_is_filled() -> None:
+    """Steps are written where the last ones stood; who looks still finds those."""
+    agent: Any = ppo(VECTOR, BOX)()
+    memory, steps, actions = filled(agent)
+    list(memory.batches(agent.sampling(Clock())))
+    kept = [part.clone() for part in memory.held]
+    for action, step in zip(reversed(actions), reversed(steps), strict=True):
+        memory.add(action, step)
+    assert all(torch.equal(part, old) for part, old in zip(memory.held, kept, strict=True))
+    again = memory.complete(0.9)
+    assert np.array_equal(again.next_obs.view(12, 3, 5).numpy(), np.stack([s.final_obs for s in reversed(steps)]))
+    ends = np.stack([s.terminated for s in reversed(steps)])
+    assert np.array_equal(again.discount.view(12, 3).numpy(), np.float32(0.9) * ~ends)
+
+
+@pytest.mark.parametrize("observation", [VECTOR, MINATAR])
+def test_who_acts_reads_what_who_learns_reads(observation: ObservationSpec) -> None:
+    agent: Any = ppo(observation, DISCRETE)()
+    memory, _, _ = filled(agent)
+    obs = memory.complete(0.9).obs
+    assert torch.equal(agent.features(obs), agent.read(obs)[1])
+
+
 def test_running_statistics_are_those_of_all_that_was_seen() -> None:
     norm, rng = RunningNorm((3,)), np.random.default_rng(0)
     seen = [rng.normal(5, 2, size=(n, 3)) for n in (7, 1, 300)]
@@ -290,7 +314,7 @@ def test_an_action_beyond_the_bounds_meets_them_in_the_environment() -> None:
     assert np.array_equal(first.step(np.full((1, 1), 50.0)).obs, second.step(np.full((1, 1), 2.0)).obs)
 
 
-def test_a_real_run_is_stopped_and_goes_on(tmp_path: Path) -> None:
+def test_a_real_run_is_stopped_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def train(folder: Path, steps: int) -> None:
         line = [sys.executable, "-m", "pliant.scripts", "train", "--agent", "ppo", "--env", "Pendulum-v1"]
         line += ["--steps", str(steps), "--run", str(folder), "--threads", "1", "--log-every", "100"]
@@ -308,6 +332,18 @@ def test_a_real_run_is_stopped_and_goes_on(tmp_path: Path) -> None:
         for name in ("straight", "stopped")
     )
     assert ours == theirs and any("plasticity/dormant_fraction/actor" in row for row in ours)
+    assert pliant(["inspect", str(tmp_path / "stopped"), "--monitors", "norms"]) == 0
+    assert "weight_norm" in capsys.readouterr().out
+
+
+def test_how_far_a_layer_matters_to_the_actions_is_a_share() -> None:
+    """PPO's decisions are probabilities, and their churn a divergence; the share of actions that stay lies in [0, 1]."""
+    run = build_run("ppo", monitors=["criticality(every=3, samples=64)"])
+    walk(run, 12)
+    run.monitors.publish(run)  # type: ignore[union-attr]
+    found = {key: v for key, v in run.log.latest.items() if "action_agreement" in key}
+    assert len(found) >= 4 and all(0 <= v <= 1 for v in found.values())
+    assert all(64 * v == pytest.approx(round(64 * v), abs=1e-3) for v in found.values())
 
 
 @pytest.mark.parametrize("action", [DISCRETE, BOX])

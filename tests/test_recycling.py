@@ -279,13 +279,13 @@ def test_the_largest_share_is_recycled_of_the_most_dormant() -> None:
 
 
 @pytest.mark.parametrize(
-    ("moments", "recycled", "neighbour"),
-    [("age", 1.0, 1.0), ("keep_step", 3.162278, 1.0), ("zero_step", 1.0, 0.316228)],
+    ("ages", "recycled", "neighbour"),
+    [("own", 1.0, 1.0), ("shared", 3.162278, 1.0), ("zeroed", 1.0, 0.316228)],
 )
-def test_the_first_step_after_recycling(moments: Any, recycled: float, neighbour: float) -> None:
+def test_the_first_step_after_recycling(ages: Any, recycled: float, neighbour: float) -> None:
     """In learning rates, along a constant gradient: what each policy does to a recycled weight and to its neighbours.
     """
-    agent, stand = golden(moments=moments)
+    agent, stand = golden(ages=ages)
     remember_(agent)
     stand.tick().look()
     weight, outgoing = layer_of(agent, FIRST).linear.weight, layer_of(agent, OUT).linear.weight

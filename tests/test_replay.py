@@ -560,6 +560,118 @@ def test_each_batch_is_drawn_when_asked_for() -> None:
     assert sum(1 for _ in replay.batches(Sampling(32, 1, 0.99, 1.0))) == 3
 
 
+def test_updates_that_are_owed_besides_are_made_once_and_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay_module, "AT_ONCE", 4)
+    stream = Stream(VECTOR, DISCRETE, 2)
+    replay = begin(stream, 100, learning_starts=3)
+    stream.feed(replay, 1)
+    made = []
+    for steps, extra in ((0, 0), (0, 10), (0, 10), (0, 10), (0, 10), (1, 10), (1, 12), (0, 12), (0, 12)):
+        stream.feed(replay, steps)
+        sampling = Sampling(2, 1, 0.99, 0.5, extra)
+        owing = replay.owes(sampling)
+        made.append((owing, sum(1 for _ in replay.batches(sampling))))
+    # Ten, four at a time; half of a transition's; two more, and the halves of three.
+    assert made == [
+        (False, 0), (True, 4), (True, 4), (True, 2), (False, 0), (False, 0), (True, 3), (False, 0), (False, 0)
+    ]  # fmt: skip
+    assert not replay.owes(Sampling(2, 1, 0.99, 0.5, 12)) and replay.owes(Sampling(2, 1, 0.99, 0.5, 13))
+    empty = begin(stream, 100)
+    assert owed(empty, 1.0) == 0
+    assert sum(1 for _ in empty.batches(Sampling(2, 1, 0.99, 1.0, 5))) == 0
+    assert not empty.owes(Sampling(2, 1, 0.99, 1.0, 5)), "nobody waits for what cannot be drawn"
+
+
+# What is forgotten
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 10**6), st.integers(1, 3), st.sampled_from([PIXELS, VECTOR]), st.integers(4, 40),
+    st.lists(st.integers(0, 30), min_size=1, max_size=4),
+)  # fmt: skip
+def test_after_clear_exactly_what_came_since_is_sampled(
+    seed: int, envs: int, observation: ObservationSpec, capacity: int, between: list[int]
+) -> None:
+    """Stacks that reach back across the line are whole, whatever was stored before, and however much."""
+    stream = Stream(observation, DISCRETE, envs, seed)
+    replay = begin(stream, max(capacity, envs))
+    for steps in between:
+        stream.feed(replay, steps)
+        before, line = len(replay), replay._head
+        replay.clear()
+        assert len(replay) == before, "who merely looks still sees what there was"
+        assert owed(replay, 1.0) == 0
+        for k in range(1, 4):
+            stream.feed(replay, 1)
+            assert sampleable(replay).start >= line and len(replay) <= k * envs
+            check_against(stream, replay, 1, 0.5)
+            check_against(stream, replay, 3, 0.5)
+            assert owed(replay, 1.0) == envs
+
+
+def test_after_clear_learning_waits_as_it_did_at_first() -> None:
+    stream = Stream(VECTOR, DISCRETE, 4)
+    replay = begin(stream, 100, learning_starts=10)
+    stream.feed(replay, 5)
+    batches = replay.batches(Sampling(2, 1, 0.99, 1.0))
+    next(batches)
+    replay.clear()
+    assert list(batches) == [], "what is owed for the forgotten is not made"
+    counts = []
+    for _ in range(5):
+        stream.feed(replay, 1)
+        counts.append(owed(replay, 1.0))
+    assert counts == [0, 0, 2, 4, 4]
+
+
+def test_after_clear_priorities_and_their_correction_begin_anew() -> None:
+    config = PrioritisedConfig(alpha=1.0, beta=0.0, beta_final=1.0, beta_steps=100)
+    stream = Stream(VECTOR, DISCRETE, 1)
+    replay = begin(stream, 200, prioritised=config)
+    stream.feed(replay, 100)
+    replay.update_priorities(replay.sample(64).index, torch.full((64,), 1e6))
+    replay.clear()
+    stream.feed(replay, 20)
+    batch = replay.sample(256)
+    assert int(batch.index.min()) >= 100 and int(batch.index.max()) < 120
+    table = replay._priorities._table.view(-1)  # type: ignore[union-attr]
+    assert (table[100:120] == 1.0).all(), "the highest priority of the forgotten is forgotten"
+    assert table.sum() == 20.0 and replay._priorities._sums.sum() == 20.0  # type: ignore[union-attr]
+    replay.update_priorities(torch.arange(100, 120), torch.arange(20.0))
+    assert replay.sample(64).weight.min() > 0.05 ** 0.25, "beta is that of twenty transitions"
+
+
+@pytest.mark.parametrize("cleared", [7, 30, 31])
+@pytest.mark.parametrize("prioritised", [None, PrioritisedConfig()])
+def test_a_cleared_replay_goes_on_bitwise(cleared: int, prioritised: PrioritisedConfig | None) -> None:
+    """Saved right after `clear`, and a step later; pieces that were not written since keep their versions."""
+    for later in (0, 1):
+        stream, twin = (Stream(PIXELS, DISCRETE, 2, seed=3) for _ in range(2))
+        replay, other = (
+            begin(s, 24, prioritised=prioritised, learning_starts=4, chunk_bytes=64) for s in (stream, twin)
+        )
+        stream.feed(replay, cleared)
+        list(replay.batches(Sampling(4, 1, 0.9, 0.5)))
+        versions = replay.chunks()
+        replay.clear()
+        assert replay.chunks() == versions
+        stream.feed(replay, later)
+        other.load_state_dict(torch.load(io.BytesIO(blob(replay)), weights_only=True))
+        for name, _ in replay.chunks():
+            other.load_chunk(name, replay.chunk(name))
+        twin = stream
+        for _ in range(12):
+            action, step = twin.step()
+            for one in (replay, other):
+                one.add(action, step)
+            drawn = [list(one.batches(Sampling(4, 2, 0.9, 0.7))) for one in (replay, other)]
+            assert len(drawn[0]) == len(drawn[1])
+            for mine, theirs in zip(*drawn, strict=True):
+                assert all(torch.equal(x, y) for x, y in zip(mine, theirs, strict=True))
+        assert blob(replay) == blob(other)
+
+
 # Checkpoints
 
 

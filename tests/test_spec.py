@@ -151,7 +151,7 @@ def test_whatever_the_parser_raises_is_a_sentence_error(
         raise error
 
     with monkeypatch.context() as patch:  # pytest reads tests with `ast` itself
-        patch.setattr("pliant.interventions.spec.ast.parse", give_up)
+        patch.setattr("pliant.agents.words.ast.parse", give_up)
         with pytest.raises(SentenceError, match="cannot read"):
             parse("redo")
 

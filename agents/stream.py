@@ -1,0 +1,166 @@
+"""The memory of who learns from a stream: every minibatch once, and the latest samples for whoever looks.
+
+To the loop it is a memory like `Replay` and `Rollout`; what is different is what `batches` gives: the samples that have
+just been seen, with what should have been said to them, one sample of every environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor
+
+from .hooks import Sampling
+from .replay import Batch
+from .spaces import ActionSpec, ObservationSpec, Step
+
+
+class Samples:
+    """The latest `capacity` samples of a stream (whole minibatches of them), newest last written over the oldest.
+
+    A sample is a `Batch` row whose `action` is what should have been said: a class, or a vector of numbers. Nothing
+    follows from a sample, so its discount is 0 and its next observation is its own; its reward is what should have been
+    said as a single number (the class, or the mean of the vector), which is what a value would have to become.
+
+    Args:
+        observation, action: What is stored; actions are targets.
+        capacity: Samples kept for `sample`; at least the newest minibatch is.
+        num_envs: Samples in a minibatch, one of every environment.
+        updates: How often each minibatch is learnt from, in a row.
+
+    Raises:
+        ValueError: A size is out of range.
+    """
+
+    def __init__(
+        self, observation: ObservationSpec, action: ActionSpec, *, capacity: int, num_envs: int, updates: int,
+        device: torch.device, seed: int,
+    ) -> None:  # fmt: skip
+        if min(capacity, num_envs, updates) < 1:
+            raise ValueError("a stream's memory needs at least one sample, environment and update")
+        self.num_envs, self.updates, self.device = num_envs, updates, device
+        self.rows = -(-capacity // num_envs)
+        self.generator = Generator(device).manual_seed(seed)
+        shape, kind = (self.rows, num_envs), torch.int64 if action.discrete else torch.float32
+        self.obs = torch.zeros((*shape, *observation.shape), dtype=observation.dtype, device=device)
+        self.target = torch.zeros(shape if action.discrete else (*shape, action.size), dtype=kind, device=device)
+        # A step is written through numpy's views of the same memory, which costs a tenth of copies between tensors.
+        self._views = (self.obs.numpy(), self.target.numpy()) if device.type == "cpu" else None
+        self.seen = 0  # minibatches so far
+        self.owed = 0  # updates that the newest one still owes
+        self.latest: NDArray[Any] | None = None
+        self._zeros = torch.zeros(num_envs, device=device)
+        self._ones = torch.ones(num_envs, device=device)
+        self._index = torch.arange(num_envs, device=device)
+
+    def __len__(self) -> int:
+        return min(self.seen, self.rows) * self.num_envs
+
+    def start(self, obs: NDArray[Any]) -> None:
+        """The first observations [E, *obs]."""
+        self.latest = obs.copy()
+
+    def add(self, action: Any, step: Step) -> None:
+        """One minibatch: the observations acted on, and what should have been said to them (ValueError if the
+        environment does not say)."""
+        if step.target is None:
+            raise ValueError(NO_TARGETS.format(agent="supervised", env="this environment"))
+        assert self.latest is not None, "a stream's memory is started before anything is added to it"
+        row = self.seen % self.rows
+        if self._views is not None:
+            self._views[0][row], self._views[1][row] = self.latest, step.target
+        else:
+            for place, content in ((self.obs, self.latest), (self.target, step.target)):
+                place[row].copy_(torch.from_numpy(np.ascontiguousarray(content)), non_blocking=True)
+        self.latest = step.obs.copy()
+        self.seen += 1
+        self.owed = self.updates
+
+    def batches(self, sampling: Sampling) -> Iterator[Batch]:
+        """The newest minibatch, as often as it is to be learnt from."""
+        row = (self.seen - 1) % self.rows
+        while self.owed:
+            self.owed -= 1
+            obs, target = self.obs[row], self.target[row]
+            yield Batch(obs, target, _number(target), self._zeros, obs, self._ones, self._index)
+
+    def owes(self, sampling: Sampling) -> bool:
+        """Nothing is left over: all that is owed is made at once."""
+        return False
+
+    def clear(self) -> None:
+        """Forget all samples, and the updates that the newest ones still owe; these alone stay for whoever looks."""
+        self.owed = 0
+        if self.seen:
+            newest = (self.seen - 1) % self.rows
+            self.obs[0].copy_(self.obs[newest])
+            self.target[0].copy_(self.target[newest])
+            self.seen = 1
+
+    def update_priorities(self, index: Tensor, td_error: Tensor) -> None:
+        """Every sample is learnt from once: there are no priorities."""
+
+    def sample(
+        self, batch_size: int, n_step: int = 1, gamma: float = 0.99, generator: Generator | None = None
+    ) -> Batch:
+        """Some of the latest samples, drawn with replacement and without a trace (RuntimeError before there are any).
+
+        `n_step` and `gamma` mean nothing here: every sample is a problem of its own.
+        """
+        if not self.seen:
+            raise RuntimeError("nothing to sample: no minibatch has been seen yet")
+        index = torch.randint(len(self), (batch_size,), generator=generator or self.generator, device=self.device)
+        obs, target = self.obs.flatten(0, 1)[index], self.target.flatten(0, 1)[index]
+        zeros = torch.zeros(batch_size, device=self.device)
+        return Batch(obs, target, _number(target), zeros, obs, zeros + 1, index)
+
+    # ------------------------------------------------------------------------------------------------- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything; between two calls of `batches`, where a run is saved."""
+        filled = min(self.seen, self.rows)
+        return {
+            "obs": self.obs[:filled].clone(), "target": self.target[:filled].clone(), "seen": self.seen,
+            "owed": self.owed, "generator": self.generator.get_state(), "made_for": self._made_for(),
+            "latest": None if self.latest is None else torch.from_numpy(self.latest.copy()),
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave (ValueError if it was of another shape)."""
+        if (saved := state["made_for"] | {"device": self.device.type}) != self._made_for():
+            raise ValueError(f"the saved samples are of {saved['num_envs']} environments and {saved['rows']} "
+                             f"minibatches, not of {self.num_envs} and {self.rows}")
+        filled = min(state["seen"], self.rows)
+        self.obs[:filled].copy_(state["obs"])
+        self.target[:filled].copy_(state["target"])
+        self.seen, self.owed = state["seen"], state["owed"]
+        self.generator.set_state(state["generator"].cpu())
+        self.latest = None if state["latest"] is None else state["latest"].numpy()
+
+    def _made_for(self) -> dict[str, Any]:
+        return {"num_envs": self.num_envs, "rows": self.rows, "device": self.device.type}
+
+    def chunks(self) -> list[tuple[str, int]]:
+        """Nothing is saved in chunks: the latest samples are few."""
+        return []
+
+    def chunk(self, name: str) -> dict[str, Tensor]:
+        raise KeyError(name)
+
+    def load_chunk(self, name: str, content: dict[str, Tensor]) -> None:
+        raise KeyError(name)
+
+
+NO_TARGETS = (
+    "{agent} learns what should have been said, and {env} does not tell: choose an environment of the suite stream, "
+    "such as --env stream/RandomLabels, or another --agent"
+)
+
+
+def _number(target: Tensor) -> Tensor:
+    """Targets [B] or [B, K] as one number each [B] float32."""
+    return target.float() if target.ndim == 1 else target.mean(dim=1)

@@ -1,0 +1,245 @@
+"""A supervised learner that is an agent like the others: what it does is to say what it sees.
+
+It acts in streams (`pliant.envs.streams`), whose steps tell what should have been said. Every step of all environments
+is a minibatch, and is learnt from once: online learning, in which nothing bootstraps and nothing is explored, so what
+goes wrong is the network's own plasticity. Random labels, permuted inputs and slowly changing targets are the problems
+on which the literature shows its loss (Lyle et al. 2023, 2303.01486; Dohare et al. 2024, Nature 632; Kumar et al. 2023,
+2308.11958).
+
+Discrete actions are classes, learnt by the cross-entropy of a softmax; a box of numbers is regression, learnt by half
+the squared error, averaged over the numbers of a target, or by another head for scalars.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Generator, Tensor, nn
+
+from .agent import Agent, Component
+from .heads import HeadConfig, HeadName, ValueHead, build_head
+from .hooks import Clock, Sampling, Update, derive_seed
+from .networks import Injection, NetworkConfig, Trace, ValueNetwork
+from .optimizers import OptimizerConfig, build_optimizer, step
+from .replay import Batch
+from .spaces import ObservationSpec
+from .stream import Samples
+
+# Heads whose target is a number; the others need the distribution of what follows.
+NUMBERS = ("auto", "mse", "huber", "symlog", "two_hot", "hl_gauss")
+
+
+@dataclass(frozen=True)
+class SupervisedConfig:
+    """A supervised learner.
+
+    Attributes:
+        network: Shape of the network; the last layer has an output for every class, or what a number needs.
+        optimizer: Its optimizer.
+        value_loss: How numbers are learnt; auto is half the squared error, mse. Classes are always learnt by
+            cross-entropy, and need auto.
+        head: Parameters of the value loss.
+        updates_per_step: Gradient updates on every minibatch, in a row.
+        buffer_size: Latest samples kept for monitors and methods to look at; learning sees each but once.
+    """
+
+    # Component → names of the fields that shape its network and its optimizer.
+    parts: ClassVar[dict[str, tuple[str, str]]] = {"critic": ("network", "optimizer")}
+    # Every step is learnt from at once.
+    update_every: ClassVar[int] = 1
+
+    network: NetworkConfig = field(default_factory=lambda: NetworkConfig(hidden=(128, 128)))
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3))
+    value_loss: HeadName | Literal["auto"] = "auto"
+    head: HeadConfig = field(default_factory=HeadConfig)
+    updates_per_step: int = 1
+    buffer_size: int = 4096
+
+    def __post_init__(self) -> None:
+        for name in ("updates_per_step", "buffer_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.value_loss not in NUMBERS:
+            raise ValueError(
+                f"supervised regresses on numbers, and {self.value_loss} on distributions of returns; use "
+                f"{', '.join(NUMBERS)}"
+            )
+
+    @classmethod
+    def for_suite(cls, suite: str) -> SupervisedConfig:
+        """The network of random-label experiments, two layers of 128, whatever the suite: Adam at 1e-3, batches as
+        large as there are environments."""
+        return cls()
+
+
+class Predictor(ValueNetwork):
+    """Observations [B, *obs] → logits [B, outputs], with room for plasticity injections into what is dense."""
+
+    def __init__(
+        self, observation: ObservationSpec, outputs: int, config: NetworkConfig, generator: Generator
+    ) -> None:
+        super().__init__(observation, outputs, config, generator)
+        self.injection = Injection(self.head_modules(), config.injections) if config.injections else None
+
+    def head_modules(self) -> dict[str, nn.Module]:
+        """All that is dense, from features to logits."""
+        return {"body": self.body, "output": self.output}
+
+    def forward(self, obs: Tensor, trace: Trace | None = None) -> Tensor:
+        modules: Mapping[str, Any] = self._modules
+        features = modules["encoder"].forward(obs, trace)
+        logits = self.logits(modules, features, trace)
+        if self.injection is not None:
+            logits = self.injection(logits, lambda copies: self.logits(copies, features))
+        return logits
+
+    def logits(self, modules: Mapping[str, Any], features: Tensor, trace: Trace | None = None) -> Tensor:
+        """Features [B, F] → logits [B, outputs], by this head's modules or a copy of them."""
+        logits: Tensor = modules["output"].forward(modules["body"].forward(features, trace))
+        return logits
+
+
+class Supervised(Agent):
+    """Classification (discrete actions) or regression (a box) of what is observed.
+
+    Its one component is called "critic", although it criticises nothing: it is what predicts, and words that name no
+    place mean the critic, so that every method and monitor means this network by default.
+    """
+
+    name = "supervised"
+    config_class = SupervisedConfig
+    config: SupervisedConfig
+    learns_from_targets: ClassVar[bool] = True
+    values_are_returns: ClassVar[bool] = False
+    # What lookers draw at a time; the minibatch itself is as large as there are environments.
+    batch_size: ClassVar[int] = 64
+
+    def build(self, generator: Generator) -> None:
+        c = self.config
+        if self.action.discrete and c.value_loss != "auto":
+            raise ValueError(
+                f"value_loss {c.value_loss} is of numbers, and this stream has classes, which supervised learns by "
+                "cross-entropy: leave it at auto"
+            )
+        self.head: ValueHead | None = None
+        outputs = self.action.size
+        if not self.action.discrete:
+            self.head = build_head("mse" if c.value_loss == "auto" else c.value_loss, c.head, gamma=0.0)
+            self.head = self.head.to(self.device)
+            outputs *= self.head.outputs
+        online = Predictor(self.observation, outputs, c.network, generator).to(self.device)
+        self.critic = Component(online, build_optimizer(online.parameters(), c.optimizer))
+        self.components = {"critic": self.critic}
+
+    @torch.no_grad()
+    def act(self, obs: NDArray[Any] | Tensor, clock: Clock | None = None) -> Tensor:
+        """What the network says: the likeliest classes [E], or numbers [E, K]. There is nothing to be explored."""
+        return self.said(self.critic.online.forward(self.tensor(obs)))
+
+    def said(self, logits: Tensor) -> Tensor:
+        """Logits [B, outputs] → the likeliest classes [B], or numbers [B, K]."""
+        if self.head is None:
+            return logits.argmax(dim=1)
+        return self.head.value(logits.view(-1, self.head.outputs)).view(-1, self.action.size)
+
+    def sampling(self, clock: Clock) -> Sampling:
+        return self.interventions.schedule(
+            Sampling(self.batch_size, 1, 0.0, float(self.config.updates_per_step)), clock
+        )
+
+    def memory(self, num_envs: int = 1, seed: int | None = None) -> Samples:  # type: ignore[override]
+        """The latest samples, on the agent's device."""
+        c = self.config
+        return Samples(
+            self.observation, self.action, capacity=c.buffer_size, num_envs=num_envs, updates=c.updates_per_step,
+            device=self.device, seed=derive_seed(self.seed if seed is None else seed, "samples"),
+        )  # fmt: skip
+
+    def describe_memory(self, num_envs: int = 1) -> str:
+        samples = -(-self.config.buffer_size // num_envs) * num_envs
+        return f"samples: minibatches of {num_envs}, each learnt from once; the latest {samples:,} are kept to look at"
+
+    # ------------------------------------------------------------------------------------------------- learning
+
+    def errors(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss of each sample [B]: cross-entropy, or that of its numbers on average."""
+        if self.head is None:
+            return F.cross_entropy(logits, target, reduction="none")
+        each = self.head.loss(logits.view(-1, self.head.outputs), target.flatten())
+        return each.view(target.shape).mean(dim=1)
+
+    def update(self, batch: Batch, clock: Clock) -> Update:
+        batch = self.interventions.transform_batch(batch)
+        trace = Trace()
+        logits = self.critic.online.forward(batch.obs, trace)
+        errors = self.errors(logits, batch.action)
+        loss = errors.mean()
+        step(self.penalised(loss, "critic"), self.critic.optimizer, self.config.optimizer.max_grad_norm)
+        metrics = {"losses/loss": loss.detach()}
+        with torch.no_grad():
+            said = self.said(logits)
+            if self.head is None:
+                metrics["losses/accuracy"] = (said == batch.action).float().mean()
+            else:
+                metrics["losses/squared_error"] = (said - batch.action).square().mean()
+        return Update(metrics, {"critic": [h.detach() for h in trace]}, errors.detach())
+
+    # ------------------------------------------------------------------------------------------------- being looked at
+
+    def loss(self, batch: Batch, trace: Trace | None = None) -> Tensor:
+        """Mean loss of a batch, without what interventions add."""
+        return self.errors(self.critic.online(batch.obs, trace), batch.action).mean()
+
+    def blank_pass(self) -> None:
+        self.critic.online(self.blank())
+
+    @torch.no_grad()
+    def activations(self, batch: Batch) -> dict[str, Trace]:
+        trace = Trace()
+        self.critic.online(batch.obs, trace)
+        return {"critic": trace}
+
+    def live_traces(self, batch: Batch) -> Iterator[tuple[str, Tensor, Trace]]:
+        trace = Trace()
+        yield "critic", self.loss(batch, trace), trace
+
+    def values(self, batch: Batch, *, target: bool = False) -> Tensor:
+        """What the network has for what should have been said [1, B]: the logit of the class above the mean of all
+        (a softmax knows logits up to a constant alone), or the mean of the numbers. There is no target network."""
+        logits = self.critic.online(batch.obs)
+        if self.head is None:
+            own = logits.gather(1, batch.action.view(-1, 1)).squeeze(1)
+            return (own - logits.mean(dim=1)).unsqueeze(0)
+        return self.said(logits).mean(dim=1).unsqueeze(0)
+
+    def predictions(
+        self, component: str, obs: Tensor, action: Tensor, networks: Mapping[str, nn.Module] | None = None
+    ) -> Tensor:
+        """Logits of all classes [B, classes], or numbers [B, K]."""
+        logits: Tensor = self.asked(component, networks)(obs)
+        return logits if self.head is None else self.said(logits)
+
+    def losses(self, batch: Batch, seed: int) -> dict[str, Callable[[], Tensor]]:
+        return {"critic": lambda: self.loss(batch)}
+
+    def decisions(self, batch: Batch) -> Tensor:
+        """Classes [B], or numbers [B, K]."""
+        return self.act(batch.obs)
+
+    def policy_churn(self, before: Tensor, after: Tensor) -> Tensor:
+        """Share of samples whose class differs, or KL divergence of Gaussians of variance 1 around the numbers: half
+        their squared distance."""
+        if self.head is None:
+            return (before != after).float().mean()
+        return 0.5 * (before - after).square().sum(dim=1).mean()
+
+    def probed(self, batch: Batch) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
+        found: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {"critic": (self.critic.online, (batch.obs,))}
+        if self.observation.pixels:
+            found["encoder"] = (self.critic.online.encoder, (batch.obs,))
+        return found

@@ -1,0 +1,122 @@
+"""Non-stationary problems: words that make an environment change while an agent learns in it.
+
+    pliant train --env CartPole-v1 --env.drift "observation_offset(scale=2, every=160000)"
+    make("HalfCheetah-v5", config=EnvConfig(drift=("friction(every=500000)",)))
+
+A problem shows *tasks* in a row, each of which shows a *level*: an offset, a permutation, a friction, a game
+(`Schedule`). Level k is a pure function of the run's seed (or of the word's own `seed`) and k: the same in every
+environment that steps, in evaluation and after resumption, and a level that comes back is what it was. Which task it is
+stands in gymnasium's `info` and in `Episode.task`, and never in the observation.
+
+An episode lives from its first step to its last in one task, that of the environment steps (of all environments
+together) at which it began; words with `changes=step` follow the schedule within episodes too. What happens at so many
+steps, the observation acted on included, is that moment's. Where `abruptness` is less than 1, numbers move steadily
+from one level to the next, and permutations, signs, games and modes are drawn for each episode, from its seed: the next
+level more and more often.
+
+In evaluation the problem stands still where the run stands. Rewards and returns are those of the changed problem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import gymnasium
+
+from ..agents.words import SentenceError, Word, one_line, parse, resolve
+from .drift_games import Games, Modes
+from .drift_physics import ActuatorStrength, Friction, Gravity
+from .drift_signals import FlipRewards, ObservationOffset, PermuteActions, PermuteObservations, ScaleRewards
+from .drifting import Drift, Drifting, Target
+
+
+class Drifts:
+    """The words of a run, and where the run stands.
+
+    Args:
+        words: As in `EnvConfig.drift`; at least one.
+        seed: Of the levels.
+        num_envs: Environments that step together: by so many the steps advance at each step.
+        at_steps: Environment steps of the run at which the problem stands still; None: it moves with the steps taken.
+    """
+
+    def __init__(self, words: Sequence[str], seed: int, num_envs: int, at_steps: int | None = None) -> None:
+        if at_steps is not None and at_steps < 0:
+            raise ValueError(f"a run has taken no fewer than 0 steps: {at_steps}")
+        self.parts = build(words)
+        self.begin = at_steps or 0
+        self.stride = num_envs if at_steps is None else 0
+        self.seed = seed
+        self.reseed(seed)
+
+    def reseed(self, seed: int) -> None:
+        """Let the levels follow from another seed: that of a run which goes on here."""
+        self.seed = seed
+        for part in self.parts:
+            part.seed(seed)
+
+    def part(self, kind: type[Drift]) -> Any:
+        """The word of a kind, or None."""
+        return next((part for part in self.parts if isinstance(part, kind)), None)
+
+    def around(
+        self, envs: Sequence[gymnasium.Env[Any, Any]], name: str, pixels: bool = False
+    ) -> list[gymnasium.Env[Any, Any]]:
+        """Environments that drift together (ValueError for a word that does not fit)."""
+        for part in self.parts:
+            try:
+                part.bind(Target(envs[0], name, pixels))
+            except ValueError as error:
+                raise DriftError(f"{name}: {part.name}: {one_line(error)}") from error
+            for level in range(len(part.levels)):  # what does not fit is said now, not in ten hours
+                try:
+                    part.value(level)
+                except ValueError as error:
+                    raise DriftError(f"{name}: {part.name}: {one_line(error)}") from error
+        return [Drifting(env, self) for env in envs]
+
+
+class DriftError(ValueError):
+    """A word that does not fit the environment. The message is one line."""
+
+
+# ------------------------------------------------------------------------------------------------------ the words
+
+DRIFTS: dict[str, type[Drift]] = {
+    kind.name: kind for kind in (
+        ActuatorStrength, FlipRewards, Friction, Games, Gravity, Modes, ObservationOffset, PermuteActions,
+        PermuteObservations, ScaleRewards,
+    )
+}  # fmt: skip
+"""Every kind of drift by the word that names it."""
+
+
+def build(words: Iterable[str]) -> list[Drift]:
+    """What the words name (SentenceError)."""
+    parts: list[Drift] = []
+    for word, arguments in _resolved(words):
+        try:
+            part = DRIFTS[word.name](**arguments)
+        except ValueError as error:
+            raise SentenceError(f"{Word(word.name, arguments)}: {one_line(error)}") from error
+        for other in parts:
+            if other.name == part.name:
+                raise SentenceError(f"{part.name} is given twice; one word says all of its levels")
+            if other.name in part.excludes or part.name in other.excludes:
+                raise SentenceError(f"{other.name} and {part.name} exclude each other")
+        parts.append(part)
+    return parts
+
+
+def check(words: Iterable[str]) -> tuple[str, ...]:
+    """The words in canonical spelling, every name, parameter and schedule checked (SentenceError)."""
+    words = tuple(words)
+    build(words)
+    return tuple(str(Word(word.name, arguments)) for word, arguments in _resolved(words))
+
+
+def _resolved(words: Iterable[str]) -> list[tuple[Word, dict[str, Any]]]:
+    registry: Mapping[str, Callable[..., Any]] = DRIFTS
+    read = [parse(word, "drift", ObservationOffset.example) for word in words]
+    return [(word, resolve(word, registry, "drift")) for word in read]

@@ -1,0 +1,178 @@
+"""Other games: several in a row, and the modes of one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import gymnasium
+
+from ..agents.words import did_you_mean
+from .adapter import Array
+from .drifting import Drift, Target
+
+
+class Several(gymnasium.Env[Array, Any]):
+    """Games with the same spaces, one of which is played; `choose` names the next episode's.
+
+    A game is made when it is first played.
+    """
+
+    def __init__(self, names: Sequence[str], build: Callable[[str], gymnasium.Env[Any, Any]]) -> None:
+        self._build = build
+        self._made: dict[str, gymnasium.Env[Any, Any]] = {}
+        self.choose(names[0])
+        self.observation_space, self.action_space = self._playing.observation_space, self._playing.action_space
+
+    def choose(self, name: str) -> None:
+        if name not in self._made:
+            self._made[name] = self._build(name)
+        self._playing = self._made[name]
+
+    @property
+    def life_lost(self) -> bool:
+        game: Any = self._playing.unwrapped
+        return bool(game.life_lost)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        """Start an episode of the chosen game."""
+        return self._playing.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
+        """Act in it."""
+        return self._playing.step(action)
+
+    def close(self) -> None:
+        """Close all that were made."""
+        for env in self._made.values():
+            env.close()
+
+
+def _bare(game: str) -> str:
+    return re.sub(r"^(ALE|MinAtar)/|-v\d+$", "", game)
+
+
+class Games(Drift):
+    """Play one game after the other, over and over.
+
+    When: The field's continual problem on pixels: Switching-ALE, or a cycle of MinAtar games within an hour.
+    Paper: Abbas et al. 2023, "Loss of plasticity in continual deep RL", 2303.07507: Alien, Atlantis, Boxing, Breakout
+        and Centipede on all 18 actions, about 20 million frames a visit. Tang et al. 2025, 2506.00592: MinAtar.
+    Differs: MinAtar's games have channels of their own: where they have fewer than the largest of the row, the missing
+        ones are empty, and channel k means something else in each game. The replay is not flushed.
+    Excludes: modes. Atari needs full_action_space, MinAtar the -v0 of the game, which has all six actions.
+
+    Args:
+        levels: The games, beginning with that of the environment: (Breakout, Asterix). Not given: all five of MinAtar.
+        every: Environment steps (of four frames in Atari) that a task lasts.
+        at: Or the environment steps at which the second task, the third … begin.
+        order: Levels in the order of their appearance, over and over; as they are given if this is not.
+        abruptness: 1 changes at once; with less, episodes in the last `1 - abruptness` of a task show the next level
+            more and more often.
+    """
+
+    name = "games"
+    example = "games(levels=(Breakout, Asterix, Freeway), every=500000)"
+    excludes = ("modes",)
+    numeric = False
+
+    def __init__(
+        self, levels: tuple[str, ...] = (), every: int = 0, at: tuple[int, ...] = (), order: tuple[int, ...] = (),
+        abruptness: float = 1.0,
+    ) -> None:  # fmt: skip
+        levels = tuple(map(_bare, levels))
+        if twice := [game for game in levels if levels.count(game) > 1]:
+            raise ValueError(f"{twice[0]} is given twice; order=(0, 1, 0) says what comes back")
+        if len(levels) == 1:
+            raise ValueError("one game alone does not change")
+        super().__init__(every, at, order, abruptness, levels, None)
+
+    def played(self, own: str, known: Sequence[str]) -> tuple[str, ...]:
+        """The row of games, checked against those that there are; `own` is the environment's."""
+        if not self.levels:
+            if len(known) > 5:
+                raise ValueError(f"games: say which ones, such as games(levels=({own}, Pong), every=5000000)")
+            first = known.index(own)
+            self.levels = (*known[first:], *known[:first])
+            if self.schedule.order and max(self.schedule.order) >= len(self.levels):
+                raise ValueError(f"games: order shows level {max(self.schedule.order)}, and there are five games")
+            if not self.schedule.order:
+                self.schedule = replace(self.schedule, order=tuple(range(len(self.levels))))
+        for game in self.levels:
+            if game not in known:
+                raise ValueError(f"games: there is no game {game!r}.{did_you_mean(game, known)}")
+        if self.levels[0] != own:
+            raise ValueError(f"games: the row begins with {self.levels[0]}, the environment is {own}: let them agree")
+        return self.levels
+
+    def bind(self, target: Target) -> None:
+        if not isinstance(target.env.unwrapped, Several):
+            raise ValueError("only Atari and MinAtar have games that share an action space")
+
+    def draw(self, level: int) -> str:
+        raise AssertionError("games are given")
+
+    def enter(self, env: gymnasium.Env[Any, Any], value: str) -> None:
+        env.unwrapped.choose(value)  # type: ignore[attr-defined]
+
+
+class Modes(Drift):
+    """Play one game in other modes and difficulties of the console.
+
+    When: Change within one game, with the same actions and much the same pictures.
+    Paper: Farebrother, Machado & Bowling 2018, "Generalization and regularization in DQN", 1810.00123.
+    Differs: The agent meets them one after the other, and is not tested on those that it has not met.
+    Excludes: games, and a fixed mode of the environment.
+
+    Args:
+        levels: Modes, or pairs of a mode and a difficulty: (0, 4) or ((0, 0), (0, 1)). Not given: all of its modes.
+        every: Environment steps (of four frames) that a task lasts.
+        at: Or the environment steps at which the second task, the third … begin.
+        order: Levels in the order of their appearance, over and over; as they are given if this is not.
+        abruptness: 1 changes at once; with less, episodes in the last `1 - abruptness` of a task show the next level
+            more and more often.
+    """
+
+    name = "modes"
+    example = "modes(levels=(0, 4), every=500000)"
+    excludes = ("games",)
+    numeric = False
+
+    def __init__(
+        self, levels: tuple[int | tuple[int, int], ...] = (), every: int = 0, at: tuple[int, ...] = (),
+        order: tuple[int, ...] = (), abruptness: float = 1.0,
+    ) -> None:  # fmt: skip
+        super().__init__(every, at, order, abruptness, levels, None)
+
+    def bind(self, target: Target) -> None:
+        game: Any = target.env.unwrapped
+        if not hasattr(game, "modes"):
+            raise ValueError("only games of Atari have modes")
+        if game.mode is not None:
+            raise ValueError(f"the environment's mode is {game.mode} for good: leave one of the two out")
+        self._modes, self._difficulties = game.modes, game.difficulties
+        self._difficulty = game.difficulty
+        if not self.levels:
+            if len(game.modes) == 1:
+                raise ValueError(f"the game has one mode alone, and the difficulties {game.difficulties}: name levels")
+            self.levels = tuple(game.modes)
+            last = max(self.schedule.order, default=0)
+            if last >= len(self.levels):
+                raise ValueError(f"order shows level {last}, and the game has {len(game.modes)} modes")
+            self.schedule = replace(self.schedule, order=self.schedule.order or tuple(range(len(self.levels))))
+
+    def given(self, level: int | tuple[int, int]) -> tuple[int, int | None]:
+        mode, difficulty = (level, self._difficulty) if isinstance(level, int) else level
+        for what, value, there in (("mode", mode, self._modes), ("difficulty", difficulty, self._difficulties)):
+            if value is not None and value not in there:
+                raise ValueError(f"the game has no {what} {value}; it has {', '.join(map(str, there))}")
+        return mode, difficulty
+
+    def draw(self, level: int) -> tuple[int, int | None]:
+        raise AssertionError("modes are given")
+
+    def enter(self, env: gymnasium.Env[Any, Any], value: tuple[int, int | None]) -> None:
+        game: Any = env.unwrapped
+        game.mode, game.difficulty = value

@@ -1,0 +1,213 @@
+"""Physics that changes: friction, gravity and the strength of actuators, set in place in the running simulator."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from .adapter import Array
+from .drifting import Changes, Drift, First, Target
+
+
+class _Physics(Drift):
+    """A positive number of the simulator's, drawn log-uniformly."""
+
+    unit = "factors"
+
+    def __init__(
+        self, low: float, high: float, every: int, at: tuple[int, ...], order: tuple[int, ...], abruptness: float,
+        levels: tuple[float, ...], first: First, changes: Changes, seed: int | None,
+    ) -> None:  # fmt: skip
+        super().__init__(every, at, order, abruptness, levels, seed, changes)
+        if not 0 < low <= high:
+            raise ValueError(f"levels are drawn between low and high, which are positive and rise: {low}, {high}")
+        if any(level < 0 or not np.isfinite(level) for level in levels):
+            raise ValueError(f"levels are {self.unit}, and not negative: {levels}")
+        self.low, self.high, self.first = low, high, first
+
+    def draw(self, level: int) -> Any:
+        if level == 0 and self.first == "none":
+            return self.own()
+        return self.given(float(np.exp(self.generator(level).uniform(np.log(self.low), np.log(self.high)))))
+
+    @abstractmethod
+    def own(self) -> Any:
+        """The simulator's own level."""
+
+
+class _Factor(_Physics):
+    """What the simulator has by itself, times a number."""
+
+    def own(self) -> float:
+        return 1.0
+
+    def given(self, level: float) -> float:
+        return float(level)
+
+
+def _model(env: gymnasium.Env[Any, Any]) -> Any:
+    """MuJoCo's model of an environment; None where there is none."""
+    model = getattr(env.unwrapped, "model", None)
+    return model if hasattr(model, "geom_friction") else None
+
+
+class Friction(_Physics):
+    """Give all that touches in a MuJoCo world another sliding friction.
+
+    When: Slippery Ant and its like: continual locomotion in which PPO and SAC learn less and less.
+    Paper: Dohare et al. 2024, "Loss of plasticity in deep continual learning", Nature 632: log-uniform in [0.02, 2],
+        every 2 million steps.
+    Differs: The authors write a new XML file and make the environment anew; here the model is set in place. Their next
+        period begins with the episode that begins a task, here at multiples of `every`.
+    Excludes: nothing.
+
+    Args:
+        low: Least friction that is drawn.
+        high: Largest friction that is drawn.
+        every: Environment steps that a task lasts.
+        at: Or the environment steps at which the second task, the third … begin.
+        order: Levels in the order of their appearance, over and over: (0, 1) is A-B-A-B; else always new ones.
+        abruptness: 1 changes at once; less spends the last `1 - abruptness` of a task moving to the next level.
+        levels: The frictions themselves, instead of drawn ones.
+        first: drawn: level 0 is drawn as all others; none: it is the simulator's own friction.
+        changes: At the start of an episode, or at every step.
+        seed: Of the levels; that of the run if not given.
+    """
+
+    name = "friction"
+    example = "friction(every=2000000)"
+    unit = "coefficients of friction"
+
+    def __init__(
+        self, low: float = 0.02, high: float = 2.0, every: int = 0, at: tuple[int, ...] = (),
+        order: tuple[int, ...] = (), abruptness: float = 1.0, levels: tuple[float, ...] = (), first: First = "drawn",
+        changes: Changes = "episode", seed: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(low, high, every, at, order, abruptness, levels, first, changes, seed)
+
+    def bind(self, target: Target) -> None:
+        model = _model(target.env)
+        if model is None:
+            raise ValueError("this simulator has no friction that can be set; MuJoCo's have")
+        touching = (model.geom_contype[:, None] & model.geom_conaffinity[None, :]) != 0
+        touching = (touching | touching.T) & (model.geom_bodyid[:, None] != model.geom_bodyid[None, :])
+        if not touching.any() and not model.npair:
+            raise ValueError("nothing ever touches in this world, so friction would change nothing")
+        self._own: Array = model.geom_friction[:, 0].copy()
+
+    def own(self) -> Array:
+        return self._own
+
+    def given(self, level: float) -> Array:
+        return np.full_like(self._own, level)
+
+    def enter(self, env: gymnasium.Env[Any, Any], value: Array) -> None:
+        _model(env).geom_friction[:, 0] = value
+
+
+class Gravity(_Factor):
+    """Multiply gravity.
+
+    When: Dynamics that change while observations and rewards mean what they meant. MuJoCo, CartPole, Pendulum,
+        MountainCar and LunarLander; Acrobot has its gravity written into its equations.
+    Paper: Dulac-Arnold et al. 2020, "An empirical investigation of the challenges of real-world RL", 2003.11881,
+        perturbs physical parameters likewise.
+    Differs: The factor is drawn anew for each level, log-uniformly.
+    Excludes: nothing.
+
+    Args:
+        low: Least factor that is drawn.
+        high: Largest factor that is drawn.
+        every: Environment steps that a task lasts.
+        at: Or the environment steps at which the second task, the third … begin.
+        order: Levels in the order of their appearance, over and over: (0, 1) is A-B-A-B; else always new ones.
+        abruptness: 1 changes at once; less spends the last `1 - abruptness` of a task moving to the next level.
+        levels: The factors themselves, instead of drawn ones.
+        first: none: level 0 is the simulator's own gravity; drawn: it is drawn as all others.
+        changes: At the start of an episode, or at every step.
+        seed: Of the levels; that of the run if not given.
+    """
+
+    name = "gravity"
+    example = "gravity(every=500000)"
+
+    def __init__(
+        self, low: float = 0.5, high: float = 2.0, every: int = 0, at: tuple[int, ...] = (),
+        order: tuple[int, ...] = (), abruptness: float = 1.0, levels: tuple[float, ...] = (), first: First = "none",
+        changes: Changes = "episode", seed: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(low, high, every, at, order, abruptness, levels, first, changes, seed)
+
+    def bind(self, target: Target) -> None:
+        plain: Any = target.env.unwrapped
+        if (model := _model(target.env)) is not None:
+            self._set: Callable[[Any, Any], None] = _set_mujoco
+            self._gravity: Any = model.opt.gravity.copy()
+        elif attribute := next((a for a in ("gravity", "g") if isinstance(getattr(plain, a, None), float)), None):
+            self._set = lambda env, value: _set_attribute(env, attribute, value)
+            self._gravity = getattr(plain, attribute)
+        else:
+            raise ValueError("this simulator has no gravity that can be set")
+        if not np.any(self._gravity):
+            raise ValueError("there is no gravity in this world")
+
+    def enter(self, env: gymnasium.Env[Any, Any], value: float) -> None:
+        self._set(env.unwrapped, value * self._gravity)
+
+
+def _set_mujoco(env: Any, gravity: Array) -> None:
+    env.model.opt.gravity[:] = gravity
+
+
+def _set_attribute(env: Any, attribute: str, gravity: float) -> None:
+    setattr(env, attribute, gravity)
+    # Box2D's world is made anew at a reset; within an episode it has to be told.
+    if hasattr(env, "world"):
+        env.world.gravity = (0, gravity)
+
+
+class ActuatorStrength(_Factor):
+    """Multiply what the actuators of a MuJoCo body can do (`actuator_gear`).
+
+    When: A body that tires or is repaired: dynamics change, observations and rewards mean what they meant.
+    Paper: Dulac-Arnold et al. 2020, "An empirical investigation of the challenges of real-world RL", 2003.11881,
+        perturbs physical parameters likewise.
+    Differs: One factor for all actuators, drawn anew for each level, log-uniformly. Costs of control are those of the
+        agent's action, whatever it does.
+    Excludes: nothing.
+
+    Args:
+        low: Least factor that is drawn.
+        high: Largest factor that is drawn.
+        every: Environment steps that a task lasts.
+        at: Or the environment steps at which the second task, the third … begin.
+        order: Levels in the order of their appearance, over and over: (0, 1) is A-B-A-B; else always new ones.
+        abruptness: 1 changes at once; less spends the last `1 - abruptness` of a task moving to the next level.
+        levels: The factors themselves, instead of drawn ones.
+        first: none: level 0 is the simulator's own strength; drawn: it is drawn as all others.
+        changes: At the start of an episode, or at every step.
+        seed: Of the levels; that of the run if not given.
+    """
+
+    name = "actuator_strength"
+    example = "actuator_strength(every=500000)"
+
+    def __init__(
+        self, low: float = 0.3, high: float = 1.5, every: int = 0, at: tuple[int, ...] = (),
+        order: tuple[int, ...] = (), abruptness: float = 1.0, levels: tuple[float, ...] = (), first: First = "none",
+        changes: Changes = "episode", seed: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(low, high, every, at, order, abruptness, levels, first, changes, seed)
+
+    def bind(self, target: Target) -> None:
+        model = _model(target.env)
+        if model is None or not model.nu:
+            raise ValueError("this simulator has no actuators whose strength can be set; MuJoCo's have")
+        self._gear: Array = model.actuator_gear.copy()
+
+    def enter(self, env: gymnasium.Env[Any, Any], value: float) -> None:
+        _model(env).actuator_gear[:] = value * self._gear

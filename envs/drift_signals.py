@@ -1,0 +1,300 @@
+"""What stands between simulator and agent: observations, actions and rewards that change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .adapter import Array
+from .drifting import Changes, Drift, First, Target
+
+
+def _vector(target: Target, verb: str) -> int:
+    """The length of the observation, if it is a vector of numbers."""
+    space = target.env.observation_space
+    if target.pixels or space.shape is None or len(space.shape) != 1 or not np.issubdtype(space.dtype, np.floating):
+        raise ValueError(f"it {verb} the numbers of a vector, and this environment shows no such thing, but pixels")
+    return int(space.shape[0])
+
+
+class ObservationOffset(Drift):
+    """Add a vector to every observation, another one in each level.
+
+    When: Continual classic control (CartPole, Acrobot, LunarLander): the field's smallest problem in which PPO loses
+        plasticity within minutes.
+    Paper: Muppidi, Zhang & Heng 2024, "Fast TRAC", 2405.16642, and Tang et al. 2025, "C-CHAIN", 2506.00592: normal
+        numbers of standard deviation 2, a new level every 200 iterations of 800 steps, no offset in the first one.
+    Differs: An episode that runs across an edge ends as it began; the authors' iterations end all episodes.
+    Excludes: nothing.
+
+    Args:
+        scale: Standard deviation of the drawn numbers, in the units of the observation.
+        every: Environment steps that a task lasts.
+        at: Or the environment steps at which the second task, the third … begin.
+        order: Levels in the order of their appearance, over and over: (0, 1) is A-B-A-B; else always new ones.
+        abruptness: 1 changes at once; less spends the last `1 - abruptness` of a task moving to the next level.
+        levels: The offsets themselves, instead of drawn ones.
+        first: none: level 0 has no offset; drawn: it has one as all others.
+        changes: At the start of an episode, or at every step.
+        seed: Of the levels; that of the run if not given.
+    """
+
+    name = "observation_offset"
+    example = "observation_offset(scale=2.0, every=160000)"
+
+    def __init__(
+        self, scale: float = 2.0, every: int = 0, at: tuple[int, ...] = (), order: tuple[int, ...] = (),
+        abruptness: float = 1.0, levels: tuple[tuple[float, ...], ...] = (), first: First = "none",
+        changes: Changes = "episode", seed: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(every, at, order, abruptness, levels, seed, changes)
+        if scale < 0:
+            raise ValueError(f"scale is a standard deviation, and not negative: {scale}")
+        self.scale, self.first = scale, first
+
+    def bind(self, target: Target) -> None:
+        self.size = _vector(target, "shifts")
+        self.dtype: Any = target.env.observation_space.dtype
+
+    def draw(self, level: int) -> Array:
+        if level == 0 and self.first == "none":
+            return np.zeros(self.size)
+        return self.generator(level).normal(0.0, self.scale, self.size)
+
+    def given(self, level: tuple[float, ...]) -> Array:
+        if len(level) != self.size:
+            raise ValueError(f"an offset has {self.size} numbers, one for each of an observation, not {len(level)}")
+        return np.asarray(level, np.float64)
+
+    def observe(self, obs: Array, value: Array) -> Array:
+        return np.add(obs, value, dtype=self.dtype, casting="same_kind")
+
+
+class _Permutation(Drift):
+    """Orders of `size` things, each made of the one before it, so that two levels in a row always differ."""
+
+    numeric = False
+    size: int
+    signs = False
+
+    def __init__(
+        self, every: int, at: tuple[int, ...], order: tuple[int, ...], abruptness: float,
+        levels: tuple[tuple[int, ...], ...], first: First, seed: int | None,
+    ) -> None:  # fmt: skip
+        super().__init__(every, at, order, abruptness, levels, seed)
+        self.first = first
+
+    def draw(self, level: int) -> Any:
+        known = max((k for k in self._known if k < level), default=-1)
+        current = self._known.get(known, self._identity())
+        for k in range(known + 1, level + 1):
+            current = self._next(k, current)
+            self._known[k] = current
+        return current
+
+    def _identity(self) -> tuple[Array, Array]:
+        return np.arange(self.size), np.ones(self.size, np.float32)
+
+    def _next(self, level: int, before: tuple[Array, Array]) -> tuple[Array, Array]:
+        """Where the i-th thing comes from, and its sign."""
+        if level == 0 and self.first == "none":
+            return before
+        generator = self.generator(level)
+        order, sign = self._identity()
+        while (order == np.arange(self.size)).all() and (sign == 1).all():
+            order = generator.permutation(self.size)
+            if self.signs:
+                sign = generator.choice(np.array([-1, 1], np.float32), self.size)
+        return before[0][order], (before[1] * sign)[order]
+
+    def given(self, level: tuple[int, ...]) -> tuple[Array, Array]:
+        if sorted(level) != list(range(self.size)):
+            raise ValueError(f"an order of {self.size} holds each of 0 … {self.size - 1} once, and {level} does not")
+        return np.asarray(level), np.ones(self.size, np.float32)
+
+
+class PermuteObservations(_Permutation):
+    """Put the numbers of an observation into another order.
+
+    When: A change of all inputs' meaning at once, as in online permuted MNIST, on control tasks.
+    Paper: Dohare et al. 2024, "Loss of plasticity in deep continual learning", Nature 632, permutes pixels likewise,
+        each time what was permuted already.
+    Differs: Numbers of control tasks, not pixels.
+    Excludes: pixels.
+
+    Args:
+        every: Environment steps that a task lasts.
+        at: Or the environment steps at which the second task, the third … begin.
+        order: Levels in the order of their appearance, over and over: (0, 1) is A-B-A-B; else always new ones.
+        abruptness: 1 changes at once; with less, episodes in the last `1 - abruptness` of a task show the next level
+            more and more often.
+        levels: The orders themselves, such as (2, 0, 1), instead of drawn ones: the i-th number shown is the
+            simulator's `order[i]`-th.
+        first: none: level 0 is the simulator's own order; drawn: it is drawn as all others.
+        seed: Of the levels; that of the run if not given.
+    """
+
+    name = "permute_observations"
+    example = "permute_observations(every=100000)"
+
+    def __init__(
+        self, every: int = 0, at: tuple[int, ...] = (), order: tuple[int, ...] = (), abruptness: float = 1.0,
+        levels: tuple[tuple[int, ...], ...] = (), first: First = "none", seed: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(every, at, order, abruptness, levels, first, seed)
+
+    def bind(self, target: Target) -> None:
+        self.size = _vector(target, "permutes")
+        if self.size < 2:
+            raise ValueError("one number alone has no other order")
+
+    def observe(self, obs: Array, value: tuple[Array, Array]) -> Array:
+        return obs[value[0]]
+
+
+class PermuteActions(_Permutation):
+    """Let actions do what other actions did.
+
+    When: A change of the policy's outputs alone: what was learned of the world stays true.
+    Paper: Dohare et al. 2024, "Loss of plasticity in deep continual learning", Nature 632, permute a classifier's
+        inputs; Elsayed & Mahmood 2024, 2404.00781, its labels.
+    Differs: Actions in the place of labels.
+    Excludes: nothing.
+
+    Args:
+        every: Environment steps that a task lasts.
+        at: Or the environment steps at which the second task, the third … begin.
+        order: Levels in the order of their appearance, over and over: (0, 1) is A-B-A-B; else always new ones.
+        abruptness: 1 changes at once; with less, episodes in the last `1 - abruptness` of a task show the next level
+            more and more often.
+        levels: The orders themselves, such as (1, 0), instead of drawn ones. Of discrete actions: action i does what
+            `order[i]` did. Of a box: the simulator's i-th number is the agent's `order[i]`-th.
+        first: none: level 0 is the simulator's own order; drawn: it is drawn as all others.
+        signs: Of a box: turn the signs of some numbers, too.
+        seed: Of the levels; that of the run if not given.
+    """
+
+    name = "permute_actions"
+    example = "permute_actions(every=100000)"
+
+    def __init__(
+        self, every: int = 0, at: tuple[int, ...] = (), order: tuple[int, ...] = (), abruptness: float = 1.0,
+        levels: tuple[tuple[int, ...], ...] = (), first: First = "none", signs: bool = False, seed: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(every, at, order, abruptness, levels, first, seed)
+        if signs and levels:
+            raise ValueError("signs are drawn, and the levels are given: leave one of the two out")
+        self.signs = signs
+
+    def bind(self, target: Target) -> None:
+        space: Any = target.env.action_space
+        self.discrete = hasattr(space, "n")
+        self.size = int(space.n) if self.discrete else int(np.prod(space.shape))
+        if self.discrete and self.signs:
+            raise ValueError("discrete actions have no signs")
+        if not self.discrete:
+            if len({*space.low.tolist()}) > 1 or len({*space.high.tolist()}) > 1:
+                raise ValueError("the actions have different bounds, and cannot stand for one another")
+            if self.signs and (space.low != -space.high).any():
+                raise ValueError("the actions' bounds are not symmetric, so that signs cannot be turned")
+        if self.size < 2 and not self.signs:
+            raise ValueError("one action alone has no other order" + ("" if self.discrete else "; signs=True turns it"))
+
+    def act(self, action: Any, value: tuple[Array, Array]) -> Any:
+        return int(value[0][action]) if self.discrete else action[value[0]] * value[1]
+
+
+# ------------------------------------------------------------------------------------------------------ rewards
+
+
+class FlipRewards(Drift):
+    """Turn the sign of every reward.
+
+    When: What was to be sought is to be avoided: the hardest change of values that keeps everything else.
+    Paper: Abbas et al. 2023, "Loss of plasticity in continual deep RL", 2303.07507, study changing games; a change of
+        the sign alone is the smallest such change.
+    Differs: Returns in the log are of the flipped rewards.
+    Excludes: nothing.
+
+    Args:
+        every: Environment steps that a task lasts.
+        at: Or the environment steps at which the second task, the third … begin.
+        order: Levels in the order of their appearance, over and over; level 0 has the simulator's sign, level 1 the
+            other one, and so on in turn.
+        abruptness: 1 changes at once; with less, episodes in the last `1 - abruptness` of a task show the next level
+            more and more often.
+        levels: The signs themselves, 1 or -1.
+    """
+
+    name = "flip_rewards"
+    example = "flip_rewards(every=100000)"
+    numeric = False
+
+    def __init__(
+        self, every: int = 0, at: tuple[int, ...] = (), order: tuple[int, ...] = (), abruptness: float = 1.0,
+        levels: tuple[int, ...] = (),
+    ) -> None:  # fmt: skip
+        super().__init__(every, at, order, abruptness, levels, None)
+        if any(level not in (-1, 1) for level in levels):
+            raise ValueError(f"levels are signs, 1 or -1, not {levels}; scale_rewards takes other factors")
+        if len({self.levels[k] if levels else k % 2 for k in self.schedule.order}) == 1:
+            raise ValueError("all levels have the same sign, so that nothing would ever be flipped")
+
+    def bind(self, target: Target) -> None:
+        """Every problem has rewards."""
+
+    def draw(self, level: int) -> int:
+        return -1 if level % 2 else 1
+
+    def reward(self, reward: Any, value: int) -> Any:
+        return value * float(reward)
+
+
+class ScaleRewards(Drift):
+    """Multiply every reward.
+
+    When: Values have to move far and back: growing and shrinking targets.
+    Paper: Lyle et al. 2024, "Disentangling the causes of plasticity loss", 2402.18762, find that large changes of the
+        targets' magnitude do lasting harm.
+    Differs: Returns in the log are of the scaled rewards.
+    Excludes: nothing.
+
+    Args:
+        low: Least factor that is drawn.
+        high: Largest factor that is drawn.
+        every: Environment steps that a task lasts.
+        at: Or the environment steps at which the second task, the third … begin.
+        order: Levels in the order of their appearance, over and over: (0, 1) is A-B-A-B; else always new ones.
+        abruptness: 1 changes at once; less spends the last `1 - abruptness` of a task moving to the next level.
+        levels: The factors themselves, instead of drawn ones.
+        first: none: level 0 has the simulator's rewards; drawn: its factor is drawn as all others.
+        changes: At the start of an episode, or at every step.
+        seed: Of the levels; that of the run if not given.
+    """
+
+    name = "scale_rewards"
+    example = "scale_rewards(every=100000)"
+
+    def __init__(
+        self, low: float = 0.1, high: float = 10.0, every: int = 0, at: tuple[int, ...] = (),
+        order: tuple[int, ...] = (), abruptness: float = 1.0, levels: tuple[float, ...] = (), first: First = "none",
+        changes: Changes = "episode", seed: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(every, at, order, abruptness, levels, seed, changes)
+        if not 0 < low <= high:
+            raise ValueError(f"factors are drawn between low and high, which are positive and rise: {low}, {high}")
+        if any(not 0 < level < np.inf for level in levels):
+            raise ValueError(f"factors are positive, not {levels}; flip_rewards turns the sign")
+        self.low, self.high, self.first = low, high, first
+
+    def bind(self, target: Target) -> None:
+        """Every problem has rewards."""
+
+    def draw(self, level: int) -> float:
+        if level == 0 and self.first == "none":
+            return 1.0
+        return float(np.exp(self.generator(level).uniform(np.log(self.low), np.log(self.high))))
+
+    def reward(self, reward: Any, value: float) -> Any:
+        return value * float(reward)

@@ -1,0 +1,182 @@
+"""What the words of `drift.py` are made of: the class of a word, and the environment under words."""
+
+from __future__ import annotations
+
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import gymnasium
+import numpy as np
+
+from .adapter import Array
+from .schedule import Moment, Schedule
+
+if TYPE_CHECKING:
+    from .drift import Drifts
+
+First = Literal["none", "drawn"]
+Changes = Literal["episode", "step"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a word is to change: one environment, inside whatever draws pixels, and whether its agent sees pixels."""
+
+    env: gymnasium.Env[Any, Any]
+    name: str
+    pixels: bool = False
+
+
+class Drift(ABC):
+    """What a word names: how one property of a problem changes. Shared by all environments that step together.
+
+    Of the four hooks a word overrides those that it needs: `enter` sets the simulator, before a reset (and before a
+    step, with `changes=step`); `act`, `observe` and `reward` stand between simulator and agent.
+    """
+
+    name: ClassVar[str]
+    example: ClassVar[str]
+    excludes: ClassVar[tuple[str, ...]] = ()
+    """Words that cannot stand beside this one."""
+    numeric: ClassVar[bool] = True
+    """Are levels numbers, which can be mixed? Others are drawn anew for each episode."""
+
+    def __init__(
+        self, every: int, at: tuple[int, ...], order: tuple[int, ...], abruptness: float, levels: Sequence[Any],
+        seed: int | None, changes: Changes = "episode",
+    ) -> None:  # fmt: skip
+        if levels and order and max(order) >= len(levels):
+            raise ValueError(f"order shows level {max(order)}, and the last of the {len(levels)} is {len(levels) - 1}")
+        if seed is not None and seed < 0:
+            raise ValueError(f"a seed must not be negative: {seed}")
+        self.schedule = Schedule(every, tuple(at), tuple(order) or tuple(range(len(levels))), abruptness)
+        self.levels = tuple(levels)
+        self.changes = changes
+        self.fixed_seed = seed
+        self._seed = seed or 0
+        self._known: dict[int, Any] = {}
+
+    def seed(self, seed: int) -> None:
+        """Levels follow from this seed, unless the word has one of its own."""
+        self._seed = seed if self.fixed_seed is None else self.fixed_seed
+        self._known.clear()
+
+    def generator(self, level: int) -> np.random.Generator:
+        """Of what is random about a level."""
+        return np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=(_key(self.name), level)))
+
+    def value(self, level: int) -> Any:
+        """What a level is."""
+        if level not in self._known:
+            self._known[level] = self.given(self.levels[level]) if self.levels else self.draw(level)
+        return self._known[level]
+
+    def shown(self, moment: Moment, seed: int) -> Any:
+        """What holds at a moment, in an episode with this seed."""
+        if moment.blend == 0:
+            return self.value(moment.level)
+        if self.numeric:
+            return (1 - moment.blend) * self.value(moment.level) + moment.blend * self.value(moment.next_level)
+        drawn = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_key(self.name),))).random()
+        return self.value(moment.next_level if drawn < moment.blend else moment.level)
+
+    @abstractmethod
+    def bind(self, target: Target) -> None:
+        """Learn what is needed of the problem, once; ValueError if the word cannot change it."""
+
+    @abstractmethod
+    def draw(self, level: int) -> Any:
+        """The level of this number."""
+
+    def given(self, level: Any) -> Any:
+        """A level as the config gives it, as `draw` would return it."""
+        return level
+
+    def enter(self, env: gymnasium.Env[Any, Any], value: Any) -> None:  # noqa: B027  # most words need not
+        """Set the simulator."""
+
+    def act(self, action: Any, value: Any) -> Any:
+        """What the simulator is given for the agent's action."""
+        return action
+
+    def observe(self, obs: Array, value: Any) -> Array:
+        """What the agent sees for the simulator's observation; a new array."""
+        return obs
+
+    def reward(self, reward: Any, value: Any) -> Any:
+        """What the agent gets for the simulator's reward."""
+        return reward
+
+
+def _key(name: str) -> int:
+    return zlib.crc32(name.encode())
+
+
+def _overrides(drift: Drift, hook: str) -> bool:
+    return getattr(type(drift), hook) is not getattr(Drift, hook)
+
+
+class Drifting(gymnasium.Wrapper[Array, Any, Any, Any]):
+    """One environment under the words of a run.
+
+    `reset(seed=…, options={"steps": n})` starts an episode at n environment steps of the run; the words do the rest.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], drifts: Drifts) -> None:
+        super().__init__(env)
+        parts = drifts.parts
+        self._drifts = drifts
+        self._entering, self._acting, self._observing, self._rewarding = (
+            [i for i, part in enumerate(parts) if _overrides(part, hook)]
+            for hook in ("enter", "act", "observe", "reward")
+        )
+        self._moving = [i for i, part in enumerate(parts) if part.changes == "step"]
+        self._values: list[Any] = [None] * len(parts)
+        self._tasks: dict[str, int] = {}
+        self._task = 0
+        self._begun, self._taken, self._seed = 0, 0, 0
+        if self._observing:
+            shape = env.observation_space.shape
+            self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, shape, env.observation_space.dtype)  # type: ignore[arg-type]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        """Start an episode at `options["steps"]` environment steps of the run."""
+        self._begun, self._taken, self._seed = (options or {}).get("steps", 0), 0, seed or 0
+        self._move(range(len(self._values)), self._begun)
+        obs, info = self.env.reset(seed=seed)
+        return self._told(obs, info)
+
+    def step(self, action: Any) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
+        """Act under what holds now, and show what holds next."""
+        parts, values = self._drifts.parts, self._values
+        for i in self._acting:
+            action = parts[i].act(action, values[i])
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        for i in self._rewarding:
+            reward = parts[i].reward(reward, values[i])
+        self._taken += 1
+        if self._moving:
+            self._move(self._moving, self._begun + self._drifts.stride * self._taken)
+        for i in self._observing:
+            obs = parts[i].observe(obs, values[i])
+        info["task"], info["tasks"] = self._task, self._tasks
+        return obs, reward, terminated, truncated, info
+
+    def _move(self, which: Iterable[int], steps: int) -> None:
+        tasks = dict(self._tasks)
+        for i in which:
+            part = self._drifts.parts[i]
+            moment = part.schedule.moment(steps)
+            tasks[part.name] = moment.task
+            self._values[i] = part.shown(moment, self._seed)
+            if i in self._entering:
+                part.enter(self.env, self._values[i])
+        self._tasks, self._task = tasks, tasks[self._drifts.parts[0].name]
+
+    def _told(self, obs: Array, info: dict[str, Any]) -> tuple[Array, dict[str, Any]]:
+        for i in self._observing:
+            obs = self._drifts.parts[i].observe(obs, self._values[i])
+        return obs, info | {"task": self._task, "tasks": self._tasks}

@@ -1,0 +1,122 @@
+"""A fresh agent on a beat: the oracle of continual learning, and the reset of everything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..agents.agent import Agent
+from ..agents.hooks import At, Every, Run, Unit
+from .design import agent_name
+from .resetting import LayerMethod, beat
+from .surgery import forget_, load_layer_
+
+
+class FreshAgent(LayerMethod):
+    """Let the agent become a newly born one, in place: the oracle that every method is measured against.
+
+    When: As the baseline of a stream of tasks, with the tasks' own period: a method that keeps plasticity whole does as
+        well as it. With `memory=keep` it is the full reset, and in a fork the diagnosis whether network or data limit
+        an agent.
+    Paper: Lyle et al. 2023, "Understanding Plasticity in Neural Networks", 2303.01486 (networks that begin anew as the
+        measure of plasticity); Nikishin et al. 2022, 2205.07802, section 5 (memory=keep: SAC anew on its old replay).
+    Differs: Nothing is rebuilt. Every network is drawn anew from the law of its birth and targets equal it;
+        temperature, deviation and running statistics go back to what they were born with; optimizers forget all,
+        counters included; other interventions forget what they know of the agent before (ages, utilities, thresholds).
+        It acts at the first update at or after an edge: memory is emptied then, and of a rollout that reaches across
+        the edge nothing more is learnt. Not begun anew: the beats of other interventions and of the target network,
+        which follow the run's clock, triggers that wait for a measurement, the streams of random numbers, and
+        heavy_priming, which primes the first agent alone.
+    Excludes: plasticity_injection.
+
+    Args:
+        every: Period, that of the tasks.
+        of: Clock of the period: steps (environment steps), updates or episodes.
+        at: Moments of the clock, instead of a period.
+        memory: The replay or rollout. clear: emptied; learning waits for learning_starts transitions again. keep: the
+            agent learns from what its predecessor lived through (agents with a replay).
+        exploration: Schedules of the agent's age (epsilon of DQN, random actions before learning starts, PPO's learning
+            rate). restart: begin anew. keep: go on. None: restart if memory is cleared, else keep.
+        start: First reading of the clock at which it may fire.
+        stop: Last reading at which it may fire.
+    """
+
+    name = "fresh_agent"
+    example: ClassVar[str] = "fresh_agent(every=3, of=updates)"
+
+    def __init__(
+        self, every: int = 100_000, of: Unit = "steps", at: tuple[int, ...] = (),
+        memory: Literal["clear", "keep"] = "clear", exploration: Literal["restart", "keep"] | None = None,
+        start: int = 0, stop: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(("all",), beat(every, of, at, start, stop), "copy", "all")
+        self.memory = memory
+        self.restarts = memory == "clear" if exploration is None else exploration == "restart"
+
+    def configure(self, config: Any) -> Any:
+        """Nothing is changed; what could never learn is refused."""
+        if self.memory == "keep" and not hasattr(config, "replay_ratio"):
+            raise ValueError(f"fresh_agent: memory=keep needs a replay, and {agent_name(config)} has none")
+        for field, what in (("learning_starts", "learning begins"), ("rollout", "a rollout is complete")):
+            self.refuse_before(getattr(config, field, 0), f"{what} {field}=")
+        return config
+
+    def refuse_before(self, steps: int, what: str) -> None:
+        """Refuse edges that come before a newly born agent has learnt anything (ValueError)."""
+        when = self.when
+        if self.memory == "keep" or getattr(when, "of", "") != "steps":
+            return
+        if isinstance(when, Every):
+            gap = when.period
+        elif isinstance(when, At) and len(when.moments) > 1:
+            moments = sorted(when.moments)
+            gap = min(b - a for a, b in pairwise(moments))
+        else:
+            return
+        if gap <= steps:
+            raise ValueError(
+                f"fresh_agent: every {gap} steps a new agent, and none learns anything: {what}{steps} steps after its "
+                "birth; make tasks longer or that shorter"
+            )
+
+    def bind(self, agent: Agent) -> None:
+        super().bind(agent)
+        for key, tensor in self.rest(agent):
+            self.register_buffer(key, tensor.detach().clone())
+
+    def rest(self, agent: Agent) -> Iterator[tuple[str, Tensor]]:
+        """All that an agent's modules hold and no layer draws, by the name of the buffer that keeps its birth."""
+        layers = (*self.found.layers.values(), *self.found.twins.values())
+        drawn = {id(p) for layer in layers for p in layer.parameters()}
+        for name, module in agent.modules():
+            if module is agent.interventions:
+                continue
+            for key, tensor in (*module.named_parameters(), *module.named_buffers()):
+                if id(tensor) not in drawn:
+                    yield f"birth:{name}:{key}".replace(".", "/"), tensor
+
+    @torch.no_grad()
+    def fire(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
+        agent, memory = run.agent, run.memory
+        rollout = getattr(memory, "length", 0) * getattr(memory, "num_envs", 1)
+        self.refuse_before(rollout, "a rollout of all environments is complete ")
+        for name in self.names:
+            load_layer_(self.found.layers[name], self.draw(name, self.generator), None)
+        for key, tensor in self.rest(agent):
+            tensor.copy_(getattr(self, key))
+        self.finish(agent, self.names)
+        for _, optimizer in agent.optimizers():
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    forget_(self.optimizers, parameter)
+        if self.restarts:
+            agent.born = run.clock.steps
+        if self.memory == "clear":
+            memory.clear()
+        for part in agent.interventions:
+            if part is not self:
+                part.reborn(run)

@@ -1,0 +1,53 @@
+"""Heavy priming: Nikishin et al. 2022, 2205.07802."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from ..agents.hooks import Clock, Intervention, Sampling
+from .design import agent_name, edit
+
+
+class HeavyPriming(Intervention):
+    """Overfit the first transitions: very many updates on them before the run goes on as usual.
+
+    When: To show the primacy bias within minutes: an agent that is primed and one that is not then see the same amount
+        of data, and only the primed one may be unable to learn from it. Hopper shows lasting damage, Pendulum delay.
+    Paper: Nikishin et al. 2022, "The Primacy Bias in Deep Reinforcement Learning", 2205.07802, section 4: 100
+        transitions and 100,000 updates, SAC on quadruped-run.
+    Differs: Transitions are rounded up to whole steps of all environments, and to a whole n-step window. Learning
+        starts after them, so a plain arm beside it wants the same `--agent.learning-starts`, and DQN's epsilon falls
+        from there. Other periods count the priming's updates like all others. The run can be stopped and saves in the
+        midst of it.
+    Excludes: Agents without a replay.
+
+    Args:
+        updates: Gradient updates on the first transitions, before any other step.
+        transitions: How many those are.
+    """
+
+    name = "heavy_priming"
+    example: ClassVar[str] = "heavy_priming(updates=3, transitions=8)"
+    claims = ("what the first transitions are worth",)
+
+    def __init__(self, updates: int = 100_000, transitions: int = 100) -> None:
+        super().__init__()
+        if updates < 1 or transitions < 1:
+            raise ValueError(f"updates and transitions must be at least 1, not {updates} and {transitions}")
+        self.updates, self.transitions = updates, transitions
+
+    def configure(self, config: Any) -> Any:
+        if not hasattr(config, "replay_ratio"):
+            raise ValueError(f"heavy_priming needs a replay, and {agent_name(config)} has none")
+        if self.transitions > config.buffer_size:
+            raise ValueError(
+                f"heavy_priming: {self.transitions} transitions do not fit into the replay, which holds "
+                f"{config.buffer_size}; raise agent.buffer_size"
+            )
+        return edit(config, self.name, learning_starts=self.transitions)
+
+    def schedule(self, sampling: Sampling, clock: Clock) -> Sampling:
+        if clock.steps < self.transitions:
+            return sampling
+        return replace(sampling, extra_updates=sampling.extra_updates + self.updates)

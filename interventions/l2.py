@@ -1,0 +1,88 @@
+"""L2 regularisation and decoupled weight decay: Krogh & Hertz 1991; Loshchilov & Hutter 2019, 1711.05101."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..agents.agent import Agent
+from ..agents.networks import Layer
+from .design import edit, edit_network
+from .regularising import Penalty, tensors
+
+
+class L2(Penalty):
+    """Keep weights small, by a penalty on their squares or by decay in the optimizer's step.
+
+    When: Weights grow for as long as training lasts; with layer_norm the strongest simple combination known (Lyle et
+        al. 2024, 2402.18762).
+    Paper: Krogh & Hertz 1991, "A Simple Weight Decay Can Improve Generalization": a penalty of weight / 2 times the sum
+        of squares, whose gradient is weight * theta. Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization",
+        1711.05101, algorithm 2: theta <- (1 - lr * weight) theta in every step, apart from the gradient. For loss of
+        plasticity Dohare et al. 2024 (Nature 632): the penalty with 1e-3 and Adam.
+    Differs: The penalty is that which torch's Adam calls weight_decay, but of weights and biases alone, and written to
+        the log. With Adam it is divided by the root of the second moment like every gradient, so it hardly moves
+        weights whose gradients are large; the decoupled form moves all alike. That is the optimizer's own, and so
+        knows of no layers: it decays all that the optimizer holds.
+    Excludes: another l2 on the same component. With form=decoupled, a configuration that has a weight decay already.
+
+    Args:
+        weight: Strength of the penalty, or rate of decay.
+        form: penalty (coupled) or decoupled.
+        on: Whose weights: all, critic, actor, and for the penalty also encoder, head, last, or layers by name.
+        norms: Gains and shifts of normalisation too; the decoupled form leaves nothing out, and asks for norms=True
+            where there is something to leave out.
+    """
+
+    name = "l2"
+    example: ClassVar[str] = "l2(weight=0.01)"
+
+    def __init__(
+        self, weight: float = 1e-3, form: Literal["penalty", "decoupled"] = "penalty", on: str = "all",
+        norms: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(on, weight)
+        self.form, self.norms = form, norms
+        if form == "decoupled" and on not in ("all", "critic", "actor"):
+            raise ValueError(f"l2(form=decoupled) decays what an optimizer holds; on=all, critic or actor, not {on}")
+
+    def configure(self, config: Any) -> Any:
+        if self.form == "penalty":
+            return config
+        if self.on != "all":
+            edit_network(config, self.on, self.name)  # refuses a component that there is not
+        mine = {config.parts[c][1] for c in config.parts if self.on in ("all", c)}
+        others = {config.parts[c][1]: c for c in config.parts if self.on not in ("all", c)}
+        for field in sorted(mine):
+            if field in others:
+                raise ValueError(f"l2(form=decoupled): one optimizer trains the {self.on} and the {others[field]} of "
+                                 "this agent; write on=all, or form=penalty")
+            optimizer = getattr(config, field)
+            if optimizer.weight_decay:
+                raise ValueError(f"l2(form=decoupled): {field}.weight_decay is {optimizer.weight_decay:g} already; set "
+                                 "it to 0, or leave the word out")
+            config = edit(config, self.name, **{field: replace(optimizer, weight_decay=self.weight)})
+        return config
+
+    def bind(self, agent: Agent) -> None:
+        super().bind(agent)
+        if self.form == "penalty":
+            return
+        if not hasattr(agent, "config"):
+            raise ValueError("l2: in a loop of your own form=decoupled is torch.optim.AdamW(weight_decay=...); write "
+                             "form=penalty for the penalty")
+        meant = {p for layers in self.layers.values() for _, p in tensors(layers, norms=False)}
+        held = {p for c in self.layers for p in agent.components[c].online.parameters() if p.requires_grad}
+        if held - meant and not self.norms:
+            raise ValueError(f"l2(form=decoupled) decays all that an optimizer holds, and in this {agent.name} that is "
+                             "more than weights and biases; write norms=True if so be it, or form=penalty")
+
+    def term(self, layers: dict[str, Layer]) -> Tensor:
+        parts = [parameter.square().sum() for _, parameter in tensors(layers, self.norms)]
+        return 0.5 * self.weight * torch.stack(parts).sum()
+
+    def penalty(self, agent: Agent, component: str) -> Tensor | float:
+        return 0.0 if self.form == "decoupled" else super().penalty(agent, component)

@@ -1,0 +1,98 @@
+"""The reset of optimizers alone: Asadi et al. 2023, 2306.17833; Lyle et al. 2023, 2303.01486."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..agents.agent import Agent
+from ..agents.hooks import Every, Intervention, Run, Unit, When
+from .parts import chosen_layers, survey
+from .resetting import beat
+from .surgery import Optimizers, forget_
+
+
+class ResetOptimizer(Intervention):
+    """Let optimizers forget on a beat, and leave every weight as it is.
+
+    When: As the baseline beside whatever resets weights and forgets with them; or with `syncs`, since every new target
+        network is a new problem to the optimizer.
+    Paper: Asadi, Fakoor & Sabach 2023, "Resetting the Optimizer in Deep RL: An Empirical Study", 2306.17833: moments
+        and counter at every update of the target network. Lyle et al. 2023, "Understanding Plasticity in Neural
+        Networks", 2303.01486: optimizers that remember another task as a cause of its loss.
+    Differs: Nothing known. With `keep_step` it is what code does that zeroes the moments alone: bias correction takes
+        them for those of long training, and the first steps are 3.2, 4.2, 4.9 times the learning rate. That such a
+        stale Adam can beat a new network is faster optimisation, and no restored plasticity.
+    Excludes: Nothing.
+
+    Args:
+        every: Period.
+        of: Clock of the period: steps (environment steps), updates or episodes.
+        on: Whose optimizers' memory: all, or components (critic, actor, temperature), encoder, head, last, or layers by
+            name.
+        keep_step: Zero the moments and let the step counter go on.
+        syncs: At every update of the target network, instead of a period.
+        at: Moments of the clock, instead of a period.
+        start: First reading of the clock at which it may fire.
+        stop: Last reading at which it may fire.
+    """
+
+    name = "reset_optimizer"
+    example: ClassVar[str] = "reset_optimizer(every=3)"
+
+    def __init__(
+        self, every: int = 10_000, of: Unit = "steps", on: tuple[str, ...] = ("all",), keep_step: bool = False,
+        syncs: bool = False, at: tuple[int, ...] = (), start: int = 0, stop: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.parts = (on,) if isinstance(on, str) else tuple(on)
+        if not self.parts:
+            raise ValueError("nothing is named; on=all means all optimizers")
+        self.when, self.keep_step, self.syncs = beat(every, of, at, start, stop), keep_step, syncs
+        self.fired: dict[str, Tensor] = {}
+
+    def fire_when(self, when: When) -> None:
+        if self.syncs:
+            raise ValueError("'syncs' and 'when' exclude each other")
+        super().fire_when(when)
+
+    def bind(self, agent: Agent) -> None:
+        self.optimizers = Optimizers(optimizer for _, optimizer in agent.optimizers())
+        held = [p for _, o in agent.optimizers() for group in o.param_groups for p in group["params"]]
+        named = {id(p) for part in self.parts for p in self.meant(agent, part, held)}
+        self.chosen = [p for p in held if id(p) in named]
+        if self.syncs:
+            self.when = self._beat_of_the_target(agent)
+
+    def meant(self, agent: Agent, part: str, held: list[Tensor]) -> list[Tensor]:
+        """What a part means: also what is in no layer, such as a temperature."""
+        if part == "all":
+            return held
+        if part in agent.components:
+            return list(agent.components[part].online.parameters())
+        found = survey(agent)
+        return [p for name in chosen_layers(found, part, self.name) for p in found.layers[name].parameters()]
+
+    def _beat_of_the_target(self, agent: Agent) -> Every:
+        period = getattr(getattr(agent, "config", None), "target_period", None)
+        if period is None:
+            raise ValueError(f"reset_optimizer: syncs needs a target network, and this {agent.name} has none")
+        if period == 1:
+            raise ValueError(
+                f"reset_optimizer: the target network of this {agent.name} moves at every update, and an optimizer "
+                "that forgets as often remembers nothing; set agent.target_period, or write every=..."
+            )
+        return Every(period)
+
+    def fire(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
+        for parameter in self.chosen:
+            forget_(self.optimizers, parameter, keep_step=self.keep_step)
+        count = torch.full((), float(len(self.chosen)), device=run.agent.device)
+        self.fired = {"interventions/reset_optimizer_tensors": count}
+
+    def measurements(self) -> dict[str, Tensor]:
+        found, self.fired = self.fired, {}
+        return found

@@ -1,0 +1,103 @@
+"""Spectral regularisation: Lewandowski et al. 2024, 2406.06811."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..agents.agent import Agent
+from ..agents.networks import Layer
+from .parts import ENCODER
+from .regularising import Penalty
+
+WARM_UP = 30  # power iterations at birth; afterwards one an update follows the weights
+
+
+class Spectral(Penalty):
+    """Keep the largest singular value of every layer near 1, and its biases near 0.
+
+    When: The task changes again and again; the paper finds its strength easier to choose than that of l2 or l2_init.
+    Paper: Lewandowski, Kumar, Schuurmans, Gyorgy & Machado 2024, "Learning Continually by Spectral Regularization",
+        2406.06811: weight * sum over layers of (sigma^k - 1)^2 + |b|^2k, k = 2; gains of normalisation are
+        multiplicative parameters that are kept near 1, shifts are biases.
+    Differs: Every gain g of normalisation adds (|g|^k - 1)^2, as the singular value of a scaling. A convolution counts
+        as the matrix [out, in * kernel] that it is stored as. The singular vector is kept from update to update and
+        improved by one power iteration in each; it begins with thirty, for one iteration from a random vector, as some
+        public code has it, finds too small a value. After a reset it is as good as any random one, and takes some
+        updates to find the new direction.
+    Excludes: another spectral on the same component.
+
+    Args:
+        weight: Strength of the penalty.
+        on: Whose weights: all, critic, actor, encoder, head, last, or layers by name.
+        k: Power of the singular value.
+        output: The output layers too, as in the paper; they set the scale of values, which False leaves free.
+    """
+
+    name = "spectral"
+    example: ClassVar[str] = "spectral(weight=0.01)"
+
+    def __init__(self, weight: float = 1e-3, on: str = "all", k: int = 2, output: bool = True) -> None:
+        super().__init__(on, weight)
+        if k < 1:
+            raise ValueError(f"k must be at least 1, not {k}")
+        self.k, self.output = k, output
+
+    def means(self, name: str, layer: Layer) -> bool:
+        return self.output or not layer.is_output or name.startswith(ENCODER)
+
+    def bind(self, agent: Agent) -> None:
+        super().bind(agent)
+        for layers in self.layers.values():
+            for name, layer in layers.items():
+                weight = matrix(layer)
+                drawn = torch.randn(len(weight), generator=self.generator, device=weight.device, dtype=weight.dtype)
+                self.register_buffer(direction(name), drawn / torch.linalg.vector_norm(drawn))
+                for _ in range(WARM_UP):
+                    self.right_(name, weight)
+
+    @torch.no_grad()
+    def right_(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """One power iteration; the left and right singular vectors [out], [in] as far as they are known."""
+        u = self.get_buffer(direction(name))
+        v = unit(weight.T @ u, weight.new_zeros(weight.shape[1]))
+        u.copy_(unit(weight @ v, u))
+        return u, v
+
+    def sigma(self, name: str, layer: Layer) -> Tensor:
+        """The largest singular value (0-d), with the gradient u v^T."""
+        weight = matrix(layer)
+        u, v = self.right_(name, weight)
+        # u is written to in place by the next update, whose graph is another.
+        return u.clone() @ (weight @ v)
+
+    def term(self, layers: dict[str, Layer]) -> Tensor:
+        parts = []
+        for name, layer in layers.items():
+            parts.append((self.sigma(name, layer) ** self.k - 1).square())
+            shifts = [layer.linear.bias]
+            if layer.norm is not None:
+                gain, shift = (getattr(layer.norm, key, None) for key in ("weight", "bias"))
+                shifts.append(shift)
+                if gain is not None:
+                    parts.append((gain.abs() ** self.k - 1).square().sum())
+            parts += [b.square().sum() ** self.k for b in shifts if b is not None]
+        return self.weight * torch.stack(parts).sum()
+
+
+def matrix(layer: Layer) -> Tensor:
+    """The weight of a layer as a matrix [out, in * kernel]."""
+    return layer.linear.weight.flatten(1)
+
+
+def unit(x: Tensor, otherwise: Tensor) -> Tensor:
+    """A vector scaled to length 1, or another where it has none: what was zero would stay so for ever."""
+    norm = torch.linalg.vector_norm(x)
+    return torch.where(norm > 0, x / norm.clamp(min=torch.finfo(x.dtype).tiny), otherwise)
+
+
+def direction(name: str) -> str:
+    """The name of the buffer that holds a layer's left singular vector."""
+    return f"{name.replace('.', '/')}:u"
