@@ -1,0 +1,493 @@
+"""Claim cards: what a paper says, as a file that can be run.
+
+    title: Random labels wear Adam out
+    paper: {title: "Understanding Plasticity in Neural Networks", arxiv: "2303.01486"}
+    claim: A network trained by Adam on labels drawn anew again and again ends up learning them less well than at first.
+    testbed: random_labels               # beds/random_labels.yaml beside the card, or the same keys written here
+    arms:
+      plain:                             # without content: as the testbed has it
+      layer_norm: {words: [layer_norm]}  # interventions, and flags of `pliant train` that differ from the testbed's
+    measures:
+      accuracy in the last tasks: {read: losses/accuracy, last: 5}
+    comparisons:
+      - {a: layer_norm, b: plain, expect: higher, margin: 0.05}
+    seeds: 5
+
+The keys are the fields of the classes below. A card is checked by the parser of `pliant train` itself, without running
+anything; whatever is wrong with it is one line.
+
+A card of `kind: check` needs no seeds: it names a function of `claim_checks.py` instead of a testbed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from ..interventions import INTERVENTIONS
+from ..interventions.spec import build, convert, did_you_mean
+from .config import BadInput, RunConfig, _Loader, default_run_folder, dump, parse
+
+Kind = Literal["control", "treatment", "oracle", "fixed_task", "linear", "optimizer", "random"]
+Expect = Literal["higher", "lower", "equal"]
+
+BUILT_IN = Path(__file__).resolve().parent.parent / "claims"
+"""The cards that come with pliant, in a checkout and in an installed package alike."""
+BINS = 20  # parts into which a run without tasks is divided
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where the claim is made."""
+
+    title: str
+    arxiv: str = ""
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to run the testbed.
+
+    Attributes:
+        kind: control (nothing is done), treatment, oracle (a fresh agent for every task), fixed_task (the task does not
+            change), linear, optimizer (only its memory is reset), random (edits of the same size at random).
+        words: The sentence of interventions.
+        flags: What differs from the testbed's flags; null takes one away.
+    """
+
+    name: str
+    kind: Kind = "treatment"
+    words: tuple[str, ...] = ()
+    flags: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Testbed:
+    """What all arms have in common.
+
+    Attributes:
+        about: What is learnt here, for the page.
+        flags: Flags of `pliant train` by name: `agent: supervised`, `agent.network.hidden: [128, 128]`.
+        segment: Environment steps that a task lasts, by which a run is divided; 0 divides it into twenty.
+        record: Tags of metrics.jsonl that the results keep, besides returns and evaluations.
+        arms: Arms that cards may use by name.
+    """
+
+    name: str
+    about: str
+    flags: Mapping[str, Any]
+    segment: int = 0
+    record: tuple[str, ...] = ()
+    arms: Mapping[str, Arm] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """The one number that is read from a run.
+
+    Attributes:
+        read: return (mean return of the episodes of a segment), reward (the same per step, which on streams is the
+            accuracy), end_return and end_reward (of the segment's last quarter), length, eval (evaluations, the final
+            one last), or a tag that the testbed records.
+        of: For a tag, its mean within a segment or the last value there.
+        first, last: Only so many segments (evaluations) from the beginning or the end; 0 is all.
+        reduce: What becomes of them: their mean, or the largest or smallest one.
+        relative: ratio or difference to the run's own first `base` segments.
+        better: Which way is better.
+        unit: What the number is called on an axis.
+    """
+
+    name: str
+    read: str
+    of: Literal["mean", "last"] = "mean"
+    first: int = 0
+    last: int = 0
+    reduce: Literal["mean", "max", "min"] = "mean"
+    relative: Literal["none", "ratio", "difference"] = "none"
+    base: int = 1
+    better: Literal["higher", "lower"] = "higher"
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a claim says of two arms, or of an arm and a number.
+
+    Attributes:
+        a, b: Names of arms; `b` may be a number.
+        expect: a is higher than b, lower, or equal.
+        margin: The smallest difference that would matter, in the measure's unit.
+        measure: By its name; the first one of the card if not given.
+        paired: Seeds that both arms have are compared one by one (same task, same birth); else Welch's test.
+    """
+
+    a: str
+    b: str | float
+    expect: Expect
+    margin: float
+    measure: str = ""
+    paired: bool = True
+
+    @property
+    def text(self) -> str:
+        """`layer_norm > plain`."""
+        sign = {"higher": ">", "lower": "<", "equal": "="}[self.expect]
+        return f"{self.a} {sign} {self.b if isinstance(self.b, str) else format(self.b, 'g')}"
+
+
+@dataclass(frozen=True)
+class Card:
+    """A claim, complete and checked.
+
+    Attributes:
+        name: The file's, without its ending.
+        seeds: How many; they are 0, 1, 2 …
+        minutes: Expected processor time, until it has been measured.
+        tried: What was tried so that it would show, and what that did.
+        figure: What the curve shows: `read` of a measure, or nothing for that of the first measure.
+    """
+
+    name: str
+    path: Path
+    title: str
+    paper: Paper
+    claim: str
+    kind: Literal["runs", "check"] = "runs"
+    testbed: Testbed | None = None
+    arms: Mapping[str, Arm] = field(default_factory=dict)
+    measures: Mapping[str, Measure] = field(default_factory=dict)
+    comparisons: tuple[Comparison, ...] = ()
+    seeds: int = 5
+    minutes: float = 0.0
+    tried: str = ""
+    check: str = ""
+
+    @property
+    def first_measure(self) -> Measure:
+        return next(iter(self.measures.values()))
+
+    def of_kind(self, kind: Kind) -> Arm | None:
+        """The first arm of a kind."""
+        return next((arm for arm in self.arms.values() if arm.kind == kind), None)
+
+    def command(self, arm: Arm) -> tuple[str, ...]:
+        """The words of `pliant train` that an arm is, without seed and folder."""
+        assert self.testbed is not None
+        flags = {**self.testbed.flags, **arm.flags}
+        if arm.words:
+            flags["interventions"] = arm.words
+        return command_line({name: value for name, value in flags.items() if value is not None})
+
+    def config(self, arm: Arm, seed: int, runs: Path) -> RunConfig:
+        """The run of an arm and a seed; its folder under `runs` is named by what it is, so that cards share runs."""
+        command = self.command(arm)
+        return replace(read_command(command), seed=seed, run=str(runs / key(command) / f"seed{seed}"))
+
+    def key(self, arm: Arm) -> str:
+        """What names the runs of an arm, see `key`."""
+        return key(self.command(arm))
+
+
+# ------------------------------------------------------------------------------------------------ command lines
+
+
+def command_line(flags: Mapping[str, Any]) -> tuple[str, ...]:
+    """Flags by name as the words of a command line: true is a switch, false the switch that turns it off, a list
+    several words."""
+    words: list[str] = []
+    for name, value in flags.items():
+        flag = "--" + str(name).replace("_", "-")
+        if isinstance(value, bool):
+            head, dot, last = flag.rpartition(".")
+            words.append(flag if value else f"{head}.no-{last}" if dot else f"--no-{flag[2:]}")
+        elif isinstance(value, list | tuple):
+            words += [flag, *map(str, value)] if value else []
+        else:
+            words += [flag, str(value)]
+    return tuple(words)
+
+
+@cache
+def read_command(words: tuple[str, ...]) -> RunConfig:
+    """The configuration of a command line, on one thread of the processor unless it names a device (BadInput)."""
+    for word in words:
+        name = word[2:].replace("-", "_")
+        if word.startswith("--") and "." not in name and name not in _FLAGS:
+            raise BadInput(f"unknown flag {word}.{did_you_mean(word, [_as_flag(n) for n in _FLAGS])}")
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
+            config = parse(words, prog="pliant train").config
+    except SystemExit:
+        text = re.sub(r"[─-╿]+", " ", told.getvalue())
+        raise BadInput(" ".join(text.split())[:300]) from None
+    build(config.interventions, INTERVENTIONS)  # values out of range, and words that exclude each other
+    device = "cpu" if config.device == "auto" else config.device
+    every = config.checkpoint_every if "--checkpoint-every" in words else max(config.steps // 4, 1)
+    return replace(config, device=device, threads=1, checkpoint_every=every, keep_checkpoints=1)
+
+
+def _as_flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+_NOT_FOR_CARDS = {"seed", "run", "resume", "threads"}
+_FLAGS = [
+    f.name.removesuffix("_config") for f in fields(RunConfig) if f.name not in ("agent_config", "env_config")
+]  # fmt: skip
+
+
+@cache
+def key(words: tuple[str, ...]) -> str:
+    """`<env>/<agent and interventions>-<hash>` of a command line: equal for those that lead to the same run, whatever
+    its seed."""
+    plain = replace(read_command(words), seed=0, run=None, resume="auto", threads=0, checkpoint_every=0)
+    digest = hashlib.blake2b(dump(plain).encode(), digest_size=4).hexdigest()
+    env, experiment = default_run_folder(plain).parts[1:3]
+    return f"{env[:60]}/{experiment[:60]}-{digest}"
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def find(names: Iterable[str] = ()) -> list[Card]:
+    """Cards by name, or by the path of a file; all that come with pliant if none is named (BadInput)."""
+    known = {path.stem: path for path in sorted(BUILT_IN.glob("*.yaml"))}
+    paths: list[Path] = []
+    for name in names:
+        if name in known:
+            paths.append(known[name])
+        elif name.endswith((".yaml", ".yml")) or "/" in name:
+            paths.append(Path(name).expanduser())
+        else:
+            hint = did_you_mean(name, known)
+            raise BadInput(f"unknown claim {name!r}.{hint} `pliant claims` lists them; a file is given by its path")
+    return [load_card(path) for path in dict.fromkeys(paths or known.values())]
+
+
+def load_card(path: Path) -> Card:
+    """The card in a file (BadInput, one line that begins with the file; nothing is run or built)."""
+    try:
+        return _card(path, _read(path))
+    except BadInput:
+        raise
+    except ValueError as error:
+        raise BadInput(f"{path}: {' '.join(str(error).split())}") from error
+
+
+class _Wrong(ValueError):
+    """Something in a card that is not right; the file's name is put before it."""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        raise BadInput(f"there is no card {path}") from None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise BadInput(f"{path} must hold keys and values, not {type(data).__name__}")
+    return data
+
+
+def _card(path: Path, data: dict[str, Any]) -> Card:
+    _known(data, Card, "", besides={"name", "path"})
+    _needs(data, ("title", "paper", "claim"), "")
+    for name in ("title", "claim"):
+        if not isinstance(data[name], str) or not data[name].strip():
+            raise _Wrong(f"'{name}' is a sentence")
+    common: dict[str, Any] = {
+        "name": path.stem, "path": path, "title": data["title"].strip(), "claim": " ".join(data["claim"].split()),
+        "paper": _make(Paper, data["paper"], "paper"), "tried": str(data.get("tried") or "").strip(),
+    }  # fmt: skip
+    for name, kind in (("seeds", int), ("minutes", float), ("kind", Literal["runs", "check"])):
+        if name in data:
+            common[name] = _converted(data[name], kind, name)
+    if common.get("seeds", 1) < 1 or common.get("minutes", 0.0) < 0:
+        raise _Wrong("'seeds' must be at least 1, and 'minutes' not negative")
+    if common.get("kind") == "check":
+        return _checked_by_function(data, common)
+    _needs(data, ("testbed", "arms", "measures", "comparisons"), "")
+    bed = _testbed(path, data["testbed"])
+    arms = {name: _arm(name, content, bed) for name, content in _section(data["arms"], "arms").items()}
+    measures = {
+        name: _measure(name, content, bed) for name, content in _section(data["measures"], "measures").items()
+    }  # fmt: skip
+    if not isinstance(data["comparisons"], list) or not data["comparisons"]:
+        raise _Wrong("'comparisons' is a list of what the claim says of the arms")
+    comparisons = tuple(
+        _comparison(content, f"comparisons[{i}]", arms, measures) for i, content in enumerate(data["comparisons"])
+    )
+    card = Card(**common, testbed=bed, arms=arms, measures=measures, comparisons=comparisons)
+    seen: dict[str, str] = {}
+    for arm in arms.values():
+        try:
+            name = card.key(arm)
+        except ValueError as error:
+            raise _Wrong(f"arm {arm.name!r}: {error}") from error
+        other = seen.setdefault(name, arm.name)
+        if other != arm.name:
+            raise _Wrong(f"the arms {other!r} and {arm.name!r} are the same run")
+    return card
+
+
+def _checked_by_function(data: Mapping[str, Any], common: dict[str, Any]) -> Card:
+    from .claim_checks import CHECKS
+
+    for name in ("testbed", "arms", "measures", "comparisons", "seeds"):
+        if name in data:
+            raise _Wrong(f"a check runs no agent, and has no {name!r}")
+    _needs(data, ("check",), "")
+    if data["check"] not in CHECKS:
+        raise _Wrong(f"unknown check {data['check']!r}.{did_you_mean(str(data['check']), CHECKS)} "
+                     f"known checks: {', '.join(CHECKS)}")
+    return Card(**common, check=data["check"])
+
+
+def _testbed(path: Path, content: Any) -> Testbed:
+    name, where = path.stem, "testbed"
+    if isinstance(content, str):
+        beds = path.parent / "beds"
+        known = [file.stem for file in sorted(beds.glob("*.yaml"))]
+        if content not in known:
+            raise _Wrong(f"unknown testbed {content!r}.{did_you_mean(content, known)} "
+                         f"known in {beds}: {', '.join(known) or 'none'}")
+        name, where = content, f"beds/{content}.yaml"
+        content = _read(beds / f"{content}.yaml")
+    data = _section(content, where)
+    _known(data, Testbed, where, besides={"name"})
+    _needs(data, ("about", "flags"), where)
+    flags = _flags(data["flags"], f"{where}: flags")
+    segment = _converted(data.get("segment", 0), int, f"{where}: segment")
+    if segment < 0:
+        raise _Wrong(f"{where}: 'segment' must not be negative")
+    bed = Testbed(
+        name, str(data["about"]).strip(), flags, segment,
+        _converted(data.get("record", ()), tuple[str, ...], f"{where}: record"),
+    )  # fmt: skip
+    arms = _section(data.get("arms") or {}, f"{where}: arms")
+    return replace(bed, arms={name: _arm(name, content, bed) for name, content in arms.items()})
+
+
+def _arm(name: str, content: Any, bed: Testbed) -> Arm:
+    if content is None:
+        if name not in bed.arms:
+            raise _Wrong(f"arm {name!r} has no content, and the testbed {bed.name} no arm of this name."
+                         f"{did_you_mean(name, bed.arms)}")
+        return bed.arms[name]
+    arm = _make(Arm, content, f"arm {name!r}", name=name)
+    return replace(arm, flags=_flags(arm.flags, f"arm {name!r}: flags", of_arm=True))
+
+
+def _flags(content: Any, where: str, of_arm: bool = False) -> dict[str, Any]:
+    flags = {str(name).replace("-", "_"): value for name, value in _section(content, where).items()}
+    for name, value in flags.items():
+        if name in _NOT_FOR_CARDS:
+            raise _Wrong(f"{where}: {name!r} is not for a card to say")
+        if name == "interventions" and of_arm:
+            raise _Wrong(f"{where}: interventions are the arm's 'words'")
+        section, dot, _ = name.partition(".")
+        if section not in (("agent", "env") if dot else _FLAGS):
+            raise _Wrong(f"{where}: unknown flag {name!r}.{did_you_mean(name, _FLAGS)}")
+        if isinstance(value, Mapping):
+            raise _Wrong(f"{where}: write {name}.OPTION: VALUE in one line for each option of {name!r}")
+    return flags
+
+
+def _measure(name: str, content: Any, bed: Testbed) -> Measure:
+    measure = _make(Measure, content, f"measure {name!r}", name=name)
+    if measure.read not in SERIES and "/" not in measure.read:
+        raise _Wrong(f"measure {name!r}: unknown reading {measure.read!r}.{did_you_mean(measure.read, SERIES)} "
+                     f"Read {', '.join(SERIES)}, or a tag like losses/accuracy")
+    if "/" in measure.read and measure.read not in bed.record:
+        raise _Wrong(f"measure {name!r}: the testbed {bed.name} does not record {measure.read}."
+                     f"{did_you_mean(measure.read, bed.record)} Add it to 'record'")
+    if measure.first and measure.last:
+        raise _Wrong(f"measure {name!r}: give first or last, not both")
+    if measure.first < 0 or measure.last < 0 or measure.base < 1:
+        raise _Wrong(f"measure {name!r}: first and last must not be negative, and base at least 1")
+    return measure
+
+
+SERIES = ("return", "end_return", "reward", "end_reward", "length", "eval")
+
+
+def _comparison(content: Any, where: str, arms: Mapping[str, Arm], measures: Mapping[str, Measure]) -> Comparison:
+    comparison = _make(Comparison, content, where)
+    names = (comparison.a, comparison.b) if isinstance(comparison.b, str) else (comparison.a,)
+    for name in names:
+        if name not in arms:
+            raise _Wrong(f"{where}: there is no arm {name!r}.{did_you_mean(name, arms)}")
+    if comparison.a == comparison.b:
+        raise _Wrong(f"{where}: {comparison.a!r} is compared with itself")
+    if comparison.measure and comparison.measure not in measures:
+        raise _Wrong(f"{where}: there is no measure {comparison.measure!r}."
+                     f"{did_you_mean(comparison.measure, measures)}")
+    if comparison.margin <= 0:
+        raise _Wrong(f"{where}: the margin is the smallest difference that would matter, and positive")
+    return comparison if comparison.measure else replace(comparison, measure=next(iter(measures)))
+
+
+# ------------------------------------------------------------------------------------------------ plain values
+
+
+def _section(content: Any, where: str) -> dict[str, Any]:
+    if not isinstance(content, Mapping):
+        raise _Wrong(f"'{where}' is a section of keys and values, not {content!r}")
+    return dict(content)
+
+
+def _known(data: Mapping[str, Any], kind: type[Any], where: str, besides: Iterable[str] = ()) -> None:
+    names = [f.name for f in fields(kind) if f.name not in set(besides)]
+    for name in data:
+        if name not in names:
+            close = difflib.get_close_matches(str(name), names, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else f" known keys: {', '.join(names)}"
+            raise _Wrong(f"{where + ': ' if where else ''}unknown key {name!r}.{hint}")
+
+
+def _needs(data: Mapping[str, Any], names: Sequence[str], where: str) -> None:
+    for name in names:
+        if data.get(name) is None:
+            raise _Wrong(f"{where + ': ' if where else ''}{name!r} is missing")
+
+
+def _converted(value: Any, annotation: Any, where: str) -> Any:
+    try:
+        return convert(value, annotation, text=True)
+    except ValueError as error:
+        raise _Wrong(f"{where}: {error}") from None
+
+
+def _make(kind: type[Any], content: Any, where: str, **given: Any) -> Any:
+    """A dataclass from a section, every key and type checked."""
+    import typing
+
+    data = _section(content, where)
+    _known(data, kind, where, besides=given)
+    hints = typing.get_type_hints(kind)
+    needed = [
+        f.name for f in fields(kind)
+        if f.name not in given and f.default is f.default_factory  # both are MISSING
+    ]  # fmt: skip
+    _needs(data, needed, where)
+    values = {}
+    for name, value in data.items():
+        choices = get_args(hints[name]) if typing.get_origin(hints[name]) is Literal else ()
+        if choices and value not in choices:
+            raise _Wrong(f"{where}: '{name}' is one of {', '.join(choices)}, not {value!r}."
+                         f"{did_you_mean(str(value), choices)}")
+        values[name] = _converted(value, hints[name], f"{where}: '{name}'")
+    return kind(**given, **values)

@@ -1,0 +1,368 @@
+"""Many runs on one machine: a pool of processes of one thread each, that leaves its truth in the run folders.
+
+A run that is done is not run again, one that was interrupted goes on from its checkpoint, to the last bit; so a pool
+may be stopped or killed at any moment and started again. Workers are forked from a server that has imported torch
+already: a run of a second does not wait three for it. What a run prints stands in `output.log` in its folder, what it
+cost in `cost.jsonl`.
+
+A worker leaves when the pool is gone, however it went: it saves, as at any SIGTERM.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing import connection, forkserver
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from ..agents.progress import duration
+from ..agents.run import graceful_stop
+from .config import BadInput, RunConfig, differences, load, run_folder
+
+OUTPUT, COST = "output.log", "cost.jsonl"
+STOPPED = 75  # what a run that was stopped and saved exits with
+TAIL = 5  # last lines of a failed run that are shown
+LOST = 255  # multiprocessing's exit code of a worker whose server is gone
+GRACE = 120.0  # seconds that a run is given to save before it is killed
+# What every run imports, some of it as late as its first optimizer: two seconds, once for all runs.
+PRELOAD = (
+    "pliant.scripts.pool_server", "pliant.scripts.train", "pliant.scripts.main", "pliant.envs.control", "torch._dynamo",
+    "torch.fx.experimental.symbolic_shapes", "numpy.fft",
+)  # fmt: skip
+
+Status = Literal["done", "failed", "stopped", "waiting"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to be done.
+
+    Attributes:
+        config: What runs; its `run` names the folder (else the default folder of its configuration).
+        words: The command line of `pliant train` that it is, for the record in the folder.
+        seconds: How long it is expected to take on one core; 0 if nobody knows.
+    """
+
+    config: RunConfig
+    words: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def folder(self) -> Path:
+        return run_folder(self.config)
+
+
+@dataclass
+class Outcome:
+    """What became of a job: done, failed, stopped (saved, and can go on) or waiting (never begun here).
+
+    `ran` is False for what was done before; `attempts` counts the processes that were started for it, and `tail` holds
+    the last lines that a failed one printed.
+    """
+
+    job: Job
+    status: Status = "waiting"
+    ran: bool = False
+    attempts: int = 0
+    tail: tuple[str, ...] = ()
+
+
+def is_done(job: Job) -> bool:
+    """Does the folder hold this run, finished? (BadInput if it holds another one.)"""
+    done = job.folder / "DONE"
+    if not done.exists() or json.loads(done.read_text())["steps"] < job.config.steps:
+        return False
+    from .train import FREE
+
+    there = load(job.folder)
+    # Chosen by the process that runs, where the job leaves them open.
+    settled = replace(job.config, device=there.device, threads=there.threads)
+    if changed := [name for name in differences(there, settled) if name not in FREE]:
+        raise BadInput(f"{job.folder} holds another run, that differs in {', '.join(changed)}; move it away")
+    return True
+
+
+def cost(folder: Path) -> float:
+    """Seconds of processor time that a run took in all its sessions, as far as they lived to tell."""
+    file = folder / COST
+    return sum(json.loads(line)["cpu"] for line in file.read_text().splitlines()) if file.exists() else 0.0
+
+
+def run_all(
+    jobs: Iterable[Job], *, workers: int = 1, budget: float | None = None, progress: Progress | None = None,
+    finished: Callable[[Outcome], None] = lambda outcome: None,
+) -> list[Outcome]:  # fmt: skip
+    """Run what is not done yet, `workers` at a time, in the order given; the outcome of every job.
+
+    Args:
+        jobs: What to run. Two may not share a folder.
+        workers: Processes at a time.
+        budget: Seconds of wall clock after which nothing is started and what runs is asked to save and stop.
+        progress: Shows how far it is; nobody if None.
+        finished: Called in this process whenever a job is done, also for those that were done before.
+
+    SIGINT and SIGTERM do what the end of the budget does; a second one kills.
+
+    Raises:
+        BadInput: Two jobs share a folder, or a folder holds another run.
+    """
+    outcomes = [Outcome(job) for job in jobs]
+    folders = [outcome.job.folder.resolve() for outcome in outcomes]
+    if len(set(folders)) < len(folders):
+        twice = next(folder for folder in folders if folders.count(folder) > 1)
+        raise BadInput(f"two runs want the folder {twice}: give one of them another --run or --seed")
+    if workers < 1:
+        raise BadInput(f"a pool has at least one worker, not {workers}")
+    queue: deque[Outcome] = deque()
+    for outcome in outcomes:
+        if is_done(outcome.job):
+            outcome.status = "done"
+            finished(outcome)
+        else:
+            queue.append(outcome)
+    if not queue:
+        return outcomes
+    ends = None if budget is None else time.monotonic() + budget
+    shown = progress or Progress(None)
+    with graceful_stop() as stop, _Workers() as team:
+        while queue or team.busy:
+            over = stop() or (ends is not None and time.monotonic() >= ends)
+            if over:
+                team.stop()
+                queue.clear()
+            while queue and len(team.busy) < workers:
+                team.start(queue.popleft())
+            for outcome in team.wait(0.2):
+                if outcome.status == "waiting":  # killed from outside, and tried again
+                    if not over:
+                        queue.appendleft(outcome)
+                    continue
+                if outcome.status == "done":
+                    finished(outcome)
+                if outcome.status == "failed":
+                    where = outcome.job.folder / OUTPUT
+                    shown.note("\n    ".join([f"failed: {where}", *outcome.tail]))
+            shown.update(outcomes, len(team.busy), workers, ends)
+    shown.close()
+    return outcomes
+
+
+class _Workers:
+    """The processes at work, each with the job that it does."""
+
+    def __init__(self) -> None:
+        self.context = multiprocessing.get_context("forkserver")
+        self.busy: dict[Any, Outcome] = {}
+        self.stopping: float | None = None
+
+    def __enter__(self) -> _Workers:
+        with _one_thread():
+            self.context.set_forkserver_preload(list(PRELOAD))
+            forkserver.ensure_running()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nobody is left behind: after an error, or a second signal, what still runs is killed."""
+        for process in self.busy:
+            process.kill()
+        for process in self.busy:
+            process.join()
+
+    def start(self, outcome: Outcome) -> None:
+        outcome.attempts += 1
+        outcome.ran = True
+        outcome.job.folder.mkdir(parents=True, exist_ok=True)
+        process = self.context.Process(target=_work, args=(outcome.job,))
+        process.start()
+        self.busy[process] = outcome
+
+    def stop(self) -> None:
+        """Ask all to save and leave; those that do not are killed in the end."""
+        if self.stopping is None:
+            self.stopping = time.monotonic()
+            for process in self.busy:
+                process.terminate()
+        elif time.monotonic() > self.stopping + GRACE:
+            for process in self.busy:
+                process.kill()
+
+    def wait(self, seconds: float) -> Iterator[Outcome]:
+        """Those that have ended meanwhile, with what became of them."""
+        ended = connection.wait([process.sentinel for process in self.busy], timeout=seconds)
+        for process in [p for p in self.busy if p.sentinel in ended]:
+            process.join()
+            outcome = self.busy.pop(process)
+            code = process.exitcode
+            if code == LOST:
+                code = _ended(process.pid, outcome.job)
+            outcome.status = self._status(outcome, code)
+            if outcome.status == "failed":
+                outcome.tail = _tail(outcome.job.folder / OUTPUT, code)
+            yield outcome
+
+    def _status(self, outcome: Outcome, code: int) -> Status:
+        if code == 0:
+            return "done"
+        if code == STOPPED or (self.stopping is not None and code in (-signal.SIGTERM, -signal.SIGKILL)):
+            return "stopped"
+        if code in (-signal.SIGKILL, LOST) and outcome.attempts < 2:
+            return "waiting"
+        return "failed"
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """What is started within has one thread in every library: the server forks, and its pools of threads would not be
+    there in the children."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _ended(pid: int, job: Job) -> int:
+    """What became of a worker whose server is gone, so that nobody knows its exit code: it is asked to stop, waited
+    for, and judged by its folder."""
+    try:
+        os.kill(pid, signal.SIGTERM)
+        until = time.monotonic() + GRACE
+        while time.monotonic() < until:
+            os.kill(pid, 0)
+            time.sleep(0.05)
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    return 0 if is_done(job) else LOST
+
+
+def _tail(file: Path, code: int) -> tuple[str, ...]:
+    lines = [line for line in file.read_text(errors="replace").splitlines() if line.strip()] if file.exists() else []
+    end = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    if code == LOST:
+        end = "lost, with the server of the pool"
+    return (*lines[-TAIL:], end)
+
+
+# ------------------------------------------------------------------------------------------------ in the worker
+
+
+def _work(job: Job) -> None:
+    """A worker's life: one run."""
+    os.setsid()  # Ctrl-C is the pool's to hear
+    _leave_with_the_pool()
+    output = os.open(job.folder / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(output, stream.fileno())
+    from .main import exit_code
+    from .train import train
+
+    sys.argv = ["pliant", "train", *(job.words or ("--config", str(job.folder / "config.yaml")))]
+    started = time.monotonic()
+    try:
+        code = exit_code(lambda: train(replace(job.config, threads=1), "in a pool"))
+    finally:
+        line = {"cpu": round(time.process_time(), 3), "wall": round(time.monotonic() - started, 3)}
+        with (job.folder / COST).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    sys.exit(code)
+
+
+def _leave_with_the_pool() -> None:
+    """Save and stop when the pool's process is gone."""
+    pool = multiprocessing.parent_process()
+    assert pool is not None
+
+    def wait() -> None:
+        connection.wait([pool.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+# ------------------------------------------------------------------------------------------------ progress
+
+
+class Progress:
+    """One line that says how far a pool is: rewritten in place on a terminal, now and then in a log file."""
+
+    def __init__(self, stream: TextIO | None, now: Callable[[], float] = time.monotonic) -> None:
+        self._stream, self._now = stream, now
+        self._terminal = stream is not None and stream.isatty()
+        self._begun = now()
+        self._shown: tuple[float, str] = (-1e9, "")
+        self._drawn = False
+
+    def update(
+        self, outcomes: Sequence[Outcome], running: int, workers: int, ends: float | None = None
+    ) -> None:
+        """Shows the line, if it is time to; elsewhere than on a terminal, when something has changed."""
+        if self._stream is None:
+            return
+        text = self.text(outcomes, running, workers, ends)
+        what = text.rpartition(",")[0]
+        age = self._now() - self._shown[0]
+        if self._terminal and age >= 0.2:
+            self._stream.write("\r" + text[:119] + "\x1b[K")
+            self._drawn = True
+        elif not self._terminal and age >= 10.0 and what != self._shown[1]:
+            self._stream.write(text + "\n")
+        else:
+            return
+        self._stream.flush()
+        self._shown = (self._now(), what)
+
+    def text(self, outcomes: Sequence[Outcome], running: int, workers: int, ends: float | None = None) -> str:
+        count = {status: sum(o.status == status for o in outcomes) for status in ("done", "failed")}
+        failed = f"{count['failed']} failed, " if count["failed"] else ""
+        left = self._left(outcomes, workers, ends)
+        return f"{count['done']} of {len(outcomes)} runs done, {running} running, {failed}{left}"
+
+    def _left(self, outcomes: Sequence[Outcome], workers: int, ends: float | None) -> str:
+        """Time left, by what runs were expected to take and what they have taken; or until the budget ends."""
+        elapsed = self._now() - self._begun
+        ran = [o for o in outcomes if o.ran and o.status == "done"]
+        left = [o for o in outcomes if o.status == "waiting"]
+        known = all(o.job.seconds > 0 for o in outcomes)
+        weigh: Callable[[Outcome], float] = (lambda o: o.job.seconds) if known else (lambda o: 1.0)
+        if ran:
+            rate = sum(map(weigh, ran)) / max(elapsed, 1e-9)
+            seconds = sum(map(weigh, left)) / rate
+        elif known:
+            seconds = max(sum(map(weigh, left)) / workers - elapsed, 0.0)
+        else:
+            return "? left"
+        over = ends is not None and elapsed + seconds > ends - self._begun
+        return f"{duration(max(ends - self._now(), 0.0))} left of the budget" if over and ends else (
+            f"{duration(seconds)} left"
+        )
+
+    def note(self, text: str) -> None:
+        """Prints something of its own, above the line."""
+        if self._stream is not None:
+            self._stream.write(f"\r\x1b[K{text}\n" if self._terminal else f"{text}\n")
+            self._stream.flush()
+
+    def close(self) -> None:
+        """Leaves the last line standing."""
+        if self._drawn and self._stream is not None:
+            self._stream.write("\n")
+            self._stream.flush()
+            self._drawn = False
