@@ -76,5 +76,5 @@ class Criticality(Monitor):
 
 
 def _greedy(decisions: Tensor) -> Tensor:
-    """The actions [B] that an agent with discrete actions prefers, from its `decisions`: these, or log-probabilities."""
+    """The actions [B] that an agent prefers, from its `decisions`: the actions themselves, or log-probabilities."""
     return decisions.argmax(dim=1) if decisions.ndim > 1 else decisions

@@ -150,8 +150,8 @@ def saved_agent(path: Path, device: str, words: Sequence[str] = ()) -> Saved:
     memory = agent.memory(state["made_for"]["num_envs"])
     own = memory.state_dict()
     # Whoever only looks draws from a stream of his own, so that the one that was saved may be another device's.
-    device = {key: value for key, value in own["made_for"].items() if key == "device"}
-    state |= {"generator": own["generator"], "made_for": state["made_for"] | device}
+    here = {key: value for key, value in own["made_for"].items() if key == "device"}
+    state |= {"generator": own["generator"], "made_for": state["made_for"] | here}
     memory.load_state_dict(state)
     found.restore(memory)
     return Saved(agent, Clock(**found.load("loop")["clock"]), source, memory, found, config)

@@ -500,7 +500,7 @@ def test_whatever_fires_can_wait_for_a_measurement(name: str) -> None:
 def test_what_never_fires_refuses_to_wait(name: str) -> None:
     word = INTERVENTIONS[name].example
     inner = word.partition("(")[2].rstrip(")")
-    kept = [a for a in inner.split(", ") if a and not a.startswith(("every", "of", "at="))]
+    kept = [a for a in inner.split(", ") if a and not a.startswith(("every", "of", "at=", "start"))]
     word = f"{name}({', '.join([*kept, 'when=' + repr('critic/dead_fraction > 0')])})"
     with pytest.raises(SentenceError, match=f"{name} does not fire now and then"):
         build([word], INTERVENTIONS)

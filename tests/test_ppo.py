@@ -337,7 +337,7 @@ def test_a_real_run_is_stopped_and_goes_on(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_how_far_a_layer_matters_to_the_actions_is_a_share() -> None:
-    """PPO's decisions are probabilities, and their churn a divergence; the share of actions that stay lies in [0, 1]."""
+    """PPO's decisions are probabilities, their churn a divergence; the share of actions that stay is a share."""
     run = build_run("ppo", monitors=["criticality(every=3, samples=64)"])
     walk(run, 12)
     run.monitors.publish(run)  # type: ignore[union-attr]
