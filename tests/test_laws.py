@@ -51,10 +51,14 @@ REFUSED |= {("supervised", method) for method in ("mse", "huber", "symlog", "two
 # What projects image features is bounded by tanh, and the largest of a pool is no linear function.
 REFUSED |= {("sac, pixels", "linear"), ("dqn, impala", "linear")}
 
-# Penalties are sums, and activations are choices of a configuration: they edit no weight, and in what order they stand
-# cannot matter. What each computes is tested for itself (test_regularisers, test_activations), so a few agents show
-# that it keeps the laws, and one of each kind stands for the others beside other methods.
-QUIET = {"l2", "l2_init", "wasserstein", "spectral", "parseval", "crelu", "fourier", "activation", "linear"}
+# Penalties are sums, and activations and value losses are choices of a configuration: they edit no weight, and in what
+# order they stand cannot matter. What each computes is tested for itself (test_regularisers, test_activations,
+# test_heads), so a few agents show that it keeps the laws, and one or two of each kind stand for the others beside other
+# methods.
+QUIET = {
+    "l2", "l2_init", "wasserstein", "spectral", "parseval", "crelu", "fourier", "activation", "linear",
+    "mse", "huber", "symlog", "two_hot", "quantile",
+}  # fmt: skip
 BESIDE_OTHERS = {"l2_init", "spectral", "fourier", "linear"}
 FEW = ("dqn, minatar, dueling", "droq", "sac, pixels", "ppo, continuous")
 MET = [method for method in METHODS if method not in QUIET or method in BESIDE_OTHERS]
