@@ -1,12 +1,12 @@
-"""Does it learn? DQN and SAC beside Stable-Baselines3, at equal steps and equal settings.
+"""Does it learn? DQN, SAC and PPO beside Stable-Baselines3, at equal steps and equal settings.
 
     python studies/learning.py run --library pliant --task hopper --seed 0     # one run -> one JSON file
     python studies/learning.py all --jobs 2                                    # whatever is missing
     python studies/learning.py report                                          # the tables of docs/evidence.md
 
 One run writes `studies/results/learning/<task>/<library>/seed<S>.json`: the return and the env step of every training
-episode, twenty evaluation episodes with the greedy (DQN) or mean (SAC) policy on seeds of their own, the same for both
-libraries, and the versions.
+episode, twenty evaluation episodes of the greedy (DQN), mean (SAC) or likeliest (PPO) action on seeds of their own, the
+same for both libraries, and the versions.
 Finished files are never run again.
 
 The *training score* of a run is the mean return of the episodes that end in the last fifth of its steps (the whole
@@ -57,6 +57,16 @@ DQN = dict(
     lr=2.3e-3, batch=64, buffer=100_000, starts=1_000, gamma=0.99, target_every_steps=256, replay_ratio=0.5,
     update_every=256, epsilon_end=0.04, epsilon_fraction=0.16, hidden=(256, 256), max_grad_norm=10.0,
 )
+# PPO's value weight is that of the mean squared error, without a half. On CartPole RL Zoo's settings, but that there
+# the clip range falls too, from 0.2 to 0; on Pendulum RL Zoo's, without state-dependent exploration, which only SB3
+# has; on HalfCheetah SB3's defaults, which are those of Schulman et al. 2017, with observations and rewards normalised.
+# Steps are whole rollouts.
+PPO = dict(
+    lr=3e-4, anneal=False, num_envs=1, rollout=2048, batch=64, epochs=10, gamma=0.99, lam=0.95, clip=0.2, entropy=0.0,
+    value_weight=0.5, max_grad_norm=0.5, hidden=(64, 64), normalise=False,
+)
+PPO_CARTPOLE = PPO | dict(lr=1e-3, anneal=True, num_envs=8, rollout=32, batch=256, epochs=20, gamma=0.98, lam=0.8)
+PPO_PENDULUM = PPO | dict(lr=1e-3, num_envs=4, rollout=1024, gamma=0.9)
 MINATAR = DQN | dict(
     lr=5e-4, batch=32, starts=5_000, target_every_steps=1_000, update_every=2, epsilon_end=0.05,
     epsilon_fraction=0.25, hidden=(128,), channels=16,
@@ -69,6 +79,9 @@ TASKS = {
     # A greedy policy can bounce the ball for ever through a hole in the wall, hence the limit.
     "minatar-breakout": Task("MinAtar/Breakout-v1", 60_000, "dqn", MINATAR, max_episode_steps=5_000),
     "minatar-spaceinvaders": Task("MinAtar/SpaceInvaders-v1", 60_000, "dqn", MINATAR, max_episode_steps=5_000),
+    "ppo-cartpole": Task("CartPole-v1", 51_200, "ppo", PPO_CARTPOLE),
+    "ppo-pendulum": Task("Pendulum-v1", 102_400, "ppo", PPO_PENDULUM),
+    "ppo-halfcheetah": Task("HalfCheetah-v5", 61_440, "ppo", PPO | dict(normalise=True)),
 }
 
 
@@ -113,7 +126,11 @@ def evaluate(task: Task, policy: Callable[[Any], Any]) -> list[float]:
     return returns
 
 
-def run_sb3(task: Task, seed: int) -> dict[str, Any]:
+Policy = Callable[[Any], Any]
+
+
+def sb3_off_policy(task: Task, seed: int) -> tuple[Any, Policy]:
+    """SB3's DQN or SAC, and its policy without exploration."""
     import gymnasium as gym
     import stable_baselines3 as sb3
     import torch
@@ -153,7 +170,47 @@ def run_sb3(task: Task, seed: int) -> dict[str, Any]:
         )
     else:
         model = sb3.SAC(**common, tau=s["tau"])
+    return model, lambda obs: model.predict(obs, deterministic=True)[0]
 
+
+def sb3_ppo(task: Task, seed: int) -> tuple[Any, Policy]:
+    """SB3's PPO, and its policy without exploration.
+
+    Its Gaussian is in the environment's units and ours in those of the range, so that boxes are rescaled to [-1, 1].
+    """
+    import gymnasium as gym
+    import numpy as np
+    import stable_baselines3 as sb3
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+    s = task.settings
+    box = isinstance(gym_env(task).action_space, gym.spaces.Box)
+
+    def env() -> Any:
+        return gym.wrappers.RescaleAction(gym_env(task), np.float32(-1), np.float32(1)) if box else gym_env(task)
+
+    envs: Any = DummyVecEnv([env] * s["num_envs"])
+    if s["normalise"]:
+        envs = VecNormalize(envs, gamma=s["gamma"])
+    model = sb3.PPO(
+        "MlpPolicy", envs, learning_rate=(lambda left: left * s["lr"]) if s["anneal"] else s["lr"],
+        n_steps=s["rollout"], batch_size=s["batch"], n_epochs=s["epochs"], gamma=s["gamma"], gae_lambda=s["lam"],
+        clip_range=s["clip"], ent_coef=s["entropy"], vf_coef=s["value_weight"], max_grad_norm=s["max_grad_norm"],
+        policy_kwargs={"net_arch": list(s["hidden"])}, seed=seed, device="cpu",
+    )
+    bounds = gym_env(task).action_space.high if box else 1
+
+    def policy(obs: Any) -> Any:
+        seen = envs.normalize_obs(obs) if s["normalise"] else obs
+        return model.predict(seen, deterministic=True)[0] * bounds
+
+    return model, policy
+
+
+def run_sb3(task: Task, seed: int) -> dict[str, Any]:
+    import stable_baselines3 as sb3
+
+    model, policy = (sb3_ppo if task.agent == "ppo" else sb3_off_policy)(task, seed)
     episodes: list[tuple[int, float]] = []
 
     class Record(sb3.common.callbacks.BaseCallback):
@@ -166,8 +223,46 @@ def run_sb3(task: Task, seed: int) -> dict[str, Any]:
     start = time.perf_counter()
     model.learn(task.steps, callback=Record())
     seconds = time.perf_counter() - start
-    returns = evaluate(task, lambda obs: model.predict(obs, deterministic=True)[0])
+    returns = evaluate(task, policy)
     return {"episodes": episodes, "evaluation": returns, "seconds": seconds, "version": sb3.__version__}
+
+
+def pliant_agent(task: Task, seed: int, envs: Any, words: tuple[str, ...]) -> Any:
+    """Our agent of the task, with the interventions that the words name."""
+    from pliant.agents import DQN, PPO, SAC, DQNConfig, PPOConfig, SACConfig
+    from pliant.agents.networks import NetworkConfig
+    from pliant.agents.optimizers import OptimizerConfig
+    from pliant.interventions import INTERVENTIONS
+    from pliant.interventions.spec import build
+
+    s = task.settings
+    built: dict[str, Any] = dict(interventions=tuple(build(words, INTERVENTIONS)), seed=seed)
+    if task.agent == "ppo":
+        network = NetworkConfig(hidden=s["hidden"], activation="tanh", init="orthogonal")
+        ppo = PPOConfig(
+            network=network, actor_network=network, anneal_steps=task.steps if s["anneal"] else 0,
+            optimizer=OptimizerConfig(lr=s["lr"], eps=1e-5, max_grad_norm=s["max_grad_norm"]),
+            rollout=s["rollout"], epochs=s["epochs"], batch_size=s["batch"], gamma=s["gamma"], gae_lambda=s["lam"],
+            clip=s["clip"], entropy=s["entropy"], normalise_observations=s["normalise"], scale_rewards=s["normalise"],
+            value_weight=2 * s["value_weight"],  # of half the squared error
+        )
+        return PPO(envs.observation, envs.action, ppo, **built)
+    common: dict[str, Any] = dict(
+        batch_size=s["batch"], buffer_size=s["buffer"], learning_starts=s["starts"], gamma=s["gamma"],
+        replay_ratio=s["replay_ratio"], update_every=s["update_every"], network=NetworkConfig(hidden=s["hidden"]),
+        optimizer=OptimizerConfig(lr=s["lr"], max_grad_norm=s.get("max_grad_norm", 0.0)),
+    )
+    if task.agent == "dqn":
+        dqn = DQNConfig(
+            **common, target_period=round(s["target_every_steps"] * s["replay_ratio"]), epsilon_end=s["epsilon_end"],
+            epsilon_steps=round(s["epsilon_fraction"] * task.steps) - s["starts"],
+        )
+        return DQN(envs.observation, envs.action, dqn, **built)
+    sac = SACConfig(
+        **common, target_tau=s["tau"], actor_network=NetworkConfig(hidden=s["hidden"]),
+        actor_optimizer=OptimizerConfig(lr=s["lr"]), temperature_lr=s["lr"],
+    )
+    return SAC(envs.observation, envs.action, sac, **built)
 
 
 def run_pliant(task: Task, seed: int, words: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -175,49 +270,29 @@ def run_pliant(task: Task, seed: int, words: tuple[str, ...] = ()) -> dict[str, 
 
     import numpy as np
 
-    from pliant.agents import DQN, SAC, Agent, Clock, DQNConfig, Episode, SACConfig
+    from pliant.agents import Clock, Episode
     from pliant.agents.log import Log
-    from pliant.agents.networks import NetworkConfig
-    from pliant.agents.optimizers import OptimizerConfig
     from pliant.agents.run import Run
     from pliant.envs import EnvConfig, make
-    from pliant.interventions import INTERVENTIONS
-    from pliant.interventions.spec import build
 
-    s = task.settings
     env_config = EnvConfig(max_episode_steps=task.max_episode_steps)
-    envs = make(task.env, num_envs=1, seed=seed, config=env_config)
+    envs = make(task.env, num_envs=task.settings.get("num_envs", 1), seed=seed, config=env_config)
     envs_type = np.uint8 if envs.observation.pixels else np.float32
-    common: dict[str, Any] = dict(
-        batch_size=s["batch"], buffer_size=s["buffer"], learning_starts=s["starts"], gamma=s["gamma"],
-        replay_ratio=s["replay_ratio"], update_every=s["update_every"], network=NetworkConfig(hidden=s["hidden"]),
-        optimizer=OptimizerConfig(lr=s["lr"], max_grad_norm=s.get("max_grad_norm", 0.0)),
-    )
-    agent: Agent
-    if task.agent == "dqn":
-        config = DQNConfig(
-            **common, target_period=round(s["target_every_steps"] * s["replay_ratio"]), epsilon_end=s["epsilon_end"],
-            epsilon_steps=round(s["epsilon_fraction"] * task.steps) - s["starts"],
-        )
-        interventions = tuple(build(words, INTERVENTIONS))
-        agent = DQN(envs.observation, envs.action, config, interventions=interventions, seed=seed)
-    else:
-        sac = SACConfig(
-            **common, target_tau=s["tau"], actor_network=NetworkConfig(hidden=s["hidden"]),
-            actor_optimizer=OptimizerConfig(lr=s["lr"]), temperature_lr=s["lr"],
-        )
-        agent = SAC(envs.observation, envs.action, sac, seed=seed)
-
+    agent = pliant_agent(task, seed, envs, words)
     episodes: list[tuple[int, float]] = []
 
     class Record(Log):
         def episode(self, episode: Episode, clock: Clock) -> None:
             episodes.append((clock.steps, episode.ret))
 
+    def policy(obs: Any) -> Any:
+        action = agent.act(obs[None].astype(envs_type))[0].cpu().numpy()
+        return action if agent.action.discrete else np.clip(action, agent.action.low, agent.action.high)
+
     start = time.perf_counter()
     Run(agent, envs, log=Record(None)).train(task.steps)
     seconds = time.perf_counter() - start
-    returns = evaluate(task, lambda obs: agent.act(obs[None].astype(envs_type))[0].cpu().numpy())
+    returns = evaluate(task, policy)
     return {"episodes": episodes, "evaluation": returns, "seconds": seconds, "version": version("pliant")}
 
 
@@ -311,8 +386,8 @@ def report() -> str:
             f"**{title.capitalize()} score** (mean ± half-width of the 95 % t-interval over seeds; below 3 seeds, "
             "each run's)",
             "",
-            "| task | steps | seeds | pliant | SB3 | pliant − SB3 | verdict |",
-            "|---|---|---|---|---|---|---|",
+            "| agent | task | steps | seeds | pliant | SB3 | pliant − SB3 | verdict |",
+            "|---|---|---|---|---|---|---|---|",
         ]
         for name, task in TASKS.items():
             results = {
@@ -320,16 +395,17 @@ def report() -> str:
                 for library in LIBRARIES
             }
             ours, theirs = ([score(r) for r in results[library]] for library in ("pliant", "sb3"))
+            head = f"| {task.agent.upper()} | {task.env} | {task.steps:,}"
             seeds = f"{len(ours)}" if len(ours) == len(theirs) else f"{len(ours)} / {len(theirs)}"
             if min(len(ours), len(theirs)) < 3:
                 each = [", ".join(f"{s:.4g}" for s in scores) or "-" for scores in (ours, theirs)]
-                lines.append(f"| {task.env} | {task.steps:,} | {seeds} | {' | '.join(each)} | | too few seeds |")
+                lines.append(f"{head} | {seeds} | {' | '.join(each)} | | too few seeds |")
                 continue
             cells = ["{:.4g} ± {:.2g}".format(*interval(scores)) for scores in (ours, theirs)]
             gap, half = difference(ours, theirs)
             verdict = "below" if gap + half < 0 else "above" if gap - half > 0 else "no significant difference"
             cells += [f"{gap:+.4g} ± {half:.2g}", verdict]
-            lines.append(f"| {task.env} | {task.steps:,} | {seeds} | {' | '.join(cells)} |")
+            lines.append(f"{head} | {seeds} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
 

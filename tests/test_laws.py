@@ -53,8 +53,8 @@ REFUSED |= {("sac, pixels", "linear"), ("dqn, impala", "linear")}
 
 # Penalties are sums, and activations and value losses are choices of a configuration: they edit no weight, and in what
 # order they stand cannot matter. What each computes is tested for itself (test_regularisers, test_activations,
-# test_heads), so a few agents show that it keeps the laws, and one or two of each kind stand for the others beside other
-# methods.
+# test_heads), so a few agents show that it keeps the laws, and one or two of each kind stand for the others beside
+# other methods.
 QUIET = {
     "l2", "l2_init", "wasserstein", "spectral", "parseval", "crelu", "fourier", "activation", "linear",
     "mse", "huber", "symlog", "two_hot", "quantile",

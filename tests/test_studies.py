@@ -1,11 +1,14 @@
-"""The statistics of the learning study, against numbers worked out elsewhere."""
+"""The learning study: its statistics against numbers worked out elsewhere, its settings as both libraries get them."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -40,9 +43,86 @@ def test_the_training_score_looks_at_the_last_fifth(learning: ModuleType) -> Non
     assert learning.training_score({"steps": 10_000, "episodes": episodes}) == 20.0
 
 
+OFF_POLICY = {"lr", "batch", "buffer", "starts", "gamma", "hidden", "replay_ratio", "update_every"}
+ON_POLICY = {
+    "lr", "anneal", "num_envs", "rollout", "batch", "epochs", "gamma", "lam", "clip", "entropy", "value_weight",
+    "max_grad_norm", "hidden", "normalise",
+}  # fmt: skip
+
+
 def test_every_task_has_settings_for_both_libraries(learning: ModuleType) -> None:
-    shared = {"lr", "batch", "buffer", "starts", "gamma", "hidden", "replay_ratio", "update_every"}
     for name, task in learning.TASKS.items():
-        assert shared <= task.settings.keys(), name
-        assert (task.settings["replay_ratio"] * task.settings["update_every"]).is_integer(), name
+        s = task.settings
         assert task.seeds >= 5
+        if task.agent == "ppo":
+            assert s.keys() == ON_POLICY, name
+            whole, rest = divmod(task.steps, s["rollout"] * s["num_envs"])
+            assert whole > 10 and not rest, f"{name}: the last rollout would be learnt from by one library alone"
+        else:
+            assert s.keys() >= OFF_POLICY, name
+            assert (s["replay_ratio"] * s["update_every"]).is_integer(), name
+
+
+@pytest.mark.parametrize("name", ["ppo-cartpole", "ppo-pendulum", "ppo-halfcheetah"])
+def test_both_libraries_get_the_settings_of_a_ppo_task(learning: ModuleType, name: str) -> None:
+    """Field by field, as each library names them."""
+    pytest.importorskip("stable_baselines3")
+    from pliant.envs import make
+
+    task = learning.TASKS[name]
+    theirs, _ = learning.sb3_ppo(task, 3)
+    envs = make(task.env, num_envs=theirs.n_envs, seed=3)
+    ours = learning.pliant_agent(task, 3, envs, ())
+    c = ours.config
+    assert (theirs.n_steps, theirs.batch_size, theirs.n_epochs) == (c.rollout, c.batch_size, c.epochs)
+    assert (theirs.gamma, theirs.gae_lambda, theirs.ent_coef) == (c.gamma, c.gae_lambda, c.entropy)
+    assert (theirs.clip_range(0.7), theirs.max_grad_norm) == (c.clip, c.optimizer.max_grad_norm)
+    assert theirs.clip_range_vf is None and c.clip_value == 0 and theirs.normalize_advantage and c.normalise_advantage
+    assert theirs.vf_coef == c.value_weight / 2 and theirs.target_kl is None and not theirs.use_sde
+    assert theirs.policy.net_arch == list(c.network.hidden) == list(c.actor_network.hidden)
+    assert theirs.policy.optimizer.param_groups[0]["eps"] == c.optimizer.eps
+    for left in (1.0, 0.25):
+        annealed = c.optimizer.lr * (left if c.anneal_steps else 1.0)
+        assert theirs.lr_schedule(left) == pytest.approx(annealed)
+    assert c.anneal_steps in (0, task.steps)
+    normalised = type(theirs.env).__name__ == "VecNormalize"
+    assert normalised == c.normalise_observations == c.scale_rewards
+    if normalised:
+        assert (theirs.env.clip_obs, theirs.env.clip_reward, theirs.env.gamma) == (10, 10, c.gamma)
+    assert sum(p.numel() for p in theirs.policy.parameters()) == sum(
+        p.numel() for m in ours.components.values() for p in m.online.parameters()
+    )
+
+
+@pytest.mark.parametrize("library", ["pliant", "sb3"])
+@pytest.mark.parametrize("name", ["ppo-cartpole", "ppo-pendulum"])
+def test_a_short_run_of_a_ppo_task(
+    learning: ModuleType, name: str, library: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Every episode once, with its undiscounted return; evaluation begins where it is said to."""
+    pytest.importorskip("stable_baselines3")
+    whole = learning.TASKS[name]
+    short = {"num_envs": 2, "rollout": 128, "epochs": 1, "batch": 64}
+    task = replace(whole, steps=512, settings=whole.settings | short)
+    monkeypatch.setattr(learning, "EVALUATION_EPISODES", 2)
+    monkeypatch.setattr(learning, "RESULTS", tmp_path)
+    monkeypatch.setitem(learning.TASKS, name, task)
+    began = []
+    gym_env = learning.gym_env
+
+    def noted(task: Any) -> Any:
+        env = gym_env(task)
+        reset = env.reset
+        env.reset = lambda **k: (began.append(k.get("seed")), reset(**k))[1]
+        return env
+
+    monkeypatch.setattr(learning, "gym_env", noted)
+    learning.run(name, library, 0)
+    result = json.loads((tmp_path / name / library / "seed0.json").read_text())
+    assert began[-2:] == [10_000, 10_001] and len(result["evaluation"]) == 2
+    steps, returns = zip(*result["episodes"], strict=True)
+    assert list(steps) == sorted(steps) and steps[-1] <= 512
+    if name == "ppo-pendulum":
+        assert list(steps) == [400, 400] and all(-2000 < r < -500 for r in returns)
+    else:
+        assert 400 < sum(returns) <= 512, "a return is a length"
