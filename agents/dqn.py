@@ -216,10 +216,7 @@ class DQN(Agent):
         step(self.penalised(loss, "critic"), self.critic.optimizer, self.config.optimizer.max_grad_norm)
         if self.target_beat(clock):
             sync_target_(self.critic, self.config.target_tau)
-        metrics = {
-            "losses/td_loss": loss.detach(), "losses/td_error": error.mean(), "losses/q_values": value.mean(),
-            "losses/q_magnitude": value.abs().mean(),
-        }  # fmt: skip
+        metrics = {"losses/td_loss": loss.detach(), "losses/q_values": value.mean(), "losses/td_error": error.mean()}
         return Update(metrics, {"critic": [h.detach() for h in trace]}, error)
 
 

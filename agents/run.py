@@ -199,7 +199,9 @@ class Run:
 
     def flush(self) -> None:
         """Write what was measured since the last flush."""
-        self.log.flush(self.clock, {"replay/size": len(self.memory), **self.agent.charts(self.clock)}, self.seconds)
+        self.log.flush(self.clock, {"replay/size": len(self.memory)}, self.seconds)
+        # Known beforehand, and so for the record alone: a dashboard has curves enough.
+        self.log.scalars(self.agent.charts(self.clock), self.clock, shown={})
         self.seconds = dict.fromkeys(self.seconds, 0.0)
 
     def _crossed(self, before: int, period: int) -> bool:
