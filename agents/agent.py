@@ -316,15 +316,20 @@ class Agent(ABC):
             "born": self.born,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], *, joining: int = 0) -> None:
         """Copy a saved state into this agent's own tensors; nothing is replaced.
+
+        Args:
+            joining: How many of the last interventions the saved agent did not have. They stay as they were born, and
+                so does what the networks hold for them alone.
 
         Raises:
             ValueError: The state belongs to an agent of another shape or with other interventions.
         """
         try:
             for name, module in self.modules():
-                module.load_state_dict(state["modules"][name])
+                missing, unknown = module.load_state_dict(state["modules"][name], strict=not joining)
+                self._refuse_unmatched(missing, unknown, joining if module is self.interventions else None)
             for name, optimizer in self.optimizers():
                 optimizer.load_state_dict(state["optimizers"][name])
         except (KeyError, RuntimeError, ValueError) as error:
@@ -335,6 +340,25 @@ class Agent(ABC):
         restore_stream_(self.generator, state["generator"], derive_seed(self.seed, "noise"))
         _set_rng_state(self.host_rng, state["host_rng"])
         self.born = state.get("born", 0)
+
+    def _refuse_unmatched(self, missing: Sequence[str], unknown: Sequence[str], joining: int | None) -> None:
+        """Of a state that was loaded leniently: nothing in it may be left over, and of the interventions only
+        those that join may be without one (KeyError)."""
+        if unknown:
+            raise KeyError(f"there is no {unknown[0]} here")
+        if joining is not None:
+            new = tuple(f"parts.{len(self.interventions) - 1 - i}." for i in range(joining))
+            if lacking := [key for key in missing if not key.startswith(new)]:
+                raise KeyError(f"the saved state has no {lacking[0]}")
+
+    def reseed(self, seed: int) -> None:
+        """Let everything random in it be drawn from another seed from now on."""
+        self.generator.manual_seed(derive_seed(seed, "noise"))
+        self.host_rng = np.random.Generator(np.random.PCG64(derive_seed(seed, "host noise")))
+        for i, part in enumerate(self.interventions):
+            for inner in part.modules():
+                if isinstance(inner, Intervention) and "generator" in inner.__dict__:
+                    inner.generator.manual_seed(derive_seed(seed, f"intervention {i} {inner.name}"))
 
     def content(self) -> dict[str, Any]:
         """All that `load` needs: what the agent was built from, and its state."""

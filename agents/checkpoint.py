@@ -363,6 +363,49 @@ class Checkpoints:
         return found
 
 
+def saved_steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints in a run's folder, whole or damaged, in order."""
+    return sorted({_step(path) for path in _listed(folder)})
+
+
+def branch(found: Found, folder: Path) -> Found:
+    """A checkpoint as the first of another run, in a folder that has none; verified there.
+
+    Files are linked where the disk allows it, since no content ever changes under its name, and copied elsewhere: a
+    replay of gigabytes takes no room twice until one of the two runs writes on.
+
+    Raises:
+        CheckpointDamaged: It is not what its manifest says, or was removed meanwhile by the run that it is of.
+        SaveFailed: It does not fit on the disk, say.
+    """
+    source = _run_folder(found.path)
+    target = Path(folder) / "checkpoints" / found.path.name.removesuffix(".old")
+    try:
+        target.mkdir(parents=True)
+        (Path(folder) / "replay").mkdir(exist_ok=True)
+        for name in (MANIFEST, *found.manifest["files"]):
+            _link(found.path / name, target / name)
+        for entry in found.manifest["chunks"]:
+            _link(source / "replay" / entry["file"], Path(folder) / "replay" / entry["file"])
+    except FileNotFoundError as error:
+        raise CheckpointDamaged(
+            f"{error.filename} is gone: the run has removed this checkpoint while it was copied; stop the run, or "
+            "give it more --keep-checkpoints"
+        ) from error
+    except OSError as error:
+        raise SaveFailed(f"cannot copy {found.path} to {target}: {error}", error.errno) from error
+    return Checkpoints.open(target, verify=None)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES):
+            raise
+        shutil.copyfile(source, target)
+
+
 class RunLock:
     """The right to run in a folder, held by one process at a time; a context manager.
 

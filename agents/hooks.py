@@ -273,6 +273,7 @@ class Intervention(nn.Module):
         edits: What no other intervention may claim: the parts of the agent whose weights it changes.
         example: A word that makes it act within a few updates, for the laws.
         touched: What the latest firing changed: units by layer name, as numbers or 0-d tensors on the device.
+        comes_late: Why it cannot be added to an agent that has lived already; empty if it can.
     """
 
     name: ClassVar[str] = ""
@@ -283,6 +284,7 @@ class Intervention(nn.Module):
     edits: tuple[str, ...] = ()
     generator: Generator
     touched: Mapping[str, Tensor | float] = MappingProxyType({})
+    comes_late: ClassVar[str] = ""
 
     def seed(self, seed: int, device: torch.device) -> None:
         """Give the intervention a random stream of its own, on the device where it draws."""
@@ -335,8 +337,17 @@ class Intervention(nn.Module):
     def fire(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
         """What is done when `when` says so."""
 
+    def fire_now(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
+        """Fire, whatever `when` says: a fork asks what had become of it."""
+        with firing(run, self):
+            self.fire(run, activations)
+
     def reborn(self, run: Run) -> None:
         """The agent has become a newly born one, in place: forget what was remembered of the one before."""
+
+    def joined(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
+        """It was added to an agent that has lived already, whose state is loaded by now: what `bind` took from the
+        newborn agent and is meant of the present one is taken again. What is meant of the birth stays."""
 
     def fire_when(self, when: When) -> None:
         """Fire on what is measured rather than on a beat.

@@ -493,6 +493,10 @@ class Replay:
         if self._priorities:
             self._priorities.load_state_dict(state["priorities"])
 
+    def reseed(self, seed: int) -> None:
+        """Draw from another seed from now on."""
+        self._generator.manual_seed(seed)
+
     def _made_for(self) -> dict[str, Any]:
         return {
             "capacity": self.capacity,

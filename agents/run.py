@@ -232,12 +232,17 @@ class Run:
             parts["monitors"] = self.monitors.state_dict()
         self.checkpoints.save(clock.steps, parts, self.memory)
 
-    def restore(self, found: Found) -> None:
-        """Become the run that a checkpoint holds."""
+    def restore(self, found: Found, adopt: Callable[[dict[str, Any]], None] | None = None) -> None:
+        """Become the run that a checkpoint holds.
+
+        Args:
+            found: The checkpoint.
+            adopt: Takes the agent's state instead of the agent itself, where the two are not of one build.
+        """
         loop = found.load("loop")
         self.clock = Clock(**loop["clock"])
         self.obs = loop["obs"].numpy()
-        self.agent.load_state_dict(found.load("agent")["state"])
+        (self.agent.load_state_dict if adopt is None else adopt)(found.load("agent")["state"])
         self.memory.load_state_dict(found.load("replay"))
         found.restore(self.memory)
         self.envs.load_state_dict(found.load("envs"))

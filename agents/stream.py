@@ -141,6 +141,10 @@ class Samples:
         self.generator.set_state(state["generator"].cpu())
         self.latest = None if state["latest"] is None else state["latest"].numpy()
 
+    def reseed(self, seed: int) -> None:
+        """Draw from another seed from now on."""
+        self.generator.manual_seed(seed)
+
     def _made_for(self) -> dict[str, Any]:
         return {"num_envs": self.num_envs, "rows": self.rows, "device": self.device.type}
 

@@ -218,6 +218,7 @@ class Envs(ABC):
             "evaluation": self._evaluation,
             "steps": self._steps,
             "episode": list(self._episode),
+            "seeds": list(self._seeds),
             "return": self._returns.tolist(),
             "actions": [torch.from_numpy(self._log.since_start(i)) for i in everyone],
             "checksum": [_checksum(self.obs[i]) for i in everyone] if started else [],
@@ -242,7 +243,8 @@ class Envs(ABC):
         self._obs = None
         if not state["checksum"]:
             return
-        self._seeds = [self._seed_of(i) for i in range(self.num_envs)]
+        # Running episodes may have begun before the run's seed was changed; older states do not say.
+        self._seeds = list(state.get("seeds") or (self._seed_of(i) for i in range(self.num_envs)))
         actions = [a.numpy() for a in state["actions"]]
         self._log.load(actions)
         self._begun = [self._steps - self._stride * len(record) for record in actions]
@@ -253,6 +255,13 @@ class Envs(ABC):
             if self._returns[i] != state["return"][i]:
                 self._not_reproduced(i, f"has the score {self._returns[i]}, and had {state['return'][i]}")
         self._obs = obs
+
+    def reseed(self, seed: int) -> None:
+        """Let the episodes that begin from now on follow from another seed; those that run go on as they are, and what
+        the problem is, and how it drifts, stays (ValueError if the seed is negative)."""
+        if seed < 0:
+            raise ValueError(f"a seed must not be negative: {seed}")
+        self._run_seed = seed
 
     def picture(self) -> Array | None:
         """What the first environment shows, uint8 [H, W] or [H, W, 3]; None if it cannot be drawn.

@@ -221,6 +221,11 @@ class Stream(Envs):
             store[number] = make()
         return store[number]
 
+    def reseed(self, seed: int) -> None:
+        """Show the samples in another order from now on; the tasks themselves stay."""
+        super().reseed(seed)
+        self._drawn.clear()
+
     # ---------------------------------------------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Any]:
@@ -234,10 +239,12 @@ class Stream(Envs):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state` was taken (ValueError if it is of another stream)."""
         mine = self.state_dict()
-        for key in ("name", "num_envs", "seed", "level_seed", "evaluation"):
+        for key in ("name", "num_envs", "level_seed", "evaluation"):
             if state[key] != mine[key]:
                 raise ValueError(f"the saved state is of a stream whose {key} is {state[key]}, and not {mine[key]}")
+        self._run_seed = state["seed"]
         self.taken, self._length = state["taken"], state["length"]
+        self._drawn.clear()
         self._sums = np.asarray(state["sums"], np.float64)
         self._task, self._obs, self._target = -1, None, None
         if state["started"]:

@@ -24,6 +24,7 @@ from .regrama import ReGraMa
 from .replay_ratio import ReplayRatio
 from .reset import Reset
 from .reset_optimizer import ResetOptimizer
+from .reset_target import ResetTarget
 from .self_normalized_reset import SelfNormalizedReset
 from .shrink_perturb import ShrinkPerturb
 from .spectral import Spectral
@@ -36,7 +37,7 @@ INTERVENTIONS: dict[str, type[Intervention]] = {
     for kind in (
         C51, L2, MSE, Activation, AdaptiveReplayRatio, BBF, Chain, ContinualBackprop, CReLU, Fourier, FreshAgent,
         HareTortoise, HeavyPriming, HLGauss, Huber, L2Init, LayerNorm, Linear, MatchedRandom, Parseval,
-        PlasticityInjection, Quantile, RandomShift, ReDo, ReGraMa, ReplayRatio, Reset, ResetOptimizer,
+        PlasticityInjection, Quantile, RandomShift, ReDo, ReGraMa, ReplayRatio, Reset, ResetOptimizer, ResetTarget,
         SelfNormalizedReset, ShrinkPerturb, Spectral, Symlog, TwoHot, ValueMapping, Wasserstein,
     )
 }  # fmt: skip

@@ -91,10 +91,18 @@ class AdaptiveReplayRatio(Intervention):
         return replace(sampling, replay_ratio=ratio)
 
     @torch.no_grad()
-    def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
+    def joined(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
+        self.last.copy_(self.share(activations))
+
+    def share(self, activations: Mapping[str, Sequence[Tensor]]) -> Tensor:
+        """Active units among all units and samples (0-d)."""
         outputs = [h for name, h in self.found.outputs(activations).items() if name in self.layers]
         active = torch.stack([(h > 0).sum(dtype=torch.float32) for h in outputs]).sum()
-        active = active / sum(h.numel() for h in outputs)
+        return active / sum(h.numel() for h in outputs)
+
+    @torch.no_grad()
+    def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
+        active = self.share(activations)
         if run.clock.updates == 1:
             self.last.copy_(active)
         if self.when(run.clock):

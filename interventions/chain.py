@@ -123,6 +123,11 @@ class Chain(Intervention):
         self.action.copy_(batch.action)
 
     @torch.no_grad()
+    def joined(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
+        self.reborn(run)
+        self.after_update(run, activations)
+
+    @torch.no_grad()
     def reborn(self, run: Run) -> None:
         for component in self.online:
             self.remember_(component)

@@ -30,6 +30,7 @@ class HeavyPriming(Intervention):
     name = "heavy_priming"
     example: ClassVar[str] = "heavy_priming(updates=3, transitions=8)"
     claims = ("what the first transitions are worth",)
+    comes_late = "it primes with the first transitions of a run, and those are past"
 
     def __init__(self, updates: int = 100_000, transitions: int = 100) -> None:
         super().__init__()

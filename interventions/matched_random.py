@@ -85,6 +85,17 @@ class MatchedRandom(Intervention):
     def reborn(self, run: Run) -> None:
         self.inner.reborn(run)
 
+    def joined(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
+        self.inner.joined(run, activations)
+
+    def fire_now(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
+        beat = self.inner.when
+        self.inner.when = lambda clock: True  # what it matches asks its own beat
+        try:
+            super().fire_now(run, activations)
+        finally:
+            self.inner.when = beat
+
     def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
         if not self.when(run.clock):
             return self.inner.after_update(run, activations)

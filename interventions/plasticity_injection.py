@@ -71,7 +71,7 @@ class PlasticityInjection(Intervention):
         passed = 1
         if isinstance(self.when, At):
             last, now = run.clock.read(self.when.of)
-            passed = sum(last < moment <= now for moment in self.at)
+            passed = max(1, sum(last < moment <= now for moment in self.at))
         for _ in range(passed):
             self.inject(run.agent, self.made)
             self.made += 1

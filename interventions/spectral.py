@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..agents.agent import Agent
+from ..agents.hooks import Run
 from ..agents.networks import Layer
 from .parts import ENCODER
 from .regularising import Penalty
@@ -55,8 +57,17 @@ class Spectral(Penalty):
                 weight = matrix(layer)
                 drawn = torch.randn(len(weight), generator=self.generator, device=weight.device, dtype=weight.dtype)
                 self.register_buffer(direction(name), drawn / torch.linalg.vector_norm(drawn))
+        self.warm_up_()
+
+    def warm_up_(self) -> None:
+        """Find the singular vectors of the weights as they are."""
+        for layers in self.layers.values():
+            for name, layer in layers.items():
                 for _ in range(WARM_UP):
-                    self.right_(name, weight)
+                    self.right_(name, matrix(layer))
+
+    def joined(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
+        self.warm_up_()
 
     @torch.no_grad()
     def right_(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("pliant.scripts.train:main", "Train an agent in an environment, or go on with a run that was stopped."),
     "evaluate": ("pliant.scripts.evaluate:main", "Play episodes with a trained agent and report its score."),
     "inspect": ("pliant.scripts.inspection:main", "Measure a saved agent, and how plastic it still is."),
+    "fork": ("pliant.scripts.fork:main", "Branch a run at one moment into what-ifs, and find out what it lacks."),
     "bench": ("pliant.scripts.bench:main", "Measure speed and memory."),
     "claims": ("pliant.scripts.claims:main", "Run the field's claims, or your own, and see what holds."),
     "interventions": ("pliant.scripts.main:interventions", "List the interventions, or explain one of them."),

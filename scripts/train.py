@@ -76,7 +76,7 @@ def train(config: RunConfig, source: str = "") -> int:
     config = replace(config, device=_device(config.device), threads=config.threads or torch.get_num_threads())
     folder = run_folder(config)
     # What cannot be built should leave no folder behind.
-    envs, agent = _build(config)
+    envs, agent = built(config)
     try:
         with bad_input():
             folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,8 @@ def train(config: RunConfig, source: str = "") -> int:
         envs.close()
 
 
-def _build(config: RunConfig) -> tuple[Envs, Agent]:
+def built(config: RunConfig) -> tuple[Envs, Agent]:
+    """Environments and agent of a configuration, as they are born (BadInput if they cannot be built)."""
     torch.set_num_threads(config.threads)
     with bad_input():
         envs = make(config.env, num_envs=config.num_envs, seed=config.seed, config=config.env_config)
@@ -106,24 +107,9 @@ def _in_folder(folder: Path, config: RunConfig, envs: Envs, agent: Agent, source
         print(f"{folder} is done already. More --steps go on with it; another --run or --seed starts anew.")
         return 0
     progress = Progress(config.steps)
-    checkpoints = Checkpoints(folder, keep=config.keep_checkpoints)
-    log = Log(folder, envs.frame_skip, log_every=config.log_every)
     progress.note(f"{folder}  ({source or 'as configured'}; {config.device}, {config.threads} threads)")
     progress.note(agent.describe_memory(config.num_envs))
-    with bad_input():
-        monitors = watch(agent, *(config.monitors or ("none",)))
-    log.layout |= monitors.board.charts()
-    if config.evaluate_episodes < 3:
-        del log.layout["Overview"][EVAL_BAND]  # too few for an interval
-    run = Run(
-        agent, envs, log=log, checkpoints=checkpoints, checkpoint_every=config.checkpoint_every,
-        evaluate=lambda agent: _evaluate(agent, config, run.clock.steps).metrics() if config.evaluate_episodes else {},
-        evaluate_every=config.evaluate_every, progress=progress, monitors=monitors,
-        fresh_envs=lambda: make(
-            config.env, num_envs=1, seed=derive_seed(config.seed, "monitors"), config=config.env_config,
-            at_steps=max(0, run.clock.steps - 1), drift_seed=config.seed,
-        ),
-    )  # fmt: skip
+    run, checkpoints, log, monitors = assembled(folder, config, envs, agent, progress)
     found = checkpoints.resume(progress.note)
     if found is not None:
         run.restore(found)
@@ -150,6 +136,29 @@ def _in_folder(folder: Path, config: RunConfig, envs: Envs, agent: Agent, source
         progress.close()
         raise
     return 0
+
+
+def assembled(
+    folder: Path, config: RunConfig, envs: Envs, agent: Agent, progress: Progress | None = None
+) -> tuple[Run, Checkpoints, Log, Monitors]:
+    """A run in its folder, and its parts, before it is restored or begins (BadInput if a monitor does not fit)."""
+    checkpoints = Checkpoints(folder, keep=config.keep_checkpoints)
+    log = Log(folder, envs.frame_skip, log_every=config.log_every)
+    with bad_input():
+        monitors = watch(agent, *(config.monitors or ("none",)))
+    log.layout |= monitors.board.charts()
+    if config.evaluate_episodes < 3:
+        del log.layout["Overview"][EVAL_BAND]  # too few for an interval
+    run = Run(
+        agent, envs, log=log, checkpoints=checkpoints, checkpoint_every=config.checkpoint_every,
+        evaluate=lambda agent: _evaluate(agent, config, run.clock.steps).metrics() if config.evaluate_episodes else {},
+        evaluate_every=config.evaluate_every, progress=progress, monitors=monitors,
+        fresh_envs=lambda: make(
+            config.env, num_envs=1, seed=derive_seed(config.seed, "monitors"), config=config.env_config,
+            at_steps=max(0, run.clock.steps - 1), drift_seed=config.seed,
+        ),
+    )  # fmt: skip
+    return run, checkpoints, log, monitors
 
 
 def _summary(config: RunConfig, monitors: Monitors) -> str:

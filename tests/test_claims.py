@@ -26,7 +26,7 @@ from pliant.scripts.claim_results import compare, judge, judge_difference, overa
 from pliant.scripts.config import BadInput
 from pliant.scripts.main import main
 from pliant.scripts.stats import Difference, paired
-from pliant.scripts.train import _build
+from pliant.scripts.train import built
 
 TINY: dict[str, Any] = {
     "title": "A small claim, about nothing",
@@ -87,7 +87,7 @@ def test_every_run_of_every_card_can_be_built(tmp_path: Path) -> None:
         for arm in card.arms.values():
             seen.setdefault(card.key(arm), (card, arm))
     for card, arm in seen.values():
-        envs, _ = _build(card.config(arm, 0, tmp_path))
+        envs, _ = built(card.config(arm, 0, tmp_path))
         envs.close()
 
 
