@@ -101,6 +101,7 @@ class Run:
         self.progress = progress
         self.clock = Clock()
         self.obs: NDArray[Any] | None = None
+        self.batch: Batch | None = None  # that of the latest update, for monitors that learn along
         self.seconds = {"act": 0.0, "env": 0.0, "update": 0.0}
 
     def train(self, steps: int, stop: Callable[[], bool] = lambda: False) -> bool:
@@ -160,6 +161,7 @@ class Run:
     def learn(self, batch: Batch) -> None:
         """One gradient update, and what follows from it."""
         self.clock = self.clock.updated()
+        self.batch = batch
         if self.monitors is not None:
             self.monitors.before_update(self)
         update = self.agent.update(batch, self.clock)

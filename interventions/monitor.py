@@ -149,12 +149,13 @@ class Monitor(Intervention):
     """Something that looks at an agent while it learns. Give it a name, its metrics, and `measure`.
 
     Attributes:
-        group: cheap monitors look at what the update computed, deep ones make an experiment of their own.
+        group: cheap monitors look at what the update computed, deep ones make an experiment of their own; one that
+            is alone belongs to no group, and must be asked for by name.
         metrics: What it measures, by the last part of the key, and what that means, in one line.
         when: When it looks.
     """
 
-    group: ClassVar[Literal["cheap", "deep"]] = "cheap"
+    group: ClassVar[Literal["cheap", "deep", "alone"]] = "cheap"
     metrics: ClassVar[Mapping[str, str]] = {}
     every: ClassVar[int] = 250  # gradient updates, unless a word says otherwise
 
@@ -168,6 +169,9 @@ class Monitor(Intervention):
     def measure(self, look: Look) -> Iterator[tuple[str, Tensor]]:
         """What is found, by key: 0-d tensors are logged, others go through `finish` first. The host never waits."""
         return iter(())
+
+    def follow(self, run: Any) -> None:
+        """After every update, whatever the beat: what learns along with the agent, from `run.batch`."""
 
     def finish(self, key: str, array: NDArray[Any], clock: Clock) -> Iterator[Finding]:
         """On the host: the numbers by key, and pictures by tag, that an array stands for."""
@@ -258,6 +262,7 @@ class Monitors:
         if len(self.parts) < len(parts):
             twice = [part.name for i, part in enumerate(parts) if part.name in {p.name for p in parts[:i]}]
             raise ValueError(f"the monitor {twice[0]} is given twice")
+        self.followers = [part for part in parts if type(part).follow is not Monitor.follow]
         self.readings: dict[str, tuple[float, int]] = {}
         self.pages: list[_Page] = []
         self.board = Board(self.parts)
@@ -299,6 +304,8 @@ class Monitors:
 
     def after_update(self, run: Any, update: Update) -> None:
         """After an update, before anything is done to the agent: measure."""
+        for part in self.followers:
+            part.follow(run)
         look: Look | None = None
         for part in self.parts.values():
             if not part.plays and part.when(run.clock):

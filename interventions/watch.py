@@ -17,6 +17,7 @@ from .monitor_norms import Norms
 from .monitor_overestimation import Overestimation
 from .monitor_probe import ProbeMonitor
 from .monitor_ranks import Ranks
+from .monitor_tandem import Tandem
 from .monitor_units import Units
 from .monitor_values import Values
 from .spec import SentenceError, build_parts, check, did_you_mean, parse
@@ -24,7 +25,7 @@ from .spec import SentenceError, build_parts, check, did_you_mean, parse
 MONITORS: dict[str, type[Monitor]] = {
     kind.name: kind for kind in (
         Units, Norms, Ranks, Values, Activity,
-        Churn, Criticality, Curvature, Kernel, Landscape, Overestimation, ProbeMonitor,
+        Churn, Criticality, Curvature, Kernel, Landscape, Overestimation, ProbeMonitor, Tandem,
     )
 }  # fmt: skip
 """Every monitor by the word that names it."""
@@ -82,7 +83,7 @@ def expand(words: Iterable[str]) -> list[str]:
         own[name] = word
     wanted = {
         name: name for word in words if word in GROUPS and word != "none"
-        for name, kind in MONITORS.items() if word in ("all", kind.group)
+        for name, kind in MONITORS.items() if word in ("all", kind.group) and kind.group != "alone"
     }  # fmt: skip
     return list((wanted | own).values())
 

@@ -41,6 +41,7 @@ from ..agents.run import Run
 from ..agents.words import parameters_of
 from ..interventions import INTERVENTIONS
 from ..interventions.spec import Word, check, parse
+from ..interventions.watch import check_monitors
 from . import stats
 from .config import BadInput, RunConfig, _safe, _word_for_folder, bad_input, dump, load
 from .pool import Job, Progress, run_all
@@ -103,8 +104,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--diagnose", action="store_true", help="the arms that tell which part has lost plasticity")
     parser.add_argument("--why", action="store_true",
                         help="mend one thing after the other in copies and probe each; runs nothing")  # fmt: skip
-    parser.add_argument("--tandem", action="store_true",
-                        help="let a new agent learn passively from the control's replay, beside it")  # fmt: skip
+    parser.add_argument("--tandem", nargs="?", type=int, const=10_000, metavar="EVERY",
+                        help="let a new agent learn passively from the control's replay, compared every so many steps")  # fmt: skip
     parser.add_argument("--reseed", type=int, default=1, metavar="N", help="replicates of every arm (1)")
     parser.add_argument("--steps", type=int, metavar="STEP", help="where arms end; where the parent ends if not given")
     parser.add_argument("--for", dest="length", type=int, metavar="N", help="or how many steps they go on")
@@ -117,16 +118,17 @@ def main(argv: list[str] | None = None) -> int:
     parents = [parent_of(folder) for folder in arguments.runs]
     at = moment(arguments.at, parents)
     if arguments.why:
-        from .surgery import explain
+        from .why import explain
 
         with bad_input():
             return explain([(parent.folder, reach(parent, at)) for parent in parents])
-    given = [Arm((), CONTROL, None, ("tandem",) if arguments.tandem else ())]
+    beside = () if arguments.tandem is None else check_monitors([f"tandem(every={arguments.tandem})"])
+    given = [Arm((), CONTROL, None, beside)]
     given += [arm for text in arguments.sentences if (arm := arm_of(text)).words]
     if arguments.diagnose:
         given += diagnosis(parents[0].config)
     arms = list({arm.folder: arm for arm in given}.values())
-    if len(arms) == 1 and not (arguments.tandem or arguments.sentences):
+    if len(arms) == 1 and not (beside or arguments.sentences):
         raise BadInput('nothing to compare: give arms by --with "redo(tau=0.1)", or --diagnose, --tandem or --why')
     return fork(
         parents, at, arms, replicates=arguments.reseed, steps=arguments.steps, length=arguments.length,
@@ -207,7 +209,7 @@ def diagnosis(config: RunConfig) -> list[Arm]:
         arm = replace(arm_of(sentence), label=label, preset="diagnose")
         try:
             words = (*config.interventions, *(_at(word, 1) for word in arm.words))
-            envs, _ = built(_settled(replace(config, interventions=words)))
+            envs, _ = built(settled(replace(config, interventions=words)))
         except BadInput as error:
             print(f"left out of the diagnosis: {label} ({error})", file=sys.stderr)
         else:
@@ -216,7 +218,7 @@ def diagnosis(config: RunConfig) -> list[Arm]:
     return found
 
 
-def _settled(config: RunConfig) -> RunConfig:
+def settled(config: RunConfig) -> RunConfig:
     """With device and threads as `pliant train` chooses them."""
     from .train import _device
 
@@ -294,7 +296,7 @@ def reach(parent: Parent, at: int) -> Found:
     staging = stem.with_name(stem.name + ".tmp")
     if staging.exists():
         shutil.rmtree(staging)
-    config = _settled(parent.config)
+    config = settled(parent.config)
     run = None
     with _Built(config) as (envs, agent):
         from .train import assembled
@@ -373,7 +375,7 @@ def begin(parent: Parent, found: Found, arm: Arm, replicate: int, folder: Path, 
     words = tuple(_at(word, found.step) for word in arm.words)
     kept = () if not arm.monitors else tuple(m for m in parent.config.monitors if m != "none")
     config = replace(
-        _settled(parent.config), interventions=parent.config.interventions + words, steps=steps, resume="auto",
+        settled(parent.config), interventions=parent.config.interventions + words, steps=steps, resume="auto",
         monitors=(*kept, *arm.monitors) if arm.monitors else parent.config.monitors,
     )  # fmt: skip
     lineage = {

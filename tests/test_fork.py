@@ -131,6 +131,21 @@ def test_what_cannot_be_repeated_is_refused(tmp_path: Path) -> None:
     assert not list((tmp_path / "run" / "forks" / "stem").iterdir())
 
 
+def test_a_passive_agent_learns_beside_the_control_and_changes_nothing(parents: Any) -> None:
+    parent = parents("dqn")
+    assert forked(parent, "--at", "500", "--tandem", "100") == 0
+    control = parent / "forks" / "500" / "control" / "seed0"
+    mine, its = state(control), state(parent)
+    passive = mine["monitors"]["monitors"]["tandem"]["_extra_state"]["passive"]
+    assert all(same(mine[part], its[part]) for part in mine if part != "monitors")
+    rows = [json.loads(row) for row in record(control) if "tandem_gap" in row]
+    assert [row["steps"] for row in rows] == [600, 700, 800]
+    weights = passive["modules"]["critic.online"]
+    assert weights.keys() == its["agent"]["state"]["modules"]["critic.online"].keys()
+    assert passive["optimizers"]["critic"]["state"][0]["step"] > 50  # it has learnt as often as the control since
+    assert main(["fork", str(parents("ppo")), "--at", "400", "--tandem"]) in (1, 2)
+
+
 # ------------------------------------------------------------------------------------------------ replicates
 
 
