@@ -16,10 +16,10 @@ from .monitor import Finding, Monitor, beat
 class Tandem(Monitor):
     """A newborn agent that learns from every batch that the agent learns from, and never acts.
 
-    Its networks are drawn when the monitor begins: with the run, or with the fork that adds it (`pliant fork --tandem`).
+    Its networks are drawn when the monitor begins: with the run, or in a fork that adds it (`pliant fork --tandem`).
     Both then see the same data in the same order. If the passive one ends above the active one, the active network has
-    lost plasticity, and its data would have sufficed; if it stays below, data that it did not choose itself are not
-    enough for it, as is common.
+    lost plasticity, and its data would have sufficed; if it stays below, data that it did not choose do not suffice,
+    as is common.
 
     Healthy: The gap (passive minus active return) is below zero: who learns from another's data mostly does worse.
     When: It rises above zero in a fork: reset the networks, and keep the replay.

@@ -34,7 +34,7 @@ class ResetTarget(Intervention):
     """
 
     name = "reset_target"
-    example: ClassVar[str] = "reset_target(every=3, of=updates)"
+    example: ClassVar[str] = "reset_target(every=2, of=updates)"
 
     def __init__(
         self, every: int = 100_000, of: Unit = "steps", to: Literal["online", "drawn"] = "online",
@@ -42,6 +42,7 @@ class ResetTarget(Intervention):
     ) -> None:  # fmt: skip
         super().__init__()
         self.when, self.taken_from = beat(every, of, at, start, stop), to
+        self.fired: dict[str, Tensor] = {}
 
     def bind(self, agent: Agent) -> None:
         if all(component.target is None for component in agent.components.values()):
@@ -58,3 +59,9 @@ class ResetTarget(Intervention):
             for twin in self.found.twins.values():
                 load_layer_(twin, twin.fresh(self.generator), None)
         self.touched = {name: float(layer.units) for name, layer in self.found.twins.items()}
+        count = torch.full((), float(len(self.found.twins)), device=run.agent.device)
+        self.fired = {"interventions/reset_target_layers": count}
+
+    def measurements(self) -> dict[str, Tensor]:
+        found, self.fired = self.fired, {}
+        return found

@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--why", action="store_true",
                         help="mend one thing after the other in copies and probe each; runs nothing")  # fmt: skip
     parser.add_argument("--tandem", nargs="?", type=int, const=10_000, metavar="EVERY",
-                        help="let a new agent learn passively from the control's replay, compared every so many steps")  # fmt: skip
+                        help="a new agent learns passively from the control's replay; compared so often")  # fmt: skip
     parser.add_argument("--reseed", type=int, default=1, metavar="N", help="replicates of every arm (1)")
     parser.add_argument("--steps", type=int, metavar="STEP", help="where arms end; where the parent ends if not given")
     parser.add_argument("--for", dest="length", type=int, metavar="N", help="or how many steps they go on")

@@ -545,3 +545,23 @@ def test_magnitudes_are_means_of_absolute_values() -> None:
 
 def test_a_birth_is_an_edit_of_heads() -> None:
     assert FreshAgent().edits and not FreshAgent().claims
+
+
+@pytest.mark.parametrize("to", ["online", "drawn"])
+def test_reset_target_sets_the_target_and_nothing_else(to: str) -> None:
+    run = run_of("sac", f"reset_target(to={to}, every=1000)")
+    part = next(iter(run.agent.interventions))
+    critic = run.agent.components["critic"]
+    with torch.no_grad():
+        for p in critic.target.parameters():
+            p.add_(1.0)
+    online = [p.clone() for p in critic.online.parameters()]
+    away = [p.clone() for p in critic.target.parameters()]
+    part.fire(run, {})
+    assert all(torch.equal(p, old) for p, old in zip(critic.online.parameters(), online, strict=True))
+    pairs = list(zip(critic.target.parameters(), critic.online.parameters(), strict=True))
+    assert all(torch.equal(p, q) for p, q in pairs) == (to == "online")
+    assert not any(torch.equal(p, old) for p, old in zip(critic.target.parameters(), away, strict=True))
+    assert part.touched and part.measurements()
+    with pytest.raises(ValueError, match="reset_target: this ppo has no target network"):
+        run_of("ppo", "reset_target")

@@ -35,7 +35,7 @@ VECTORS = {n for n in AGENTS if n in FLAT or "3-step" in n}
 # On-policy: no replay to be drawn from more often, no target network, values regressed on returns.
 OFF_POLICY = (
     "replay_ratio", "adaptive_replay_ratio", "bbf", "hare_tortoise", "plasticity_injection", "c51", "quantile",
-    "heavy_priming",
+    "heavy_priming", "reset_target",
 )  # fmt: skip
 REFUSED = {(name, method) for name in VECTORS for method in ("bbf", "random_shift")} | {
     (name, "value_mapping") for name in AGENTS if "3-step" in name

@@ -457,7 +457,7 @@ def test_how_a_condition_is_written() -> None:
 
 FIRING = (
     "redo", "regrama", "reset", "shrink_perturb", "hare_tortoise", "bbf", "plasticity_injection", "fresh_agent",
-    "reset_optimizer", "matched_random",
+    "reset_optimizer", "reset_target", "matched_random",
 )  # fmt: skip
 
 
