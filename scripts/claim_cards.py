@@ -21,22 +21,28 @@ A card of `kind: check` needs no seeds: it names a function of `claim_checks.py`
 
 from __future__ import annotations
 
-import contextlib
-import difflib
 import hashlib
-import io
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-import yaml
-
-from ..interventions import INTERVENTIONS
-from ..interventions.spec import build, convert, did_you_mean
-from .config import BadInput, RunConfig, _Loader, default_run_folder, dump, parse
+from ..interventions.spec import did_you_mean
+from .config import BadInput, RunConfig, default_run_folder, dump
+from .sections import (
+    NOT_FOR_FILES,
+    Wrong,
+    checked_flags,
+    command_line,
+    converted,
+    known_keys,
+    make,
+    needs,
+    read_command,
+    read_yaml,
+    section,
+)
 
 Kind = Literal["control", "treatment", "oracle", "fixed_task", "linear", "optimizer", "random"]
 Expect = Literal["higher", "lower", "equal"]
@@ -199,60 +205,16 @@ class Card:
         return key(self.command(arm))
 
 
-# ------------------------------------------------------------------------------------------------ command lines
-
-
-def command_line(flags: Mapping[str, Any]) -> tuple[str, ...]:
-    """Flags by name as the words of a command line: true is a switch, false the switch that turns it off, a list
-    several words."""
-    words: list[str] = []
-    for name, value in flags.items():
-        flag = "--" + str(name).replace("_", "-")
-        if isinstance(value, bool):
-            head, dot, last = flag.rpartition(".")
-            words.append(flag if value else f"{head}.no-{last}" if dot else f"--no-{flag[2:]}")
-        elif isinstance(value, list | tuple):
-            words += [flag, *map(str, value)] if value else []
-        else:
-            words += [flag, str(value)]
-    return tuple(words)
-
-
-@cache
-def read_command(words: tuple[str, ...]) -> RunConfig:
-    """The configuration of a command line, on one thread of the processor unless it names a device (BadInput)."""
-    for word in words:
-        name = word[2:].replace("-", "_")
-        if word.startswith("--") and "." not in name and name not in _FLAGS:
-            raise BadInput(f"unknown flag {word}.{did_you_mean(word, [_as_flag(n) for n in _FLAGS])}")
-    told = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
-            config = parse(words, prog="pliant train").config
-    except SystemExit:
-        text = re.sub(r"[─-╿]+", " ", told.getvalue())
-        raise BadInput(" ".join(text.split())[:300]) from None
-    build(config.interventions, INTERVENTIONS)  # values out of range, and words that exclude each other
-    device = "cpu" if config.device == "auto" else config.device
-    every = config.checkpoint_every if "--checkpoint-every" in words else max(config.steps // 4, 1)
-    return replace(config, device=device, threads=1, checkpoint_every=every, keep_checkpoints=1)
-
-
-def _as_flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-_NOT_FOR_CARDS = {"seed", "run", "resume", "threads"}
-_FLAGS = [
-    f.name.removesuffix("_config") for f in fields(RunConfig) if f.name not in ("agent_config", "env_config")
-]  # fmt: skip
+# ------------------------------------------------------------------------------------------------ which run it is
 
 
 @cache
 def key(words: tuple[str, ...]) -> str:
     """`<env>/<agent and interventions>-<hash>` of a command line: equal for those that lead to the same run, whatever
     its seed."""
-    plain = replace(read_command(words), seed=0, run=None, resume="auto", threads=0, checkpoint_every=0)
+    plain = replace(
+        read_command(words), seed=0, run=None, resume="auto", threads=0, checkpoint_every=0, keep_checkpoints=1
+    )
     digest = hashlib.blake2b(dump(plain).encode(), digest_size=4).hexdigest()
     env, experiment = default_run_folder(plain).parts[1:3]
     return f"{env[:60]}/{experiment[:60]}-{digest}"
@@ -279,54 +241,38 @@ def find(names: Iterable[str] = ()) -> list[Card]:
 def load_card(path: Path) -> Card:
     """The card in a file (BadInput, one line that begins with the file; nothing is run or built)."""
     try:
-        return _card(path, _read(path))
+        return _card(path, read_yaml(path, "card"))
     except BadInput:
         raise
     except ValueError as error:
         raise BadInput(f"{path}: {' '.join(str(error).split())}") from error
 
 
-class _Wrong(ValueError):
-    """Something in a card that is not right; the file's name is put before it."""
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError:
-        raise BadInput(f"there is no card {path}") from None
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise BadInput(f"{path} must hold keys and values, not {type(data).__name__}")
-    return data
-
-
 def _card(path: Path, data: dict[str, Any]) -> Card:
-    _known(data, Card, "", besides={"name", "path"})
-    _needs(data, ("title", "paper", "claim"), "")
+    known_keys(data, Card, "", besides={"name", "path"})
+    needs(data, ("title", "paper", "claim"), "")
     for name in ("title", "claim"):
         if not isinstance(data[name], str) or not data[name].strip():
-            raise _Wrong(f"'{name}' is a sentence")
+            raise Wrong(f"'{name}' is a sentence")
     common: dict[str, Any] = {
         "name": path.stem, "path": path, "title": data["title"].strip(), "claim": " ".join(data["claim"].split()),
-        "paper": _make(Paper, data["paper"], "paper"), "tried": str(data.get("tried") or "").strip(),
+        "paper": make(Paper, data["paper"], "paper"), "tried": str(data.get("tried") or "").strip(),
     }  # fmt: skip
     for name, kind in (("seeds", int), ("minutes", float), ("kind", Literal["runs", "check"])):
         if name in data:
-            common[name] = _converted(data[name], kind, name)
+            common[name] = converted(data[name], kind, name)
     if common.get("seeds", 1) < 1 or common.get("minutes", 0.0) < 0:
-        raise _Wrong("'seeds' must be at least 1, and 'minutes' not negative")
+        raise Wrong("'seeds' must be at least 1, and 'minutes' not negative")
     if common.get("kind") == "check":
         return _checked_by_function(data, common)
-    _needs(data, ("testbed", "arms", "measures", "comparisons"), "")
+    needs(data, ("testbed", "arms", "measures", "comparisons"), "")
     bed = _testbed(path, data["testbed"])
-    arms = {name: _arm(name, content, bed) for name, content in _section(data["arms"], "arms").items()}
+    arms = {name: _arm(name, content, bed) for name, content in section(data["arms"], "arms").items()}
     measures = {
-        name: _measure(name, content, bed) for name, content in _section(data["measures"], "measures").items()
+        name: _measure(name, content, bed) for name, content in section(data["measures"], "measures").items()
     }  # fmt: skip
     if not isinstance(data["comparisons"], list) or not data["comparisons"]:
-        raise _Wrong("'comparisons' is a list of what the claim says of the arms")
+        raise Wrong("'comparisons' is a list of what the claim says of the arms")
     comparisons = tuple(
         _comparison(content, f"comparisons[{i}]", arms, measures) for i, content in enumerate(data["comparisons"])
     )
@@ -336,10 +282,10 @@ def _card(path: Path, data: dict[str, Any]) -> Card:
         try:
             name = card.key(arm)
         except ValueError as error:
-            raise _Wrong(f"arm {arm.name!r}: {error}") from error
+            raise Wrong(f"arm {arm.name!r}: {error}") from error
         other = seen.setdefault(name, arm.name)
         if other != arm.name:
-            raise _Wrong(f"the arms {other!r} and {arm.name!r} are the same run")
+            raise Wrong(f"the arms {other!r} and {arm.name!r} are the same run")
     return card
 
 
@@ -348,11 +294,11 @@ def _checked_by_function(data: Mapping[str, Any], common: dict[str, Any]) -> Car
 
     for name in ("testbed", "arms", "measures", "comparisons", "seeds"):
         if name in data:
-            raise _Wrong(f"a check runs no agent, and has no {name!r}")
-    _needs(data, ("check",), "")
+            raise Wrong(f"a check runs no agent, and has no {name!r}")
+    needs(data, ("check",), "")
     if data["check"] not in CHECKS:
-        raise _Wrong(f"unknown check {data['check']!r}.{did_you_mean(str(data['check']), CHECKS)} "
-                     f"known checks: {', '.join(CHECKS)}")
+        raise Wrong(f"unknown check {data['check']!r}.{did_you_mean(str(data['check']), CHECKS)} "
+                    f"known checks: {', '.join(CHECKS)}")
     return Card(**common, check=data["check"])
 
 
@@ -362,62 +308,54 @@ def _testbed(path: Path, content: Any) -> Testbed:
         beds = path.parent / "beds"
         known = [file.stem for file in sorted(beds.glob("*.yaml"))]
         if content not in known:
-            raise _Wrong(f"unknown testbed {content!r}.{did_you_mean(content, known)} "
-                         f"known in {beds}: {', '.join(known) or 'none'}")
+            raise Wrong(f"unknown testbed {content!r}.{did_you_mean(content, known)} "
+                        f"known in {beds}: {', '.join(known) or 'none'}")
         name, where = content, f"beds/{content}.yaml"
-        content = _read(beds / f"{content}.yaml")
-    data = _section(content, where)
-    _known(data, Testbed, where, besides={"name"})
-    _needs(data, ("about", "flags"), where)
+        content = read_yaml(beds / f"{content}.yaml", "card")
+    data = section(content, where)
+    known_keys(data, Testbed, where, besides={"name"})
+    needs(data, ("about", "flags"), where)
     flags = _flags(data["flags"], f"{where}: flags")
-    segment = _converted(data.get("segment", 0), int, f"{where}: segment")
+    segment = converted(data.get("segment", 0), int, f"{where}: segment")
     if segment < 0:
-        raise _Wrong(f"{where}: 'segment' must not be negative")
+        raise Wrong(f"{where}: 'segment' must not be negative")
     bed = Testbed(
         name, str(data["about"]).strip(), flags, segment,
-        _converted(data.get("record", ()), tuple[str, ...], f"{where}: record"),
+        converted(data.get("record", ()), tuple[str, ...], f"{where}: record"),
     )  # fmt: skip
-    arms = _section(data.get("arms") or {}, f"{where}: arms")
+    arms = section(data.get("arms") or {}, f"{where}: arms")
     return replace(bed, arms={name: _arm(name, content, bed) for name, content in arms.items()})
 
 
 def _arm(name: str, content: Any, bed: Testbed) -> Arm:
     if content is None:
         if name not in bed.arms:
-            raise _Wrong(f"arm {name!r} has no content, and the testbed {bed.name} no arm of this name."
-                         f"{did_you_mean(name, bed.arms)}")
+            raise Wrong(f"arm {name!r} has no content, and the testbed {bed.name} no arm of this name."
+                        f"{did_you_mean(name, bed.arms)}")
         return bed.arms[name]
-    arm = _make(Arm, content, f"arm {name!r}", name=name)
+    arm = make(Arm, content, f"arm {name!r}", name=name)
     return replace(arm, flags=_flags(arm.flags, f"arm {name!r}: flags", of_arm=True))
 
 
 def _flags(content: Any, where: str, of_arm: bool = False) -> dict[str, Any]:
-    flags = {str(name).replace("-", "_"): value for name, value in _section(content, where).items()}
-    for name, value in flags.items():
-        if name in _NOT_FOR_CARDS:
-            raise _Wrong(f"{where}: {name!r} is not for a card to say")
-        if name == "interventions" and of_arm:
-            raise _Wrong(f"{where}: interventions are the arm's 'words'")
-        section, dot, _ = name.partition(".")
-        if section not in (("agent", "env") if dot else _FLAGS):
-            raise _Wrong(f"{where}: unknown flag {name!r}.{did_you_mean(name, _FLAGS)}")
-        if isinstance(value, Mapping):
-            raise _Wrong(f"{where}: write {name}.OPTION: VALUE in one line for each option of {name!r}")
-    return flags
+    refused = {name: f"{name!r} is not for a card to say" for name in NOT_FOR_FILES}
+    if of_arm:
+        refused["interventions"] = "interventions are the arm's 'words'"
+    return checked_flags(content, where, refused)
 
 
 def _measure(name: str, content: Any, bed: Testbed) -> Measure:
-    measure = _make(Measure, content, f"measure {name!r}", name=name)
+    measure = make(Measure, content, f"measure {name!r}", name=name)
     if measure.read not in SERIES and "/" not in measure.read:
-        raise _Wrong(f"measure {name!r}: unknown reading {measure.read!r}.{did_you_mean(measure.read, SERIES)} "
-                     f"Read {', '.join(SERIES)}, or a tag like losses/accuracy")
+        raise Wrong(f"measure {name!r}: unknown reading {measure.read!r}.{did_you_mean(measure.read, SERIES)} "
+                    f"Read {', '.join(SERIES)}, or a tag like losses/accuracy")
     if "/" in measure.read and measure.read not in bed.record:
-        raise _Wrong(f"measure {name!r}: the testbed {bed.name} does not record {measure.read}."
-                     f"{did_you_mean(measure.read, bed.record)} Add it to 'record'")
+        raise Wrong(f"measure {name!r}: the testbed {bed.name} does not record {measure.read}."
+                    f"{did_you_mean(measure.read, bed.record)} Add it to 'record'")
     if measure.first and measure.last:
-        raise _Wrong(f"measure {name!r}: give first or last, not both")
+        raise Wrong(f"measure {name!r}: give first or last, not both")
     if measure.first < 0 or measure.last < 0 or measure.base < 1:
-        raise _Wrong(f"measure {name!r}: first and last must not be negative, and base at least 1")
+        raise Wrong(f"measure {name!r}: first and last must not be negative, and base at least 1")
     return measure
 
 
@@ -425,69 +363,16 @@ SERIES = ("return", "end_return", "reward", "end_reward", "length", "eval")
 
 
 def _comparison(content: Any, where: str, arms: Mapping[str, Arm], measures: Mapping[str, Measure]) -> Comparison:
-    comparison = _make(Comparison, content, where)
+    comparison = make(Comparison, content, where)
     names = (comparison.a, comparison.b) if isinstance(comparison.b, str) else (comparison.a,)
     for name in names:
         if name not in arms:
-            raise _Wrong(f"{where}: there is no arm {name!r}.{did_you_mean(name, arms)}")
+            raise Wrong(f"{where}: there is no arm {name!r}.{did_you_mean(name, arms)}")
     if comparison.a == comparison.b:
-        raise _Wrong(f"{where}: {comparison.a!r} is compared with itself")
+        raise Wrong(f"{where}: {comparison.a!r} is compared with itself")
     if comparison.measure and comparison.measure not in measures:
-        raise _Wrong(f"{where}: there is no measure {comparison.measure!r}."
-                     f"{did_you_mean(comparison.measure, measures)}")
+        raise Wrong(f"{where}: there is no measure {comparison.measure!r}."
+                    f"{did_you_mean(comparison.measure, measures)}")
     if comparison.margin <= 0:
-        raise _Wrong(f"{where}: the margin is the smallest difference that would matter, and positive")
+        raise Wrong(f"{where}: the margin is the smallest difference that would matter, and positive")
     return comparison if comparison.measure else replace(comparison, measure=next(iter(measures)))
-
-
-# ------------------------------------------------------------------------------------------------ plain values
-
-
-def _section(content: Any, where: str) -> dict[str, Any]:
-    if not isinstance(content, Mapping):
-        raise _Wrong(f"'{where}' is a section of keys and values, not {content!r}")
-    return dict(content)
-
-
-def _known(data: Mapping[str, Any], kind: type[Any], where: str, besides: Iterable[str] = ()) -> None:
-    names = [f.name for f in fields(kind) if f.name not in set(besides)]
-    for name in data:
-        if name not in names:
-            close = difflib.get_close_matches(str(name), names, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else f" known keys: {', '.join(names)}"
-            raise _Wrong(f"{where + ': ' if where else ''}unknown key {name!r}.{hint}")
-
-
-def _needs(data: Mapping[str, Any], names: Sequence[str], where: str) -> None:
-    for name in names:
-        if data.get(name) is None:
-            raise _Wrong(f"{where + ': ' if where else ''}{name!r} is missing")
-
-
-def _converted(value: Any, annotation: Any, where: str) -> Any:
-    try:
-        return convert(value, annotation, text=True)
-    except ValueError as error:
-        raise _Wrong(f"{where}: {error}") from None
-
-
-def _make(kind: type[Any], content: Any, where: str, **given: Any) -> Any:
-    """A dataclass from a section, every key and type checked."""
-    import typing
-
-    data = _section(content, where)
-    _known(data, kind, where, besides=given)
-    hints = typing.get_type_hints(kind)
-    needed = [
-        f.name for f in fields(kind)
-        if f.name not in given and f.default is f.default_factory  # both are MISSING
-    ]  # fmt: skip
-    _needs(data, needed, where)
-    values = {}
-    for name, value in data.items():
-        choices = get_args(hints[name]) if typing.get_origin(hints[name]) is Literal else ()
-        if choices and value not in choices:
-            raise _Wrong(f"{where}: '{name}' is one of {', '.join(choices)}, not {value!r}."
-                         f"{did_you_mean(str(value), choices)}")
-        values[name] = _converted(value, hints[name], f"{where}: '{name}'")
-    return kind(**given, **values)

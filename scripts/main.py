@@ -21,6 +21,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("pliant.scripts.inspection:main", "Measure a saved agent, and how plastic it still is."),
     "fork": ("pliant.scripts.fork:main", "Branch a run at one moment into what-ifs, and find out what it lacks."),
     "bench": ("pliant.scripts.bench:main", "Measure speed and memory."),
+    "sweep": ("pliant.scripts.sweep:main", "Run a study: agents, environments, arms and seeds, here or on a cluster."),
+    "report": ("pliant.scripts.report:main", "Report on runs: what they show, what they do not, and how sure that is."),
     "claims": ("pliant.scripts.claims:main", "Run the field's claims, or your own, and see what holds."),
     "interventions": ("pliant.scripts.main:interventions", "List the interventions, or explain one of them."),
     "drifts": ("pliant.scripts.main:drifts", "List what can change in an environment, or explain one such change."),

@@ -25,11 +25,12 @@ from multiprocessing import connection, forkserver
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+from ..agents.checkpoint import RunLock, RunLocked
 from ..agents.progress import duration
 from ..agents.run import graceful_stop
 from .config import BadInput, RunConfig, differences, load, run_folder
 
-OUTPUT, COST = "output.log", "cost.jsonl"
+OUTPUT, COST, FAILURE = "output.log", "cost.jsonl", "FAILED"
 STOPPED = 75  # what a run that was stopped and saved exits with
 TAIL = 5  # last lines of a failed run that are shown
 LOST = 255  # multiprocessing's exit code of a worker whose server is gone
@@ -100,7 +101,7 @@ def cost(folder: Path) -> float:
 
 def run_all(
     jobs: Iterable[Job], *, workers: int = 1, budget: float | None = None, progress: Progress | None = None,
-    finished: Callable[[Outcome], None] = lambda outcome: None,
+    finished: Callable[[Outcome], None] = lambda outcome: None, gpus: Sequence[str] = (),
 ) -> list[Outcome]:  # fmt: skip
     """Run what is not done yet, `workers` at a time, in the order given; the outcome of every job.
 
@@ -110,6 +111,8 @@ def run_all(
         budget: Seconds of wall clock after which nothing is started and what runs is asked to save and stop.
         progress: Shows how far it is; nobody if None.
         finished: Called in this process whenever a job is done, also for those that were done before.
+        gpus: What `CUDA_VISIBLE_DEVICES` says to each of the processes at work, one entry for each that may run at a
+            time (a GPU that is shared stands there several times); left as it is if there are none.
 
     SIGINT and SIGTERM do what the end of the budget does; a second one kills.
 
@@ -123,6 +126,7 @@ def run_all(
         raise BadInput(f"two runs want the folder {twice}: give one of them another --run or --seed")
     if workers < 1:
         raise BadInput(f"a pool has at least one worker, not {workers}")
+    workers = min(workers, len(gpus)) if gpus else workers
     queue: deque[Outcome] = deque()
     for outcome in outcomes:
         if is_done(outcome.job):
@@ -134,7 +138,7 @@ def run_all(
         return outcomes
     ends = None if budget is None else time.monotonic() + budget
     shown = progress or Progress(None)
-    with graceful_stop() as stop, _Workers() as team:
+    with graceful_stop() as stop, _Workers(gpus) as team:
         while queue or team.busy:
             over = stop() or (ends is not None and time.monotonic() >= ends)
             if over:
@@ -160,9 +164,11 @@ def run_all(
 class _Workers:
     """The processes at work, each with the job that it does."""
 
-    def __init__(self) -> None:
+    def __init__(self, gpus: Sequence[str] = ()) -> None:
         self.context = multiprocessing.get_context("forkserver")
         self.busy: dict[Any, Outcome] = {}
+        self.free = list(gpus)
+        self.gpus: dict[Any, str] = {}
         self.stopping: float | None = None
 
     def __enter__(self) -> _Workers:
@@ -182,9 +188,12 @@ class _Workers:
         outcome.attempts += 1
         outcome.ran = True
         outcome.job.folder.mkdir(parents=True, exist_ok=True)
-        process = self.context.Process(target=_work, args=(outcome.job,))
+        gpu = self.free.pop(0) if self.free else None
+        process = self.context.Process(target=_work, args=(outcome.job, gpu))
         process.start()
         self.busy[process] = outcome
+        if gpu is not None:
+            self.gpus[process] = gpu
 
     def stop(self) -> None:
         """Ask all to save and leave; those that do not are killed in the end."""
@@ -202,12 +211,15 @@ class _Workers:
         for process in [p for p in self.busy if p.sentinel in ended]:
             process.join()
             outcome = self.busy.pop(process)
+            if process in self.gpus:
+                self.free.append(self.gpus.pop(process))
             code = process.exitcode
             if code == LOST:
                 code = _ended(process.pid, outcome.job)
             outcome.status = self._status(outcome, code)
             if outcome.status == "failed":
-                outcome.tail = _tail(outcome.job.folder / OUTPUT, code)
+                outcome.tail = tail(outcome.job.folder / OUTPUT, how_it_ended(code))
+                mark_failed(outcome.job.folder, how_it_ended(code))
             yield outcome
 
     def _status(self, outcome: Outcome, code: int) -> Status:
@@ -252,21 +264,42 @@ def _ended(pid: int, job: Job) -> int:
     return 0 if is_done(job) else LOST
 
 
-def _tail(file: Path, code: int) -> tuple[str, ...]:
+def tail(file: Path, end: str) -> tuple[str, ...]:
+    """The last lines of an output, and how the run ended."""
     lines = [line for line in file.read_text(errors="replace").splitlines() if line.strip()] if file.exists() else []
-    end = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    if code == LOST:
-        end = "lost, with the server of the pool"
     return (*lines[-TAIL:], end)
+
+
+def how_it_ended(code: int) -> str:
+    """An exit code in words."""
+    if code == LOST:
+        return "lost, with the server of the pool"
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def mark_failed(folder: Path, end: str) -> None:
+    """Leave word that a run failed, for whoever looks at the folder later. The next attempt takes it away."""
+    try:
+        (folder / FAILURE).write_text(end + "\n")
+    except OSError as error:  # a full disk is what many runs fail of
+        print(f"{folder / FAILURE} cannot be written: {error.strerror}", file=sys.stderr)
 
 
 # ------------------------------------------------------------------------------------------------ in the worker
 
 
-def _work(job: Job) -> None:
+def _work(job: Job, gpu: str | None = None) -> None:
     """A worker's life: one run."""
     os.setsid()  # Ctrl-C is the pool's to hear
     _leave_with_the_pool()
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # read when torch first asks for a GPU, which it has not
+    sys.exit(work(job))
+
+
+def work(job: Job) -> int:
+    """Do one run in this process, which is good for nothing else afterwards: what it prints goes to the folder. The
+    exit code."""
     output = os.open(job.folder / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -275,14 +308,37 @@ def _work(job: Job) -> None:
     from .train import train
 
     sys.argv = ["pliant", "train", *(job.words or ("--config", str(job.folder / "config.yaml")))]
-    started = time.monotonic()
+    started, before = time.monotonic(), time.process_time()
+    (job.folder / FAILURE).unlink(missing_ok=True)
+
+    def run() -> int:
+        wait_for_predecessor(job.folder)
+        return train(replace(job.config, threads=1), "in a pool")
+
     try:
-        code = exit_code(lambda: train(replace(job.config, threads=1), "in a pool"))
+        return exit_code(run)
     finally:
-        line = {"cpu": round(time.process_time(), 3), "wall": round(time.monotonic() - started, 3)}
+        line = {"cpu": round(time.process_time() - before, 3), "wall": round(time.monotonic() - started, 3)}
         with (job.folder / COST).open("a") as file:
             file.write(json.dumps(line) + "\n")
-    sys.exit(code)
+
+
+PREDECESSOR = 120.0  # seconds that a run waits for the process that had it before
+
+
+def wait_for_predecessor(folder: Path) -> None:
+    """Wait until nobody runs in the folder: a run whose pool or node was lost may still be saving there (RunLocked if
+    it does not end)."""
+    until = time.monotonic() + PREDECESSOR
+    while True:
+        try:
+            RunLock(folder).release()
+        except RunLocked:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.1)
+        else:
+            return
 
 
 def _leave_with_the_pool() -> None:

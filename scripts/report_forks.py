@@ -1,0 +1,169 @@
+"""What forks say: runs that were branched off the same moment, each arm beside the control.
+
+Pairs share parent and replicate. Replicates of one parent share its whole past: if there are three parents or more, a
+parent counts once, as the mean over its replicates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from .report_data import Record, Runs
+from .report_statistics import average
+from .stats import FEWEST, Difference, paired
+
+CONTROL = "control"
+Pair = tuple[Path, int]
+"""A parent and a replicate."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """The forks of one agent in one environment that were made at one step under one preset.
+
+    Attributes:
+        parents: Those that could be read, by folder.
+    """
+
+    agent: str
+    environment: str
+    step: int
+    preset: str | None
+    records: tuple[Record, ...]
+    parents: Mapping[Path, Record]
+
+    @property
+    def title(self) -> str:
+        kind = f", preset {self.preset}" if self.preset else ""
+        return f"{self.agent} in {self.environment}, forked at step {self.step:,}{kind}"
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """The control first."""
+        found = dict.fromkeys(r.fork.label for r in self.records if r.fork is not None)
+        return tuple(sorted(found, key=lambda label: label != CONTROL))
+
+    @cached_property
+    def evaluated(self) -> bool:
+        """Has every finished run a final evaluation?"""
+        done = [r for r in self.records if r.state == "done"]
+        return bool(done) and all(r.done.get("evaluation") for r in done)
+
+    @property
+    def about(self) -> str:
+        parents = len({r.fork.parent for r in self.records if r.fork is not None})
+        measure = (
+            "its final evaluation" if self.evaluated
+            else "its mean training return over the last half of what it did after the fork"
+        )  # fmt: skip
+        return f"{parents} parent{'' if parents == 1 else 's'}. The score of a run is {measure}."
+
+    def score(self, record: Record) -> float:
+        """NaN if there is none."""
+        if self.evaluated:
+            return float(record.done["evaluation"]["mean"])
+        return average(record.returns.within((self.step + record.steps) / 2, record.steps))
+
+    def values(self, label: str) -> dict[Pair, float]:
+        """Scores of the finished runs of an arm."""
+        found = {}
+        for record in self.records:
+            if record.fork is not None and record.fork.label == label and record.state == "done":
+                score = self.score(record)
+                if math.isfinite(score):
+                    found[record.fork.parent, record.fork.replicate] = score
+        return found
+
+    @cached_property
+    def differences(self) -> dict[str, Difference]:
+        """Of every arm to the control, where they have pairs."""
+        control = self.values(CONTROL)
+        found = {}
+        for label in self.labels:
+            mine = self.values(label)
+            pairs = sorted(mine.keys() & control.keys())
+            if label == CONTROL or not pairs:
+                continue
+            gaps: dict[Path, list[float]] = {}
+            for pair in pairs:
+                gaps.setdefault(pair[0], []).append(mine[pair] - control[pair])
+            units = [float(np.mean(row)) for row in gaps.values()] if len(gaps) >= FEWEST else [
+                gap for row in gaps.values() for gap in row
+            ]
+            found[label] = paired(units, np.zeros(len(units)))
+        return found
+
+    def verdict(self, label: str) -> str:
+        """In words: for the diagnosis whether the arm recovers, else on which side of the control it is."""
+        if label == CONTROL:
+            return ""
+        difference = self.differences.get(label)
+        if difference is None:
+            return "no pair with the control"
+        if not difference.known:
+            return "too few replicates"
+        low, high = difference.interval()[1:]
+        if low > 0:
+            return "recovers" if self.preset == "diagnose" else "above"
+        if high < 0:
+            return "below"
+        return "no recovery shown" if self.preset == "diagnose" else "no difference shown"
+
+    def shown(self) -> list[str]:
+        """Sentences on what shows."""
+        from .report_sections import interval
+
+        found = []
+        for label, difference in self.differences.items():
+            word = self.verdict(label)
+            if word in ("recovers", "above", "below"):
+                said = "recovers, and stands" if word == "recovers" else "stands"
+                side = "below" if word == "below" else "above"
+                size = f"{interval(difference.interval())} from {difference.seeds} pairs"
+                found.append(f"forked at step {self.step:,} of {self.agent} in {self.environment}, `{label}` "
+                             f"{said} {side} "
+                             f"the control: difference {size}.")  # fmt: skip
+        if self.preset == "diagnose":
+            back = [label for label in self.differences if self.verdict(label) == "recovers"]
+            if back:
+                found.append(f"diagnosis at step {self.step:,}: what recovers is {', '.join(f'`{b}`' for b in back)}.")
+        return found
+
+    def not_shown(self) -> list[str]:
+        """Sentences on what does not."""
+        from .report_sections import interval, number
+
+        found = []
+        for label in self.labels:
+            word = self.verdict(label)
+            start = f"forked at step {self.step:,} of {self.agent} in {self.environment}, `{label}`"
+            if word in ("too few replicates", "no pair with the control"):
+                found.append(f"{start}: {word}.")
+            elif word.startswith("no "):
+                d = self.differences[label]
+                found.append(f"{start}: {word} ({interval(d.interval())}); these {d.seeds} pairs would have shown "
+                             f"{number(d.detectable())} with 80 % probability.")  # fmt: skip
+        return found
+
+
+def branches(runs: Runs) -> list[Branch]:
+    """All forks, by agent, environment, step and preset, in the order of the steps."""
+    found: dict[tuple[str, str, int, str], list[Record]] = {}
+    for record in runs.forks:
+        assert record.fork is not None
+        parent = runs.parents.get(record.fork.parent)
+        agent, env = (parent.agent, parent.environment) if parent is not None else (record.agent, record.environment)
+        found.setdefault((agent, env, record.fork.step, record.fork.preset or ""), []).append(record)
+    return [
+        Branch(agent, env, step, preset or None, tuple(records), {
+            place: runs.parents[place]
+            for place in dict.fromkeys(r.fork.parent for r in records if r.fork is not None) if place in runs.parents
+        })
+        for (agent, env, step, preset), records in sorted(found.items())
+    ]  # fmt: skip

@@ -1,0 +1,144 @@
+"""A report, from run folders in the formats that runs write to a page that needs nothing else."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pliant.scripts.config import defaults, dump
+from pliant.scripts.main import main
+from pliant.scripts.report_page import Page, Table, Text, as_html, as_markdown
+
+SCORES = {"": 10.0, "layer_norm": 40.0}
+
+
+def run(folder: Path, words: tuple[str, ...], seed: int, level: float, *, steps: int = 1000, done: bool = True) -> Path:
+    """A run's folder as `pliant train` leaves it, whose returns rise to a level."""
+    folder.mkdir(parents=True)
+    config = replace(defaults("dqn", "CartPole-v1"), interventions=words, seed=seed, steps=steps, evaluate_episodes=0,
+                     device="cpu", threads=1)  # fmt: skip
+    (folder / "config.yaml").write_text(dump(config))
+    rows: list[dict[str, Any]] = []
+    for i in range(1, 21):
+        at = {"frames": 50 * i, "steps": 50 * i, "updates": 50 * i}
+        value = level * min(1.0, i / 10) + 0.5 * ((seed * 7) % 5)
+        rows.append(at | {"charts/episodic_return": value, "charts/episodic_length": 10, "env": 0, "seed": 0})
+        rows.append(at | {"plasticity/dormant_fraction/q": 1.0 / (level + seed)})
+        if words and i == 10:
+            rows.append(at | {"firings/layer_norm/fired": 1.0})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    session = {"command": f"pliant train --seed {seed}", "python": "3.11.7", "platform": "Linux", "git": "abc",
+               "packages": {"torch": "2.13.0" if seed else "2.12.0"}}  # fmt: skip
+    (folder / "versions.json").write_text(json.dumps([session]))
+    (folder / "cost.jsonl").write_text(json.dumps({"cpu": 20.0 if words else 10.0, "wall": 12.0}) + "\n")
+    if done:
+        (folder / "DONE").write_text(json.dumps({"steps": steps, "updates": 1000}))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    for words, level in SCORES.items():
+        for seed in range(4):
+            run(tmp_path / "runs" / (words or "plain") / f"seed{seed}", (words,) if words else (), seed, level)
+    return tmp_path / "runs"
+
+
+def report(*words: object) -> int:
+    return main(["report", *map(str, words), "--no-flops"])
+
+
+def test_a_page_says_what_the_runs_show(runs: Path, tmp_path: Path) -> None:
+    failed = run(runs / "plain" / "seed9", (), 9, 0.0, done=False)
+    (failed / "output.log").write_text("Traceback\nRuntimeError: out of luck\n")
+    run(runs / "plain" / "seed8", (), 8, 0.0, done=False)
+    assert report(runs, "--out", tmp_path / "out") == 0
+    page, text = ((tmp_path / "out" / name).read_text() for name in ("report.html", "report.md"))
+    assert "`layer_norm` is above `plain` by 30 [30, 30] (4 seeds, p < 0.001" in text.replace("\\", "")
+    assert "RuntimeError: out of luck" in page and "(at step 1,000 of 1,000)" in page
+    assert "2.12.0, 2.13.0 (runs differ)" in page and "4 each" in page
+    assert "100 % [100, 100]" in page  # twice the processor time of an update
+    assert page.count("<svg") >= 6 and "http://" not in page.replace("http://www.w3.org", "") and "<script" not in page
+    assert "dormant_fraction of q" in page and "Ticks at the bottom" in page
+    scores = (tmp_path / "out" / "runs.csv").read_text().splitlines()
+    assert len(scores) == 11 and sum(",failed," in line for line in scores) == 1
+    assert (tmp_path / "out" / "figures" / "iqm-0.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_two_seeds_have_no_interval_and_the_page_says_so(runs: Path, tmp_path: Path) -> None:
+    for arm in ("plain", "layer_norm"):
+        for seed in (2, 3):
+            shutil.rmtree(runs / arm / f"seed{seed}")
+    assert report(runs, "--out", tmp_path / "out") == 0
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "there is no interval from fewer than 3; the means differ by 30" in text
+    assert "No interval from fewer than 3 seeds: plain, layer" in text and "is above" not in text
+    for row in (tmp_path / "out" / "aggregates.csv").read_text().splitlines()[1:]:
+        assert row.split(",")[5:7] == ["", ""]
+
+
+def test_forks_stand_apart_and_are_compared_with_their_control(runs: Path, tmp_path: Path) -> None:
+    parent = runs / "plain" / "seed0"
+    for label, level in (("control", 10.0), ("full reset", 30.0), ("injection", 10.0)):
+        for k in range(1 if label == "injection" else 3):
+            folder = run(parent / "forks" / "500" / label / f"seed{k}", (), 0, level + 0.1 * k)
+            fork = {"parent": "../../../..", "step": 500, "arm": "", "label": label, "replicate": k,
+                    "preset": "diagnose"}  # fmt: skip
+            (folder / "fork.json").write_text(json.dumps(fork))
+    assert report(parent, "--out", tmp_path / "out") == 0
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "what recovers is `full reset`" in text and "`injection`: too few replicates" in text
+    assert "1 parent. The score" in text
+    assert sum(",done," in line for line in (tmp_path / "out" / "runs.csv").read_text().splitlines()) == 8
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    (["nowhere"], "there is no nowhere"),
+    (["RUNS", "--baseline", "plane"], "Did you mean 'plain'"),
+    (["RUNS", "--measure", "lats"], "none of final, last"),
+    (["RUNS", "--measure", "final"], "none of these runs was evaluated"),
+    (["RUNS", "--measure", "tasks"], "needs the length of a task"),
+    (["RUNS", "--segment", "0"], "at least 1"),
+    (["RUNS", "--margin", "-1"], "above 0"),
+])  # fmt: skip
+def test_misuse_is_one_line(
+    runs: Path, tmp_path: Path, words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(runs) if word == "RUNS" else word for word in words]
+    assert report(*given, "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_text_is_no_markup() -> None:
+    page = Page("a < b", [Text("<script> & `code`"), Table(["x|y"], [["a_b*"]])])
+    assert "<p>&lt;script&gt; &amp; <code>code</code></p>" in as_html(page) and "<h1>a &lt; b</h1>" in as_html(page)
+    assert r"| x\|y |" in as_markdown(page) and r"a\_b\*" in as_markdown(page)
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), reason="no Chromium here"
+)
+def test_nothing_is_wider_than_a_phone(runs: Path, tmp_path: Path) -> None:
+    assert report(runs, "--out", tmp_path / "out") == 0
+    file = Path(__file__).resolve().parent.parent / "studies" / "screenshots.py"
+    spec = importlib.util.spec_from_file_location("screenshots_of_reports", file)
+    assert spec is not None and spec.loader is not None
+    screenshots = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = screenshots
+    spec.loader.exec_module(screenshots)
+    with screenshots.browser(tmp_path / "profile") as tab:
+        tab.size(390, 844)
+        tab.call("Page.navigate", url=(tmp_path / "out" / "report.html").as_uri())
+        tab.wait("document.readyState === 'complete' && document.querySelectorAll('figure').length > 4")
+        assert tab.value("document.documentElement.scrollWidth") <= 390
+        wide = "all(n => n.localName === 'figure' && box(n).right > 390).length"
+        assert tab.value(wide) == 0
