@@ -91,12 +91,12 @@ def run_on_ray(
     if not left:
         return outcomes
     shown = progress or Progress(None)
-    with graceful_stop() as stop:
-        _connect(ray, workers)
-        try:
+    _connect(ray, workers)
+    try:
+        with graceful_stop() as stop:  # within: Ray puts a handler of its own in the place of ours
             _run(ray, outcomes, left, workers, gpus, budget, shown, finished, stop)
-        finally:
-            ray.shutdown()
+    finally:
+        ray.shutdown()
     shown.close()
     return outcomes
 
