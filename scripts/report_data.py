@@ -200,8 +200,9 @@ def _named(folders: Sequence[Path], study: Study | None, whole: bool) -> Runs:
         if record.fork is not None:
             forks.append(record)
         elif cell is not None:
-            labels = {"name": cell.name, "environment": cell.environment, "agent": cell.agent, "arm": cell.arm}
-            records.append(replace(_as_planned(record, cell), **labels))
+            records.append(replace(
+                _as_planned(record, cell), name=cell.name, environment=cell.environment, agent=cell.agent, arm=cell.arm
+            ))
         elif study is not None and study.folder.resolve() in folder.resolve().parents:
             strangers.append(folder)
         else:

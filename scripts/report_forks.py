@@ -25,7 +25,7 @@ Pair = tuple[Path, int]
 
 @dataclass(frozen=True)
 class Branch:
-    """The forks of one agent in one environment that were made at one step under one preset.
+    """The forks of one agent in one environment that were made at one step.
 
     Attributes:
         parents: Those that could be read, by folder.
@@ -34,14 +34,16 @@ class Branch:
     agent: str
     environment: str
     step: int
-    preset: str | None
     records: tuple[Record, ...]
     parents: Mapping[Path, Record]
 
     @property
     def title(self) -> str:
-        kind = f", preset {self.preset}" if self.preset else ""
-        return f"{self.agent} in {self.environment}, forked at step {self.step:,}{kind}"
+        return f"{self.agent} in {self.environment}, forked at step {self.step:,}"
+
+    def diagnoses(self, label: str) -> bool:
+        """Was the arm made to find out whether it recovers?"""
+        return any(r.fork is not None and r.fork.label == label and r.fork.preset == "diagnose" for r in self.records)
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -60,7 +62,7 @@ class Branch:
         parents = len({r.fork.parent for r in self.records if r.fork is not None})
         measure = (
             "its final evaluation" if self.evaluated
-            else "its mean training return over the last half of what it did after the fork"
+            else "its mean training return over all that it did after the fork"
         )  # fmt: skip
         return f"{parents} parent{'' if parents == 1 else 's'}. The score of a run is {measure}."
 
@@ -68,7 +70,7 @@ class Branch:
         """NaN if there is none."""
         if self.evaluated:
             return float(record.done["evaluation"]["mean"])
-        return average(record.returns.within((self.step + record.steps) / 2, record.steps))
+        return average(record.returns.within(self.step, record.steps))
 
     def values(self, label: str) -> dict[Pair, float]:
         """Scores of the finished runs of an arm."""
@@ -110,10 +112,10 @@ class Branch:
             return "too few replicates"
         low, high = difference.interval()[1:]
         if low > 0:
-            return "recovers" if self.preset == "diagnose" else "above"
+            return "recovers" if self.diagnoses(label) else "above"
         if high < 0:
             return "below"
-        return "no recovery shown" if self.preset == "diagnose" else "no difference shown"
+        return "no recovery shown" if self.diagnoses(label) else "no difference shown"
 
     def shown(self) -> list[str]:
         """Sentences on what shows."""
@@ -129,10 +131,8 @@ class Branch:
                 found.append(f"forked at step {self.step:,} of {self.agent} in {self.environment}, `{label}` "
                              f"{said} {side} "
                              f"the control: difference {size}.")  # fmt: skip
-        if self.preset == "diagnose":
-            back = [label for label in self.differences if self.verdict(label) == "recovers"]
-            if back:
-                found.append(f"diagnosis at step {self.step:,}: what recovers is {', '.join(f'`{b}`' for b in back)}.")
+        if back := [label for label in self.differences if self.verdict(label) == "recovers"]:
+            found.append(f"diagnosis at step {self.step:,}: what recovers is {', '.join(f'`{b}`' for b in back)}.")
         return found
 
     def not_shown(self) -> list[str]:
@@ -153,17 +153,17 @@ class Branch:
 
 
 def branches(runs: Runs) -> list[Branch]:
-    """All forks, by agent, environment, step and preset, in the order of the steps."""
-    found: dict[tuple[str, str, int, str], list[Record]] = {}
+    """All forks, by agent, environment and step, in the order of the steps."""
+    found: dict[tuple[str, str, int], list[Record]] = {}
     for record in runs.forks:
         assert record.fork is not None
         parent = runs.parents.get(record.fork.parent)
         agent, env = (parent.agent, parent.environment) if parent is not None else (record.agent, record.environment)
-        found.setdefault((agent, env, record.fork.step, record.fork.preset or ""), []).append(record)
+        found.setdefault((agent, env, record.fork.step), []).append(record)
     return [
-        Branch(agent, env, step, preset or None, tuple(records), {
+        Branch(agent, env, step, tuple(records), {
             place: runs.parents[place]
             for place in dict.fromkeys(r.fork.parent for r in records if r.fork is not None) if place in runs.parents
         })
-        for (agent, env, step, preset), records in sorted(found.items())
+        for (agent, env, step), records in sorted(found.items())
     ]  # fmt: skip

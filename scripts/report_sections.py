@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -129,19 +130,23 @@ class Report:
         shown = [c for c in self.comparisons if c.verdict in ("above", "below")]
         rest = [c for c in self.comparisons if c.verdict not in ("above", "below")]
         told = [told_difference(c, self.where(c.agent, c.environment)) for c in _overall_first(shown)]
-        told += [t for t in (told_gap(c, self.oracle, self.where(c.agent, c.environment)) for c in self.comparisons)
-                 if t]  # fmt: skip
-        told += [told_correlation(*row, self.where(row[0], row[1])) for row in self.correlations
-                 if row[3].known and (row[3].low > 0 or row[3].high < 0)]  # fmt: skip
+        gaps = [(c, told_gap(c, self.oracle, self.where(c.agent, c.environment))) for c in self.comparisons]
+        told += [text for c, text in gaps if text and closes(c)]
         told += [line for branch in self.branches for line in branch.shown()]
+        # A layer's metrics are in the table; here are those of whole components, as far as one would not find as many
+        # among so many by chance.
+        whole = [row for row in self.correlations if "." not in row[2]]
+        strong = sorted((row for row in whole if survives(row[3], len(whole))), key=lambda row: -abs(row[3].estimate))
+        told += [told_correlation(*row, self.where(row[0], row[1])) for row in strong]
         silent = [told_difference(c, self.where(c.agent, c.environment)) for c in _overall_first(rest)]
+        silent += [text for c, text in gaps if text and not closes(c)]
         silent += [line for branch in self.branches for line in branch.not_shown()]
-        flat = [row for row in self.correlations if not (row[3].known and (row[3].low > 0 or row[3].high < 0))]
+        flat = [row for row in whole if row not in strong]
         if flat:
             few = all(not row[3].known for row in flat)
-            why = f" (fewer than {FEWEST} seeds: no interval)" if few else ""
+            why = f"fewer than {FEWEST} seeds: no interval" if few else f"corrected for looking at {len(whole)}"
             names = ", ".join(dict.fromkeys(f"`{_metric(row[2])}`" for row in flat))
-            silent.append(f"no rank correlation with the change of return shown{why}: {names}.")
+            silent.append(f"no rank correlation with the change of return shown ({why}): {names}.")
         if told:
             yield Heading("What shows", 3)
             yield Bullets(told)
@@ -646,9 +651,9 @@ class Report:
                 rows.append([*row, branch.verdict(label)])
                 self.csv("forks", ["agent", "environment", "step", "preset", "arm", "runs", "mean", "low", "high",
                                    "difference", "difference_low", "difference_high", "verdict"],
-                         [[branch.agent, branch.environment, branch.step, branch.preset or "", label, len(values),
-                           *mean,
-                           *gap, branch.verdict(label)]])  # fmt: skip
+                         [[branch.agent, branch.environment, branch.step,
+                           "diagnose" if branch.diagnoses(label) else "", label, len(values), *mean, *gap,
+                           branch.verdict(label)]])  # fmt: skip
             yield Table(["arm", "runs", "return after it", "difference to the control", "verdict"], rows)
             lost = [r for r in branch.records if r.state != "done"]
             if lost:
@@ -756,6 +761,23 @@ def told_gap(c: Comparison, oracle: str | None, where: str) -> str:
     share = percent(c.gap.fraction)
     text = f"`{c.arm}` closes {share} of the gap between `{c.baseline}` and the oracle `{oracle}`{where}."
     return f"{text} {above}" if c.gap.above else text
+
+
+def closes(c: Comparison) -> bool:
+    """Is some part of the oracle's gap shown to be closed, or more than all of it?"""
+    gap = c.gap
+    return gap is not None and (gap.above or (gap.fraction is not None and gap.fraction.known and gap.fraction.low > 0))
+
+
+def survives(rho: Interval, count: int) -> bool:
+    """Would the interval exclude zero if it were one of `count` that hold together (Bonferroni)? Its ends come from
+    too few seeds to be moved out by quantiles, so they are moved as a normal distribution's would be."""
+    if not rho.known:
+        return False
+    normal = NormalDist()
+    wider = normal.inv_cdf(1 - (1 - CONFIDENCE) / (2 * max(count, 1))) / normal.inv_cdf((1 + CONFIDENCE) / 2)
+    below, above = rho.estimate - rho.low, rho.high - rho.estimate
+    return rho.estimate - wider * below > 0 or rho.estimate + wider * above < 0
 
 
 def told_correlation(agent: str, environment: str, tag: str, rho: Interval, runs: int, where: str) -> str:
