@@ -139,7 +139,7 @@ def intervals(
 ) -> Drawing:
     """Estimates with their intervals, one below the other, each under its label."""
     with _style(name):
-        chart, axes = _chart(0.62 + 0.36 * max(len(rows), 1))
+        chart, axes = _chart(0.62 + 0.44 * max(len(rows), 1))
         for i, (_, interval, look) in enumerate(rows):
             if not math.isfinite(interval.estimate):
                 continue
@@ -148,7 +148,7 @@ def intervals(
                           solid_capstyle="butt")  # fmt: skip
             axes.plot([interval.estimate], [-i], marker="o", color=look.color, markersize=5.5)
         for i, (label, _, _) in enumerate(rows):
-            axes.text(0.0, -i + 0.22, shortened(label), transform=axes.get_yaxis_transform(), fontsize=8.5,
+            axes.text(0.0, -i + 0.2, shortened(label), transform=axes.get_yaxis_transform(), fontsize=8.5,
                       va="bottom", color="#333333")  # fmt: skip
         if reference is not None:
             axes.axvline(reference, color="#444444", linewidth=1.0, linestyle=(0, (2, 2)), zorder=0)
@@ -191,8 +191,10 @@ def _style(name: str) -> Any:
 
 def _chart(height: float) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    chart = Figure(figsize=(WIDTH, height), layout="constrained")
+    # Padding in inches: the layout leaves no room for the half of a tick's label that reaches beyond the axis.
+    chart = Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(w_pad=0.16))
     return chart, chart.add_subplot()
 
 

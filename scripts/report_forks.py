@@ -16,7 +16,7 @@ import numpy as np
 
 from .report_data import Record, Runs
 from .report_statistics import average
-from .stats import FEWEST, Difference, paired
+from .stats import FEWEST, Difference, Interval, paired
 
 CONTROL = "control"
 Pair = tuple[Path, int]
@@ -125,14 +125,14 @@ class Branch:
         for label, difference in self.differences.items():
             word = self.verdict(label)
             if word in ("recovers", "above", "below"):
-                said = "recovers, and stands" if word == "recovers" else "stands"
+                d = difference.interval()
                 side = "below" if word == "below" else "above"
-                size = f"{interval(difference.interval())} from {difference.seeds} pairs"
-                found.append(f"forked at step {self.step:,} of {self.agent} in {self.environment}, `{label}` "
-                             f"{said} {side} "
-                             f"the control: difference {size}.")  # fmt: skip
+                size = interval(Interval(-d.estimate, -d.high, -d.low) if word == "below" else d)
+                said = "recovers" if word == "recovers" else "works" if word == "above" else "harms"
+                found.append(f"{self.title}: `{label}` {said}, {size} {side} the control "
+                             f"({difference.seeds} pairs).")  # fmt: skip
         if back := [label for label in self.differences if self.verdict(label) == "recovers"]:
-            found.append(f"diagnosis at step {self.step:,}: what recovers is {', '.join(f'`{b}`' for b in back)}.")
+            found.append(f"{self.title}: by the diagnosis, what recovers is {', '.join(f'`{b}`' for b in back)}.")
         return found
 
     def not_shown(self) -> list[str]:
@@ -142,7 +142,7 @@ class Branch:
         found = []
         for label in self.labels:
             word = self.verdict(label)
-            start = f"forked at step {self.step:,} of {self.agent} in {self.environment}, `{label}`"
+            start = f"{self.title}: `{label}`"
             if word in ("too few replicates", "no pair with the control"):
                 found.append(f"{start}: {word}.")
             elif word.startswith("no "):

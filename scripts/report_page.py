@@ -115,7 +115,7 @@ pre code { background: none; padding: 0; overflow-wrap: normal; }
 table { border-collapse: collapse; width: 100%; font-size: 0.88rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding: 8px 10px; color: #444; caption-side: top; }
 th, td { padding: 6px 10px; text-align: right; white-space: nowrap; border-bottom: 1px solid #eee; }
-th { background: #f7f7f7; font-weight: 600; vertical-align: bottom; }
+th { background: #f7f7f7; font-weight: 600; vertical-align: bottom; white-space: normal; }
 th.text, td.text { text-align: left; }
 td.text { white-space: normal; min-width: 9em; max-width: 30em; overflow-wrap: anywhere; }
 tr:last-child td { border-bottom: 0; }

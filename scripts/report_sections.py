@@ -6,6 +6,7 @@ does not show is listed with what would have shown. Nothing here is typed by han
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -45,7 +46,8 @@ from .stats import CONFIDENCE, FEWEST, Array, Gap, Interval, mean_interval
 BINS = 50  # points of a curve
 MOST_EDGES = 60  # task changes that are marked
 MOST_FIRINGS = 200  # marks of an arm
-MOST_METRICS = 24  # figures of the plasticity panel
+MOST_METRICS = 12  # figures of the plasticity panel
+MOST_TOLD = 8  # correlations among the findings
 EVALUATION = "eval/episodic_return"
 
 
@@ -135,9 +137,11 @@ class Report:
         told += [line for branch in self.branches for line in branch.shown()]
         # A layer's metrics are in the table; here are those of whole components, as far as one would not find as many
         # among so many by chance.
-        whole = [row for row in self.correlations if "." not in row[2]]
-        strong = sorted((row for row in whole if survives(row[3], len(whole))), key=lambda row: -abs(row[3].estimate))
-        told += [told_correlation(*row, self.where(row[0], row[1])) for row in strong]
+        whole = [row for row in self.correlations if not of_layer(row[2])]
+        strong = sorted((row for row in whole if survives(row[3], len(whole))),
+                        key=lambda row: (*row[:2], -abs(row[3].estimate)))  # fmt: skip
+        told += [told_correlations(list(rows), len(whole), self.where(*place))
+                 for place, rows in itertools.groupby(strong, key=lambda row: (row[0], row[1]))]  # fmt: skip
         silent = [told_difference(c, self.where(c.agent, c.environment)) for c in _overall_first(rest)]
         silent += [text for c, text in gaps if text and not closes(c)]
         silent += [line for branch in self.branches for line in branch.not_shown()]
@@ -145,8 +149,8 @@ class Report:
         if flat:
             few = all(not row[3].known for row in flat)
             why = f"fewer than {FEWEST} seeds: no interval" if few else f"corrected for looking at {len(whole)}"
-            names = ", ".join(dict.fromkeys(f"`{_metric(row[2])}`" for row in flat))
-            silent.append(f"no rank correlation with the change of return shown ({why}): {names}.")
+            silent.append(f"no rank correlation with the change of return shown ({why}) for {len(flat)} metrics: "
+                          f"{by_metric(row[2] for row in flat)}.")  # fmt: skip
         if told:
             yield Heading("What shows", 3)
             yield Bullets(told)
@@ -554,14 +558,18 @@ class Report:
             "training return, both from the first tenth of a run to its last (at least a task); intervals by bootstrap "
             "over seeds, each with all its arms. What arms do to both at once correlates too: it is no cause.", "note",
         )  # fmt: skip
-        yield Table(["metric", "rank correlation", "runs", "seeds"],
-                    [[_metric(tag), interval(rho), str(n), str(seeds)] for tag, rho, n, seeds in correlated])
+        header = ["metric", "rank correlation", "runs", "seeds"]
+        told = [(tag, [_metric(tag), interval(rho), str(n), str(seeds)]) for tag, rho, n, seeds in correlated]
+        yield Table(header, [row for tag, row in told if not of_layer(tag)])
+        if layers := [row for tag, row in told if of_layer(tag)]:
+            yield Folded(f"The same of {_count(len(layers), 'metric')} of single layers", [Table(header, layers)])
         if any(0 < seeds < FEWEST for *_, seeds in correlated):
             yield Text(f"No interval from fewer than {FEWEST} seeds.", "note")
         drawn = []
-        for k, (tag, *_) in enumerate(correlated):
+        chosen = [tag for tag, *_ in correlated if not of_layer(tag)][:MOST_METRICS]
+        for tag, *_ in correlated:
             lines = self._metric_lines(group, env, rows, tag)
-            if self.drawing and lines and k < MOST_METRICS:
+            if self.drawing and lines and tag in chosen:
                 fired = any(line.marks for line in lines)
                 marks = " Ticks at the bottom: firings of interventions, in the first seed of an arm." if fired else ""
                 skip = next(iter(rows.values()))[0].frame_skip
@@ -572,9 +580,9 @@ class Report:
                     f"metric-{slug}-{_slug(tag)}", f"{_metric(tag)}{self.where(group.agent, env)}.{marks}"))
         if drawn:
             yield Figures(drawn)
-        if self.drawing and len(correlated) > MOST_METRICS:
-            yield Text(f"Drawn are the {MOST_METRICS} metrics with the strongest correlations; plasticity.csv has all "
-                       f"{len(correlated)}.", "note")  # fmt: skip
+        if self.drawing and len(correlated) > len(chosen):
+            yield Text(f"Drawn are the {len(chosen)} metrics of whole components with the strongest correlations; "
+                       f"plasticity.csv has all {len(correlated)}.", "note")  # fmt: skip
         if not self.drawing:
             yield _no_figures()
 
@@ -755,11 +763,12 @@ def told_gap(c: Comparison, oracle: str | None, where: str) -> str:
     """What is known of the oracle's lead; nothing if nothing is."""
     if c.gap is None or oracle is None:
         return ""
-    above = f"`{c.arm}` is above the oracle `{oracle}`{where}: better optimisation, and not plasticity kept alone."
+    of_oracle = "the oracle" if oracle == "oracle" else f"the oracle `{oracle}`"
+    above = f"`{c.arm}` is above {of_oracle}{where}: better optimisation, and not plasticity kept alone."
     if c.gap.fraction is None:
         return above if c.gap.above else ""
     share = percent(c.gap.fraction)
-    text = f"`{c.arm}` closes {share} of the gap between `{c.baseline}` and the oracle `{oracle}`{where}."
+    text = f"`{c.arm}` closes {share} of the gap between `{c.baseline}` and {of_oracle}{where}."
     return f"{text} {above}" if c.gap.above else text
 
 
@@ -780,11 +789,27 @@ def survives(rho: Interval, count: int) -> bool:
     return rho.estimate - wider * below > 0 or rho.estimate + wider * above < 0
 
 
-def told_correlation(agent: str, environment: str, tag: str, rho: Interval, runs: int, where: str) -> str:
-    way = "rises" if rho.estimate > 0 else "falls"
-    return (f"where `{_metric(tag)}` rises, return {way}{where}: rank correlation {interval(rho)} of their "
-            f"changes over "
-            f"{runs} runs.")  # fmt: skip
+def told_correlations(rows: Sequence[tuple[str, str, str, Interval, int]], looked: int, where: str) -> str:
+    """Those that survive the correction for how many were looked at, the strongest first."""
+    runs = max(row[4] for row in rows)
+    each = ", ".join(f"`{_metric(row[2])}` {interval(row[3])}" for row in rows[:MOST_TOLD])
+    rest = f", and {len(rows) - MOST_TOLD} weaker ones" if len(rows) > MOST_TOLD else ""
+    return (f"rank correlation over {runs} runs of a metric's change with that of the return{where} (corrected for "
+            f"looking at {looked}): {each}{rest}.")  # fmt: skip
+
+
+def of_layer(tag: str) -> bool:
+    """`plasticity/dormant_fraction/critic.body.0`, and not `plasticity/srank_0.01/critic`."""
+    return "." in tag.rpartition("/")[2]
+
+
+def by_metric(tags: Iterable[str]) -> str:
+    """`entropy` (actor), `loss` (actor, critic)."""
+    places: dict[str, list[str]] = {}
+    for tag in sorted(tags):
+        metric, place = tag.split("/")[1:]
+        places.setdefault(metric, []).append(place)
+    return ", ".join(f"`{metric}` ({', '.join(dict.fromkeys(found))})" for metric, found in places.items())
 
 
 def _overall_first(comparisons: Iterable[Comparison]) -> list[Comparison]:

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from ..envs.scores import human_normalised
-from .claim_results import series, summarise
+from .claim_cards import BINS as PARTS
 from .report_data import PLAIN, Record, Runs
 from .stats import (
     CONFIDENCE,
@@ -204,12 +204,19 @@ def correlation(
     estimate = float(spearman(pooled[:, 0], pooled[:, 1]))
     if len(rows) < FEWEST or math.isnan(estimate):
         return Interval(estimate, math.nan, math.nan)
-    rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(replicates):
-        drawn = np.concatenate([rows[i] for i in rng.integers(len(rows), size=len(rows))])
-        found.append(float(spearman(drawn[:, 0], drawn[:, 1])))
-    kept = np.asarray(found)[~np.isnan(found)]
+    drawn = np.random.default_rng(seed).integers(len(rows), size=(replicates, len(rows)))
+    if len({len(pairs) for pairs in rows}) == 1:
+        stacked = np.stack(rows)
+        # Ranks compare each pair with each: so many replicates at once as make an array of 16 million numbers.
+        at_once = max(1, 16_000_000 // len(pooled) ** 2)
+        found = np.concatenate([
+            spearman(*np.moveaxis(stacked[part].reshape(len(part), -1, 2), -1, 0))
+            for part in (drawn[i : i + at_once] for i in range(0, replicates, at_once))
+        ])  # fmt: skip
+    else:
+        pairs_of = (np.concatenate([rows[i] for i in draw]) for draw in drawn)
+        found = np.array([float(spearman(pairs[:, 0], pairs[:, 1])) for pairs in pairs_of])
+    kept = found[~np.isnan(found)]
     return Interval(estimate, *_ends(kept)) if len(kept) else Interval(estimate, math.nan, math.nan)
 
 
@@ -276,8 +283,10 @@ def average(values: Array) -> float:
 
 def per_task(record: Record, segment: int) -> Array:
     """Mean training return of every task of `segment` environment steps (of every twentieth of the run if 0), NaN where
-    no episode ended."""
-    return np.asarray(series(summarise(record.folder, segment), "return"), dtype=np.float64)
+    no episode ended. The parts are those of `claim_results.summarise`."""
+    size = segment or max(-(-record.steps // PARTS), 1)
+    edges = size * np.arange(-(-record.steps // size) + 1, dtype=np.float64)
+    return binned(record.returns.steps, record.returns.values, edges)
 
 
 def choose_measure(runs: Runs, asked: str | None, segment: int, higher_is_better: bool) -> Measure:

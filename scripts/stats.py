@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -76,6 +77,7 @@ def t_cdf(t: float, df: float) -> float:
     return tail if t < 0 else 1.0 - tail
 
 
+@cache
 def t_quantile(p: float, df: float) -> float:
     """The number that Student's t stays below with probability `p`."""
     if not 0 < p < 1 or df <= 0:
