@@ -857,9 +857,8 @@ def interval(x: Interval) -> str:
 def percent(x: Interval) -> str:
     if math.isnan(x.estimate):
         return ""
-    if not x.known:
-        return f"{100 * x.estimate:.0f} %"
-    return f"{100 * x.estimate:.0f} % [{100 * x.low:.0f}, {100 * x.high:.0f}]"
+    estimate, low, high = (f"{100 * v + 0.0:.0f}".replace("-0", "0") if abs(v) < 0.005 else f"{100 * v:.0f}" for v in x)
+    return f"{estimate} % [{low}, {high}]" if x.known else f"{estimate} %"
 
 
 def p_value(p: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import shutil
 import sys
 from dataclasses import replace
@@ -11,10 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from pliant.scripts.claim_results import series, summarise
 from pliant.scripts.config import defaults, dump
 from pliant.scripts.main import main
+from pliant.scripts.report_data import read_run
 from pliant.scripts.report_page import Page, Table, Text, as_html, as_markdown
+from pliant.scripts.report_statistics import per_task
+from pliant.scripts.study import Study, load_study
 
 SCORES = {"": 10.0, "layer_norm": 40.0}
 
@@ -97,6 +103,40 @@ def test_forks_stand_apart_and_are_compared_with_their_control(runs: Path, tmp_p
     assert "what recovers is `full reset`" in text and "`injection`: too few replicates" in text
     assert "1 parent. The score" in text
     assert sum(",done," in line for line in (tmp_path / "out" / "runs.csv").read_text().splitlines()) == 8
+
+
+def test_a_swept_study_is_reported_whole(tmp_path: Path) -> None:
+    """Real runs from the sweep to the page: one cell was never begun, and one is not what the study says."""
+    file, root, out = tmp_path / "small.yaml", tmp_path / "runs", tmp_path / "out"
+    file.write_text(yaml.safe_dump({
+        "name": "small", "title": "Labels, drawn anew", "seeds": 4, "segment": 640, "baseline": "plain",
+        "agents": {"supervised": {"agent.network.hidden": [16]}},
+        "environments": {"stream/RandomLabels": {"env.samples": 64, "env.period": 640, "env.stretch": 20}},
+        "arms": {"plain": {"kind": "control"}, "fresh": {"kind": "oracle", "words": ["fresh_agent(every=640)"]}},
+        "flags": {"num_envs": 32, "steps": 2560, "log_every": 640, "evaluate_episodes": 0,
+                  "monitors": ["units(every=10)"]},
+    }))  # fmt: skip
+    assert main(["sweep", str(file), "--out", str(root)]) == 0
+    study = load_study(root)
+    shutil.rmtree(cell_of(study, "plain", 3))
+    other = cell_of(study, "fresh", 3) / "config.yaml"
+    other.write_text(other.read_text().replace("lr: 0.001", "lr: 0.5"))
+    assert main(["report", str(root), "--out", str(out)]) == 0
+    text = (out / "report.md").read_text().replace("\\", "")
+    assert "Labels, drawn anew" in text and "return per task (of 640" in text
+    assert "it was never begun" in text and "holds another run, that differs in agent.optimizer.lr" in text
+    assert "| plain | 3 |" in text and "| fresh | 3 |" in text
+    assert (out / "figures" / "flops-0-0.png").exists() and "dormant_fraction of " in text.split("## Plasticity")[1]
+    # The page's tasks are those of the claims.
+    for cell in study.cells():
+        if cell.seed != 3:
+            theirs = [math.nan if x is None else x for x in series(summarise(cell.folder, 640), "return")]
+            assert list(per_task(read_run(cell.folder), 640)) == pytest.approx(theirs, rel=1e-5, nan_ok=True)
+            assert len(theirs) == 4 and all(map(math.isfinite, theirs))
+
+
+def cell_of(study: Study, arm: str, seed: int) -> Path:
+    return next(cell.folder for cell in study.cells() if (cell.arm, cell.seed) == (arm, seed))
 
 
 @pytest.mark.parametrize(("words", "told"), [

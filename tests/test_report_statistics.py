@@ -111,6 +111,10 @@ def test_the_correlations_bootstrap_draws_whole_seeds() -> None:
     assert same == pytest.approx((1.0, 1.0, 1.0))
     mixed = correlation({seed: [(0.0, 0.0), (1.0, 1.0 if seed % 2 else -1.0)] for seed in range(6)})
     assert mixed.known and mixed.low < mixed.estimate < mixed.high
+    # Seeds of as many runs are drawn all at once, others one by one: a run without its measure changes nothing else.
+    points = {seed: [(1.0 * seed, 2.0 * (seed % 3)), (seed + 0.5, 1.0)] for seed in range(6)}
+    whole, ragged = correlation(points), correlation(points | {9: [(2.0, 2.0)]})
+    assert whole.low == pytest.approx(ragged.low, abs=0.15) and whole.high == pytest.approx(ragged.high, abs=0.15)
 
 
 def test_bins_hold_their_right_edge() -> None:
