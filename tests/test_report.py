@@ -104,9 +104,11 @@ def test_forks_stand_apart_and_are_compared_with_their_control(runs: Path, tmp_p
     assert "what recovers is `full reset`" in text and "`injection`: too few replicates" in text
     assert "1 parent. The score" in text
     # Of what came after the fork alone: what went before, half as good, is everybody's.
-    rows = list(csv.DictReader((tmp_path / "out" / "forks.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "out" / "forks.csv").read_text().splitlines()))
     assert {row["arm"]: float(row["mean"]) for row in rows} == pytest.approx(
         {"control": 10.1, "full reset": 30.1, "injection": 10.0})  # fmt: skip
+    gaps = {row["arm"]: float(row["difference"]) for row in rows if row["arm"] != "control"}
+    assert gaps == pytest.approx({"full reset": 20.0, "injection": 0.0})
     assert sum(",done," in line for line in (tmp_path / "out" / "runs.csv").read_text().splitlines()) == 8
 
 
