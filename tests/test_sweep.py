@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -172,6 +173,10 @@ def test_states_are_read_without_taking_the_lock(tmp_path: Path) -> None:
     assert (state_of(cell).state, state_of(cell).steps) == ("interrupted", 120)
     pool.mark_failed(cell.folder, "killed by SIGKILL")
     assert (state_of(cell).state, state_of(cell).tail) == ("failed", ("killed by SIGKILL",))
+    # Done is who made all the steps that are asked for now.
+    for steps, state in ((299, "failed"), (300, "done"), (400, "done")):
+        (cell.folder / "DONE").write_text(json.dumps({"steps": steps, "updates": 1}))
+        assert state_of(cell).state == state
 
 
 def test_a_killed_sweep_leaves_nobody_behind_and_the_same_command_finishes(tmp_path: Path) -> None:
@@ -225,7 +230,7 @@ def test_a_run_whose_disk_is_full_fails_and_others_go_on(tmp_path: Path, capsys:
     told = capsys.readouterr().out
     assert "1 failed" in told and "failed: CartPole-v1/ppo/wide/seed0" in told and "cannot save a checkpoint" in told
     assert call(file, "--out", root / "runs") == 0  # room was made
-    assert sorted(sessions(root / "runs").values()) == [1, 2]
+    assert sorted(sessions(root / "runs").values()) == [1, 2] and not list((root / "runs").rglob("FAILED"))
 
 
 def test_gpus_are_given_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
