@@ -146,7 +146,7 @@ def test_all_that_can_look_looks(run: Path, tmp_path: Path, capsys: pytest.Captu
         else:
             assert measured & set(kind.metrics), name
             assert f"\n{name}\n" in table
-    assert set(report["skipped"]) == {"overestimation"} and "--env" in report["skipped"]["overestimation"]
+    assert set(report["skipped"]) == {"overestimation", "tandem"} and "--env" in report["skipped"]["overestimation"]
     assert "not looked at: overestimation" in table and "\nprobe\n" not in table
     assert all(len(line) <= 120 for line in table.splitlines()[3:] if not line.startswith("written"))
     assert all(np.isfinite(value) for value in report["metrics"].values())
