@@ -97,7 +97,7 @@ def check_no_wait(agent: str, words: tuple[str, ...]) -> None:
 def suited(agent: str) -> tuple[str, ...]:
     """Every monitor that such an agent can have: nobody learns beside one that keeps no replay."""
     if agent.startswith(("ppo", "supervised")):
-        with pytest.raises(SentenceError, match="learns from a replay"):
+        with pytest.raises(ValueError, match="learns from a replay"):
             watch(AGENTS[agent](), MONITORS["tandem"].example)
         return tuple(word for word in EXAMPLES if not word.startswith("tandem"))
     return EXAMPLES
