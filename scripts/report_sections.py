@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -723,9 +724,14 @@ class Report:
             [[r.name, r.environment, r.agent, r.arm, r.seed, r.state, r.note, r.steps, r.steps * r.frame_skip,
               r.updates,
               self.measure.of(r) if r.state == "done" else "", r.wall_seconds, r.cpu_seconds,
-              *((r.fork.parent, r.fork.step, r.fork.label, r.fork.replicate) if r.fork else ("",) * 4), r.folder,
-              r.command] for r in [*self.runs.records, *self.runs.forks]],
+              *((_beside(r.fork.parent, r.folder), r.fork.step, r.fork.label, r.fork.replicate)
+                if r.fork else ("",) * 4), r.folder, r.command] for r in [*self.runs.records, *self.runs.forks]],
         )  # fmt: skip
+
+
+def _beside(parent: Path, folder: Path) -> Path:
+    """The parent as the fork's own folder was named, so that a committed table says nothing of the machine."""
+    return parent if folder.is_absolute() else Path(os.path.relpath(parent))
 
 
 # ------------------------------------------------------------------------------------------------ in words

@@ -210,7 +210,7 @@ def test_bad_cards_are_refused_in_one_line(
     assert main(["claims", "run", str(path)]) == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and told.startswith(f"error: {path}: ") and message in told
-    assert len(told) < 800
+    assert len(told.replace(str(path), "")) < 600
     assert not (tmp_path / "results").exists()
 
 

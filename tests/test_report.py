@@ -91,7 +91,9 @@ def test_two_seeds_have_no_interval_and_the_page_says_so(runs: Path, tmp_path: P
         assert row.split(",")[5:7] == ["", ""]
 
 
-def test_forks_stand_apart_and_are_compared_with_their_control(runs: Path, tmp_path: Path) -> None:
+def test_forks_stand_apart_and_are_compared_with_their_control(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parent = runs / "plain" / "seed0"
     for label, level in (("control", 10.0), ("full reset", 30.0), ("injection", 10.0)):
         for k in range(1 if label == "injection" else 3):
@@ -107,6 +109,11 @@ def test_forks_stand_apart_and_are_compared_with_their_control(runs: Path, tmp_p
     rows = list(csv.DictReader((tmp_path / "out" / "forks.csv").read_text().splitlines()))
     assert {row["arm"]: float(row["mean"]) for row in rows} == pytest.approx(
         {"control": 10.1, "full reset": 30.1, "injection": 10.0})  # fmt: skip
+    # Named by a relative path, no table says where that lies.
+    monkeypatch.chdir(tmp_path)
+    assert report("runs/plain/seed0", "--out", "near") == 0
+    assert "runs/plain/seed0," in (tmp_path / "near" / "runs.csv").read_text()
+    assert all(str(tmp_path) not in file.read_text() for file in (tmp_path / "near").glob("*.*"))
     gaps = {row["arm"]: float(row["difference"]) for row in rows if row["arm"] != "control"}
     assert gaps == pytest.approx({"full reset": 20.0, "injection": 0.0})
     assert sum(",done," in line for line in (tmp_path / "out" / "runs.csv").read_text().splitlines()) == 8
