@@ -103,11 +103,7 @@ def suited(agent: str) -> tuple[str, ...]:
     return EXAMPLES
 
 
-# The largest networks are for those who have the time: their units and layers are of the kinds that `nature` has too.
-PATIENT = [pytest.param(name, marks=pytest.mark.slow) if "impala" in name else name for name in AGENTS]
-
-
-@pytest.mark.parametrize("agent", PATIENT)
+@pytest.mark.parametrize("agent", AGENTS)
 class TestEveryAgentWithEveryMonitorOn:
     def test_a_run_without_end_with_the_same_bits(self, agent: str) -> None:
         check_observer(agent, suited(agent))

@@ -130,13 +130,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert len(a["metrics"]) > 1000 and a["chunks"]
 
 
-# One run a minute: those two add nothing that the other three or the laws of resumption have not.
-SELDOM = ("sac on HalfCheetah with a sentence", "dqn on Pong, sticky actions, 4 environments")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SELDOM else name for name in RUNS]
-)
+@pytest.mark.parametrize("name", RUNS)
 def test_a_run_killed_three_times_ends_as_the_one_that_was_not(name: str, tmp_path: Path) -> None:
     rng = random.Random(name)
     words = [*RUNS[name], *SMALL]
