@@ -41,7 +41,7 @@ from ..agents.run import Run
 from ..agents.words import parameters_of
 from ..interventions import INTERVENTIONS
 from ..interventions.spec import Word, check, parse
-from ..interventions.watch import check_monitors
+from ..interventions.watch import check_monitors, watch
 from . import stats
 from .config import BadInput, RunConfig, _safe, _word_for_folder, bad_input, dump, load
 from .pool import Job, Progress, run_all
@@ -244,9 +244,13 @@ def fork(
         jobs: Processes at a time.
 
     Raises:
-        BadInput: A moment that a run never reached, a method that cannot be added to a living network, or an arm that
-            was begun with other settings.
+        BadInput: A moment that a run never reached, a method that cannot be added to a living network, a monitor that
+            an agent cannot have, or an arm that was begun with other settings.
     """
+    for parent in parents:
+        if beside := [word for arm in arms for word in arm.monitors]:
+            with _Built(settled(parent.config)) as (_, agent), bad_input():
+                watch(agent, *beside)
     queue: list[Job] = []
     folders: dict[str, dict[tuple[int, int], Path]] = {arm.label: {} for arm in arms}
     for number, parent in enumerate(parents):
@@ -386,6 +390,9 @@ def begin(parent: Parent, found: Found, arm: Arm, replicate: int, folder: Path, 
         if (there := json.loads((folder / LINEAGE).read_text())) != lineage:
             changed = next(key for key in lineage if there.get(key) != lineage[key])
             raise BadInput(f"{folder} is another fork ({changed}: {there.get(changed)} there, {lineage[changed]} now)")
+        # What watches changes nothing: a control that was watched serves for one that need not be, and not the reverse.
+        if missing := [word for word in arm.monitors if word not in load(folder).monitors]:
+            raise BadInput(f"{folder} went on without {' '.join(missing)}: move it away, and it is run again with it")
         return config
     staging = folder.with_name(folder.name + ".tmp")
     if staging.exists():  # left by one that was killed

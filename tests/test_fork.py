@@ -131,7 +131,9 @@ def test_what_cannot_be_repeated_is_refused(tmp_path: Path) -> None:
     assert not list((tmp_path / "run" / "forks" / "stem").iterdir())
 
 
-def test_a_passive_agent_learns_beside_the_control_and_changes_nothing(parents: Any) -> None:
+def test_a_passive_agent_learns_beside_the_control_and_changes_nothing(
+    parents: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     parent = parents("dqn")
     assert forked(parent, "--at", "500", "--tandem", "100") == 0
     control = parent / "forks" / "500" / "control" / "seed0"
@@ -143,7 +145,20 @@ def test_a_passive_agent_learns_beside_the_control_and_changes_nothing(parents: 
     weights = passive["modules"]["critic.online"]
     assert weights.keys() == its["agent"]["state"]["modules"]["critic.online"].keys()
     assert passive["optimizers"]["critic"]["state"][0]["step"] > 50  # it has learnt as often as the control since
-    assert main(["fork", str(parents("ppo")), "--at", "400", "--tandem"]) in (1, 2)
+    # The control that is watched serves for forks that ask for none, and not the reverse.
+    assert forked(parent, "--at", "500", "--with", "l2") == 0
+    assert forked(parent, "--at", "600", "--with", "l2") == 0
+    assert forked(parent, "--at", "600", "--tandem", "100") == 2
+    assert "forks/600/control/seed0 went on without tandem(every=100): move it away" in capsys.readouterr().err
+
+
+def test_who_keeps_no_replay_has_no_passive_agent_beside_it(
+    parents: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parent = parents("ppo")
+    assert forked(parent, "--at", "760", "--tandem") == 2
+    assert "tandem: a passive agent learns from a replay, and ppo has none" in capsys.readouterr().err
+    assert not (parent / "forks" / "760").exists() and not (parent / "forks" / "stem" / "760").exists()
 
 
 # ------------------------------------------------------------------------------------------------ replicates
