@@ -178,8 +178,8 @@ def walk(run: Run, steps: int) -> None:
         run.step()
 
 
-def saved(run: Run) -> Any:
-    """All that a run is, through a file as a checkpoint writes it."""
+def held(run: Run) -> Any:
+    """All that a run is, as it stands: to be compared at once, since nothing is copied."""
     content = {
         "agent": run.agent.state_dict(),
         "memory": run.memory.state_dict(),
@@ -187,10 +187,16 @@ def saved(run: Run) -> Any:
         "clock": asdict(run.clock),
         "monitors": None if run.monitors is None else run.monitors.state_dict(),
     }
+    return content, run.envs.state_dict(), run.obs  # type: ignore[union-attr]
+
+
+def saved(run: Run) -> Any:
+    """All that a run is, through a file as a checkpoint writes it."""
+    content, envs, obs = held(run)
     file = io.BytesIO()
     torch.save(content, file)
     file.seek(0)
-    return torch.load(file, weights_only=True), run.envs.state_dict(), run.obs.copy()  # type: ignore[union-attr]
+    return torch.load(file, weights_only=True), envs, obs.copy()
 
 
 def resume(run: Run, state: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from law_agents import AGENTS, BOX, DISCRETE, VECTOR, build_run, differences, dqn, ppo, resume, saved, walk
+from law_agents import AGENTS, BOX, DISCRETE, VECTOR, build_run, differences, dqn, held, ppo, resume, saved, walk
 from no_wait import no_wait
 from stand import Stand, memories, only, remember_, state_of
 from torch import Generator, Tensor
@@ -179,7 +179,7 @@ def test_it_goes_on_between_a_birth_and_its_first_update(agent: str) -> None:
     resumed = run_of(agent, word, seed=9)
     resume(resumed, saved(stopped))
     walk(resumed, 13)
-    assert not differences(saved(straight), saved(resumed))
+    assert not differences(held(straight), held(resumed))
 
 
 @pytest.mark.parametrize(
@@ -455,7 +455,7 @@ def test_the_placebo_of_a_method_with_memory_goes_on() -> None:
         walk(stopped, 7)
         resume(resumed, saved(stopped))
         walk(resumed, 5)
-        assert not differences(saved(straight), saved(resumed))
+        assert not differences(held(straight), held(resumed))
     assert isinstance(only(run_of("sac", "matched_random(continual_backprop)").agent).inner, ContinualBackprop)
 
 

@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from processes import outcome_of
 
 BROWSER = next((path for name in ("chromium", "google-chrome", "chrome") if (path := shutil.which(name))), None)
 pytestmark = [
@@ -36,13 +37,12 @@ FLAGS = [
 def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a TensorBoard on a short run."""
     folder = tmp_path_factory.mktemp("runs")
-    line = [sys.executable, "-m", "pliant.scripts", "train", "--env", "CartPole-v1", "--steps", "900", "--log-every"]
-    line += ["100", "--agent.learning-starts", "100", "--agent.update-every", "10", "--threads", "1"]
+    line = ["train", "--env", "CartPole-v1", "--steps", "900", "--log-every", "100"]
+    line += [ "--agent.learning-starts", "100", "--agent.update-every", "10", "--threads", "1"]
     line += ["--evaluate-episodes", "3", "--evaluate-every", "300", "--interventions", "redo(tau=0.1, every=150)"]
     line += ["--monitors", "units(every=20)", "norms(every=20)", "activity(every=20, draw=4)"]
-    run = ["--run", str(folder / RUN)]
+    assert outcome_of(*line, "--run", str(folder / RUN))[0] == 0
     quiet = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    subprocess.run([*line, *run], env=quiet, check=True, capture_output=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from law_agents import AGENTS, BOX, VECTOR, RandomEnvs, build_run, differences, dqn, resume, sac, saved, walk
+from law_agents import AGENTS, BOX, VECTOR, RandomEnvs, build_run, differences, dqn, held, resume, sac, saved, walk
 from no_wait import no_wait
 from stand import Fixed
 from test_agents import batch_for
@@ -958,7 +958,7 @@ def test_they_go_on_where_they_stopped(name: str) -> None:
     list(beaten(stopped, 9))
     resume(resumed, saved(stopped))
     list(beaten(resumed, 7))
-    assert not differences(saved(straight), saved(resumed))
+    assert not differences(held(straight), held(resumed))
     assert len(straight.monitors.readings) > 20
 
 

@@ -6,11 +6,8 @@ import inspect
 import io
 import itertools
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from processes import Command, outcome_of
 
 from pliant.agents.checkpoint import Checkpoints
 from pliant.agents.hooks import derive_seed
@@ -645,21 +643,17 @@ def test_a_run_stops_and_goes_on_in_the_middle_of_a_level_and_at_its_edge(case: 
 def test_a_killed_run_goes_on(case: str, tmp_path: Path) -> None:
     words, steps, _ = RUNS[case]
     words = [*SMALL, *words, "--steps", str(steps), "--checkpoint-every", "20"]
-    command = [sys.executable, "-m", "pliant.scripts", "train", "--run"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    subprocess.run([*command, str(tmp_path / "whole"), *words], env=environment, check=True, capture_output=True)
+    assert outcome_of("train", "--run", str(tmp_path / "whole"), *words)[0] == 0
     killed = tmp_path / "killed"
     for wanted in (40, 80):
-        process = subprocess.Popen(
-            [*command, str(killed), *words], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = Command("train", "--run", str(killed), *words)
         while process.poll() is None:
             if any(int(p.name.split("_")[1]) >= wanted for p in killed.glob("checkpoints/step_*") if not p.suffix):
-                process.send_signal(signal.SIGKILL)
+                process.send(signal.SIGKILL)
                 break
             time.sleep(0.005)
         process.wait()
-    subprocess.run([*command, str(killed), *words], env=environment, check=True, capture_output=True)
+    assert outcome_of("train", "--run", str(killed), *words)[0] == 0
     assert_same(ended(tmp_path / "whole"), ended(killed))
 
 

@@ -287,7 +287,7 @@ def test_a_fork_that_is_killed_goes_on(parents: Any, tmp_path: Path) -> None:
 
     copy = tmp_path / "run"
     shutil.copytree(parents("dqn"), copy, ignore=shutil.ignore_patterns("forks"))
-    words = [str(copy), "--at", str(AT), "--with", "l2(weight=0.1)", "--jobs", "1", "--for", "6000"]
+    words = [str(copy), "--at", str(AT), "--with", "l2(weight=0.1)", "--jobs", "1", "--for", "2400"]
     code = "import sys; from pliant.scripts.main import main; sys.exit(main(sys.argv[1:]))"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-c", "if True:\n " + code.replace("; ", "\n "), "fork", *words],
@@ -311,8 +311,8 @@ def test_a_fork_that_is_killed_goes_on(parents: Any, tmp_path: Path) -> None:
     assert main(["fork", *words, "--reseed", "2"]) == 0
     done = sorted(path.parent.relative_to(copy / "forks").as_posix() for path in copy.glob("forks/*/*/*/DONE"))
     assert done == [f"{AT}/{arm}/seed{k}" for arm in ("control", "l2,weight=0.1") for k in (0, 1)]
-    assert main(["train", *line("dqn", copy, AT + 6000)]) == 0
-    assert same(state(arm, AT + 6000), state(copy, AT + 6000))
+    assert main(["train", *line("dqn", copy, AT + 2400)]) == 0
+    assert same(state(arm, AT + 2400), state(copy, AT + 2400))
 
 
 def test_misuse_is_told_in_one_line(parents: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from processes import outcome_of
 from torch import nn
 
 from pliant.agents import DQN, Agent, Clock
@@ -40,9 +39,7 @@ TRAIN = [
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was really trained."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    line = [sys.executable, "-m", "pliant.scripts", "train", "--run", str(folder), *TRAIN]
-    quiet = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    subprocess.run(line, env=quiet, check=True, capture_output=True)
+    assert outcome_of("train", "--run", str(folder), *TRAIN)[0] == 0
     return folder
 
 

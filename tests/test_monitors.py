@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from law_agents import AGENTS, PAIRED, RandomEnvs, build_run, differences, resume, saved, walk
+from law_agents import AGENTS, PAIRED, RandomEnvs, build_run, differences, held, resume, saved, walk
 from no_wait import HostWaits, no_wait
 from numpy.typing import NDArray
 from stand import Stand
@@ -84,7 +84,7 @@ def check_resume(agent: str, words: tuple[str, ...]) -> None:
     resumed.monitors = watch(resumed.agent, *words)
     resume(resumed, saved(stopped))
     walk(resumed, STEPS - 4)
-    assert not differences(saved(straight), saved(resumed))
+    assert not differences(held(straight), held(resumed))
     assert straight.monitors.readings  # type: ignore[union-attr]
 
 
@@ -501,7 +501,7 @@ def test_whatever_fires_can_wait_for_a_measurement(name: str) -> None:
     walk(stopped, STEPS)
     resume(resumed, saved(stopped))
     walk(resumed, STEPS - 4)
-    assert not differences(saved(straight), saved(resumed))
+    assert not differences(held(straight), held(resumed))
     guarded = begin()
     walk(guarded, 12)
     updates(guarded, 7, guarded=True)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ import pytest
 import torch
 from law_agents import BOX, DISCRETE, MINATAR, VECTOR, RandomEnvs, build_run, ppo, walk
 from numpy.typing import NDArray
+from processes import outcome_of
 from torch.distributions import Categorical, Normal
 
 from pliant.agents import PPO, Clock, PPOConfig
@@ -316,13 +314,12 @@ def test_an_action_beyond_the_bounds_meets_them_in_the_environment() -> None:
 
 def test_a_real_run_is_stopped_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def train(folder: Path, steps: int) -> None:
-        line = [sys.executable, "-m", "pliant.scripts", "train", "--agent", "ppo", "--env", "Pendulum-v1"]
+        line = ["train", "--agent", "ppo", "--env", "Pendulum-v1"]
         line += ["--steps", str(steps), "--run", str(folder), "--threads", "1", "--log-every", "100"]
         line += ["--agent.rollout", "64", "--evaluate-episodes", "1", "--agent.scale-rewards"]
         line += ["--agent.normalise-observations", "--monitors", "units(every=20)"]
-        quiet = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-        done = subprocess.run(line, env=quiet, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
+        code, said = outcome_of(*line)
+        assert code == 0, said
 
     train(tmp_path / "straight", 700)
     train(tmp_path / "stopped", 350)

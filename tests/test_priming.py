@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from law_agents import AGENTS, VECTOR, RandomEnvs, build_run, differences, dqn, resume, saved, walk
+from law_agents import AGENTS, VECTOR, RandomEnvs, build_run, differences, dqn, held, resume, saved, walk
 from test_baselines import learnt, parts, run_of
-from test_runs import ENVIRONMENT, assert_same_run, command
+from test_runs import assert_same_run, start
 
 from pliant.agents import replay as replay_module
 from pliant.agents.checkpoint import Checkpoints
@@ -126,7 +124,7 @@ def test_it_goes_on_in_the_midst_of_priming(agent: str, stop: int) -> None:
     resume(resumed, saved(stopped))
     walk(resumed, 14 - stop)
     assert straight.clock.steps == 20
-    assert not differences(saved(straight), saved(resumed))
+    assert not differences(held(straight), held(resumed))
 
 
 class Kept(RandomEnvs):
@@ -173,7 +171,7 @@ def test_a_stop_is_obeyed_between_two_slices(tmp_path: Path) -> None:
     assert done
     one, other = (tmp_path / name / "metrics.jsonl" for name in ("straight", "stopped"))
     assert one.read_bytes() == other.read_bytes()
-    assert not differences(saved(straight), saved(run))
+    assert not differences(held(straight), held(run))
 
 
 @pytest.mark.usefixtures("slices")
@@ -229,7 +227,7 @@ def test_a_kill_costs_no_more_than_the_last_interval(tmp_path: Path) -> None:
     other.train(24)
     straight = in_folder(tmp_path / "straight")
     straight.train(24)
-    assert not differences(saved(straight), saved(other))
+    assert not differences(held(straight), held(other))
 
 
 def test_ordinary_runs_are_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,18 +250,13 @@ def test_the_real_command_stops_and_is_killed_in_the_midst(tmp_path: Path, capsy
     ]  # fmt: skip
     assert train.main([*words, "--run", str(tmp_path / "straight")]) == 0
     for number in (signal.SIGTERM, signal.SIGKILL):
-        with subprocess.Popen(
-            command(tmp_path / "stopped", *words), env=os.environ | ENVIRONMENT, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True,
-        ) as process:  # fmt: skip
-            before = saved_at(tmp_path / "stopped")
-            deadline = time.monotonic() + 120
-            while saved_at(tmp_path / "stopped")[1] <= before[1] and process.poll() is None:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            process.send_signal(number)
-            said = process.communicate(timeout=60)[0]
-            assert process.returncode == (75 if number == signal.SIGTERM else -9), said
+        before, process = saved_at(tmp_path / "stopped"), start(tmp_path / "stopped", *words)
+        deadline = time.monotonic() + 120
+        while saved_at(tmp_path / "stopped")[1] <= before[1] and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send(number)
+        assert process.wait(60) == (75 if number == signal.SIGTERM else -9), process.said()
         step, updates = saved_at(tmp_path / "stopped")
         assert step == 60 and 0 < updates < 2500, "this was not in the midst of priming"
     assert train.main([*words, "--run", str(tmp_path / "stopped")]) == 0

@@ -10,7 +10,7 @@ from typing import Any
 import law_agents
 import pytest
 import torch
-from law_agents import build_run, differences, resume, saved, walk
+from law_agents import build_run, differences, held, resume, saved, walk
 from stand import Stand, only
 from test_agents import AGENTS, BOX, DQN_SMALL, SAC_SMALL, SMALL_PIXELS, batch_for
 from torch import Tensor, nn
@@ -642,7 +642,7 @@ class TestChain:
         resumed = build_run("sac", (word(Chain.example),), seed=9)
         resume(resumed, saved(stopped))
         walk(resumed, 5)
-        assert not differences(saved(straight), saved(resumed))
+        assert not differences(held(straight), held(resumed))
 
     def test_an_injection_is_no_churn(self) -> None:
         """The copy opens its room when the network does."""

@@ -6,21 +6,19 @@ Everything here starts `pliant train` as a process of its own, on real simulator
 from __future__ import annotations
 
 import json
-import os
 import random
+import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import Command, outcome_of
 
 from pliant.agents.checkpoint import Checkpoints
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 SMALL = ["--threads", "1", "--log-every", "50", "--evaluate-episodes", "0"]
 RUNS = {
     "dqn on Pong, sticky actions, 4 environments": [
@@ -47,28 +45,22 @@ RUNS = {
         "--agent.network.width", "0.25", "--agent.epsilon-steps", "500", "--agent.target-period", "50",
     ],
     "sac on HalfCheetah with a sentence": [
-        "--agent", "sac", "--env", "HalfCheetah-v5", "--steps", "1200", "--checkpoint-every", "200",
-        "--interventions", "reset(every=300)", "replay_ratio(2)", "continual_backprop(rho=0.01, maturity=50, on=all)",
-        "--agent.learning-starts", "200", "--agent.buffer-size", "1500", "--agent.network.hidden", "32", "32",
+        "--agent", "sac", "--env", "HalfCheetah-v5", "--steps", "500", "--checkpoint-every", "90",
+        "--interventions", "reset(every=150)", "replay_ratio(2)", "continual_backprop(rho=0.01, maturity=50, on=all)",
+        "--agent.learning-starts", "100", "--agent.buffer-size", "500", "--agent.network.hidden", "32", "32",
         "--agent.actor-network.hidden", "32", "32", "--agent.batch-size", "32",
     ],
 }  # fmt: skip
 
 
-def command(folder: Path, *words: str) -> list[str]:
-    return [sys.executable, "-m", "pliant.scripts", "train", "--run", str(folder), *words]
-
-
-def start(folder: Path, *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(folder, *words), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def start(folder: Path, *words: str) -> Command:
+    return Command("train", "--run", str(folder), *words)
 
 
 def finish(folder: Path, *words: str) -> str:
-    done = subprocess.run(command(folder, *words), env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    code, said = outcome_of("train", "--run", str(folder), *words)
+    assert code == 0, said
+    return said
 
 
 def steps_saved(folder: Path) -> int:
@@ -80,12 +72,12 @@ def kill_soon_after_a_checkpoint(folder: Path, words: list[str], rng: random.Ran
     before, process = steps_saved(folder), start(folder, *words)
     deadline = time.monotonic() + 120
     while steps_saved(folder) <= before:
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.said()
         assert time.monotonic() < deadline, "no checkpoint in two minutes"
         time.sleep(0.01)
     time.sleep(rng.uniform(0, 0.4))
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.send(signal.SIGKILL)
+    process.wait()
 
 
 def same(a: Any, b: Any) -> bool:
@@ -150,14 +142,12 @@ def test_a_signal_saves_at_once_and_exits_with_75(tmp_path: Path) -> None:
     finish(tmp_path / "straight", *words)
     for number in (signal.SIGTERM, signal.SIGINT):
         process = start(tmp_path / "stopped", *words)
-        assert process.stdout is not None
-        while not process.stdout.readline().startswith("replay: ") and process.poll() is None:
-            pass  # until the run is set up, there is nothing to save
+        process.until_it_says("replay: ")  # until the run is set up, there is nothing to save
         time.sleep(1.0)
-        process.send_signal(number)
-        said = process.communicate(timeout=60)[0]
-        assert process.returncode in (75, 0), said
-        if process.returncode == 75:
+        process.send(number)
+        code, said = process.wait(60), process.said()
+        assert code in (75, 0), said
+        if code == 75:
             assert "stopped and saved at step" in said
             assert steps_saved(tmp_path / "stopped") > 0
     finish(tmp_path / "stopped", *words)
@@ -191,7 +181,7 @@ def test_a_done_run_is_not_run_again_and_more_steps_go_on(finished: Path, tmp_pa
     config = str(finished / "config.yaml")
     assert "is done already" in finish(finished, "--config", config)
     longer, straight = tmp_path / "longer", tmp_path / "straight"
-    subprocess.run(["cp", "-r", str(finished), str(longer)], check=True)
+    shutil.copytree(finished, longer)
     assert "goes on from step 600" in finish(longer, "--config", config, "--steps", "900", "--evaluate-episodes", "3")
     finish(straight, "--config", config, "--steps", "900")
     assert same(content(longer)["agent"], content(straight)["agent"])
@@ -211,11 +201,10 @@ def test_bad_input_is_one_line_and_exit_code_2(finished: Path, words: list[str],
     if "--device" in words and torch.cuda.is_available():
         pytest.skip("there may be such a device here")
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.name != ".lock"}
-    line = command(finished, "--config", str(finished / "config.yaml"), *words)
-    done = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    errors = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
-    assert len(errors) == 1 and message in errors[0], done.stderr
+    code, said = outcome_of("train", "--run", str(finished), "--config", str(finished / "config.yaml"), *words)
+    assert code == 2, said
+    errors = [text for text in said.splitlines() if text.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0], said
     assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.name != ".lock"}
 
 
@@ -224,16 +213,16 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
     first = start(tmp_path, *words)
     while not (tmp_path / "metrics.jsonl").exists() and first.poll() is None:
         time.sleep(0.02)
-    second = subprocess.run(command(tmp_path, *words), env=ENVIRONMENT, capture_output=True, text=True)
-    first.kill()
-    first.communicate()
-    assert second.returncode == 1
-    assert f"is in use by pid {first.pid}" in second.stderr and "Traceback" not in second.stderr
+    code, said = outcome_of("train", "--run", str(tmp_path), *words)
+    first.send(signal.SIGKILL)
+    first.wait()
+    assert code == 1
+    assert f"is in use by pid {first.pid}" in said and "Traceback" not in said
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "damaged"
-    subprocess.run(["cp", "-r", str(finished), str(folder)], check=True)
+    shutil.copytree(finished, folder)
     config = str(finished / "config.yaml")
     finish(folder, "--config", config, "--steps", "1200", "--checkpoint-every", "300")
     newest = max(folder.glob("checkpoints/step_*"))
@@ -253,23 +242,21 @@ def test_sac_learns_from_the_pixels_of_a_real_game_and_is_filmed(tmp_path: Path)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert any("losses/actor_loss" in line for line in lines)
     film = tmp_path / "film.gif"
-    line = [sys.executable, "-m", "pliant.scripts", "evaluate", str(tmp_path / "run"), "--episodes", "1"]
-    done = subprocess.run([*line, "--video", str(film)], env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    code, said = outcome_of("evaluate", str(tmp_path / "run"), "--episodes", "1", "--video", str(film))
+    assert code == 0, said
     assert film.read_bytes()[:6] == b"GIF89a"
-    assert "human-normalised" in done.stdout
+    assert "human-normalised" in said
 
 
 def test_evaluation_needs_no_replay(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "bare"
-    subprocess.run(["cp", "-r", str(finished), str(folder)], check=True)
+    shutil.copytree(finished, folder)
     for file in (folder / "replay").iterdir():
         file.unlink()
-    line = [sys.executable, "-m", "pliant.scripts", "evaluate", str(folder), "--episodes", "4", "--seed", "3"]
-    done = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    words = ["evaluate", str(folder), "--episodes", "4", "--seed", "3"]
+    code, said = outcome_of(*words)
+    assert code == 0, said
     result = json.loads((folder / "evaluation.json").read_text())
     assert len(result["returns"]) == 4 and result["mean"] == pytest.approx(sum(result["returns"]) / 4)
-    again = subprocess.run([*line, "--out", str(tmp_path / "again.json")], env=ENVIRONMENT, capture_output=True)
-    assert again.returncode == 0
+    assert outcome_of(*words, "--out", str(tmp_path / "again.json"))[0] == 0
     assert json.loads((tmp_path / "again.json").read_text())["returns"] == result["returns"]
