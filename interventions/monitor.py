@@ -23,6 +23,8 @@ the clock, and what it tries out it tries on a twin. A run with monitors and a r
 from __future__ import annotations
 
 import math
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -42,6 +44,7 @@ from .parts import ENCODER, Survey, chosen_layers, survey
 from .spec import did_you_mean
 
 SAMPLES = 256  # transitions on which activations are looked at, and on which a firing is weighed
+ENOUGH = 10  # looks after which what a monitor has not found of an agent is taken for something that it never will
 
 
 Finding = tuple[str, "float | Picture"]
@@ -267,6 +270,8 @@ class Monitors:
         self.pages: list[_Page] = []
         self.board = Board(self.parts)
         self.known: Known | None = None
+        self.awaited: dict[str, str] = {}  # key that a trigger waits for and nobody has delivered → who waits
+        self.looks: Counter[str] = Counter()
 
     def bind(self, agent: Agent) -> Monitors:
         """Look at this agent from now on; its interventions' triggers are answered.
@@ -285,6 +290,7 @@ class Monitors:
         for name, when in triggers(agent):
             check_metric(when.metric, name, agent, self.parts.values())
             when.readings = self
+            self.awaited[when.metric] = name
         return self
 
     def latest(self, metric: str) -> tuple[float, int] | None:
@@ -358,7 +364,25 @@ class Monitors:
         for page in pages:
             fired = (page.who,) if page.fired else ()
             arrived.append(self._taken(page.clock, fired, self._read(page)))
+            if not page.fired and self.awaited:
+                self._check_awaited(page.who)
         return arrived
+
+    def _check_awaited(self, who: str) -> None:
+        """Warn of triggers that wait for what a monitor, which has looked often enough, does not find in this agent."""
+        self.looks[who] += 1
+        for metric in [m for m in self.awaited if m in self.readings]:
+            del self.awaited[metric]
+        if self.looks[who] < ENOUGH or who not in self.parts:
+            return
+        for metric in [m for m in self.awaited if m.rpartition("/")[2] in self.parts[who].metrics]:
+            name = metric.rpartition("/")[2]
+            found = sorted(key for key in self.readings if key.rpartition("/")[2] == name)
+            warnings.warn(
+                f"{self.awaited.pop(metric)} waits for {metric}, which {who} has not found in {ENOUGH} looks and may "
+                f"never find in this agent; {name} is measured of {', '.join(found) or 'nothing here'}",
+                stacklevel=2,
+            )
 
     def _read(self, page: _Page) -> Iterator[Finding]:
         for key, array in page.read():

@@ -308,6 +308,8 @@ class Report:
         singles = [c for c in self.comparisons if c.environment]
         margin = (f"{number(self.margin)}, as asked for" if self.margin is not None
                   else "a tenth of the baseline's mean, for want of a better one (--margin)")  # fmt: skip
+        if self.margin is not None and any(not c.environment for c in self.comparisons):
+            margin += ", in one environment; over all of them a tenth of the baseline's mean normalised score"
         yield Text(
             f"Differences to the baseline, paired by seed. p is two-sided; beside it Holm's correction for the "
             f"{_count(len(singles), 'comparison')} of this page. Equivalence: two one-sided tests, by a margin "

@@ -58,6 +58,7 @@ from pliant.scripts.config import (
     run_folder,
 )
 from pliant.scripts.evaluate import Score, score
+from pliant.scripts.pool import FAILURE
 
 STOPPED = 75  # EX_TEMPFAIL: try again
 PACKAGES = ("pliant", "torch", "numpy", "gymnasium", "ale-py", "mujoco", "minatar", "tensorboard")
@@ -106,6 +107,7 @@ def _in_folder(folder: Path, config: RunConfig, envs: Envs, agent: Agent, source
     if _is_done(folder, config):
         print(f"{folder} is done already. More --steps go on with it; another --run or --seed starts anew.")
         return 0
+    (folder / FAILURE).unlink(missing_ok=True)  # an attempt that failed before this one
     progress = Progress(config.steps)
     progress.note(f"{folder}  ({source or 'as configured'}; {config.device}, {config.threads} threads)")
     progress.note(agent.describe_memory(config.num_envs))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from no_wait import no_wait
 from numpy.typing import NDArray
 
 from pliant.agents import (
@@ -176,6 +177,21 @@ def walk(run: Run, steps: int) -> None:
     """So many steps of every environment, with all updates that they owe."""
     for _ in range(steps):
         run.step()
+
+
+def refuse_waiting(run: Run, updates: int) -> None:
+    """None of the next updates may make the host wait for the device."""
+    learn = run.learn
+
+    def guarded(batch: Any) -> None:
+        nonlocal updates
+        updates -= 1
+        with no_wait():
+            learn(batch)
+        if not updates:
+            del run.learn
+
+    run.learn = guarded  # type: ignore[method-assign]
 
 
 def held(run: Run) -> Any:

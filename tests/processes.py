@@ -3,6 +3,7 @@ imported what every run does, as the pool's workers are."""
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -30,8 +31,9 @@ class Command:
         with _one_thread():
             context.set_forkserver_preload(list(PRELOAD))
             forkserver.ensure_running()
-        self._process = context.Process(target=_work, args=(words, name, os.getcwd()), daemon=True)
+        self._process = context.Process(target=_work, args=(words, name, os.getcwd()))
         self._process.start()
+        atexit.register(self._process.kill)  # before its end is waited for, should a test have left it behind
 
     @property
     def pid(self) -> int:
@@ -72,7 +74,7 @@ def outcome_of(*words: str) -> tuple[int, str]:
 
 
 def _work(words: tuple[str, ...], output: str, folder: str) -> None:
-    os.setsid()  # Ctrl-C is the tests' to hear
+    os.setsid()  # a group of its own, as a terminal makes it
     os.chdir(folder)
     file = os.open(output, os.O_WRONLY | os.O_TRUNC)
     for stream in (sys.stdout, sys.stderr):

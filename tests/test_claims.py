@@ -7,11 +7,8 @@ import copy
 import io
 import json
 import math
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from processes import Command
 
 from pliant.scripts import claim_cards, claim_checks, claim_page, claim_results, claims
 from pliant.scripts.claim_cards import BUILT_IN, Card, Comparison, Measure, command_line, find, load_card
@@ -547,15 +545,12 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]
     folder = tmp_path_factory.mktemp("claim")
     card = tiny(folder)
     command = ["claims", "run", str(card), "--jobs", "1", "--runs", str(folder / "runs"), "--out", str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    first = subprocess.Popen(
-        [sys.executable, "-m", "pliant.scripts", *command], env=environment, stderr=subprocess.DEVNULL
-    )
+    first = Command(*command)
     deadline = time.monotonic() + 120
     while not list(folder.glob("runs/*/*/seed*/DONE")):
         assert first.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
-    first.send_signal(signal.SIGKILL)
+    first.send(signal.SIGKILL)
     first.wait()
     finished = len(list(folder.glob("runs/*/*/seed*/DONE")))
     assert 1 <= finished < 9

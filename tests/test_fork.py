@@ -4,10 +4,7 @@ be added to a living network is refused by name. Through the real command, at sm
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from processes import Command
 
 from pliant.agents.checkpoint import CheckpointDamaged, Checkpoints, saved_steps
 from pliant.agents.hooks import At, Clock, Every
@@ -288,15 +286,12 @@ def test_a_fork_that_is_killed_goes_on(parents: Any, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(parents("dqn"), copy, ignore=shutil.ignore_patterns("forks"))
     words = [str(copy), "--at", str(AT), "--with", "l2(weight=0.1)", "--jobs", "1", "--for", "2400"]
-    code = "import sys; from pliant.scripts.main import main; sys.exit(main(sys.argv[1:]))"
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", "if True:\n " + code.replace("; ", "\n "), "fork", *words],
-                               env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
+    process = Command("fork", *words)
     arm = copy / "forks" / str(AT) / "control" / "seed0"
     until = time.monotonic() + 60
     while not any(step > AT for step in saved_steps(arm)) and time.monotonic() < until:
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
+    process.send(signal.SIGKILL)
     process.wait()
     (copy / "forks" / str(AT) / "l2,weight=0.1" / "seed1.tmp").mkdir(parents=True)
     until = time.monotonic() + 60

@@ -160,12 +160,12 @@ CASES: list[tuple[Callable[[Patch], None], Callable[..., None], tuple[str, ...]]
     (all_forgotten, LAWS.test_fresh_start, REDO),
     (outgoing_first, LAWS.test_fresh_start, ("sac", "redo")),
     (wide_draws, LAWS.test_fresh_start, REDO),
-    (swap(Rebound), LAWS.test_nothing_is_replaced_and_a_seed_decides_all, ("dqn", "reset")),
-    (swap(Counting), LAWS.test_resume, REDO),
-    (swap(Asking), LAWS.test_no_wait, REDO),
-    (swap(Global), LAWS.test_nothing_is_replaced_and_a_seed_decides_all, REDO),
-    (swap(Forgetful), LAWS.test_resume, REDO),
-    (swap(Untracked), LAWS.test_nothing_is_replaced_and_a_seed_decides_all, ("dqn", "plasticity_injection")),
+    (swap(Rebound), LAWS.test_a_seed_decides_all_and_a_stranger_goes_on, ("dqn", "reset")),
+    (swap(Counting), LAWS.test_a_seed_decides_all_and_a_stranger_goes_on, REDO),
+    (swap(Asking), LAWS.test_a_seed_decides_all_and_a_stranger_goes_on, REDO),
+    (swap(Global), LAWS.test_a_seed_decides_all_and_a_stranger_goes_on, REDO),
+    (swap(Forgetful), LAWS.test_a_seed_decides_all_and_a_stranger_goes_on, REDO),
+    (swap(Untracked), LAWS.test_a_seed_decides_all_and_a_stranger_goes_on, ("dqn", "plasticity_injection")),
     (swap(Unequal), injection_law, ("dqn",)),
 ]
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from processes import Command, outcome_of
 
 from pliant.agents.checkpoint import Checkpoints, RunLock
 from pliant.scripts import pool, sweep
@@ -58,6 +59,11 @@ def popen(*words: Any, **more: Any) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+def begun(*words: Any) -> Command:
+    """As `popen`, of a process that need not import anything first."""
+    return Command("sweep", *map(str, words))
+
+
 def sessions(root: Path) -> dict[str, int]:
     return {str(f.parent.relative_to(root)): len(f.read_text().splitlines()) for f in sorted(root.rglob("cost.jsonl"))}
 
@@ -94,10 +100,17 @@ def saved(folder: Path) -> bool:
     return any(p.suffix == "" for p in folder.glob("checkpoints/step_*"))
 
 
-def until(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None, seconds: float = 100) -> None:
+Process = subprocess.Popen[str] | Command
+
+
+def said(process: Process) -> str:
+    return process.said() if isinstance(process, Command) else process.communicate()[0]
+
+
+def until(condition: Callable[[], bool], process: Process | None = None, seconds: float = 100) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process is None or process.poll() is None, process.communicate()[0]
+        assert process is None or process.poll() is None, said(process)
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -183,15 +196,14 @@ def test_a_killed_sweep_leaves_nobody_behind_and_the_same_command_finishes(tmp_p
     whole = tmp_path / "whole"
     assert call(study(tmp_path, steps=6000), "--out", whole, "--jobs", 2) == 0
     file, root = study(tmp_path, steps=6000), tmp_path / "runs"
-    first = popen(file, "--out", root, "--jobs", 1)
+    first = begun(file, "--out", root, "--jobs", 1)
     plain, norm = (root / "CartPole-v1" / "ppo" / arm / "seed0" for arm in ("plain", "layer_norm"))
     until(lambda: (plain / "DONE").exists() and saved(norm), first)
-    first.kill()
-    first.communicate()
+    first.send(signal.SIGKILL)
+    first.wait()
     until(lambda: not locked(norm / ".lock"))
-    again = popen(file, "--out", root)
-    told, _ = again.communicate(timeout=100)
-    assert again.returncode == 0 and "2 of 2 runs done (1 before)" in told
+    code, told = outcome_of("sweep", str(file), "--out", str(root))
+    assert code == 0 and "2 of 2 runs done (1 before)" in told
     assert sessions(root)["CartPole-v1/ppo/plain/seed0"] == 1
     assert "goes on from step" in (norm / "output.log").read_text()
     assert results(root) == results(whole) and len(results(root)) == 2
@@ -201,14 +213,13 @@ def test_a_killed_worker_and_cut_events_change_nothing(tmp_path: Path) -> None:
     file, whole, root = study(tmp_path, steps=6000), tmp_path / "whole", tmp_path / "runs"
     assert call(file, "--out", whole, "--only", "plain") == 0
     folder = root / "CartPole-v1" / "ppo" / "plain" / "seed0"
-    first = popen(file, "--out", root, "--only", "plain")
+    first = begun(file, "--out", root, "--only", "plain")
     until(lambda: saved(folder), first)
     pid = int((folder / ".lock").read_text().split()[1])
     os.kill(pid, signal.SIGKILL)
     until(lambda: (folder / "output.log").read_text().count("in a pool") == 2, first)
     os.killpg(first.pid, signal.SIGTERM)
-    told, _ = first.communicate(timeout=100)
-    assert first.returncode == 75, told
+    assert first.wait(100) == 75, first.said()
     for events in folder.glob("events*"):
         os.truncate(events, max(0, events.stat().st_size - 7))
     assert call(file, "--out", root, "--only", "plain") == 0
