@@ -105,7 +105,10 @@ def suited(agent: str) -> tuple[str, ...]:
     return EXAMPLES
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+# The largest network takes as long as all others of its kind, which differ from it in sizes alone.
+@pytest.mark.parametrize("agent", [
+    pytest.param(agent, marks=pytest.mark.slow) if agent == "dqn, nature" else agent for agent in AGENTS
+])  # fmt: skip
 class TestEveryAgentWithEveryMonitorOn:
     def test_a_run_without_end_with_the_same_bits(self, agent: str) -> None:
         check_observer(agent, suited(agent))
