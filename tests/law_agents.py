@@ -179,8 +179,8 @@ def walk(run: Run, steps: int) -> None:
         run.step()
 
 
-def refuse_waiting(run: Run, updates: int) -> None:
-    """None of the next updates may make the host wait for the device."""
+def refuse_waiting(run: Run, updates: int) -> Callable[[], None]:
+    """None of the next updates may make the host wait for the device. What is returned makes those that are left."""
     learn = run.learn
 
     def guarded(batch: Any) -> None:
@@ -191,7 +191,14 @@ def refuse_waiting(run: Run, updates: int) -> None:
         if not updates:
             del run.learn
 
+    def rest() -> None:
+        sampling = run.agent.sampling(run.clock)
+        while updates:
+            run.clock = run.clock.stepped(1)
+            run.learn(run.memory.sample(sampling.batch_size, sampling.n_step, sampling.gamma))
+
     run.learn = guarded  # type: ignore[method-assign]
+    return rest
 
 
 def held(run: Run) -> Any:

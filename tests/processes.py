@@ -33,7 +33,12 @@ class Command:
             forkserver.ensure_running()
         self._process = context.Process(target=_work, args=(words, name, os.getcwd()))
         self._process.start()
-        atexit.register(self._process.kill)  # before its end is waited for, should a test have left it behind
+        atexit.register(self._forget)
+
+    def _forget(self) -> None:
+        """Kill what a test has left behind, before its end is waited for, and throw away what was printed."""
+        self._process.kill()
+        self.output.unlink(missing_ok=True)
 
     @property
     def pid(self) -> int:

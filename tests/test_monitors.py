@@ -78,7 +78,7 @@ def check_observer(agent: str, words: tuple[str, ...]) -> None:
 def check_resume(agent: str, words: tuple[str, ...]) -> None:
     straight, stopped = build_run(agent, monitors=words), build_run(agent, monitors=words)
     walk(straight, STEPS)
-    refuse_waiting(straight, updates=7)
+    rest = refuse_waiting(straight, updates=7)
     walk(straight, STEPS - 4)
     walk(stopped, STEPS)
     resumed = build_run(agent, seed=99, monitors=words)
@@ -88,6 +88,7 @@ def check_resume(agent: str, words: tuple[str, ...]) -> None:
     walk(resumed, STEPS - 4)
     assert not differences(held(straight), held(resumed))
     assert straight.monitors.readings  # type: ignore[union-attr]
+    rest()
 
 
 def check_no_wait(agent: str, words: tuple[str, ...]) -> None:
@@ -105,10 +106,7 @@ def suited(agent: str) -> tuple[str, ...]:
     return EXAMPLES
 
 
-# The largest network takes as long as all others of its kind, which differ from it in sizes alone.
-@pytest.mark.parametrize("agent", [
-    pytest.param(agent, marks=pytest.mark.slow) if agent == "dqn, nature" else agent for agent in AGENTS
-])  # fmt: skip
+@pytest.mark.parametrize("agent", AGENTS)
 class TestEveryAgentWithEveryMonitorOn:
     def test_a_run_without_end_with_the_same_bits(self, agent: str) -> None:
         check_observer(agent, suited(agent))
