@@ -129,12 +129,12 @@ def unit_graph(network: nn.Module, forward: Callable[[], Any]) -> UnitGraph:
         total += units.count
     if total >= 2**24:
         raise NotMeasurable("more than 16 million units: float32 cannot number them")
-    owners = [(name, i) for name, units in graph.items() for i in range(units.count)]
+    starts = torch.tensor([*first.values(), total])
 
     def numbered(layer: Layer, x: Tensor) -> Tensor:
         """What the layer would put out, with the units' numbers for their outputs."""
         name = layers[layer]
-        _note_readers(name, layer, x, graph, owners)
+        _note_readers(name, layer, x, graph, starts)
         shape = layer.linear(x).shape
         if layer in silent:
             places = (shape[0], shape[1] * layer.copies, *shape[2:])
@@ -153,23 +153,18 @@ def unit_graph(network: nn.Module, forward: Callable[[], Any]) -> UnitGraph:
     return graph
 
 
-def _note_readers(name: str, layer: Layer, x: Tensor, graph: UnitGraph, owners: list[tuple[str, int]]) -> None:
+def _note_readers(name: str, layer: Layer, x: Tensor, graph: UnitGraph, starts: Tensor) -> None:
     """Enter a layer as the reader of whatever units its input numbers."""
     positions = x[0].reshape(x.shape[1], -1)
     numbers = positions[:, 0].round()
-    if not torch.equal(positions, numbers[:, None].expand_as(positions)):
+    mixed = not torch.equal(positions, numbers[:, None].expand_as(positions))
+    numbers = numbers.long().cpu()
+    if mixed or bool(((numbers < 0) | (numbers >= starts[-1])).any()):
         raise NotMeasurable(f"the inputs of {name} mix units with each other")
-    found = numbers.long().tolist()
-    if min(found, default=0) < 0 or max(found, default=0) > len(owners):
-        raise NotMeasurable(f"the inputs of {name} mix units with each other")
-    by_source: dict[str, list[int]] = {}
-    for place, number in enumerate(found):
-        if number:
-            source, unit = owners[number - 1]
-            by_source.setdefault(source, [-1] * len(found))[place] = unit
-    for source, owner in by_source.items():
-        tensor = torch.tensor(owner, dtype=torch.int64, device=layer.linear.weight.device)
-        graph[source].readers.append(Reader(layer, tensor))
+    sources = torch.bucketize(numbers, starts, right=True) - 1
+    for place in sources[numbers > 0].unique().tolist():
+        owner = torch.where(sources == place, numbers - starts[place], -1)
+        graph[list(graph)[place]].readers.append(Reader(layer, owner.to(layer.linear.weight.device)))
 
 
 @contextmanager
