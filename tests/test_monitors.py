@@ -57,14 +57,20 @@ def updates(run: Run, number: int, guarded: bool = False) -> None:
             run.learn(batch)
 
 
-def check_observer(agent: str, words: tuple[str, ...]) -> None:
+def watched_walk(run: Run, steps: int) -> None:
+    """So many steps, and what is due between them."""
+    for _ in range(steps):
+        before = run.clock.steps
+        run.step()
+        run.beat(before)
+
+
+def check_observer(agent: str, words: tuple[str, ...]) -> Run:
+    """A run with monitors is the run without; returned is the one with them, that has gone STEPS."""
     plain, watched = build_run(agent), build_run(agent, monitors=words)
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # type: ignore[index]
     for run in (plain, watched):
-        for _ in range(STEPS):
-            before = run.clock.steps
-            run.step()
-            run.beat(before)
+        watched_walk(run, STEPS)
     assert not differences(learnt(plain), learnt(watched))
     for (name, module), (_, other) in zip(plain.agent.modules(), watched.agent.modules(), strict=True):
         for (key, p), q in zip(module.named_parameters(), other.parameters(), strict=True):
@@ -73,19 +79,18 @@ def check_observer(agent: str, words: tuple[str, ...]) -> None:
         assert [m.training for m in module.modules()] == [m.training for m in other.modules()]
     assert torch.equal(states[0], torch.get_rng_state()) and random.getstate() == states[2]
     assert np.array_equal(states[1], np.random.get_state()[1])  # type: ignore[index]
+    return watched
 
 
-def check_resume(agent: str, words: tuple[str, ...]) -> None:
-    straight, stopped = build_run(agent, monitors=words), build_run(agent, monitors=words)
-    walk(straight, STEPS)
-    rest = refuse_waiting(straight, updates=7)
-    walk(straight, STEPS - 4)
-    walk(stopped, STEPS)
+def check_resume(straight: Run, agent: str, words: tuple[str, ...]) -> None:
+    """A stranger that loads what a watched run is goes on as it does, and nobody waits."""
     resumed = build_run(agent, seed=99, monitors=words)
-    resumed.agent.seed = stopped.agent.seed  # what a run's configuration says
+    resumed.agent.seed, resumed.fresh_envs = straight.agent.seed, straight.fresh_envs  # what a configuration says
     resumed.monitors = watch(resumed.agent, *words)
-    resume(resumed, saved(stopped))
-    walk(resumed, STEPS - 4)
+    resume(resumed, saved(straight))
+    rest = refuse_waiting(straight, updates=7)
+    for run in (straight, resumed):
+        watched_walk(run, STEPS - 4)
     assert not differences(held(straight), held(resumed))
     assert straight.monitors.readings  # type: ignore[union-attr]
     rest()
@@ -108,11 +113,9 @@ def suited(agent: str) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("agent", AGENTS)
 class TestEveryAgentWithEveryMonitorOn:
-    def test_a_run_without_end_with_the_same_bits(self, agent: str) -> None:
-        check_observer(agent, suited(agent))
-
-    def test_what_was_found_goes_on_after_a_stop_and_nobody_waits(self, agent: str) -> None:
-        check_resume(agent, suited(agent))
+    def test_a_run_is_the_same_with_them_and_goes_on_after_a_stop_and_nobody_waits(self, agent: str) -> None:
+        words = suited(agent)
+        check_resume(check_observer(agent, words), agent, words)
 
 
 @pytest.mark.parametrize("agent", PAIRED)
@@ -127,10 +130,7 @@ class TestEveryMonitorAlone:
     def test_it_measures_what_its_card_says(self, name: str, agent: str) -> None:
         """Every key ends in a metric of the card, and starts with a place of the agent or a part of it."""
         run = build_run(agent, monitors=(MONITORS[name].example,))
-        for _ in range(STEPS):
-            before = run.clock.steps
-            run.step()
-            run.beat(before)
+        watched_walk(run, STEPS)
         assert isinstance(run.monitors, Monitors)
         readings = run.monitors.readings
         assert MONITORS[name].metrics == {} or readings
