@@ -179,12 +179,16 @@ def walk(run: Run, steps: int) -> None:
         run.step()
 
 
-def refuse_waiting(run: Run, updates: int) -> Callable[[], None]:
-    """None of the next updates may make the host wait for the device. What is returned makes those that are left."""
+def refuse_waiting(run: Run, updates: int, after: int = 0) -> Callable[[], None]:
+    """None of the next updates, after so many, may make the host wait for the device. What is returned makes those that
+    are left."""
     learn = run.learn
 
     def guarded(batch: Any) -> None:
-        nonlocal updates
+        nonlocal updates, after
+        if after:
+            after -= 1
+            return learn(batch)
         updates -= 1
         with no_wait():
             learn(batch)

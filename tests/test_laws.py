@@ -142,7 +142,7 @@ def test_pairs(agent: str, first: str, second: str) -> None:
     # Four updates and then four: what acts at every third acts on both sides of the stop.
     walk(straight, 6)
     stopped = deepcopy(held(straight))  # the laws of single methods go through a file
-    rest = refuse_waiting(straight, updates=2)
+    rest = refuse_waiting(straight, updates=1, after=1)  # the sixth: what acts at every second or third, acts now
     walk(straight, 2)
     assert before == identities(straight.agent)
     check_optimizers(straight.agent)

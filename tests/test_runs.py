@@ -25,6 +25,7 @@ RUNS = {
         "--agent", "dqn", "--env", "ALE/Pong-v5", "--num-envs", "4", "--steps", "1200", "--checkpoint-every", "200",
         "--agent.learning-starts", "200", "--agent.buffer-size", "600", "--agent.network.hidden", "32",
         "--agent.network.width", "0.25", "--agent.epsilon-steps", "500", "--agent.target-period", "50",
+        "--agent.batch-size", "16",
     ],
     "dqn, prioritised, 3-step, double, dueling": [
         "--agent", "dqn", "--env", "CartPole-v1", "--num-envs", "2", "--steps", "3000", "--checkpoint-every", "400",
@@ -33,7 +34,7 @@ RUNS = {
         "--agent.network.hidden", "32", "--agent.epsilon-steps", "1500",
     ],
     "sac on HalfCheetah": [
-        "--agent", "sac", "--env", "HalfCheetah-v5", "--steps", "2400", "--checkpoint-every", "300",
+        "--agent", "sac", "--env", "HalfCheetah-v5", "--steps", "1800", "--checkpoint-every", "250",
         "--agent.learning-starts", "200", "--agent.buffer-size", "1500", "--agent.network.hidden", "32", "32",
         "--agent.actor-network.hidden", "32", "32", "--agent.batch-size", "32", "--agent.replay-ratio", "0.5",
     ],
@@ -43,9 +44,10 @@ RUNS = {
         "adaptive_replay_ratio(low=0.25, high=0.5, every=3)",
         "--agent.learning-starts", "200", "--agent.buffer-size", "600", "--agent.network.hidden", "32",
         "--agent.network.width", "0.25", "--agent.epsilon-steps", "500", "--agent.target-period", "50",
+        "--agent.batch-size", "16",
     ],
     "sac on HalfCheetah with a sentence": [
-        "--agent", "sac", "--env", "HalfCheetah-v5", "--steps", "500", "--checkpoint-every", "90",
+        "--agent", "sac", "--env", "HalfCheetah-v5", "--steps", "350", "--checkpoint-every", "60",
         "--interventions", "reset(every=150)", "replay_ratio(2)", "continual_backprop(rho=0.01, maturity=50, on=all)",
         "--agent.learning-starts", "100", "--agent.buffer-size", "500", "--agent.network.hidden", "32", "32",
         "--agent.actor-network.hidden", "32", "32", "--agent.batch-size", "32",
