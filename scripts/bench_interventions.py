@@ -15,6 +15,10 @@ import numpy as np
 
 # Parameters with which a method does its usual work; the defaults where nothing is said.
 WORDS = {
+    "activation": "activation(name=silu)",
+    "fresh_agent": "fresh_agent(every=100000, memory=keep)",
+    "heavy_priming": "heavy_priming(updates=1000000)",
+    "matched_random": "matched_random(like=reset)",
     "plasticity_injection": "plasticity_injection(at=1000000)",
     "replay_ratio": "replay_ratio(1, reset_every=2560000)",
     "quantile": "quantile(quantiles=32)",
