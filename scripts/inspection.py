@@ -222,7 +222,7 @@ def chosen(words: Sequence[str] | None, agent: Agent, env: str | None, probe: bo
             continue
         try:
             if part.plays and env is None:
-                raise ValueError(f"{name} plays episodes of its own: give --env")
+                raise ValueError(f"{name} plays episodes of its own: give --env, or of a run: its name in --monitors")
             # On trial: a monitor that does not fit should not take the others with it.
             part.to(agent.device)
             part.bind(agent)
@@ -467,13 +467,14 @@ def report_on_agent(arguments: argparse.Namespace) -> Report:
     report = Report(saved.source, {"agent": agent.name})
     if saved.found is not None:
         report.about |= {"steps": saved.clock.steps, "updates": saved.clock.updates}
-    run = saved.config
+    run, words = saved.config, arguments.monitors
+    if env is None and run is not None and words is not None:
+        env = run.env  # what was asked for may play; what was not, does not, since it can take minutes
     config = run.env_config if run is not None and run.env == env else EnvConfig()
     # A problem that drifts is looked at as the agent last saw it.
     stands: dict[str, Any] = {}
     if run is not None and saved.found is not None:
         stands = {"at_steps": max(0, saved.clock.steps - 1), "drift_seed": run.seed}
-    words = arguments.monitors
     if arguments.observations is not None:
         saved.memory = observed(agent, arguments.observations)
         report.about["states"] = f"{len(saved.memory.batch.obs)} from {arguments.observations}"
@@ -542,7 +543,10 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--no-probe", dest="probe", action="store_false", help="leave out the probe, which takes long")
     parser.add_argument("--json", metavar="FILE", help="where the numbers go as JSON; - prints them, and no table")
-    parser.add_argument("--env", metavar="NAME", help="environment to play in, for states or for overestimation")
+    parser.add_argument(
+        "--env", metavar="NAME",
+        help="environment to play in, for states or overestimation (default: a run's own, for monitors that are named)",
+    )  # fmt: skip
     parser.add_argument(
         "--interventions", nargs="+", default=(), metavar="WORD", help="those of an agent's file; a run knows its own"
     )

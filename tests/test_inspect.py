@@ -150,9 +150,10 @@ def test_all_that_can_look_looks(run: Path, tmp_path: Path, capsys: pytest.Captu
 
 
 def test_with_an_environment_overestimation_is_measured(run: Path, tmp_path: Path) -> None:
-    words = ["--env", "CartPole-v1", "--monitors", "overestimation(episodes=1, max_steps=50)"]
-    report = told(run, *words, folder=tmp_path)
+    words = ["--monitors", "overestimation(episodes=1, max_steps=50)"]
+    report = told(run, "--env", "CartPole-v1", *words, folder=tmp_path)
     assert {key.rpartition("/")[2] for key in report["metrics"]} & set(MONITORS["overestimation"].metrics)
+    assert told(run, *words, folder=tmp_path) == report, "a run knows its environment"
 
 
 def test_the_same_seed_tells_the_same_and_json_can_be_piped(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -355,11 +356,12 @@ def test_refusals_of_agents(run: Path, agent_file: Path, tmp_path: Path) -> None
     torch.save({"w": torch.zeros(2)}, tmp_path / "weights.pt")
     assert "give --module" in refused(str(tmp_path / "weights.pt"))
     np.save(tmp_path / "wide.npy", np.zeros((3, 5), np.float32))
+    np.save(states := tmp_path / "states.npy", np.zeros((3, 4), np.float32))
     assert "reads (N, 4)" in refused(str(agent_file), "--observations", str(tmp_path / "wide.npy"))
     assert "no such file" in refused(str(agent_file), "--observations", str(tmp_path / "none.npy"))
     assert "--observations" in refused(str(agent_file), "--observations", str(tmp_path / "bad.pt"))
     assert "Did you mean 'units'" in refused(str(run), "--monitors", "unit")
-    assert "give --env" in refused(str(run), "--monitors", "overestimation")
+    assert "give --env" in refused(str(agent_file), "--observations", str(states), "--monitors", "overestimation")
     assert "no module 'actor'" in refused(str(run), "--monitors", "probe(modules=actor)")
     assert "CartPole" in refused(str(agent_file), "--env", "CartPol-v1")
     assert "belong to --module" in refused(str(run), "--input", "4")
