@@ -685,8 +685,9 @@ class Report:
         after = max(min(ends) - branch.step, 1)
         width = after / 20
         lines = []
-        history = np.arange(branch.step, max(-1, branch.step - 30 * width) - width / 2, -width)[::-1]
-        history = history[history >= 0]
+        # As wide as after the fork, but for what is left over at the parent's beginning.
+        start = max(0.0, branch.step - 30 * width)
+        history = np.append(np.arange(branch.step, start + 1e-6 * width, -width), start)[::-1]
         source = parents or done[:1]
         if len(history) > 1:
             rows = [binned(r.returns.steps, r.returns.values, history) for r in source]

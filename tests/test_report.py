@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pliant.scripts import report_figures
 from pliant.scripts.claim_results import series, summarise
 from pliant.scripts.config import defaults, dump
 from pliant.scripts.main import main
@@ -97,11 +98,24 @@ def test_forks_stand_apart_and_are_compared_with_their_control(
     parent = runs / "plain" / "seed0"
     for label, level in (("control", 10.0), ("full reset", 30.0), ("injection", 10.0)):
         for k in range(1 if label == "injection" else 3):
-            folder = run(parent / "forks" / "500" / label / f"seed{k}", (), 0, level + 0.1 * k)
-            fork = {"parent": "../../../..", "step": 500, "arm": "", "label": label, "replicate": k,
+            folder = run(parent / "forks" / "510" / label / f"seed{k}", (), 0, level + 0.1 * k)
+            fork = {"parent": "../../../..", "step": 510, "arm": "", "label": label, "replicate": k,
                     "preset": "diagnose"}  # fmt: skip
             (folder / "fork.json").write_text(json.dumps(fork))
+    first = {"frames": 5, "steps": 5, "updates": 5, "charts/episodic_return": 3.0, "env": 0, "seed": 0}
+    metrics = parent / "metrics.jsonl"
+    metrics.write_text(json.dumps(first) + "\n" + metrics.read_text())
+    drawn: dict[str, list[Any]] = {}
+    real = report_figures.lines
+
+    def noted(name: str, curves: Any, *more: Any, **options: Any) -> Any:
+        drawn[name] = curves
+        return real(name, curves, *more, **options)
+
+    monkeypatch.setattr(report_figures, "lines", noted)
     assert report(parent, "--out", tmp_path / "out") == 0
+    past = {line.label: line for line in drawn["fork-0"]}["parent"]
+    assert past.y[0] == 3.0 and 0 < past.x[0] < 25 and past.x[-1] < 510, "the parent is drawn from its first episode on"
     text = (tmp_path / "out" / "report.md").read_text()
     assert "what recovers is `full reset`" in text and "`injection`: too few replicates" in text
     assert "1 parent. The score" in text
