@@ -23,10 +23,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ from typing import Any
 import torch
 
 from ..agents import Agent
-from ..agents.checkpoint import Checkpoints, Found, branch, saved_steps
+from ..agents.checkpoint import Checkpoints, Found, RunLock, RunLocked, branch, saved_steps
 from ..agents.hooks import At, Clock, Every, Intervention, derive_seed
 from ..agents.progress import Progress as RunProgress
 from ..agents.run import Run
@@ -120,20 +122,41 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.why:
         from .why import explain
 
-        with bad_input():
+        with bad_input(), _held(parents):
             return explain([(parent.folder, reach(parent, at)) for parent in parents])
     beside = () if arguments.tandem is None else check_monitors([f"tandem(every={arguments.tandem})"])
     given = [Arm((), CONTROL, None, beside)]
     given += [arm for text in arguments.sentences if (arm := arm_of(text)).words]
     if arguments.diagnose:
         given += diagnosis(parents[0].config)
-    arms = list({arm.folder: arm for arm in given}.values())
+    by_folder: dict[str, Arm] = {}
+    for arm in given:
+        if by_folder.setdefault(arm.folder, arm).words != arm.words:
+            raise BadInput(
+                f"two arms would stand in one folder {arm.folder}, {' '.join(by_folder[arm.folder].words)!r} and "
+                f"{' '.join(arm.words)!r}: write a parameter of yours out, or fork twice"
+            )
+    arms = list(by_folder.values())
     if len(arms) == 1 and not (beside or arguments.sentences):
         raise BadInput('nothing to compare: give arms by --with "redo(tau=0.1)", or --diagnose, --tandem or --why')
-    return fork(
-        parents, at, arms, replicates=arguments.reseed, steps=arguments.steps, length=arguments.length,
-        jobs=arguments.jobs or os.cpu_count() or 1,
-    )  # fmt: skip
+    threads = max(settled(parent.config).threads for parent in parents)
+    with _held(parents):
+        return fork(
+            parents, at, arms, replicates=arguments.reseed, steps=arguments.steps, length=arguments.length,
+            jobs=arguments.jobs or max(1, (os.cpu_count() or 1) // threads),
+        )  # fmt: skip
+
+
+@contextmanager
+def _held(parents: Sequence[Parent]) -> Iterator[None]:
+    """Let nobody else fork these runs meanwhile, who would take half-made arms for those of a killed one (BadInput)."""
+    with ExitStack() as held:
+        for folder in sorted({parent.folder.resolve() / FORKS for parent in parents}):
+            try:
+                held.enter_context(RunLock(folder))
+            except RunLocked as error:
+                raise BadInput(f"{folder.parent} is being forked already: {error}") from error
+        yield
 
 
 # ------------------------------------------------------------------------------------------------ what is asked
@@ -156,8 +179,11 @@ def moment(text: str, parents: Sequence[Parent]) -> int:
             raise BadInput(f"the latest checkpoints of these runs are of steps {', '.join(map(str, newest))}: give one")
         return newest[0]
     try:
-        at = int(float(text.replace("_", ""))) if "e" in text else int(text.replace("_", ""))
-    except ValueError:
+        plain = text.replace("_", "")
+        if (number := float(plain)) != int(number):
+            raise ValueError
+        at = int(number) if "e" in plain.lower() else int(plain)
+    except (ValueError, OverflowError):
         raise BadInput(f"--at is a number of environment steps or latest, not {text!r}") from None
     if at < 1:
         raise BadInput(f"--at must be at least 1, not {at}: from the very start, use pliant train --interventions")
@@ -253,11 +279,13 @@ def fork(
                 watch(agent, *beside)
     queue: list[Job] = []
     folders: dict[str, dict[tuple[int, int], Path]] = {arm.label: {} for arm in arms}
+    spans: dict[int, tuple[int, int]] = {}
     for number, parent in enumerate(parents):
         found = reach(parent, at)
-        end = found.step + length if length is not None else steps or parent.config.steps
+        end = found.step + length if length is not None else parent.config.steps if steps is None else steps
         if end <= found.step:
             raise BadInput(f"arms of {parent.folder} would end at step {end}, and begin at {found.step}: give --for N")
+        spans[number] = found.step, end
         for arm in arms:
             for replicate in range(replicates):
                 folder = parent.folder / FORKS / str(found.step) / arm.folder / f"seed{replicate}"
@@ -274,8 +302,8 @@ def fork(
         from .pool import STOPPED
 
         return 1 if failed else STOPPED
-    print(told(folders, arms, at))
-    where = " ".join(str(parent.folder / FORKS / str(at)) for parent in parents)
+    print(told(folders, arms, spans))
+    where = " ".join(str(parent.folder / FORKS / str(spans[number][0])) for number, parent in enumerate(parents))
     print(f"\nReport: pliant report {where} --out report")
     return 0
 
@@ -518,39 +546,49 @@ def fires_at_fork(part: Intervention, clock: Clock) -> bool:
 # ------------------------------------------------------------------------------------------------ telling
 
 
-def returns(folder: Path, step: int) -> list[tuple[int, float]]:
-    """Environment steps and return of every episode that ended after a step."""
+def returns(folder: Path, step: int, end: int | None = None) -> list[tuple[int, float]]:
+    """Environment steps and return of every episode that ended after a step, and at another one at the latest."""
     found = []
     with (folder / "metrics.jsonl").open() as file:
         for line in file:
-            if '"charts/episodic_return"' in line and (row := json.loads(line))["steps"] > step:
+            if '"charts/episodic_return"' not in line:
+                continue
+            row = json.loads(line)
+            if step < row["steps"] <= (math.inf if end is None else end):
                 found.append((row["steps"], float(row["charts/episodic_return"])))
     return found
 
 
-def score(folder: Path, step: int) -> float:
-    """Mean return of the episodes since the fork; of a stretch without one, NaN."""
-    found = [value for _, value in returns(folder, step)]
+def score(folder: Path, step: int, end: int | None = None) -> float:
+    """Mean return of the episodes since the fork, up to where all arms have come; of a stretch without one, NaN."""
+    found = [value for _, value in returns(folder, step, end)]
     return sum(found) / len(found) if found else float("nan")
 
 
-def told(folders: Mapping[str, Mapping[tuple[int, int], Path]], arms: Sequence[Arm], at: int) -> str:
-    """The table of the arms, and what a diagnosis says."""
-    scores = {label: {key: score(path, at) for key, path in found.items()} for label, found in folders.items()}
-    order = list(scores[CONTROL])
-    control = [scores[CONTROL][key] for key in order]
+def told(
+    folders: Mapping[str, Mapping[tuple[int, int], Path]], arms: Sequence[Arm], spans: Mapping[int, tuple[int, int]]
+) -> str:
+    """The table of the arms, and what a diagnosis says. `spans`: where the arms of each parent begin and end, though
+    one of them may have gone further before."""
+    scores = {
+        label: {key: score(path, *spans[key[0]]) for key, path in found.items()} for label, found in folders.items()
+    }
     rows = [("arm", "runs", "mean return since the fork", "against the control", "95 % interval")]
     findings, unsure = [], False
     for arm in arms:
-        values = [scores[arm.label][key] for key in order]
-        mean = sum(values) / len(values)
+        values = [value for value in scores[arm.label].values() if math.isfinite(value)]
+        mean = f"{sum(values) / len(values):.4g}" if values else "no episode"
         if arm.label == CONTROL:
-            rows.append((CONTROL, str(len(values)), f"{mean:.4g}", "", ""))
+            rows.append((CONTROL, str(len(values)), mean, "", ""))
             continue
-        gap = stats.paired(values, control)
+        gap = stats.paired_by_parent(scores[arm.label], scores[CONTROL])
+        if gap is None:
+            rows.append((arm.label, str(len(values)), mean, "", "no pair"))
+            unsure = True
+            continue
         low, high = gap.interval()[1:]
         interval = f"[{low:+.4g}, {high:+.4g}]" if gap.known else "too few runs"
-        rows.append((arm.label, str(len(values)), f"{mean:.4g}", f"{gap.estimate:+.4g}", interval))
+        rows.append((arm.label, str(len(values)), mean, f"{gap.estimate:+.4g}", interval))
         unsure |= not gap.known
         if arm.preset == "diagnose":
             if gap.known and low > 0:
@@ -561,7 +599,7 @@ def told(folders: Mapping[str, Mapping[tuple[int, int], Path]], arms: Sequence[A
     table = "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
     if not any(arm.preset == "diagnose" for arm in arms):
         return table
-    if unsure:
+    if unsure and not findings:
         findings = ["Too few runs to tell: an interval needs three, from --reseed N or several parents."]
     elif not any("recovers" in finding for finding in findings):
         findings.append(

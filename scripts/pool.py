@@ -313,7 +313,8 @@ def work(job: Job) -> int:
 
     def run() -> int:
         wait_for_predecessor(job.folder)
-        return train(replace(job.config, threads=1), "in a pool")
+        # One thread unless the run is said to have more: how sums are split among threads decides their last bits.
+        return train(replace(job.config, threads=job.config.threads or 1), "in a pool")
 
     try:
         return exit_code(run)

@@ -178,7 +178,9 @@ def found_below(path: Path) -> Iterator[Path]:
 
 def _walk(path: Path, wanted: str) -> Iterator[Path]:
     for folder, inside, files in os.walk(path, followlinks=True):
-        inside[:] = sorted((name for name in inside if name not in INSIDE), key=_natural)
+        # A stem is a parent that was run again up to a fork, and what ends in .tmp was never completed.
+        skipped = INSIDE | ({"stem"} if Path(folder).name == "forks" else set())
+        inside[:] = sorted((name for name in inside if name not in skipped and not name.endswith(".tmp")), key=_natural)
         if wanted in files:
             yield Path(folder, wanted)
 
@@ -274,19 +276,19 @@ def _labelled(records: Sequence[Record]) -> list[Record]:
     for record in records:
         assert record.config is not None
         groups.setdefault(dump(_bare(record.config)), []).append(record)
-    first: dict[tuple[str, str, str], Record] = {}
+    configs = [config for group in groups.values() if (config := group[0].config) is not None]
+    first: dict[tuple[str, str], RunConfig] = {}
+    plain_first = sorted(configs, key=lambda c: bool(c.interventions))
+    for config in plain_first:
+        first.setdefault((_problem(config), config.agent), config)
     found = []
-    for group in groups.values():
-        config = group[0].config
-        assert config is not None
-        labels = (_problem(config), config.agent, " ".join(config.interventions) or PLAIN)
-        other = first.setdefault(labels, group[0])
-        arm = labels[2]
-        if other is not group[0]:
-            assert other.config is not None
-            changed = differences(_bare(other.config), _bare(config))
+    for group, config in zip(groups.values(), configs, strict=True):
+        problem, agent, arm = _problem(config), config.agent, " ".join(config.interventions) or PLAIN
+        # Whatever else differs is said, lest it be taken for the work of the interventions.
+        settings = [replace(_bare(c), interventions=()) for c in (first[problem, agent], config)]
+        if changed := differences(*settings):
             arm += " (" + ", ".join(f"{name}={_short(new)}" for name, (_, new) in changed.items()) + ")"
-        found += [replace(record, environment=labels[0], agent=labels[1], arm=arm) for record in group]
+        found += [replace(record, environment=problem, agent=agent, arm=arm) for record in group]
     return found
 
 

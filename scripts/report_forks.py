@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
 from .report_data import Record, Runs
 from .report_statistics import average
-from .stats import FEWEST, Difference, Interval, paired
+from .stats import Difference, Interval, paired_by_parent
 
 CONTROL = "control"
 Pair = tuple[Path, int]
@@ -29,6 +27,7 @@ class Branch:
 
     Attributes:
         parents: Those that could be read, by folder.
+        arm: That of the parents, where forks of several arms are on the page.
     """
 
     agent: str
@@ -36,10 +35,12 @@ class Branch:
     step: int
     records: tuple[Record, ...]
     parents: Mapping[Path, Record]
+    arm: str = ""
 
     @property
     def title(self) -> str:
-        return f"{self.agent} in {self.environment}, forked at step {self.step:,}"
+        arm = f" with `{self.arm}`" if self.arm else ""
+        return f"{self.agent}{arm} in {self.environment}, forked at step {self.step:,}"
 
     def diagnoses(self, label: str) -> bool:
         """Was the arm made to find out whether it recovers?"""
@@ -53,9 +54,14 @@ class Branch:
 
     @cached_property
     def evaluated(self) -> bool:
-        """Has every finished run a final evaluation?"""
+        """Has every finished run a final evaluation, at one and the same step?"""
         done = [r for r in self.records if r.state == "done"]
-        return bool(done) and all(r.done.get("evaluation") for r in done)
+        return bool(done) and all(r.done.get("evaluation") and r.steps == self.end for r in done)
+
+    @cached_property
+    def end(self) -> int:
+        """The environment step up to which every finished run has come."""
+        return min((r.steps for r in self.records if r.state == "done"), default=self.step)
 
     @property
     def about(self) -> str:
@@ -63,6 +69,8 @@ class Branch:
         measure = (
             "its final evaluation" if self.evaluated
             else "its mean training return over all that it did after the fork"
+            if all(r.steps == self.end for r in self.records if r.state == "done")
+            else f"its mean training return from the fork to step {self.end:,}, where the shortest arm ends"
         )  # fmt: skip
         return f"{parents} parent{'' if parents == 1 else 's'}. The score of a run is {measure}."
 
@@ -70,7 +78,7 @@ class Branch:
         """NaN if there is none."""
         if self.evaluated:
             return float(record.done["evaluation"]["mean"])
-        return average(record.returns.within(self.step, record.steps))
+        return average(record.returns.within(self.step, self.end))
 
     def values(self, label: str) -> dict[Pair, float]:
         """Scores of the finished runs of an arm."""
@@ -88,17 +96,8 @@ class Branch:
         control = self.values(CONTROL)
         found = {}
         for label in self.labels:
-            mine = self.values(label)
-            pairs = sorted(mine.keys() & control.keys())
-            if label == CONTROL or not pairs:
-                continue
-            gaps: dict[Path, list[float]] = {}
-            for pair in pairs:
-                gaps.setdefault(pair[0], []).append(mine[pair] - control[pair])
-            units = [float(np.mean(row)) for row in gaps.values()] if len(gaps) >= FEWEST else [
-                gap for row in gaps.values() for gap in row
-            ]
-            found[label] = paired(units, np.zeros(len(units)))
+            if label != CONTROL and (gap := paired_by_parent(self.values(label), control)) is not None:
+                found[label] = gap
         return found
 
     def verdict(self, label: str) -> str:
@@ -153,17 +152,19 @@ class Branch:
 
 
 def branches(runs: Runs) -> list[Branch]:
-    """All forks, by agent, environment and step, in the order of the steps."""
-    found: dict[tuple[str, str, int], list[Record]] = {}
+    """All forks, by agent, environment, arm of the parents and step, in the order of the steps."""
+    found: dict[tuple[str, str, int, str], list[Record]] = {}
     for record in runs.forks:
         assert record.fork is not None
         parent = runs.parents.get(record.fork.parent)
         agent, env = (parent.agent, parent.environment) if parent is not None else (record.agent, record.environment)
-        found.setdefault((agent, env, record.fork.step), []).append(record)
+        arm = parent.arm if parent is not None else ""
+        found.setdefault((agent, env, record.fork.step, arm), []).append(record)
+    several = len({arm for *_, arm in found}) > 1
     return [
         Branch(agent, env, step, tuple(records), {
             place: runs.parents[place]
             for place in dict.fromkeys(r.fork.parent for r in records if r.fork is not None) if place in runs.parents
-        })
-        for (agent, env, step), records in sorted(found.items())
+        }, arm if several else "")
+        for (agent, env, step, arm), records in sorted(found.items())
     ]  # fmt: skip

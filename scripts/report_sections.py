@@ -661,10 +661,10 @@ class Report:
                 row = [label, str(len(values)), interval(mean), "control" if label == "control" else interval(gap)]
                 rows.append([*row, branch.verdict(label)])
                 self.csv("forks", ["agent", "environment", "step", "preset", "arm", "runs", "mean", "low", "high",
-                                   "difference", "difference_low", "difference_high", "verdict"],
+                                   "difference", "difference_low", "difference_high", "verdict", "parents"],
                          [[branch.agent, branch.environment, branch.step,
                            "diagnose" if branch.diagnoses(label) else "", label, len(values), *mean, *gap,
-                           branch.verdict(label)]])  # fmt: skip
+                           branch.verdict(label), branch.arm]])  # fmt: skip
             yield Table(["arm", "runs", "return after it", "difference to the control", "verdict"], rows)
             lost = [r for r in branch.records if r.state != "done"]
             if lost:

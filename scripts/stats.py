@@ -9,7 +9,7 @@ scipy. From fewer than three seeds there is no interval: its ends are NaN, and `
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple, TypeAlias
@@ -212,6 +212,25 @@ def paired(a: ArrayLike, b: ArrayLike) -> Difference:
     if len(gap) < FEWEST:
         return Difference(float(gap.mean()), math.nan, math.nan, len(gap))
     return Difference(float(gap.mean()), float(gap.std(ddof=1)) / math.sqrt(len(gap)), len(gap) - 1, len(gap))
+
+
+def paired_by_parent(
+    mine: Mapping[tuple[Any, int], float], control: Mapping[tuple[Any, int], float]
+) -> Difference | None:
+    """Mean difference of forks, by parent and replicate; None if no pair has two numbers.
+
+    Replicates of one parent share its whole past. So of three parents or more each counts once, as the mean over its
+    replicates; of fewer, replicates are all there is, and they speak of these parents alone.
+    """
+    gaps: dict[Any, list[float]] = {}
+    for pair in sorted(mine.keys() & control.keys()):
+        if math.isfinite(gap := mine[pair] - control[pair]):
+            gaps.setdefault(pair[0], []).append(gap)
+    if not gaps:
+        return None
+    several = len(gaps) >= FEWEST
+    units = [float(np.mean(row)) for row in gaps.values()] if several else [g for row in gaps.values() for g in row]
+    return paired(units, np.zeros(len(units)))
 
 
 def welch(a: ArrayLike, b: ArrayLike) -> Difference:

@@ -168,7 +168,7 @@ class Study:
             if isinstance(data[name], Mapping):
                 for flags in data[name].values():
                     (flags or {}).pop("steps", None)
-        for content in data["arms"].values():
+        for content in data["arms"].values() if isinstance(data["arms"], Mapping) else ():
             if isinstance(content, Mapping):
                 (content.get("flags") or {}).pop("steps", None)
         data["flags"] = dict(data.get("flags") or {}) | {"steps": steps}

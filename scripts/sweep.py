@@ -68,6 +68,10 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.steps:
         study = study.scaled(arguments.steps)
     root = arguments.out or study.folder
+    if root.exists() and not root.is_dir():
+        raise BadInput(f"--out {root} is a file: name a folder")
+    if arguments.emit is not None and arguments.emit.is_dir():
+        raise BadInput(f"--emit {arguments.emit} is a folder: name the script that is to be written")
     cells = chosen(study, root, arguments.only, arguments.seeds)
     if arguments.status:
         print(report(study, root, cells))

@@ -7,6 +7,7 @@ once, so the same script can be submitted again for what failed.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import shlex
@@ -103,11 +104,17 @@ exit "$failed"
 
 
 def emit(name: str, root: Path, cells: Sequence[Cell], request: Request, path: Path | None) -> str:
-    """Write the script to `path` and the commands beside it (`path`.commands); without a path, the commands to the
-    study's folder, and the script is what is returned, to be printed."""
-    commands = (path or root / "sweep.sh").with_suffix(".commands").absolute()
+    """Write the script to `path` and the commands beside it; without a path, the commands to the study's folder, and
+    the script is what is returned, to be printed.
+
+    An array reads its commands when its jobs start, which may be long after the next script was made: so their file is
+    named by what stands in it (`path`-<hash>.commands), and never written again.
+    """
+    lines = "".join(command(cell) + "\n" for cell in cells)
+    place = (path or root / "sweep.sh").absolute()
+    commands = place.with_name(f"{place.stem}-{hashlib.sha256(lines.encode()).hexdigest()[:8]}.commands")
     commands.parent.mkdir(parents=True, exist_ok=True)
-    commands.write_text("".join(command(cell) + "\n" for cell in cells), encoding="utf-8")
+    commands.write_text(lines, encoding="utf-8")
     text = script(name, root, cells, commands, request)
     if path is not None:
         path.write_text(text, encoding="utf-8")

@@ -316,6 +316,9 @@ def test_misuse_is_told_in_one_line(parents: Any, tmp_path: Path, capsys: pytest
         ("--at", "4000", "--with", "redo"): "ends at step 800, before 4,000",
         ("--at", "soon", "--with", "redo"): "--at is a number of environment steps or latest, not 'soon'",
         ("--at", "0", "--with", "redo"): "--at must be at least 1",
+        ("--at", "1e400", "--with", "redo"): "--at is a number of environment steps or latest, not '1e400'",
+        ("--at", "1.5e0", "--with", "redo"): "--at is a number of environment steps or latest, not '1.5e0'",
+        ("--at", "400", "--with", "redo", "--steps", "0"): "would end at step 0",
         ("--at", "400"): "nothing to compare",
         ("--at", "400", "--with", "rodo"): "unknown intervention 'rodo'. Did you mean 'redo'?",
         ("--at", "400", "--with", "redo(tua=1)"): "redo has no parameter 'tua'",
@@ -368,7 +371,8 @@ def _arms(folder: Path, scores: dict[str, list[float]]) -> dict[str, dict[tuple[
             path = folder / label / str(k)
             path.mkdir(parents=True)
             rows = [{"steps": 10, "charts/episodic_return": 1e9}, {"steps": 30, "charts/episodic_return": value - 1},
-                    {"steps": 40, "charts/episodic_return": value + 1}, {"steps": 50, "losses/td": 5.0}]  # fmt: skip
+                    {"steps": 40, "charts/episodic_return": value + 1}, {"steps": 50, "losses/td": 5.0},
+                    {"steps": 60, "charts/episodic_return": -1e9}]  # fmt: skip
             (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
             found.setdefault(label, {})[0, k] = path
     return found
@@ -383,14 +387,73 @@ def test_a_diagnosis_says_which_arm_recovers(tmp_path: Path) -> None:
         "control": list(base), "injection": list(base + better), "fresh_optimizer": list(base + unlike),
         "full_reset": list(base - better),
     })  # fmt: skip
-    text = fork.told(folders, arms, 20)
+    span = {0: (20, 45)}  # whatever was done after it, by an arm that had gone further before, counts for nobody
+    text = fork.told(folders, arms, span)
     assert "injection recovers: the critic's head has lost its plasticity" in text
     assert "full_reset does harm" in text and "fresh_optimizer recovers" not in text
     assert "11.5" in text and "+5.5" in text
     few = {label: {key: path for key, path in found.items() if key[1] < 2} for label, found in folders.items()}
-    assert "Too few runs to tell" in fork.told(few, arms, 20) and "recovers" not in fork.told(few, arms, 20)
+    assert "Too few runs to tell" in fork.told(few, arms, span) and "recovers" not in fork.told(few, arms, span)
     none = {label: folders["control"] if label != "full_reset" else folders["full_reset"] for label in folders}
-    assert "No arm recovers" in fork.told(none, arms, 20)
+    assert "No arm recovers" in fork.told(none, arms, span)
+
+
+def test_replicates_of_one_parent_are_no_evidence_of_others(tmp_path: Path) -> None:
+    """Of three parents each counts once: here two are better by 1 and one is worse, in five replicates each."""
+    arms = [fork.Arm(), fork.Arm(("x",), "injection", "diagnose")]
+    folders: dict[str, dict[tuple[int, int], Path]] = {"control": {}, "injection": {}}
+    for parent, gap in enumerate((1.0, 1.0, -0.5)):
+        made = _arms(tmp_path / str(parent), {"control": [10.0] * 5, "injection": [10.0 + gap] * 5})
+        for label, found in made.items():
+            folders[label] |= {(parent, k): path for (_, k), path in found.items()}
+    spans = dict.fromkeys(range(3), (20, 45))
+    assert "injection recovers" not in fork.told(folders, arms, spans)
+    # A replicate without an episode is left out, and takes nobody with it.
+    for label in folders:
+        (folders[label][2, 0] / "metrics.jsonl").write_text("")
+    text = fork.told(folders, arms, spans)
+    assert "[" in text and "nan" not in text and "Too few" not in text
+
+
+def test_a_parent_of_two_threads_has_a_control_of_two(tmp_path: Path) -> None:
+    parent = tmp_path / "run"
+    words = line("dqn", parent)
+    words[words.index("--threads") + 1] = "2"
+    before = torch.get_num_threads()
+    try:
+        assert main(["train", *words]) == 0
+    finally:
+        torch.set_num_threads(before)
+    assert forked(parent, "--at", str(AT), "--with", "") == 0
+    control = parent / "forks" / str(AT) / "control" / "seed0"
+    assert same(state(control, STEPS), state(parent, STEPS))
+
+
+def test_two_arms_do_not_stand_in_one_folder(parents: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was asked for is not silently replaced by the diagnosis's arm of the same name."""
+    assert forked(parents("ppo"), "--at", str(AT), "--with", "fresh_agent", "--diagnose") == 2
+    assert "two arms would stand in one folder fresh_agent" in capsys.readouterr().err
+
+
+def test_two_forks_of_one_run_at_a_time_are_one_too_many(parents: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    from pliant.agents.checkpoint import RunLock
+
+    with RunLock(parents("dqn") / "forks"):
+        assert forked(parents("dqn"), "--at", str(AT), "--with", "redo") == 2
+    assert "is being forked already" in capsys.readouterr().err
+
+
+def test_arms_stand_where_the_report_is_told_to_look(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A moment between two steps of several environments is the next one, for folders, table and report alike; and the
+    parent that was run again to reach it is no second run."""
+    parent = tmp_path / "run"
+    assert main(["train", *line("ppo", parent)]) == 0
+    capsys.readouterr()
+    assert forked(parent, "--at", "501", "--with", "", "--for", "100") == 0
+    told = capsys.readouterr().out
+    (named,) = [text for text in told.splitlines() if text.startswith("Report: ")]
+    assert Path(named.split()[3]).is_dir() and named.split()[3].endswith("/504")
+    assert main(["report", str(parent), "--out", str(tmp_path / "report"), "--no-flops"]) == 0
 
 
 def test_diagnose_forks_what_the_agent_has(parents: Any, capsys: pytest.CaptureFixture[str]) -> None:

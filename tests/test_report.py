@@ -17,7 +17,7 @@ import yaml
 
 from pliant.scripts import report_figures
 from pliant.scripts.claim_results import series, summarise
-from pliant.scripts.config import defaults, dump
+from pliant.scripts.config import defaults, dump, load
 from pliant.scripts.main import main
 from pliant.scripts.report_data import read_run
 from pliant.scripts.report_page import Page, Table, Text, as_html, as_markdown
@@ -131,6 +131,65 @@ def test_forks_stand_apart_and_are_compared_with_their_control(
     gaps = {row["arm"]: float(row["difference"]) for row in rows if row["arm"] != "control"}
     assert gaps == pytest.approx({"full reset": 20.0, "injection": 0.0})
     assert sum(",done," in line for line in (tmp_path / "out" / "runs.csv").read_text().splitlines()) == 8
+
+
+def fork_of(parent: Path, label: str, replicate: int, level: float, steps: int = 1000) -> None:
+    folder = run(parent / "forks" / "500" / label / f"seed{replicate}", (), 0, level, steps=steps)
+    if steps < 1000:
+        metrics = folder / "metrics.jsonl"
+        rows = [text for text in metrics.read_text().splitlines() if json.loads(text)["steps"] <= steps]
+        metrics.write_text("".join(text + "\n" for text in rows))
+    fork = {"parent": "../../../..", "step": 500, "arm": "", "label": label, "replicate": replicate, "preset": None}
+    (folder / "fork.json").write_text(json.dumps(fork))
+
+
+def test_arms_of_other_lengths_are_compared_where_all_have_come(runs: Path, tmp_path: Path) -> None:
+    """The returns of every run rise until step 500 and stay; of the control, they fall once the short arm is over."""
+    parent = runs / "plain" / "seed0"
+    for k in range(3):
+        fork_of(parent, "control", k, 10.0)
+        fork_of(parent, "redo", k, 10.0, steps=700)
+        metrics = parent / "forks" / "500" / "control" / f"seed{k}" / "metrics.jsonl"
+        record = [json.loads(text) for text in metrics.read_text().splitlines()]
+        for row in record:
+            if row["steps"] > 700 and "charts/episodic_return" in row:
+                row["charts/episodic_return"] = -90.0
+        metrics.write_text("".join(json.dumps(row) + "\n" for row in record))
+    assert report(parent, "--out", tmp_path / "out") == 0
+    rows = list(csv.DictReader((tmp_path / "out" / "forks.csv").read_text().splitlines()))
+    (redo,) = [row for row in rows if row["arm"] == "redo"]
+    assert float(redo["difference"]) == 0.0
+    assert "from the fork to step 700" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_forks_of_other_arms_are_other_forks(runs: Path, tmp_path: Path) -> None:
+    """What helps one arm's runs and harms another's is told of each."""
+    for arm, gap in (("plain", 5.0), ("layer_norm", -5.0)):
+        for k in range(3):
+            fork_of(runs / arm / "seed0", "control", k, 10.0)
+            fork_of(runs / arm / "seed0", "redo", k, 10.0 + gap)
+    assert report(runs, "--out", tmp_path / "out") == 0
+    rows = list(csv.DictReader((tmp_path / "out" / "forks.csv").read_text().splitlines()))
+    found = {row["parents"]: float(row["difference"]) for row in rows if row["arm"] == "redo"}
+    assert found == {"plain": 5.0, "layer_norm": -5.0}
+    assert "dqn with `plain` in CartPole-v1" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_what_was_run_again_to_be_forked_or_never_made_is_no_run(runs: Path, tmp_path: Path) -> None:
+    parent = runs / "plain" / "seed0"
+    run(parent / "forks" / "stem" / "450", (), 0, 10.0, steps=450, done=False)
+    run(parent / "forks" / "450" / "redo" / "seed0.tmp", (), 0, 10.0, done=False)
+    assert report(parent, "--out", tmp_path / "out") == 0
+    assert sum(",done," in line for line in (tmp_path / "out" / "runs.csv").read_text().splitlines()) == 1
+
+
+def test_loose_runs_of_other_settings_are_not_taken_for_the_work_of_a_method(runs: Path, tmp_path: Path) -> None:
+    for file in (runs / "layer_norm").rglob("config.yaml"):
+        config = load(file.parent)
+        file.write_text(dump(replace(config, agent_config=replace(config.agent_config, gamma=0.9))))
+    assert report(runs, "--out", tmp_path / "out") == 0
+    assert "`layer_norm (agent.gamma=0.9)` is above `plain`" in (tmp_path / "out" / "report.md").read_text().replace(
+        "\\", "")  # fmt: skip
 
 
 def test_a_swept_study_is_reported_whole(tmp_path: Path) -> None:

@@ -68,6 +68,8 @@ def test_a_slash_in_an_environment_is_no_folder(tmp_path: Path) -> None:
               flags={"steps": 64})
     )  # fmt: skip
     assert study.cells(tmp_path)[0].folder.relative_to(tmp_path).parts[0] == "stream-RandomLabels"
+    # Arms may be a list of names, at any scale.
+    assert [cell.config.steps for cell in study.scaled(32).cells(tmp_path)] == [32, 32]
 
 
 @pytest.mark.parametrize(

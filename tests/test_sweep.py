@@ -140,6 +140,8 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
         ((file, "--only", "plian"), "there is no arm 'plian'. Did you mean 'plain'?"),
         ((file, "--seeds", 9), "has 1 seeds, not 9"),
         ((file, "--jobs", -1), "must not be negative"),
+        ((file, "--out", file), "is a file: name a folder"),
+        ((file, "--out", root, "--executor", "slurm", "--emit", tmp_path), "is a folder: name the script"),
         ((study(tmp_path, "gpu", device="cuda"), "--out", root), "there is no GPU here"),
     ):
         with pytest.MonkeyPatch.context() as patch:
@@ -293,8 +295,13 @@ def test_a_slurm_array_does_the_runs(tmp_path: Path, capsys: pytest.CaptureFixtu
     for option in ("--array=0-1", "--time=01:00:00", "--partition=gpu", "--cpus-per-task=2", "--gpus=1", "--requeue",
                    "--signal=B:TERM@120"):  # fmt: skip
         assert f"#SBATCH {option}\n" in text
-    commands = script.with_suffix(".commands").read_text().splitlines()
-    assert len(commands) == 6
+    (listed,) = tmp_path.glob("array-*.commands")
+    before = listed.read_bytes()
+    assert len(before.splitlines()) == 6
+    # The next script, for other runs, leaves alone what an array that waits in the queue will read.
+    assert call(*words, "--seeds", 1) == 0
+    assert listed.read_bytes() == before and len([*tmp_path.glob("array-*.commands")]) == 2
+    script.write_text(text)
     path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "1"}
     done = subprocess.run(["bash", str(script)], env=ENVIRONMENT | path, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done
