@@ -122,7 +122,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.why:
         from .why import explain
 
-        with bad_input(), _held(parents):
+        to_reach = [parent for parent in parents if at not in saved_steps(parent.folder)]  # who looks on leaves nothing
+        with bad_input(), _held(to_reach):
             return explain([(parent.folder, reach(parent, at)) for parent in parents])
     beside = () if arguments.tandem is None else check_monitors([f"tandem(every={arguments.tandem})"])
     given = [Arm((), CONTROL, None, beside)]
