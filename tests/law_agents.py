@@ -179,9 +179,9 @@ def walk(run: Run, steps: int) -> None:
         run.step()
 
 
-def refuse_waiting(run: Run, updates: int, after: int = 0) -> Callable[[], None]:
+def refuse_waiting(run: Run, updates: int, after: int = 0) -> Callable[[], int]:
     """None of the next updates, after so many, may make the host wait for the device. What is returned makes those that
-    are left."""
+    are left, and says in how many steps."""
     learn = run.learn
 
     def guarded(batch: Any) -> None:
@@ -195,10 +195,10 @@ def refuse_waiting(run: Run, updates: int, after: int = 0) -> Callable[[], None]
         if not updates:
             del run.learn
 
-    def rest() -> None:
-        for _ in range(50):  # environment steps: who has just begun anew waits until there is something to learn from
+    def rest() -> int:
+        for steps in range(50):  # who has just begun anew waits until there is something to learn from
             if not updates:
-                return
+                return steps
             run.step()
         raise AssertionError(f"{updates} updates were never made")
 

@@ -89,11 +89,12 @@ def check_resume(straight: Run, agent: str, words: tuple[str, ...]) -> None:
     resumed.monitors = watch(resumed.agent, *words)
     resume(resumed, saved(straight))
     rest = refuse_waiting(straight, updates=7)
-    for run in (straight, resumed):
-        watched_walk(run, STEPS - 4)
+    watched_walk(straight, STEPS - 4)
+    further = rest()
+    watched_walk(resumed, STEPS - 4)
+    walk(resumed, further)
     assert not differences(held(straight), held(resumed))
     assert straight.monitors.readings  # type: ignore[union-attr]
-    rest()
 
 
 def check_no_wait(agent: str, words: tuple[str, ...]) -> None:
