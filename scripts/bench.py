@@ -294,4 +294,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from pliant.scripts.main import script
+
+    sys.exit(script("bench"))

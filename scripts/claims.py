@@ -24,10 +24,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .claim_cards import BUILT_IN, Arm, Card, find
-from .claim_results import ORDER, Judgement, judge, result_file, results_folder, stored, summarise, write_result
-from .config import BadInput
-from .pool import STOPPED, Job, Outcome, Progress, run_all
+from pliant.scripts.claim_cards import BUILT_IN, Arm, Card, find
+from pliant.scripts.claim_results import (
+    ORDER,
+    Judgement,
+    judge,
+    result_file,
+    results_folder,
+    stored,
+    summarise,
+    write_result,
+)
+from pliant.scripts.config import BadInput
+from pliant.scripts.pool import STOPPED, Job, Outcome, Progress, run_all
 
 RUNS = Path("runs", "claims")
 FEW = 5  # seeds that every claim gets before any gets more
@@ -326,3 +335,9 @@ def _render(cards: Sequence[Card], out: Path | None) -> None:
         own = all(card.path.parent == BUILT_IN for card in cards)
         out = BUILT_IN.parent / "docs" if own and checkout else Path("claims" if own else cards[0].path.parent)
     print(f"written to {write_page([judge(card) for card in cards], out)}")
+
+
+if __name__ == "__main__":
+    from pliant.scripts.main import script
+
+    sys.exit(script("claims"))

@@ -223,6 +223,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from pliant.scripts.main import exit_code
+    from pliant.scripts.main import script
 
-    sys.exit(exit_code(main))
+    sys.exit(script("evaluate"))

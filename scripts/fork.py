@@ -35,18 +35,18 @@ from typing import Any
 
 import torch
 
-from ..agents import Agent
-from ..agents.checkpoint import Checkpoints, Found, RunLock, RunLocked, branch, saved_steps
-from ..agents.hooks import At, Clock, Every, Intervention, derive_seed
-from ..agents.progress import Progress as RunProgress
-from ..agents.run import Run
-from ..agents.words import parameters_of
-from ..interventions import INTERVENTIONS
-from ..interventions.spec import Word, check, parse
-from ..interventions.watch import check_monitors, watch
-from . import stats
-from .config import BadInput, RunConfig, _safe, _word_for_folder, bad_input, dump, load
-from .pool import Job, Progress, run_all
+from pliant.agents import Agent
+from pliant.agents.checkpoint import Checkpoints, Found, RunLock, RunLocked, branch, saved_steps
+from pliant.agents.hooks import At, Clock, Every, Intervention, derive_seed
+from pliant.agents.progress import Progress as RunProgress
+from pliant.agents.run import Run
+from pliant.agents.words import parameters_of
+from pliant.interventions import INTERVENTIONS
+from pliant.interventions.spec import Word, check, parse
+from pliant.interventions.watch import check_monitors, watch
+from pliant.scripts import stats
+from pliant.scripts.config import BadInput, RunConfig, _safe, _word_for_folder, bad_input, dump, load
+from pliant.scripts.pool import Job, Progress, run_all
 
 FORKS, LINEAGE, STEM = "forks", "fork.json", "stem"
 CONTROL = "control"
@@ -611,6 +611,6 @@ def told(
 
 
 if __name__ == "__main__":
-    from pliant.scripts.main import exit_code
+    from pliant.scripts.main import script
 
-    sys.exit(exit_code(main))
+    sys.exit(script("fork"))

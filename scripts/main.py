@@ -56,6 +56,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_code(lambda: getattr(import_module(module), function)(rest))
 
 
+def script(*words: str) -> int:
+    """`pliant`, for a file of this folder that Python was told to run: `python scripts/NAME.py …` is `pliant NAME …`.
+
+    Python has put the folder in front of all that can be imported. It is taken away again: its `config`, `report` or
+    `monitors` would stand before the modules of others. The command itself is imported anew, as part of its package.
+    """
+    if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
+        del sys.path[0]
+    return main([*words, *sys.argv[1:]])
+
+
 def exit_code(command: Callable[[], int]) -> int:
     """Run a command; what the user has to mend is told in one line, and a bug of ours keeps its traceback.
 
@@ -183,4 +194,6 @@ def _help() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from pliant.scripts.main import script as as_package
+
+    sys.exit(as_package())

@@ -210,6 +210,6 @@ def _first_update(envs: Envs, agent: Agent) -> int | None:
 
 
 if __name__ == "__main__":
-    from pliant.scripts.main import exit_code
+    from pliant.scripts.main import script
 
-    sys.exit(exit_code(main))
+    sys.exit(script("report"))

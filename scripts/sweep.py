@@ -200,6 +200,6 @@ def _account(study: Study, root: Path, cells: Sequence[Cell], outcomes: Sequence
 
 
 if __name__ == "__main__":
-    from pliant.scripts.main import exit_code
+    from pliant.scripts.main import script
 
-    sys.exit(exit_code(main))
+    sys.exit(script("sweep"))

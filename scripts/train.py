@@ -297,6 +297,6 @@ def _device(name: str) -> str:
 
 
 if __name__ == "__main__":
-    from pliant.scripts.main import exit_code
+    from pliant.scripts.main import script
 
-    sys.exit(exit_code(main))
+    sys.exit(script("train"))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
+import runpy
 import signal
 import sys
 import tempfile
@@ -21,9 +22,10 @@ class Command:
 
     Args:
         words: What stands behind `pliant`.
+        file: The script that Python is told to run in the place of `pliant`.
     """
 
-    def __init__(self, *words: str) -> None:
+    def __init__(self, *words: str, file: Path | None = None) -> None:
         handle, name = tempfile.mkstemp(prefix="output", suffix=".log")
         os.close(handle)
         self.output = Path(name)
@@ -31,7 +33,7 @@ class Command:
         with _one_thread():
             context.set_forkserver_preload(list(PRELOAD))
             forkserver.ensure_running()
-        self._process = context.Process(target=_work, args=(words, name, os.getcwd()))
+        self._process = context.Process(target=_work, args=(words, name, os.getcwd(), file))
         self._process.start()
         atexit.register(self._forget)
 
@@ -72,13 +74,13 @@ class Command:
         return code
 
 
-def outcome_of(*words: str) -> tuple[int, str]:
+def outcome_of(*words: str, file: Path | None = None) -> tuple[int, str]:
     """Exit code and output of a command that is waited for."""
-    command = Command(*words)
+    command = Command(*words, file=file)
     return command.wait(), command.said()
 
 
-def _work(words: tuple[str, ...], output: str, folder: str) -> None:
+def _work(words: tuple[str, ...], output: str, folder: str, script: Path | None) -> None:
     os.setsid()  # a group of its own, as a terminal makes it
     os.chdir(folder)
     file = os.open(output, os.O_WRONLY | os.O_TRUNC)
@@ -87,5 +89,8 @@ def _work(words: tuple[str, ...], output: str, folder: str) -> None:
         os.dup2(file, stream.fileno())
     from pliant.scripts.main import main
 
-    sys.argv = ["pliant", *words]
+    sys.argv = [str(script or "pliant"), *words]
+    if script is not None:
+        sys.path.insert(0, str(script.parent))
+        runpy.run_path(str(script), run_name="__main__")
     sys.exit(main(words))
