@@ -41,11 +41,14 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 
+from .files import is_count, sync_folder
+
 SCHEMA = 1
 MANIFEST = "manifest.json"
 BLOCK = 4 << 20  # bytes of frames that are compressed together
 STEP = re.compile(r"step_(\d{12,})(\.old)?")
 NAME = re.compile(r"\w[\w.-]*")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class CheckpointDamaged(RuntimeError):
@@ -181,19 +184,19 @@ class Checkpoints:
             for folder in (self._steps, self._chunks):
                 if not folder.is_dir():
                     folder.mkdir(parents=True)
-                    _sync_folder(self.folder)
+                    sync_folder(self.folder)
             self._remove_leftovers()
             if chunks is not None:
                 for name, version in chunks.chunks():
                     entry = self._save_chunk(writing, chunks, name, version)
                     manifest["chunks"].append({"name": name, "version": int(version), **entry})
-            _sync_folder(self._chunks)
+            sync_folder(self._chunks)
             os.mkdir(staging)
             for name, state in parts.items():
                 data = _serialised(_storable(state, name))
                 manifest["files"][f"{name}.pt"] = writing.write(staging / f"{name}.pt", data)
             writing.write(staging / MANIFEST, _sealed(manifest))
-            _sync_folder(staging)
+            sync_folder(staging)
             if final.exists():  # the same step again: after a resume that was stopped before it did anything
                 if old.exists():
                     _remove(old)
@@ -208,7 +211,7 @@ class Checkpoints:
         for entry in manifest["chunks"]:
             self._known[entry["file"]] = {"size": entry["size"], "sha256": entry["sha256"]}
         try:
-            _sync_folder(self._steps)
+            sync_folder(self._steps)
             self._prune()
         except OSError as error:
             raise SaveFailed(f"{final} is saved, but older files cannot be removed: {error}", error.errno) from error
@@ -484,15 +487,6 @@ class _Writing:
         return {"size": size, "sha256": digest}
 
 
-def _sync_folder(path: Path) -> None:
-    """Makes the names in a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _remove(path: Path) -> None:
     """Deletes a checkpoint; under another name first, so that a kill leaves no half of it that looks like a whole."""
     gone = path.with_name(path.name + ".tmp")
@@ -523,8 +517,12 @@ def _run_folder(checkpoint: Path) -> Path:
     return checkpoint.resolve().parent.parent
 
 
+def _is_file_name(name: Any) -> bool:
+    return _matches(NAME, name) and not name.endswith(".tmp")
+
+
 def _check_name(name: str) -> None:
-    if not NAME.fullmatch(name) or name.endswith(".tmp"):
+    if not _is_file_name(name):
         raise ValueError(f"{name!r} cannot name a file: letters, digits, '_', '-' and '.' can, a letter first")
 
 
@@ -556,16 +554,56 @@ def _manifest(path: Path) -> dict[str, Any]:
         raise CheckpointDamaged(f"{file} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise CheckpointDamaged(f"{file} is no JSON ({len(data)} bytes): {error}") from error
+    except RecursionError as error:
+        raise CheckpointDamaged(f"{file} is no manifest: it is nested too deeply") from error
     if not isinstance(content, dict) or data != _sealed({k: v for k, v in content.items() if k != "sha256"}):
         raise CheckpointDamaged(f"{file} does not have the hash that it says")
+    if not is_count(content.get("schema")):
+        raise CheckpointDamaged(f"{file} does not say its schema")
     if content["schema"] > SCHEMA:
         raise NewerSchema(
             f"{path} was written by pliant {content.get('pliant')} (schema {content['schema']}); this is pliant "
             f"{_version()}, which reads schemas up to {SCHEMA}: upgrade pliant"
         )
+    _check_manifest(content, file)
     if content["step"] != _step(path):
         raise CheckpointDamaged(f"{path} holds the manifest of step {content['step']}")
     return content
+
+
+def _check_manifest(content: Mapping[str, Any], file: Path) -> None:
+    """Refuse a manifest that is not made as `save` makes it, although it has its hash (CheckpointDamaged).
+
+    Whoever can write a manifest can write the hash, too. What it names is read, linked and deleted, so a name must
+    not lead out of the folder.
+    """
+
+    def entry(value: Any, what: str) -> None:
+        if not (isinstance(value, dict) and is_count(value.get("size")) and _matches(SHA256, value.get("sha256"))):
+            raise CheckpointDamaged(f"{file} gives no size and sha256 of {what}")
+
+    if not is_count(content.get("step")):
+        raise CheckpointDamaged(f"{file} does not say its step")
+    files, chunks = content.get("files"), content.get("chunks")
+    if not isinstance(files, dict) or not isinstance(chunks, list):
+        raise CheckpointDamaged(f"{file} does not list its files and chunks")
+    for name, value in files.items():
+        if not (_is_file_name(name) and name.endswith(".pt")):
+            raise CheckpointDamaged(f"{file} names the file {name!r}, which is no name of a part")
+        entry(value, name)
+    for value in chunks:
+        if not (isinstance(value, dict) and _is_file_name(value.get("file")) and _is_file_name(value.get("name"))):
+            raise CheckpointDamaged(f"{file} names a chunk that is no file name: {_shortened(value)}")
+        entry(value, value["file"])
+
+
+def _matches(pattern: re.Pattern[str], value: Any) -> bool:
+    return isinstance(value, str) and pattern.fullmatch(value) is not None
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value.get("file", value) if isinstance(value, dict) else value)
+    return text if len(text) <= 100 else text[:99] + "…"
 
 
 def _verified(path: Path, parts: Sequence[str] | None) -> dict[str, Any]:

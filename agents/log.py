@@ -44,6 +44,7 @@ from tensorboard.plugins.text.plugin_data_pb2 import TextPluginData
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 
+from .files import sync_folder
 from .hooks import Clock
 from .spaces import Episode
 
@@ -92,10 +93,14 @@ class _Accumulator:
 
 
 class _File:
-    """A file that is appended to, unbuffered; an error names the file and the space that is left."""
+    """A file that is appended to, unbuffered; an error names the file and the space that is left.
 
-    def __init__(self, path: Path) -> None:
+    `digest` is that of what the file holds already; it runs along with every write.
+    """
+
+    def __init__(self, path: Path, digest: hashlib.blake2b | None = None) -> None:
         self.path = path
+        self.digest = digest
         self.failed = False
         try:
             self._descriptor: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -111,6 +116,8 @@ class _File:
                 view = view[os.write(self._descriptor, view) :]
         except OSError as error:
             raise self._explained(error) from error
+        if self.digest is not None:
+            self.digest.update(data)
 
     def sync(self) -> int:
         """Makes the content durable; its size in bytes."""
@@ -151,12 +158,21 @@ def _plain(value: Any) -> int | float | str:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl` or `timing.jsonl` (or of the run folder that holds it), numbers as numbers.
 
-    A last line without its newline (the run is writing it, or was killed while it did) is left out.
+    A last line without its newline (the run is writing it, or was killed while it did) is left out. LogDamaged names
+    any other line that is no JSON object.
     """
-    text = (path / METRICS if path.is_dir() else path).read_text(encoding="utf-8")
+    file = path / METRICS if path.is_dir() else path
     words = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-    rows = [json.loads(line) for line in text.split("\n")[:-1]]
-    return [{k: words.get(v, v) if isinstance(v, str) else v for k, v in row.items()} for row in rows]
+    rows = []
+    for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise LogDamaged(f"line {number} of {file} is no JSON object: the file is damaged. Put it back from a copy")
+        rows.append({k: words.get(v, v) if isinstance(v, str) else v for k, v in row.items()})
+    return rows
 
 
 class Log:
@@ -189,6 +205,8 @@ class Log:
         self._texts: dict[str, str] = {}  # sha256 of what a text tag showed last
         self._hparams = False
         self._old_files: dict[str, int] = {}  # files of earlier sessions and their sizes
+        self._digest = _digest()  # of `metrics.jsonl` as far as it belongs to the run
+        self._cut: dict[str, int] | None = None  # sizes to which files are cut before the next write
         self._mark: tuple[int, float] | None = None  # (steps, seconds) from which speed is measured
 
     # What the run calls
@@ -385,15 +403,16 @@ class Log:
 
         Nothing is flushed: the lines of a record must not depend on when checkpoints were taken.
         """
+        self._metrics_file()
         files = dict(self._old_files)
         if self.folder is not None:
-            self._metrics_file()
             for file in (self._metrics, self._timing, self._events):
                 assert file is not None
                 files[file.path.name] = file.sync()
         return {
             "schema": SCHEMA,
             "files": files,
+            "digests": {} if self.folder is None else {METRICS: self._digest.hexdigest()},
             "sums": [
                 {"tags": list(tags), "total": group.total.cpu().clone(), "count": group.count}
                 for tags, group in self._sums.items()
@@ -407,16 +426,22 @@ class Log:
             "hparams": self._hparams,
         }
 
-    def resume(self, state: Mapping[str, Any]) -> None:
-        """Continues the record of a checkpoint: what was written after it is cut away, in every file.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Checks the record against a checkpoint and takes over its state, and changes no file. Files are cut when
+        the run goes on: by `go_on`, or else before the first write.
 
-        Raises LogDamaged if `metrics.jsonl` is missing or shorter than it was. TensorBoard's events and `timing.jsonl`
-        are views and may be deleted at any time, to save space: what is missing of them stays missing.
+        Raises LogDamaged if `metrics.jsonl` is missing, is shorter than it was, or holds something else than it held.
+        A checkpoint of an earlier version has no checksum, and its record is checked by its size alone.
         """
         if self._metrics is not None or self._closed:
             raise RuntimeError("resume a log before anything is written to it")
         if state["schema"] > SCHEMA:
             raise LogDamaged(f"this log was written by a newer pliant (schema {state['schema']}; known: {SCHEMA})")
+        if self.folder is not None:
+            files: dict[str, int] = dict(state["files"])
+            if METRICS in files:
+                self._digest = _checked(self.folder / METRICS, files[METRICS], state.get("digests", {}).get(METRICS))
+            self._cut = files
         self._sums = {tuple(s["tags"]): _Accumulator(s["total"].clone(), s["count"]) for s in state["sums"]}
         self._pending = [tuple(episode) for episode in state["pending"]]
         self._recent = deque(state["recent"], maxlen=self._recent.maxlen)
@@ -425,26 +450,36 @@ class Log:
         self.latest = dict(state["latest"])
         self._texts = dict(state["texts"])
         self._hparams = state["hparams"]
-        if self.folder is None:
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Continues the record of a checkpoint: what was written after it is cut away, in every file.
+
+        Raises LogDamaged if `metrics.jsonl` is not what it was. TensorBoard's events and `timing.jsonl` are views and
+        may be deleted at any time, to save space: what is missing of them stays missing.
+        """
+        self.load_state_dict(state)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Cuts away what was written after the checkpoint whose state was loaded, and opens the files; of a log that
+        continues nothing, or has gone on already, this does nothing."""
+        if self.folder is None or self._cut is None:
             return
-        files: dict[str, int] = dict(state["files"])
-        if METRICS in files:
-            path, size = self.folder / METRICS, files[METRICS]
-            there = path.stat().st_size if path.exists() else None
-            if there is None or there < size:
-                raise LogDamaged(
-                    f"{path} {'is missing' if there is None else f'holds {there:,} bytes'}, and had {size:,} when the "
-                    "checkpoint was taken. Put it back from a copy, or start over in another folder"
-                )
+        files, self._cut = self._cut, None
         sessions = self._event_files()
         for name in (METRICS, TIMING, *sessions):
             path = self.folder / name
-            if name not in files:
-                path.unlink(missing_ok=True)
-            elif path.exists():
-                _truncate(path, files[name])
-                if EVENTS.fullmatch(name):
-                    self._old_files[name] = path.stat().st_size
+            try:
+                if name not in files:
+                    path.unlink(missing_ok=True)
+                elif path.exists():
+                    _truncate(path, files[name])
+                    if EVENTS.fullmatch(name):
+                        self._old_files[name] = path.stat().st_size
+            except OSError as error:
+                failed = LogWriteFailed(f"cannot cut {path} to what it held at the checkpoint: {error.strerror}")
+                failed.errno = error.errno
+                raise failed from error
         # A TensorBoard that is open now still has the points that were cut away: the START of a new file purges them.
         self._open(first_frame=max(self._frames.values(), default=-1) + 1, sessions=sessions)
 
@@ -485,6 +520,9 @@ class Log:
         if self.folder is not None and self._metrics is None:
             if self._closed:
                 raise RuntimeError("the log is closed")
+            if self._cut is not None:
+                self.go_on()
+                return self._metrics
             left = [name for name in (METRICS, TIMING, *self._event_files()) if (self.folder / name).exists()]
             if left:
                 raise FileExistsError(
@@ -502,10 +540,10 @@ class Log:
         before = [int(match[1]) for name in sessions if (match := EVENTS.fullmatch(name))]
         second = max([int(time.time()), *(seconds + 1 for seconds in before)])
         events = f"events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}.pliant"
-        self._metrics = _File(self.folder / METRICS)
+        self._metrics = _File(self.folder / METRICS, self._digest)
         self._timing = _File(self.folder / TIMING)
         self._events = _File(self.folder / events)
-        _sync(self.folder)
+        sync_folder(self.folder)
         self._event(Event(wall_time=time.time(), file_version="brain.Event:2"))
         start = SessionLog(status=SessionLog.START)
         self._event(Event(wall_time=time.time(), step=first_frame, session_log=start))
@@ -570,13 +608,32 @@ def _hparams_value(tag: str, **info: Any) -> Summary.Value:
     return Summary.Value(tag=tag, metadata=metadata, tensor=hparams_metadata.NULL_TENSOR)
 
 
-def _sync(folder: Path) -> None:
-    """Makes the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _digest() -> hashlib.blake2b:
+    return hashlib.blake2b(digest_size=16)
+
+
+def _checked(path: Path, size: int, digest: str | None) -> hashlib.blake2b:
+    """The digest of the first `size` bytes of a file, which has to be `digest` if that is known (LogDamaged)."""
+    then = f"{size:,} bytes when the checkpoint was taken"
+    way_out = "Put it back from a copy, or start over in another folder"
+    running, left = _digest(), size
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        with path.open("rb") as file:
+            there = os.fstat(file.fileno()).st_size
+            if there < size:
+                raise LogDamaged(f"{path} holds {there:,} bytes, and had {then}. {way_out}")
+            while left and (block := file.read(min(left, 1 << 20))):
+                running.update(block)
+                left -= len(block)
+    except FileNotFoundError:
+        raise LogDamaged(f"{path} is missing, and had {then}. {way_out}") from None
+    except OSError as error:
+        raise LogDamaged(f"{path} cannot be read: {error.strerror}. {way_out}") from error
+    if digest is not None and running.hexdigest() != digest:
+        raise LogDamaged(
+            f"the first {size:,} bytes of {path} are not what they were when the checkpoint was taken. {way_out}"
+        )
+    return running
 
 
 def _truncate(path: Path, size: int) -> None:

@@ -235,7 +235,7 @@ class Run:
         self.checkpoints.save(clock.steps, parts, self.memory)
 
     def restore(self, found: Found, adopt: Callable[[dict[str, Any]], None] | None = None) -> None:
-        """Become the run that a checkpoint holds.
+        """Become the run that a checkpoint holds. No file is changed: the log cuts its files when the run goes on.
 
         Args:
             found: The checkpoint.
@@ -248,7 +248,7 @@ class Run:
         self.memory.load_state_dict(found.load("replay"))
         found.restore(self.memory)
         self.envs.load_state_dict(found.load("envs"))
-        self.log.resume(found.load("log"))
+        self.log.load_state_dict(found.load("log"))
         if self.monitors is not None and "monitors" in found.parts:
             self.monitors.load_state_dict(found.load("monitors"))
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..agents.log import METRICS, TIMING, read_metrics
+from ..agents.log import METRICS, TIMING, LogDamaged, read_metrics
 from ..interventions.spec import parse as parse_word
 from .config import BadInput, RunConfig, differences, dump, load
 from .pool import COST, OUTPUT
@@ -340,6 +340,8 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
         return []
     try:
         return read_metrics(folder)
+    except LogDamaged as error:
+        raise BadInput(str(error)) from None
     except (ValueError, OSError) as error:
         raise BadInput(f"{folder / METRICS} cannot be read: {' '.join(str(error).split())}") from None
 

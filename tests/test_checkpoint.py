@@ -34,6 +34,7 @@ from pliant.agents.checkpoint import (
     RunLocked,
     Saved,
     SaveFailed,
+    branch,
 )
 
 
@@ -417,6 +418,75 @@ def test_a_manifest_of_another_step_is_damage(run: Path) -> None:
     said: list[str] = []
     holds(Checkpoints(run).newest_good(report=said.append), 3)
     assert "holds the manifest of step 3" in said[0]
+
+
+GOOD = {"size": 1, "sha256": "0" * 64}
+CHUNK = {"name": "a", "version": 4, "file": "a.4.pt", **GOOD}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"files": {"../../../victim.txt": GOOD}},
+        {"files": {"/etc/hostname.pt": GOOD}},
+        {"files": {"../agent.pt": GOOD}},
+        {"files": {"manifest.json": GOOD}},
+        {"files": {"agent.pt": {"size": -1, "sha256": "0" * 64}}},
+        {"files": {"agent.pt": {"size": True, "sha256": "0" * 64}}},
+        {"files": {"agent.pt": {"size": 1, "sha256": "0" * 63 + "g"}}},
+        {"files": {"agent.pt": {"size": 1}}},
+        {"files": {"agent.pt": None}},
+        {"files": ["agent.pt"]},
+        {"files": None},
+        {"chunks": {"a": CHUNK}},
+        {"chunks": [CHUNK | {"file": "../../../victim.txt"}]},
+        {"chunks": [CHUNK | {"file": "a/b.pt"}]},
+        {"chunks": [CHUNK | {"file": "a.4.pt\n"}]},
+        {"chunks": [CHUNK | {"file": 3}]},
+        {"chunks": [CHUNK | {"name": None}]},
+        {"chunks": [CHUNK | {"sha256": None}]},
+        {"chunks": ["a.4.pt"]},
+        {"schema": None},
+        {"schema": True},
+        {"step": "4"},
+    ],
+)
+def test_a_manifest_that_is_not_made_as_ours_are_is_damage(run: Path, changes: dict[str, Any]) -> None:
+    """Its own hash is right, so whoever made it wanted it so: no name that it gives may lead out of the folder."""
+    manifest = run / "checkpoints" / name(4) / MANIFEST
+    reseal(manifest, **changes)
+    said: list[str] = []
+    holds(Checkpoints(run).newest_good(report=said.append), 3)
+    assert len(said) == 1 and str(manifest) in said[0]
+    for read in (lambda: Checkpoints.open(manifest.parent, verify=()), lambda: Checkpoints.open(manifest.parent)):
+        with pytest.raises(CheckpointDamaged, match=re.escape(str(manifest))):
+            read()
+    before = files(run)
+    checkpoints = Checkpoints(run)
+    holds(checkpoints.resume(said.append), 3)  # sets the damaged one aside, and collects what nobody names
+    assert {path for path in before if "step_" not in path} >= {path for path in files(run) if "step_" not in path}
+    save(checkpoints, 4)
+
+
+def test_a_manifest_that_is_nested_without_end_is_damage(run: Path) -> None:
+    (run / "checkpoints" / name(4) / MANIFEST).write_text("[" * 100_000)
+    said: list[str] = []
+    holds(Checkpoints(run).newest_good(report=said.append), 3)
+    assert MANIFEST in said[0]
+
+
+def test_a_branch_links_no_file_from_outside(run: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim.txt"
+    victim.write_text("mine")
+    entry = {"size": 4, "sha256": hashlib.sha256(b"mine").hexdigest()}
+    newest = run / "checkpoints" / name(4)
+    manifest = json.loads((newest / MANIFEST).read_text())
+    way = os.path.relpath(victim, newest)
+    reseal(newest / MANIFEST, files={**manifest["files"], way: entry})
+    arm = tmp_path / "deeper" / "arm"
+    with pytest.raises(CheckpointDamaged, match="victim"):
+        branch(Checkpoints.open(newest, verify=None), arm)
+    assert not arm.parent.exists() and victim.stat().st_nlink == 1
 
 
 def replace_file(run: Path, file: str, data: bytes) -> None:

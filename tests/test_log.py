@@ -379,6 +379,77 @@ def test_a_damaged_record_is_refused_by_name(tmp_path: Path, damage: str) -> Non
         new_log(tmp_path).resume(state)
 
 
+@pytest.mark.parametrize("sessions", [1, 2])
+@pytest.mark.parametrize("where", [0.0, 0.5, 1.0])
+def test_a_flipped_bit_in_the_record_is_refused_by_name(tmp_path: Path, where: float, sessions: int) -> None:
+    log = run(new_log(tmp_path), 1, 50)
+    state = through_disk(log.state_dict())
+    run(log, 51, 60)
+    for _ in range(1, sessions):
+        log.close("stopped")
+        log = new_log(tmp_path)
+        log.resume(state)
+        run(log, 51, 70)
+        state = through_disk(log.state_dict())
+    log.close("stopped")
+    data = bytearray((tmp_path / METRICS).read_bytes())
+    data[int(where * (state["files"][METRICS] - 1))] ^= 1
+    (tmp_path / METRICS).write_bytes(data)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(LogDamaged, match=rf"{METRICS} are not what they were .*in another folder"):
+        new_log(tmp_path).resume(state)
+    assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_a_bit_that_flips_after_the_checkpoint_is_cut_away(tmp_path: Path, whole: Path) -> None:
+    folder = tmp_path / "resumed"
+    log = run(start(new_log(folder)), 1, 57)
+    state = through_disk(log.state_dict())
+    run(log, 58, 90).close("stopped")
+    data = bytearray((folder / METRICS).read_bytes())
+    data[state["files"][METRICS]] ^= 1
+    (folder / METRICS).write_bytes(data)
+    log = new_log(folder)
+    log.resume(state)
+    run(log, 58, 200).close()
+    assert (folder / METRICS).read_bytes() == (whole / METRICS).read_bytes()
+
+
+def test_a_checkpoint_without_a_checksum_loads_and_the_next_one_has_it(tmp_path: Path) -> None:
+    log = run(new_log(tmp_path), 1, 50)
+    state = through_disk(log.state_dict())
+    log.close("stopped")
+    digests = state.pop("digests")
+    log = new_log(tmp_path)
+    log.resume(state)
+    assert log.state_dict()["digests"] == digests
+    log.close("stopped")
+
+
+def test_a_state_is_taken_over_without_touching_a_file(tmp_path: Path) -> None:
+    log = run(new_log(tmp_path), 1, 50)
+    state = through_disk(log.state_dict())
+    run(log, 51, 60).close()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    log = new_log(tmp_path)
+    log.load_state_dict(state)
+    log.close("stopped")
+    assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
+    log = new_log(tmp_path)
+    log.load_state_dict(state)
+    again = log.state_dict()
+    assert again["digests"] == state["digests"]
+    assert {name: again["files"][name] for name in state["files"]} == state["files"]
+    log.close("stopped")
+
+
+@pytest.mark.parametrize("line", [b"{\n", b"3\n", b'{"a": \xff}\n', b"[" * 100_000 + b"\n"])
+def test_a_line_that_is_no_object_is_named(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / METRICS).write_bytes(b'{"a": 1}\n' + line + b'{"a": 2}\n')
+    with pytest.raises(LogDamaged, match=rf"line 2 of .*{METRICS} is no JSON object"):
+        read_metrics(tmp_path)
+
+
 def test_a_record_is_durable_before_its_sizes_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))

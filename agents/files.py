@@ -1,0 +1,102 @@
+"""The small files of a run (`DONE`, `versions.json`, `fork.json`): read and checked, or refused by name; and written
+whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeGuard, TypeVar
+
+DONE = "DONE"
+Kind = TypeVar("Kind", dict[str, Any], list[Any])
+_KINDS: dict[type, str] = {dict: "an object", list: "a list"}
+
+
+class FileDamaged(RuntimeError):
+    """A file of a run does not hold what it must hold. The message names the file and the way out."""
+
+
+class WriteFailed(OSError):
+    """A file could not be written. What stood under its name before is unchanged."""
+
+
+def read_json(file: Path, kind: type[Kind], way_out: str) -> Kind | None:
+    """The content of a JSON file, or None if there is no such file.
+
+    Args:
+        file: The file.
+        kind: dict or list; what its outermost value must be.
+        way_out: What the user can do about a damaged file; the end of the message.
+
+    Raises:
+        FileDamaged: The file cannot be read, is no JSON, or holds another kind of value.
+    """
+    try:
+        data = file.read_bytes()
+        content = json.loads(data)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise FileDamaged(f"{file} cannot be read: {error.strerror}. {way_out}") from error
+    except (ValueError, RecursionError) as error:
+        state = f"is no JSON ({error})" if data.strip() else "is empty"
+        raise FileDamaged(f"{file} {state}. {way_out}") from error
+    if not isinstance(content, kind):
+        raise FileDamaged(f"{file} must hold {_KINDS[kind]}, and holds {type(content).__name__}. {way_out}")
+    return content
+
+
+def steps_done(folder: Path) -> int | None:
+    """Environment steps after which the run in a folder was done, as its `DONE` says; None if it is not done.
+
+    Raises:
+        FileDamaged: `DONE` is no JSON object with a number of steps.
+    """
+    file = folder / DONE
+    way_out = "Delete it, and the same command goes on from the last checkpoint"
+    content: dict[str, Any] | None = read_json(file, dict, way_out)
+    if content is None:
+        return None
+    steps = content.get("steps")
+    if not is_count(steps):
+        raise FileDamaged(f"{file} does not say how many steps were done. {way_out}")
+    return steps
+
+
+def is_count(value: object) -> TypeGuard[int]:
+    """Is it a whole number, and not negative?"""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file durably: after a kill or a failure at any moment it is the old one or the new one.
+
+    Raises:
+        WriteFailed: The disk is full or read-only, say.
+    """
+    scratch = file.with_name(file.name + ".tmp")
+    try:
+        with scratch.open("w", encoding="utf-8") as opened:
+            opened.write(text)
+            opened.flush()
+            os.fsync(opened.fileno())
+        os.replace(scratch, file)
+        sync_folder(file.parent)
+    except OSError as error:
+        with suppress(OSError):  # a disk that takes nothing may refuse this, too; the cause is told below
+            scratch.unlink(missing_ok=True)
+        failed = WriteFailed(f"cannot write {file}: {error.strerror}")
+        failed.errno = error.errno
+        raise failed from error
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
