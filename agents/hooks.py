@@ -6,18 +6,19 @@ that is itself one, so an agent always holds exactly one.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import combinations
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
+
+from .ranges import Moment, Number, Period, Start, Updates, at_least, check_numbers, checked
 
 if TYPE_CHECKING:
     from .agent import Agent
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 Unit = Literal["updates", "steps", "episodes"]
 UNITS = ("updates", "steps", "episodes")
+Patience: TypeAlias = Annotated[int, at_least(1, "measurements")]
 
 
 @dataclass(frozen=True)
@@ -77,14 +79,13 @@ class Trigger(Protocol):
 class Every:
     """Fires once per `period` of a clock, at any stride; never at zero, never before `start` nor after `stop`."""
 
-    period: int
+    period: Period
     of: Unit = "updates"
-    start: int = 0
-    stop: int | None = None
+    start: Start = 0
+    stop: Start | None = None
 
     def __post_init__(self) -> None:
-        if self.period < 1:
-            raise ValueError(f"a period must be at least 1, not {self.period}")
+        check_numbers(self)
         if self.of not in UNITS:
             raise ValueError(f"unknown clock {self.of!r}: {', '.join(map(repr, UNITS))}")
 
@@ -99,12 +100,11 @@ class Every:
 class At:
     """Fires when a clock passes each of the given moments."""
 
-    moments: tuple[int, ...]
+    moments: tuple[Moment, ...]
     of: Unit = "updates"
 
     def __post_init__(self) -> None:
-        if any(m < 1 for m in self.moments):
-            raise ValueError(f"moments must be at least 1: {self.moments}")
+        check_numbers(self)
         if self.of not in UNITS:
             raise ValueError(f"unknown clock {self.of!r}: {', '.join(map(repr, UNITS))}")
 
@@ -148,16 +148,13 @@ class When:
 
     of: Unit = "updates"
 
+    @checked
     def __init__(
-        self, metric: str, *, below: float | None = None, above: float | None = None, patience: int = 1,
-        cooldown: int = 0,
+        self, metric: str, *, below: Number | None = None, above: Number | None = None, patience: Patience = 1,
+        cooldown: Updates = 0,
     ) -> None:  # fmt: skip
         if (below is None) == (above is None):
             raise ValueError(f"when {metric} is what: give either below or above")
-        if not math.isfinite(bound := below if above is None else above):  # type: ignore[arg-type]
-            raise ValueError(f"when {metric} is what: {bound} is no bound that a measurement can cross")
-        if patience < 1 or cooldown < 0:
-            raise ValueError(f"patience is at least 1 and cooldown not negative, not {patience} and {cooldown}")
         self.metric, self.below, self.above = metric, below, above
         self.patience, self.cooldown = patience, cooldown
         self.readings: Readings | None = None
@@ -285,6 +282,11 @@ class Intervention(nn.Module):
     generator: Generator
     touched: Mapping[str, Tensor | float] = MappingProxyType({})
     comes_late: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:  # numbers are checked by the ranges that the annotations declare
+            cls.__init__ = checked(cls.__dict__["__init__"])  # type: ignore[method-assign]
 
     def seed(self, seed: int, device: torch.device) -> None:
         """Give the intervention a random stream of its own, on the device where it draws."""

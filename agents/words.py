@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn, TypeAlias
 
+from .ranges import OutOfRange, Range, parameter_hints, parameters_of
+
 Value: TypeAlias = "bool | int | float | str | tuple[Value, ...] | None"
 
 EXAMPLE = "redo(tau=0.1, every=1000)"
@@ -106,13 +108,15 @@ def resolve(
         if first in given:
             raise SentenceError(f"{word}: {first!r} is given twice: {usage}")
         given = {first: word.positional[0], **given}
-    hints = _hints(named)
+    hints = parameter_hints(named)
     converted = {}
     for key, value in given.items():
         if key not in parameters:
             raise SentenceError(f"{word.name} has no parameter {key!r}.{did_you_mean(key, parameters)} Usage: {usage}")
         try:
             converted[key] = convert(value, hints[key])
+        except OutOfRange as error:
+            raise SentenceError(f"{word.name}: {key} {error.complaint}. Usage: {usage}") from None
         except ValueError as error:
             raise SentenceError(f"{word.name}({key}=...) {error}. Usage: {usage}") from None
     for key, parameter in parameters.items():
@@ -123,7 +127,7 @@ def resolve(
 
 def signature(name: str, named: Callable[..., Any]) -> str:
     """How the word is written, with types and defaults: `redo(tau: float = 0.1, every: int = 1000)`."""
-    hints = _hints(named)
+    hints = parameter_hints(named)
     parts = []
     for key, parameter in parameters_of(named).items():
         kind = "" if hints[key] is Any else f": {describe(hints[key])}"
@@ -146,9 +150,15 @@ def convert(value: Any, annotation: Any, *, text: bool = False) -> Any:
     """`value` as the type that `annotation` names, or ValueError saying what was expected.
 
     Only what loses nothing: 1 for a float, 1e3 for an int, a list for a tuple, one item for a tuple of any length.
-    With `text` also numbers in a string, as PyYAML reads `1e-4`.
+    With `text` also numbers in a string, as PyYAML reads `1e-4`. A number that is not in a range that the annotation
+    declares is an `OutOfRange`.
     """
-    annotation = _bare(annotation)
+    if typing.get_origin(annotation) is typing.Annotated:
+        converted = convert(value, _bare(annotation), text=text)
+        for each in typing.get_args(annotation)[1:]:
+            if isinstance(each, Range) and converted is not None:
+                each.check(converted)
+        return converted
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Any or isinstance(annotation, typing.TypeVar):
         return value
@@ -259,32 +269,6 @@ def _refuse(what: str, where: str) -> NoReturn:
     )
 
 
-# Looking up
-
-
-def parameters_of(named: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """What a word may set. `*args` and `**kwargs`, as `nn.Module` has them, are not for users to fill."""
-    parameters = inspect.signature(named).parameters
-    return {key: p for key, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-
-
-def _hints(named: Callable[..., Any]) -> dict[str, Any]:
-    """The annotation of each parameter; `Any` where there is none, or where it names what is not imported."""
-    is_class = isinstance(named, type)
-    function = getattr(named, "__init__", None) if is_class else inspect.unwrap(named)
-    namespace = getattr(function, "__globals__", {})
-    hints = {}
-    for key, parameter in parameters_of(named).items():
-        holder = types.SimpleNamespace(__annotations__={key: parameter.annotation})
-        try:
-            hints[key] = typing.get_type_hints(holder, globalns=namespace).get(key, Any)
-        except NameError:
-            hints[key] = Any
-        if parameter.annotation is parameter.empty:
-            hints[key] = Any
-    return hints
-
-
 # Converting
 
 
@@ -297,14 +281,16 @@ def _unfit(value: Any, annotation: Any) -> ValueError:
 
 
 def _convert_union(value: Any, annotation: Any, members: tuple[Any, ...], text: bool) -> Any:
-    candidates = []
+    candidates, too_far = [], None
     for member in members:
         try:
             candidates.append(convert(value, member, text=text))
+        except OutOfRange as error:
+            too_far = error
         except ValueError:
             continue
     if not candidates:
-        raise _unfit(value, annotation)
+        raise too_far or _unfit(value, annotation)
     # A member that leaves the value as it is wins over one that has to turn it into something else.
     return next((c for c in candidates if type(c) is type(value) and c == value), candidates[0])
 
@@ -341,5 +327,7 @@ def _convert_items(value: Any, annotation: Any, text: bool) -> Any:
         raise _unfit(value, annotation)
     try:
         return wrap(convert(item, kind, text=text) for item, kind in zip(value, kinds, strict=True))
+    except OutOfRange:
+        raise
     except ValueError:
         raise _unfit(value, annotation) from None

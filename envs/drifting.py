@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import gymnasium
 import numpy as np
 
+from ..agents.ranges import checked
 from .adapter import Array
 from .schedule import Moment, Schedule
 
@@ -43,6 +44,11 @@ class Drift(ABC):
     """Words that cannot stand beside this one."""
     numeric: ClassVar[bool] = True
     """Are levels numbers, which can be mixed? Others are drawn anew for each episode."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:  # numbers are checked by the ranges that the annotations declare
+            cls.__init__ = checked(cls.__dict__["__init__"])  # type: ignore[method-assign]
 
     def __init__(
         self, every: int, at: tuple[int, ...], order: tuple[int, ...], abruptness: float, levels: Sequence[Any],

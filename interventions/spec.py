@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
-from ..agents.hooks import Compose, Intervention, When
+from ..agents.hooks import Compose, Intervention, Patience, When
+from ..agents.ranges import OutOfRange, Updates, parameters_of
 from ..agents.words import (
     EXAMPLE,
     LONGEST,
@@ -20,7 +21,6 @@ from ..agents.words import (
     describe,
     did_you_mean,
     one_line,
-    parameters_of,
     parse,
     resolve,
     signature,
@@ -35,7 +35,7 @@ __all__ = [
 Registry: TypeAlias = Mapping[str, Callable[..., Intervention]]
 
 # What any word may say that names something that fires now and then, in the place of a beat.
-LOOP: dict[str, Any] = {"when": str, "patience": int, "cooldown": int}
+LOOP: dict[str, Any] = {"when": str, "patience": Patience, "cooldown": Updates}
 BEAT = ("every", "of", "at", "start", "stop")
 
 
@@ -108,6 +108,8 @@ def _closed_loop(word: Word, parameters: Mapping[str, Any]) -> dict[str, Value]:
     for key, value in given.items():
         try:
             found[key] = convert(value, LOOP[key])
+        except OutOfRange as error:
+            raise SentenceError(f"{word.name}: {key} {error.complaint}") from None
         except ValueError as error:
             raise SentenceError(f"{word.name}({key}=...) {error}") from None
     try:

@@ -13,7 +13,6 @@ every round, so that whatever else the machine does hits both; the figure is the
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -26,6 +25,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pliant.agents.ranges import SomeTransitions
+from pliant.scripts.arguments import Parser, Rounds, SomeThreads, read
 
 
 @dataclass(frozen=True)
@@ -253,20 +255,21 @@ def monitors_table(rounds: int, threads: int, save: bool) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="pliant bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="pliant bench", description=__doc__)
     commands = parser.add_subparsers(dest="command")
     one = commands.add_parser("measure", help="one measurement, in this process")
     one.add_argument("library", choices=MEASURES)
     one.add_argument("task", choices=TASKS)
-    one.add_argument("--threads", type=int, default=1)
+    one.add_argument("--threads", type=read(SomeThreads), default=1)
     tables = [*TASKS, "memory", "checkpoint", "interventions", "monitors"]
     parser.add_argument("--only", nargs="+", choices=tables, help="some of the tables")
     parser.add_argument("--save", action="store_true", help="keep the costs of interventions and monitors for cards")
-    parser.add_argument("--rounds", type=int, default=3, help="turns that each library takes")
-    parser.add_argument("--threads", type=int, default=1, help="threads of each process")
-    parser.add_argument("--transitions", type=int, nargs="+", default=[100_000, 1_000_000], help="replay sizes to save")
+    parser.add_argument("--rounds", type=read(Rounds), default=3, help="turns that each library takes")
+    parser.add_argument("--threads", type=read(SomeThreads), default=1, help="threads of each process")
+    parser.add_argument(
+        "--transitions", type=read(SomeTransitions), nargs="+", default=[100_000, 1_000_000],
+        help="replay sizes to save",
+    )  # fmt: skip
     arguments = parser.parse_args(argv)
     if arguments.command == "measure":
         import torch

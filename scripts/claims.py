@@ -13,7 +13,6 @@ share runs; a run that is done is never repeated, one that was stopped goes on.
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import re
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pliant.scripts.arguments import HowManySeeds, Jobs, Parser, read
 from pliant.scripts.claim_cards import BUILT_IN, Arm, Card, find
 from pliant.scripts.claim_results import (
     ORDER,
@@ -45,9 +45,7 @@ SPARE = 0.9  # share of a budget that is planned for: costs are estimates
 
 def main(argv: list[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
-        prog="pliant claims", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="pliant claims", description=__doc__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     listing = commands.add_parser("list", help="all claims, their verdicts and costs (also without a command)")
     run = commands.add_parser("run", help="run what is missing of some claims, or of as many as fit a budget")
@@ -56,8 +54,10 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("names", nargs="*", metavar="NAME", help="claims, or files of cards; all if none is named")
         command.add_argument("--runs", type=Path, default=RUNS, metavar="DIR", help=f"where runs stand ({RUNS})")
     run.add_argument("--budget", metavar="TIME", help="wall clock to use, such as 30m, 90s or 1h30m")
-    run.add_argument("--jobs", type=int, default=0, help="processes at a time; one for every core if not given")
-    run.add_argument("--seeds", type=int, default=0, help="seeds of every arm; those of the card if not given")
+    run.add_argument("--jobs", type=read(Jobs), default=0, help="processes at a time; one for every core if not given")
+    run.add_argument(
+        "--seeds", type=read(HowManySeeds), default=0, help="seeds of every arm; those of the card if not given"
+    )
     for command in (run, render):
         command.add_argument("--out", type=Path, metavar="DIR", help="where claims.md goes (docs, or beside a card)")
     arguments = parser.parse_args(words)
@@ -73,8 +73,6 @@ def main(argv: list[str] | None = None) -> int:
         if not arguments.names and arguments.budget is None:
             raise BadInput("name claims (`pliant claims` lists them), or give --budget TIME to run as many as fit")
         budget = None if arguments.budget is None else seconds(arguments.budget)
-        if arguments.jobs < 0 or arguments.seeds < 0:
-            raise BadInput("--jobs and --seeds must not be negative")
         code = run_claims(cards, arguments.runs, budget, arguments.jobs or os.cpu_count() or 1, arguments.seeds)
         judged = [judge(card) for card in cards]
         print(table(judged))
@@ -95,7 +93,7 @@ def seconds(text: str) -> float:
     """`30m`, `90s`, `1h30m` in seconds (BadInput)."""
     found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
     total = sum(float(n) * u for n, u in zip(found.groups(), (3600, 60, 1), strict=True) if n) if found else 0.0
-    if total <= 0:
+    if not 0 < total < 1e9:
         raise BadInput(f"--budget is a time like 30m, 90s or 1h30m, not {text!r}")
     return total
 

@@ -10,7 +10,6 @@ and, as JSON, next to the checkpoint (or to --out).
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -23,11 +22,13 @@ import torch
 
 from pliant.agents import Agent, Episode
 from pliant.agents.checkpoint import Checkpoints
+from pliant.agents.ranges import EnvSteps, Episodes, NumEnvs, Seed, Share
 from pliant.agents.run import play
 from pliant.envs import EnvConfig, Envs, make, suite
 from pliant.envs.scores import human_normalised
 from pliant.interventions import INTERVENTIONS
 from pliant.interventions.spec import build
+from pliant.scripts.arguments import Parser, read
 from pliant.scripts.config import BadInput, RunConfig, bad_input, known, load
 
 FILM_FRAMES = 5_000  # of a video; a longer one fits into no GIF
@@ -174,29 +175,21 @@ def stands_at(path: Path) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="pliant evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="pliant evaluate", description=__doc__)
     parser.add_argument("agent", type=Path, metavar="PATH", help="a run's folder, a checkpoint, or a saved agent")
     parser.add_argument("--env", help="environment to play in; that of the run if not given")
-    parser.add_argument("--episodes", type=int, default=20, help="episodes to play (default: 20)")
-    parser.add_argument("--seed", type=int, default=0, help="decides the episodes' seeds (default: 0)")
+    parser.add_argument("--episodes", type=read(Episodes), default=20, help="episodes to play (default: 20)")
+    parser.add_argument("--seed", type=read(Seed), default=0, help="decides the episodes' seeds (default: 0)")
     parser.add_argument(
-        "--at-steps", type=int, metavar="N",
+        "--at-steps", type=read(EnvSteps), metavar="N",
         help="show a problem that drifts as it is at N environment steps (default: where the checkpoint was saved)",
     )  # fmt: skip
-    parser.add_argument("--epsilon", type=float, default=0.0, help="probability of a random action (default: 0)")
-    parser.add_argument("--num-envs", type=int, default=8, help="environments stepped together (default: 8)")
+    parser.add_argument("--epsilon", type=read(Share), default=0.0, help="probability of a random action (default: 0)")
+    parser.add_argument("--num-envs", type=read(NumEnvs), default=8, help="environments stepped together (default: 8)")
     parser.add_argument("--device", default="cpu", help="where the networks run (default: cpu)")
     parser.add_argument("--out", type=Path, help="where the result goes as JSON (default: beside the agent)")
     parser.add_argument("--video", type=Path, metavar="GIF", help="film the first 5,000 steps (one environment then)")
     arguments = parser.parse_args(argv)
-    if arguments.episodes < 1 or arguments.num_envs < 1:
-        raise BadInput("--episodes and --num-envs must be at least 1")
-    if arguments.at_steps is not None and arguments.at_steps < 0:
-        raise BadInput("--at-steps must not be negative")
-    if not 0 <= arguments.epsilon <= 1:
-        raise BadInput(f"--epsilon is a probability, not {arguments.epsilon}")
     with bad_input():
         agent, config, source = saved_agent(arguments.agent, arguments.device)
         env = arguments.env or (config.env if config is not None else None)

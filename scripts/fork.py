@@ -21,7 +21,6 @@ which repeats it to the last bit.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -39,12 +38,13 @@ from pliant.agents import Agent
 from pliant.agents.checkpoint import Checkpoints, Found, RunLock, RunLocked, branch, saved_steps
 from pliant.agents.hooks import At, Clock, Every, Intervention, derive_seed
 from pliant.agents.progress import Progress as RunProgress
+from pliant.agents.ranges import SomeEnvSteps, parameters_of
 from pliant.agents.run import Run
-from pliant.agents.words import parameters_of
 from pliant.interventions import INTERVENTIONS
 from pliant.interventions.spec import Word, check, parse
 from pliant.interventions.watch import check_monitors, watch
 from pliant.scripts import stats
+from pliant.scripts.arguments import Jobs, Parser, Replicates, read
 from pliant.scripts.config import BadInput, RunConfig, _safe, _word_for_folder, bad_input, dump, load
 from pliant.scripts.pool import Job, Progress, run_all
 
@@ -96,9 +96,7 @@ class Parent:
 
 def main(argv: list[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
-        prog="pliant fork", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="pliant fork", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of the runs to fork")
     parser.add_argument("--at", required=True, metavar="STEP", help="environment steps at which to fork, or latest")
     parser.add_argument("--with", dest="sentences", action="append", default=[], metavar="SENTENCE",
@@ -106,15 +104,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--diagnose", action="store_true", help="the arms that tell which part has lost plasticity")
     parser.add_argument("--why", action="store_true",
                         help="mend one thing after the other in copies and probe each; runs nothing")  # fmt: skip
-    parser.add_argument("--tandem", nargs="?", type=int, const=10_000, metavar="EVERY",
+    parser.add_argument("--tandem", nargs="?", type=read(SomeEnvSteps), const=10_000, metavar="EVERY",
                         help="a new agent learns passively from the control's replay; compared so often")  # fmt: skip
-    parser.add_argument("--reseed", type=int, default=1, metavar="N", help="replicates of every arm (1)")
-    parser.add_argument("--steps", type=int, metavar="STEP", help="where arms end; where the parent ends if not given")
-    parser.add_argument("--for", dest="length", type=int, metavar="N", help="or how many steps they go on")
-    parser.add_argument("--jobs", type=int, default=0, help="processes at a time; one for every core if not given")
+    parser.add_argument("--reseed", type=read(Replicates), default=1, metavar="N", help="replicates of every arm (1)")
+    parser.add_argument(
+        "--steps", type=read(SomeEnvSteps), metavar="STEP", help="where arms end; where the parent ends if not given"
+    )
+    parser.add_argument(
+        "--for", dest="length", type=read(SomeEnvSteps), metavar="N", help="or how many steps they go on"
+    )
+    parser.add_argument(
+        "--jobs", type=read(Jobs), default=0, help="processes at a time; one for every core if not given"
+    )
     arguments = parser.parse_args(words)
-    if arguments.reseed < 1 or arguments.jobs < 0:
-        raise BadInput("--reseed is at least 1, and --jobs not negative")
     if arguments.steps is not None and arguments.length is not None:
         raise BadInput("give --steps or --for, not both")
     parents = [parent_of(folder) for folder in arguments.runs]

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from pliant.agents import Agent, Batch, Clock
 from pliant.agents.checkpoint import Checkpoints, Found
 from pliant.agents.hooks import Every, Never, Sampling, derive_seed
 from pliant.agents.networks import ReLU
+from pliant.agents.ranges import AT_ONCE, Seed, at_least
 from pliant.envs import EnvConfig, make
 from pliant.interventions import INTERVENTIONS, MONITORS, watch
 from pliant.interventions.dashboard import Picture
@@ -44,9 +45,11 @@ from pliant.interventions.monitor_probe import ProbeMonitor, readings
 from pliant.interventions.probe import Budget, Probe, Subject, experiment
 from pliant.interventions.spec import build, did_you_mean, parse
 from pliant.interventions.watch import GROUPS, built, check_monitors, expand, measurer
+from pliant.scripts.arguments import Parser, read
 from pliant.scripts.config import BadInput, RunConfig, bad_input, known, load
 
 SAMPLES = 2_048  # states that are played for or drawn
+States: TypeAlias = Annotated[int, at_least(2, "states", most=1_000_000, why=AT_ONCE)]
 WIDTH = 118  # columns of the table
 PLAIN = ("units", "norms", "ranks", "probe")  # monitors that ask for nothing but weights and outputs
 LATE = 10**12  # environment steps by which no agent explores as a beginner any more
@@ -533,9 +536,7 @@ def report_on_module(arguments: argparse.Namespace) -> Report:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="pliant inspect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="pliant inspect", description=__doc__)
     parser.add_argument("path", type=Path, metavar="PATH", help="a run's folder, a checkpoint, an agent, or weights")
     parser.add_argument(
         "--monitors", nargs="+", metavar="WORD",
@@ -551,20 +552,20 @@ def main(argv: list[str] | None = None) -> int:
         "--interventions", nargs="+", default=(), metavar="WORD", help="those of an agent's file; a run knows its own"
     )
     parser.add_argument("--observations", type=Path, metavar="FILE", help="states (.npy) instead of the replay")
-    parser.add_argument("--samples", type=int, default=SAMPLES, help=f"states played for or drawn (default: {SAMPLES})")
+    parser.add_argument(
+        "--samples", type=read(States), default=SAMPLES, help=f"states played for or drawn (default: {SAMPLES})"
+    )
     parser.add_argument("--module", metavar="PACKAGE.MODULE:CLASS", help="PATH holds a state dict of this module")
     parser.add_argument("--module-args", metavar="JSON", help="arguments of its constructor: an object or a list")
     parser.add_argument(
         "--input", nargs="+", metavar="FILE|SHAPE",
         help="what the module reads, for each argument: a .npy of samples, or the shape of one (standard normal draws)",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of what is played, drawn and sampled here (default: 0)")
+    parser.add_argument(
+        "--seed", type=read(Seed), default=0, help="of what is played, drawn and sampled here (default: 0)"
+    )
     parser.add_argument("--device", default="cpu", help="where the networks run (default: cpu)")
     arguments = parser.parse_args(argv)
-    if arguments.samples < 2:
-        raise BadInput("--samples must be at least 2")
-    if arguments.seed < 0:
-        raise BadInput("--seed must not be negative")
     try:
         torch.empty(0, device=arguments.device)
     except (RuntimeError, AssertionError) as error:

@@ -30,9 +30,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pliant.agents import Agent
 from pliant.agents.hooks import Clock
+from pliant.agents.ranges import Positive, SomeEnvSteps
 from pliant.envs import Envs, make
 from pliant.interventions import INTERVENTIONS
 from pliant.interventions.spec import build, did_you_mean
+from pliant.scripts.arguments import Parser, read
 from pliant.scripts.config import BadInput, RunConfig, known
 from pliant.scripts.report_data import Record, Runs, collect
 from pliant.scripts.report_page import as_html, as_markdown
@@ -45,9 +47,7 @@ SMALL = {"buffer_size": 4_096, "learning_starts": 200}  # of that agent
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="pliant report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="pliant report", description=__doc__)
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUNS", help="run folders, folders with runs below them, a study "
                                                            "or its file"
@@ -58,11 +58,14 @@ def main(argv: list[str] | None = None) -> int:
         help="score of a run: final, last, tasks, area, or the tag of a measurement (its mean over the last tenth)",
     )  # fmt: skip
     parser.add_argument("--lower-is-better", action="store_true", help="of the measure; returns are better if higher")
-    parser.add_argument("--segment", type=int, metavar="N", help="environment steps that a task lasts; the "
+    parser.add_argument("--segment", type=read(SomeEnvSteps),
+                        metavar="N", help="environment steps that a task lasts; the "
                                                                  "study's if it says")
     parser.add_argument("--baseline", metavar="ARM", help="the arm that others are compared with")
     parser.add_argument("--oracle", metavar="ARM", help="the arm whose lead over the baseline is the gap to be closed")
-    parser.add_argument("--margin", type=float, metavar="M", help="smallest difference of scores that would matter")
+    parser.add_argument(
+        "--margin", type=read(Positive), metavar="M", help="smallest difference of scores that would matter"
+    )
     parser.add_argument(
         "--flops", action=argparse.BooleanOptionalAction, default=True,
         help="count the floating-point operations of an update, on agents built anew (default: yes)",
@@ -70,10 +73,6 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     arguments = parser.parse_args(words)
     line = shlex.join(["pliant", "report", *(words[1:] if argv is None and words[:1] == ["report"] else words)])
-    if arguments.segment is not None and arguments.segment < 1:
-        raise BadInput(f"--segment is a number of environment steps, at least 1, not {arguments.segment}")
-    if arguments.margin is not None and not arguments.margin > 0:
-        raise BadInput(f"--margin is a difference above 0, not {arguments.margin:g}")
     if arguments.out.is_file():
         raise BadInput(f"--out {arguments.out} is a file, not a folder")
     report = make_report(

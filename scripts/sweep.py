@@ -28,7 +28,18 @@ except ModuleNotFoundError as missing:
         raise
     sys.exit("error: pliant is not installed. Run `make train`, or `pip install -e .` in the checkout first")
 
+from pliant.agents.ranges import EnvSteps
 from pliant.interventions.spec import did_you_mean
+from pliant.scripts.arguments import (
+    Gpus,
+    GpusPerRun,
+    HowManySeeds,
+    Jobs,
+    Parser,
+    RunsPerJob,
+    SomeCores,
+    read,
+)
 from pliant.scripts.claims import seconds
 from pliant.scripts.config import BadInput, differences, load
 from pliant.scripts.pool import STOPPED, Job, Outcome, Progress, run_all
@@ -38,31 +49,35 @@ from pliant.scripts.train import FREE
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="pliant sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="pliant sweep", description=__doc__)
     add = parser.add_argument
     add("study", type=Path, metavar="STUDY", help="a study file, or a study's folder")
     add("--status", action="store_true", help="say how all runs stand, also while they run elsewhere")
     add("--dry-run", action="store_true", help="print the commands of what is not done, and run nothing")
     add("--only", action="append", default=[], metavar="ARM", help="this arm alone (may be given again)")
-    add("--seeds", type=int, default=0, metavar="N", help="the first N seeds alone")
-    add("--steps", type=int, default=0, metavar="N", help="runs of N steps, in a folder of their own")
+    add("--seeds", type=read(HowManySeeds), default=0, metavar="N", help="the first N seeds alone")
+    add("--steps", type=read(EnvSteps), default=0, metavar="N", help="runs of N steps, in a folder of their own")
     add("--out", type=Path, metavar="DIR", help="where the runs stand (runs/studies/<name>)")
     add("--executor", choices=("local", "ray", "slurm"), default="local", help="who runs them (local)")
     add("--budget", metavar="TIME", help="wall clock after which runs save and stop, such as 30m, 90s or 1h30m")
-    add("--jobs", type=int, default=0, metavar="N", help="runs at a time; one for every core, or GPU, if not given")
-    add("--gpus-per-run", type=float, default=1.0, metavar="X", help="on cuda: GPUs of a run, or a share of one (1)")
+    add(
+        "--jobs", type=read(Jobs), default=0, metavar="N",
+        help="runs at a time; one for every core, or GPU, if not given",
+    )  # fmt: skip
+    add(
+        "--gpus-per-run", type=read(GpusPerRun), default=1.0, metavar="X",
+        help="on cuda: GPUs of a run, or a share of one (1)",
+    )  # fmt: skip
     slurm = parser.add_argument_group("--executor slurm, which writes a script for sbatch")
     slurm.add_argument("--emit", type=Path, metavar="FILE", help="where to (the terminal)")
     slurm.add_argument("--time", default="24:00:00", help="time of a job (24:00:00)")
     slurm.add_argument("--partition", default="", metavar="NAME")
-    slurm.add_argument("--cpus", type=int, default=1, metavar="N", help="cores of a job, and runs at a time in it (1)")
-    slurm.add_argument("--gpus", type=int, default=0, metavar="N", help="GPUs of a job")
-    slurm.add_argument("--runs-per-job", type=int, default=1, metavar="N")
+    slurm.add_argument(
+        "--cpus", type=read(SomeCores), default=1, metavar="N", help="cores of a job, and runs at a time in it (1)"
+    )
+    slurm.add_argument("--gpus", type=read(Gpus), default=0, metavar="N", help="GPUs of a job")
+    slurm.add_argument("--runs-per-job", type=read(RunsPerJob), default=1, metavar="N")
     arguments = parser.parse_args(argv)
-    if min(arguments.jobs, arguments.seeds, arguments.steps) < 0 or arguments.gpus_per_run <= 0:
-        raise BadInput("--jobs, --seeds and --steps must not be negative, and --gpus-per-run more than 0")
     budget = None if arguments.budget is None else seconds(arguments.budget)
     study = load_study(arguments.study)
     if arguments.steps:

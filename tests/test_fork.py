@@ -318,13 +318,13 @@ def test_misuse_is_told_in_one_line(parents: Any, tmp_path: Path, capsys: pytest
         ("--at", "0", "--with", "redo"): "--at must be at least 1",
         ("--at", "1e400", "--with", "redo"): "--at is a number of environment steps or latest, not '1e400'",
         ("--at", "1.5e0", "--with", "redo"): "--at is a number of environment steps or latest, not '1.5e0'",
-        ("--at", "400", "--with", "redo", "--steps", "0"): "would end at step 0",
+        ("--at", "400", "--with", "redo", "--steps", "0"): "--steps must be at least 1 environment step, not 0",
         ("--at", "400"): "nothing to compare",
         ("--at", "400", "--with", "rodo"): "unknown intervention 'rodo'. Did you mean 'redo'?",
         ("--at", "400", "--with", "redo(tua=1)"): "redo has no parameter 'tua'",
         ("--at", "400", "--with", "redo", "--steps", "400"): "would end at step 400",
         ("--at", "400", "--with", "redo", "--steps", "900", "--for", "9"): "give --steps or --for, not both",
-        ("--at", "400", "--with", "redo", "--reseed", "0"): "--reseed is at least 1",
+        ("--at", "400", "--with", "redo", "--reseed", "0"): "--reseed must be at least 1 replicate, not 0",
     }.items():
         assert forked(parent, *words) == 2
         assert message in capsys.readouterr().err

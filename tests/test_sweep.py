@@ -139,7 +139,7 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
     for words, told in (
         ((file, "--only", "plian"), "there is no arm 'plian'. Did you mean 'plain'?"),
         ((file, "--seeds", 9), "has 1 seeds, not 9"),
-        ((file, "--jobs", -1), "must not be negative"),
+        ((file, "--jobs", -1), "--jobs must be at least 0 processes, not -1"),
         ((file, "--out", file), "is a file: name a folder"),
         ((file, "--out", root, "--executor", "slurm", "--emit", tmp_path), "is a folder: name the script"),
         ((study(tmp_path, "gpu", device="cuda"), "--out", root), "there is no GPU here"),
