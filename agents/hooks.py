@@ -233,8 +233,8 @@ class Update(NamedTuple):
     td_error: Tensor  # [B], absolute; the priorities of prioritised replay
 
 
-class Run(Protocol):
-    """What `after_update` may see of the run around the agent."""
+class Learning(Protocol):
+    """An agent, the clock, and the memory that the agent learns from."""
 
     @property
     def agent(self) -> Agent: ...
@@ -242,6 +242,11 @@ class Run(Protocol):
     def clock(self) -> Clock: ...
     @property
     def memory(self) -> Memory: ...
+
+
+class Run(Learning, Protocol):
+    """What `after_update` may see of the run around the agent."""
+
     def firing(self, part: Intervention) -> AbstractContextManager[None]:
         """Take note that an intervention fires within the block, and of what that changes."""
         ...
@@ -254,6 +259,18 @@ class Memory(Protocol):
     def sample(
         self, batch_size: int, n_step: int = 1, gamma: float = 0.99, generator: Generator | None = None
     ) -> Batch: ...
+
+
+def sample_like_training(run: Learning, samples: int, generator: Generator) -> Batch:
+    """B = `samples` transitions as the agent learns from them at this moment, drawn without a trace.
+
+    The agent's n-step and discount count, annealed or not; the defaults of `Memory.sample` are no agent's.
+
+    Raises:
+        RuntimeError: The memory holds no transition with a complete window.
+    """
+    sampling = run.agent.sampling(run.clock)
+    return run.memory.sample(samples, sampling.n_step, sampling.gamma, generator=generator)
 
 
 class Intervention(nn.Module):

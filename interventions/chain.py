@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..agents.agent import Agent
-from ..agents.hooks import Intervention, Run
+from ..agents.hooks import Intervention, Run, sample_like_training
 from ..agents.networks import Injection
 
 
@@ -118,7 +118,7 @@ class Chain(Intervention):
     @torch.no_grad()
     def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
         """Draw the batch for the next update."""
-        batch = run.memory.sample(self.samples, generator=self.generator)
+        batch = sample_like_training(run, self.samples, self.generator)
         self.obs.copy_(batch.obs)
         self.action.copy_(batch.action)
 

@@ -37,7 +37,17 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from ..agents.agent import Agent
-from ..agents.hooks import Clock, Every, Intervention, Trigger, Unit, Update, When, derive_seed
+from ..agents.hooks import (
+    Clock,
+    Every,
+    Intervention,
+    Trigger,
+    Unit,
+    Update,
+    When,
+    derive_seed,
+    sample_like_training,
+)
 from ..agents.replay import Batch
 from .dashboard import Arrived, Board, Picture
 from .parts import ENCODER, Survey, chosen_layers, survey
@@ -105,10 +115,7 @@ class Look:
         """Transitions of the replay as the agent learns from them, drawn without a trace; the same for whoever asks
         for as many at this update."""
         if (purpose, samples) not in self._batches:
-            sampling = self.agent.sampling(self.clock)
-            self._batches[purpose, samples] = self.memory.sample(
-                samples, sampling.n_step, sampling.gamma, generator=self.generator(purpose)
-            )
+            self._batches[purpose, samples] = sample_like_training(self, samples, self.generator(purpose))
         return self._batches[purpose, samples]
 
     def outputs(self, samples: int = SAMPLES) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..agents.agent import Agent
-from ..agents.hooks import Every, Intervention, Run, Unit
+from ..agents.hooks import Every, Intervention, Run, Unit, sample_like_training
 from ..agents.networks import Fourier
 from .parts import Survey, chosen_layers, edited, survey
 from .surgery import Chosen, Optimizers, reinit_units_
@@ -77,7 +77,7 @@ class Recycler(Intervention):
     def look(self, run: Run, activations: Mapping[str, Sequence[Tensor]], samples: int) -> dict[str, Tensor]:
         """Outputs by layer on `samples` transitions of the replay, or on the update's own batch if that is 0."""
         if samples and run.memory is not None:
-            activations = run.agent.activations(run.memory.sample(samples, generator=self.generator))
+            activations = run.agent.activations(sample_like_training(run, samples, self.generator))
         return {name: h for name, h in self.found.outputs(activations).items() if name in self.units}
 
     def recycle(self, chosen: Mapping[str, Chosen], *, outgoing: bool = True) -> None:

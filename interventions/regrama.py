@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..agents.hooks import Run, Unit
+from ..agents.hooks import Run, Unit, sample_like_training
 from .recycling import Ages, Recycler, lowest, per_unit
 from .redo import dormancy_score
 from .surgery import Chosen
@@ -66,7 +66,7 @@ class ReGraMa(Recycler):
 
     def unit_gradients(self, run: Run) -> dict[str, Tensor]:
         """Mean over samples, copies and positions of the absolute gradient with respect to each unit's output."""
-        batch = run.memory.sample(self.samples, generator=self.generator)
+        batch = sample_like_training(run, self.samples, self.generator)
         sizes = {}
         with run.agent.drawing_from(self.generator):
             for component, loss, trace in run.agent.live_traces(batch):

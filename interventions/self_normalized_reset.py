@@ -25,7 +25,8 @@ class SelfNormalizedReset(Recycler):
         algorithm 1: a test of "it should have fired by now" against the unit's own inter-firing times.
     Differs: Thresholds are renewed every `renew` updates, since reinforcement learning has no tasks at whose end to do
         it. Times between firings are counted in updates and, beyond 64, in bins of a sixteenth of an octave, where the
-        code keeps a count for every length. A unit with no recorded firing keeps its threshold; in the code an empty
+        code keeps a count for every length: a threshold falls or grows exactly when the code's does, and where it falls
+        it ends up to two bins (9 %) lower. A unit with no recorded firing keeps its threshold; in the code an empty
         record makes it the smallest there is. At most `most` units of a layer are reset per update, the most overdue
         first. Biases of new units come from their layer's law of birth, where the code has zeros. A unit fires if any
         of its outputs on the batch exceeds eps in magnitude (for ReLU: is positive). Adam's counts are kept in the
@@ -86,7 +87,7 @@ class SelfNormalizedReset(Recycler):
         for name, h in self.look(run, activations, 0).items():
             age, threshold, record = (getattr(self, self._key(name, k)) for k in ("age", "threshold", "record"))
             fired = (per_unit(self.units[name].layer, h).abs() > self.eps).any(3).any(1).any(0)
-            self.note(record, age, fired & (age > 0))
+            self.note(record, age, fired & (age > 0), threshold)
             age.add_(1).masked_fill_(fired, 0.0)
             overdue = age - threshold
             order = overdue.argsort(descending=True, stable=True)[: self.most]
@@ -94,31 +95,38 @@ class SelfNormalizedReset(Recycler):
             chosen[name] = Chosen(order, reset)
             # The silence that ended in a reset is one that was at least so long.
             gone = torch.zeros_like(fired).index_copy_(0, order, reset)
-            self.note(record, age, gone)
+            self.note(record, age, gone, threshold)
             age.masked_fill_(gone, 0.0)
             if self.renewal(run.clock):
                 self.renew(threshold, record)
         self.recycle(chosen)
 
-    def note(self, record: Tensor, age: Tensor, which: Tensor) -> None:
-        """Enter the present silences of the units at which `which` holds."""
-        record.scatter_add_(1, _bin(age)[:, None], which[:, None].to(record.dtype))
+    def note(self, record: Tensor, age: Tensor, which: Tensor, threshold: Tensor) -> None:
+        """Enter the present silences of the units at which `which` holds.
+
+        Whether a threshold is lowered depends on how many silences were shorter than it. One that was, but falls into
+        the threshold's own bin, is entered one bin lower, so that the record can tell.
+        """
+        bins, limit = _bin(age, self.lengths), _bin(threshold.ceil(), self.lengths)
+        bins = torch.where(age < threshold, bins.minimum(limit - 1), bins)
+        record.scatter_add_(1, bins[:, None], which[:, None].to(record.dtype))
 
     def renew(self, threshold: Tensor, record: Tensor) -> None:
         """The percentile of each unit's record, or the old threshold expanded where that would not lower it."""
         total = record.sum(1)
         share = record.cumsum(1) / total.clamp(min=1)[:, None]
-        # The first bin at which the share is reached.
-        found = self.lengths.index_select(0, (share >= self.percentile).to(torch.uint8).argmax(1))
-        renewed = torch.where(found < threshold, found, threshold * self.expansion).clamp(1.0, float(self.longest))
-        threshold.copy_(torch.where(total > 0, renewed, threshold))
+        # The first bin at which the share is reached. Bins are compared with bins: the shortest silence of the bin that
+        # a threshold lies in is shorter than the threshold itself, and would seem to lower it.
+        reached = (share >= self.percentile).to(torch.uint8).argmax(1)
+        lowered = reached < _bin(threshold.ceil(), self.lengths)
+        renewed = torch.where(lowered, self.lengths.index_select(0, reached), threshold * self.expansion)
+        threshold.copy_(torch.where(total > 0, renewed.clamp(1.0, float(self.longest)), threshold))
         record.zero_()
 
 
-def _bin(age: Tensor) -> Tensor:
-    """[units] updates → the bin of a silence of that length."""
-    coarse = EXACT + (16 * torch.log2(age.clamp(min=EXACT) / EXACT)).floor()
-    return torch.where(age < EXACT, age, coarse).clamp(max=BINS - 1).long()
+def _bin(length: Tensor, lengths: Tensor) -> Tensor:
+    """[units] whole numbers of updates → the bin of a silence of that length."""
+    return torch.bucketize(length, lengths, right=True) - 1
 
 
 def _lengths() -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..agents import Agent
-from ..agents.hooks import Clock
+from ..agents.hooks import Clock, sample_like_training
 from ..agents.optimizers import Adam, OptimizerConfig
 from ..agents.run import Run
 from ..envs import make
@@ -60,7 +60,7 @@ def injection() -> list[Row]:
     for name, line in LEARNERS.items():
         run, part = _run(line, "plasticity_injection(at=1000000, of=updates)")
         run.train(200)
-        batch = run.memory.sample(100, generator=torch.Generator().manual_seed(0))
+        batch = sample_like_training(run, 100, torch.Generator().manual_seed(0))
         critic = run.agent.components["critic"]
         trained = sum(p.numel() for group in critic.optimizer.param_groups for p in group["params"])
         with torch.no_grad():

@@ -36,7 +36,7 @@ import torch
 
 from pliant.agents import Agent
 from pliant.agents.checkpoint import Checkpoints, Found, RunLock, RunLocked, branch, saved_steps
-from pliant.agents.hooks import At, Clock, Every, Intervention, derive_seed
+from pliant.agents.hooks import At, Clock, Every, Intervention, derive_seed, sample_like_training
 from pliant.agents.progress import Progress as RunProgress
 from pliant.agents.ranges import SomeEnvSteps, parameters_of
 from pliant.agents.run import Run
@@ -506,9 +506,8 @@ def _join(run: Run, plain: Agent, joining: int, sentence: str) -> None:
     remember, and fire if that is what they do at a moment."""
     agent, clock = run.agent, run.clock
     generator = torch.Generator(agent.device).manual_seed(derive_seed(agent.seed, f"fork at {clock.steps}"))
-    sampling = agent.sampling(clock)
     try:
-        batch = run.memory.sample(sampling.batch_size, sampling.n_step, sampling.gamma, generator=generator)
+        batch = sample_like_training(run, agent.sampling(clock).batch_size, generator)
     except (RuntimeError, ValueError) as error:
         raise BadInput(f"nothing has been learnt from yet at step {clock.steps}; fork later ({error})") from error
     with torch.no_grad():

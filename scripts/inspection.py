@@ -33,9 +33,10 @@ from torch import Generator, Tensor, nn
 
 from pliant.agents import Agent, Batch, Clock
 from pliant.agents.checkpoint import Checkpoints, Found
-from pliant.agents.hooks import Every, Never, Sampling, derive_seed
+from pliant.agents.hooks import Every, Never, Sampling, derive_seed, sample_like_training
 from pliant.agents.networks import ReLU
 from pliant.agents.ranges import AT_ONCE, Seed, at_least
+from pliant.agents.rollout import Rollout
 from pliant.envs import EnvConfig, make
 from pliant.interventions import INTERVENTIONS, MONITORS, watch
 from pliant.interventions.dashboard import Picture
@@ -191,19 +192,22 @@ def observed(agent: Agent, path: Path) -> Given:
     return Given(Batch(obs, agent.act(obs), zeros, zeros, obs, zeros + 1, index))
 
 
-def played(agent: Agent, env: str, config: EnvConfig, samples: int, seed: int, **stands: Any) -> Any:
-    """A replay of what the agent lives through in an environment, exploring as it did at the end of its training."""
+def played(agent: Agent, env: str, config: EnvConfig, samples: int, n_step: int, seed: int, **stands: Any) -> Any:
+    """A replay of what the agent lives through in an environment, exploring as it did at the end of its training:
+    `samples` transitions whose windows of `n_step` steps are complete, or one rollout if it learns from rollouts."""
     envs = make(env, num_envs=1, seed=seed, config=config, evaluation=True, **stands)
     try:
         memory = agent.memory(1)
         obs = envs.reset()
         memory.start(obs)
         clock = Clock(steps=LATE)
-        for _ in range(samples + agent.config.n_step - 1):
+        for _ in range(memory.length if isinstance(memory, Rollout) else samples + n_step - 1):
             action = agent.act(obs, clock).cpu().numpy()
             step = envs.step(action)
             memory.add(action, step)
             obs = step.obs
+        if isinstance(memory, Rollout):
+            memory.held = memory.complete(agent.sampling(clock).gamma)
         return memory
     finally:
         envs.close()
@@ -253,9 +257,8 @@ def inspect_agent(saved: Saved, monitors: Monitors, report: Report, *, seed: int
                 report.add(key, value)
     for part in monitors.parts.values():
         part.when = Never() if part in between else Every(1)
-    sampling = agent.sampling(clock)
     generator = Generator(agent.device).manual_seed(derive_seed(seed, "inspect"))
-    batch = saved.memory.sample(sampling.batch_size, sampling.n_step, sampling.gamma, generator=generator)
+    batch = sample_like_training(run, agent.sampling(clock).batch_size, generator)
     monitors.before_update(run)
     with agent.drawing_from(generator):
         update = agent.update(batch, clock)
@@ -487,8 +490,10 @@ def report_on_agent(arguments: argparse.Namespace) -> Report:
     elif saved.memory is not None:
         report.about["states"] = f"the replay's {len(saved.memory):,}"
     elif env is not None:
-        saved.memory = played(agent, env, config, arguments.samples, arguments.seed, **stands)
-        report.about["states"] = f"{arguments.samples:,} steps in {env}"
+        n_step = agent.sampling(saved.clock).n_step
+        saved.memory = played(agent, env, config, arguments.samples, n_step, arguments.seed, **stands)
+        steps = saved.memory.length if isinstance(saved.memory, Rollout) else arguments.samples
+        report.about["states"] = f"{steps:,} steps in {env}"
     else:
         raise BadInput(
             f"{arguments.path} holds an agent without its replay: give --env NAME for it to play in, or --observations "

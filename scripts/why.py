@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
 from ..agents.checkpoint import Found
+from ..agents.hooks import Clock, sample_like_training
 from ..interventions.attribution import Attribution, attribute, pooled, table
 from .config import BadInput, load
 
@@ -52,10 +54,10 @@ def attributed(folder: Path, checkpoint: Found, draws: int) -> list[Attribution]
         memory = agent.memory(config.num_envs)
         memory.load_state_dict(checkpoint.load("replay"))
         checkpoint.restore(memory)
+        clock = Clock(**checkpoint.load("loop")["clock"])
         generator = torch.Generator(agent.device).manual_seed(config.seed)
         try:
-            batch = memory.sample(SAMPLES, agent.config.n_step if hasattr(agent.config, "n_step") else 1,
-                                  getattr(agent.config, "gamma", 0.99), generator=generator)  # fmt: skip
+            batch = sample_like_training(SimpleNamespace(agent=agent, clock=clock, memory=memory), SAMPLES, generator)
         except (RuntimeError, ValueError) as error:
             raise BadInput(f"{folder} had learnt from nothing yet at step {checkpoint.step}: {error}") from error
         return attribute(agent, batch, draws=draws, seed=config.seed)

@@ -164,6 +164,7 @@ def report_hl_gauss(study: ModuleType) -> list[str]:
 def injection() -> None:
     """DQN on MinAtar Breakout: what the predictions do at an injection, and which weights move in the next updates."""
     from pliant.agents import DQN, DQNConfig
+    from pliant.agents.hooks import sample_like_training
     from pliant.agents.run import Run
     from pliant.envs import make
     from pliant.interventions import INTERVENTIONS
@@ -178,7 +179,7 @@ def injection() -> None:
         run = Run(agent, envs)
         network: Any = agent.critic.online
         run.train(config.learning_starts + 2_999)
-        probe = run.memory.sample(256, generator=torch.Generator().manual_seed(0)).obs
+        probe = sample_like_training(run, 256, torch.Generator().manual_seed(0)).obs
         sizes: list[float] = []
         inner = parts[0].after_update
 

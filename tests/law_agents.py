@@ -162,7 +162,12 @@ def build_run(
     monitors: Sequence[str | Monitor] = (),
 ) -> Run:  # fmt: skip
     """A run of a law agent in environments of noise, that has begun; watched if monitors are given."""
-    made = AGENTS[agent](interventions=tuple(interventions), seed=seed)
+    return begun(AGENTS[agent](interventions=tuple(interventions), seed=seed), num_envs=num_envs, monitors=monitors)
+
+
+def begun(made: Agent, *, num_envs: int = 2, monitors: Sequence[str | Monitor] = ()) -> Run:
+    """A run of an agent in environments of noise of the same seed, that has begun."""
+    seed = made.seed
     envs = RandomEnvs(made.observation, made.action, num_envs, seed)
     run = Run(
         made, envs, monitors=watch(made, *monitors) if monitors else None,
@@ -177,6 +182,14 @@ def walk(run: Run, steps: int) -> None:
     """So many steps of every environment, with all updates that they owe."""
     for _ in range(steps):
         run.step()
+
+
+def watched_walk(run: Run, steps: int) -> None:
+    """So many steps, and what is due between them."""
+    for _ in range(steps):
+        before = run.clock.steps
+        run.step()
+        run.beat(before)
 
 
 def refuse_waiting(run: Run, updates: int, after: int = 0) -> Callable[[], int]:

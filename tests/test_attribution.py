@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from pliant.agents import DQN, Batch, Clock
+from pliant.agents.checkpoint import Checkpoints
 from pliant.agents.dqn import DQNConfig
 from pliant.interventions.attribution import AS_IT_IS, NEWBORN, Attribution, attribute, pooled, table
 from pliant.interventions.parts import survey
+from pliant.scripts import why
 from pliant.scripts.main import main
 
 
@@ -118,3 +121,24 @@ def test_why_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture
     out = capsys.readouterr().out
     assert "the mean of 2 runs at step 256" in out and "actor  " in out and "critic  newborn" in out
     assert not (run / "forks").exists()
+
+
+def test_why_draws_as_the_agent_learnt_at_that_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BBF anneals n-step and discount: the checkpoint's clock tells them, and the configuration does not."""
+    words = "--agent dqn --env MinAtar/Breakout-v1 --steps 90 --agent.learning-starts 40 --agent.network.hidden 8"
+    words += " --agent.update-every 1 --agent.replay-ratio 1 --evaluate-episodes 0 --monitors none --threads 1"
+    run = tmp_path / "run"
+    assert main(["train", *words.split(), "--interventions", "bbf(anneal=100)", "--run", str(run)]) == 0
+    batches: list[Batch] = []
+
+    def noted(agent: Any, batch: Batch, **_: Any) -> list[Attribution]:
+        batches.append(batch)
+        return []
+
+    monkeypatch.setattr(why, "attribute", noted)
+    found = Checkpoints.open(run)
+    why.attributed(run, found, draws=1)
+    left = 1 - found.load("loop")["clock"]["updates"] / 100
+    n_step, gamma = round(10 * 0.3 ** (1 - left)), 1 - 0.03**left * 0.003 ** (1 - left)
+    whole = batches[0].discount[batches[0].discount > 0].min().item()
+    assert 3 < n_step < 10 and whole == pytest.approx(gamma**n_step, rel=1e-5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import torch
 from processes import outcome_of
 from torch import nn
 
-from pliant.agents import DQN, Agent, Clock
+from pliant.agents import DQN, PPO, Agent, Clock, Supervised
 from pliant.agents.checkpoint import Checkpoints
 from pliant.agents.hooks import derive_seed
+from pliant.agents.spaces import ObservationSpec
+from pliant.envs import make
 from pliant.interventions import INTERVENTIONS, MONITORS
 from pliant.interventions.monitor import Known, Look
 from pliant.interventions.probe import probe
@@ -226,6 +229,27 @@ def test_an_agents_file_whose_agent_had_interventions(tmp_path: Path) -> None:
     words = ["--observations", str(tmp_path / "states.npy"), "--monitors", "units"]
     report = told(tmp_path / "treated.pt", *words, "--interventions", "redo", folder=tmp_path)
     assert "critic/dead_fraction" in report["metrics"]
+
+
+@pytest.mark.parametrize("kind", [PPO, Supervised])
+def test_agents_without_a_replay_play_for_their_states(kind: type[Agent], tmp_path: Path) -> None:
+    env = "CartPole-v1" if kind is PPO else "stream/RandomLabels"
+    envs = make(env, num_envs=1, seed=0)
+    config = replace(kind.config_class(), **({"rollout": 64} if kind is PPO else {}))
+    kind(envs.observation, envs.action, config).save(tmp_path / "agent.pt")
+    envs.close()
+    words = ["--env", env, "--samples", "20", "--monitors", "values"]
+    report = told(tmp_path / "agent.pt", *words, folder=tmp_path)
+    assert report["states"] == ("64" if kind is PPO else "20") + f" steps in {env}"
+    assert report["metrics"]["critic/td_error"] > 0
+
+
+def test_an_agent_whose_n_step_is_annealed_plays_until_windows_are_complete(tmp_path: Path) -> None:
+    """BBF begins with ten steps, whatever the configuration of the agent says."""
+    words = tuple(build(["bbf"], INTERVENTIONS))
+    DQN(ObservationSpec((4, 10, 10), torch.uint8, 1.0), 3, interventions=words).save(tmp_path / "agent.pt")
+    play = ["--env", "MinAtar/Breakout-v1", "--samples", "5", "--monitors", "values", "--interventions", "bbf"]
+    assert told(tmp_path / "agent.pt", *play, folder=tmp_path)["metrics"]["critic/td_error"] > 0
 
 
 # ---------------------------------------------------------------------------------------------- plain modules

@@ -13,13 +13,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from law_agents import AGENTS, PAIRED, build_run, differences, held, identities, refuse_waiting, resume, saved, walk
+from law_agents import (
+    AGENTS,
+    MINATAR,
+    PAIRED,
+    VECTOR,
+    begun,
+    build_run,
+    differences,
+    dqn,
+    held,
+    identities,
+    refuse_waiting,
+    resume,
+    saved,
+    walk,
+    watched_walk,
+)
 from torch import Tensor, nn
 
 from pliant.agents import PPO, Agent, Every, Supervised
 from pliant.agents.networks import Layer
 from pliant.agents.run import Run
-from pliant.interventions import INTERVENTIONS, attach
+from pliant.interventions import INTERVENTIONS, MONITORS, attach
 from pliant.interventions.parts import survey
 from pliant.interventions.recycling import Recycler
 from pliant.interventions.resetting import LayerMethod
@@ -153,6 +169,36 @@ def test_pairs(agent: str, first: str, second: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ other laws
+
+
+def draws_of(run: Run, steps: int) -> list[tuple[int, float]]:
+    """n-step and discount of every batch that is drawn beside those of training, all as the agent learns then."""
+    sample, drawn = run.memory.sample, []
+
+    def noted(batch_size: int, n_step: int = 1, gamma: float = 0.99, generator: Any = None) -> Any:
+        if generator is not None:
+            sampling = run.agent.sampling(run.clock)
+            drawn.append((n_step, gamma))
+            assert drawn[-1] == (sampling.n_step, sampling.gamma)
+        return sample(batch_size, n_step, gamma, generator)
+
+    run.memory.sample = noted
+    watched_walk(run, steps)
+    return drawn
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("value_mapping", "random_shift", "bbf")])
+def test_methods_draw_batches_as_the_agent_learns_from_them(method: str) -> None:
+    """With the agent's n-step and discount, and not with the defaults of the replay."""
+    drawn = draws_of(begun(dqn(VECTOR, n_step=3, gamma=0.9)(interventions=words(method))), STEPS)
+    assert set(drawn) == ({(3, 0.9)} if method in ("chain", "redo", "regrama") else set())
+
+
+def test_monitors_draw_batches_as_the_agent_learns_from_them() -> None:
+    """While n-step and discount are annealed, and at a firing."""
+    parts = build(["bbf(every=1000, anneal=12, n_start=4, n_end=2)", "redo(tau=0.9, every=2)"], INTERVENTIONS)
+    agent = dqn(MINATAR, gamma=0.9)(interventions=parts)
+    assert len(set(draws_of(begun(agent, monitors=[kind.example for kind in MONITORS.values()]), 12))) > 3
 
 
 @pytest.mark.parametrize("method", METHODS)

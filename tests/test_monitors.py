@@ -18,7 +18,19 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from law_agents import AGENTS, PAIRED, RandomEnvs, build_run, differences, held, refuse_waiting, resume, saved, walk
+from law_agents import (
+    AGENTS,
+    PAIRED,
+    RandomEnvs,
+    build_run,
+    differences,
+    held,
+    refuse_waiting,
+    resume,
+    saved,
+    walk,
+    watched_walk,
+)
 from no_wait import HostWaits, no_wait
 from numpy.typing import NDArray
 from stand import Stand
@@ -55,14 +67,6 @@ def updates(run: Run, number: int, guarded: bool = False) -> None:
                 run.learn(batch)
         else:
             run.learn(batch)
-
-
-def watched_walk(run: Run, steps: int) -> None:
-    """So many steps, and what is due between them."""
-    for _ in range(steps):
-        before = run.clock.steps
-        run.step()
-        run.beat(before)
 
 
 def check_observer(agent: str, words: tuple[str, ...]) -> Run:

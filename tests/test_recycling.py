@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from law_agents import RandomEnvs
 from no_wait import no_wait
 from stand import Stand, ks, memories, only, parameters, put_, remember_, state_of
 from test_agents import BOX, DQN_SMALL, SAC_SMALL, SMALL_PIXELS, batch_for
 from torch import Tensor, nn
 
-from pliant.agents import DQN, SAC, Agent, DQNConfig, Intervention
+from pliant.agents import DQN, SAC, Agent, Clock, DQNConfig, Intervention
 from pliant.agents.networks import Layer, NetworkConfig
 from pliant.agents.optimizers import OptimizerConfig
 from pliant.agents.spaces import ObservationSpec
+from pliant.interventions.bbf import BBF
 from pliant.interventions.continual_backprop import ContinualBackprop
 from pliant.interventions.recycling import Recycler, lowest, magnitude
 from pliant.interventions.redo import ReDo, dormancy_score
@@ -410,6 +414,69 @@ def test_the_gradient_of_a_unit_by_hand() -> None:
     sizes = only(agent).unit_gradients(stand)
     expected = [(3 * 1 + 4 * 1) / 2 / 2, (3 * 3 + 4 * 0.5) / 2 / 2]
     assert list(sizes) == [FIRST] and sizes[FIRST].tolist() == pytest.approx(expected)
+
+
+def annealed(updates: int) -> tuple[int, float]:
+    """n-step and discount of BBF, so many of 10,000 updates after a reset: exponential in n and in 1 - gamma."""
+    left = 1 - updates / 10_000
+    return round(10 * 0.3 ** (1 - left)), 1 - 0.03**left * 0.003 ** (1 - left)
+
+
+@pytest.mark.parametrize(
+    ("updates", "n_step", "gamma"), [(None, 3, 0.9), *((u, *annealed(u)) for u in (1000, 5000, 9000))]
+)
+def test_the_gradient_of_a_unit_is_that_of_the_agents_own_targets(
+    updates: int | None, n_step: int, gamma: float
+) -> None:
+    """Summed up in double precision, from the steps that were lived through, one by one: with three steps, and while
+    BBF anneals n-step and discount."""
+    part = ReGraMa(every=1, samples=32)
+    made = dict(target_period=1000, value_loss="mse", buffer_size=256, learning_starts=1)
+    if updates is None:
+        agent = dqn(part, inputs=5, hidden=(12, 10), n_step=n_step, gamma=gamma, **made)
+    else:
+        network = NetworkConfig(hidden=(12, 10))
+        agent = DQN(MINATAR, 3, replace(DQN_SMALL, network=network, **made), interventions=(BBF(), part))
+    envs, memory = RandomEnvs(agent.observation, agent.action), agent.memory()
+    obs, lived = envs.reset(), []
+    memory.start(obs)
+    g = torch.Generator().manual_seed(0)
+    for _ in range(150):
+        action = torch.randint(agent.action.size, (1,), generator=g).numpy()
+        step = envs.step(action)
+        memory.add(action, step)
+        lived.append((obs[0], int(action[0]), float(step.reward[0]), step))
+        obs = step.obs
+    drawn: list[int] = []
+    sample = memory.sample
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        batch = sample(*args, **kwargs)
+        drawn.extend(batch.index.tolist())
+        return batch
+
+    memory.sample = noted  # type: ignore[method-assign]
+    clock = Clock(steps=500, updates=updates or 7)
+    sizes = part.unit_gradients(SimpleNamespace(agent=agent, clock=clock, memory=memory))
+
+    def said(network: Any, x: Any) -> list[float]:
+        with torch.no_grad():
+            values: list[float] = network(torch.from_numpy(x[None])).flatten().tolist()
+        return values
+
+    total = torch.zeros(10, dtype=torch.float64)
+    for i in drawn:
+        ret, factor = 0.0, 1.0
+        for _, _, reward, step in lived[i : i + n_step]:
+            ret, factor = ret + factor * reward, factor * gamma
+            if step.terminated[0] or step.truncated[0]:
+                break
+        ret += 0.0 if step.terminated[0] else factor * max(said(agent.critic.target, step.final_obs[0]))
+        at, action, *_ = lived[i]
+        error = said(agent.critic.online, at)[action] - ret
+        total += abs(error) * agent.critic.online.advantage.linear.weight[action].detach().double().abs()
+    assert len(drawn) == 32
+    torch.testing.assert_close(sizes["critic.head.layers.1"].double(), total / 32 / 32, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("name", ["conv to linear", "crelu, conv to linear", "dueling, conv to linear"])
@@ -837,14 +904,68 @@ def test_thresholds_are_renewed_on_their_beat() -> None:
 
 def test_short_silences_have_a_bin_each_and_long_ones_a_sixteenth_of_an_octave() -> None:
     lengths, ages = _lengths(), torch.arange(1, 20_001).float()
-    bins = _bin(ages)
+    bins = _bin(ages, lengths)
     assert bins[: EXACT - 1].tolist() == list(range(1, EXACT))
     assert (bins.diff() >= 0).all()
     assert (lengths[bins] <= ages).all() and (ages < lengths[bins + 1]).all()
     assert (ages / lengths[bins]).max() < 2 ** (1 / 16) + 1e-3
     for power in (64, 128, 256, 4096):
-        assert lengths[_bin(torch.tensor([float(power)]))].item() == power
-    assert _bin(torch.tensor([1e9])).item() == len(lengths) - 1
+        assert lengths[_bin(torch.tensor([float(power)]), lengths)].item() == power
+    assert _bin(torch.tensor([1e9]), lengths).item() == len(lengths) - 1
+
+
+def authors_threshold(threshold: float, silences: Sequence[int], percentile: float, expansion: float) -> float:
+    """The authors' rule in double precision, with a count for every length: the first length that the percentile of
+    silences does not exceed, or the old threshold expanded where that would not be lower."""
+    if not silences:
+        return threshold
+    reached = next(k for k in sorted(silences) if sum(s <= k for s in silences) / len(silences) >= percentile)
+    return reached if reached < threshold else threshold * expansion
+
+
+def test_a_unit_that_never_fires_is_given_twice_as_long_each_time() -> None:
+    """Each of its silences ends in a reset at the threshold itself, so no silence is shorter than the threshold."""
+    _, stand, part = snr(renew=100, longest=20_000, expansion=2.0)
+    threshold = memory(part, "threshold").fill_(100.0)
+    seen = []
+    for _ in range(3):
+        fire(stand, *([0, 1],) * 100)
+        seen.append(threshold[0].item())
+    assert seen == [200.0, 200.0, 400.0], "it was reset at updates 100 and 300"
+    threshold, seen = torch.tensor([100.0]), []
+    for _ in range(9):
+        record = torch.zeros(1, len(_lengths()), dtype=torch.int32)
+        part.note(record, threshold, torch.tensor([True]), threshold)
+        part.renew(threshold, record)
+        seen.append(threshold.item())
+    assert seen == [200.0, 400.0, 800.0, 1600.0, 3200.0, 6400.0, 12_800.0, 20_000.0, 20_000.0]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    threshold=st.one_of(st.integers(1, 300), st.integers(1, 15_000), st.sampled_from([4.5, 66.5, 99.0, 103.0, 4871.0])),
+    silences=st.lists(st.tuples(st.floats(0.3, 1.2), st.integers(1, 9)), max_size=6),
+    exactly=st.integers(0, 9),
+    percentile=st.sampled_from([0.5, 0.9, 0.95, 1.0]),
+    expansion=st.sampled_from([1.0, 1.5, 2.0]),
+)
+def test_thresholds_fall_and_grow_as_by_the_authors_rule(
+    threshold: float, silences: list[tuple[float, int]], exactly: int, percentile: float, expansion: float
+) -> None:
+    """With silences on both sides of the threshold, within its own bin too."""
+    part = SelfNormalizedReset(percentile=percentile, expansion=expansion, longest=10**6)
+    part.lengths = _lengths()
+    lived = [max(1, round(share * threshold)) for share, times in silences for _ in range(times)]
+    lived += [math.ceil(threshold)] * exactly
+    record, held = torch.zeros(1, len(part.lengths), dtype=torch.int32), torch.tensor([float(threshold)])
+    for silence in lived:
+        part.note(record, torch.tensor([float(silence)]), torch.tensor([True]), held)
+    part.renew(held, record)
+    wanted = authors_threshold(threshold, lived, percentile, expansion)
+    if wanted >= threshold or wanted < EXACT:
+        assert held.item() == wanted
+    else:
+        assert 2 ** (-2 / 16) * wanted < held.item() <= wanted, "the shortest of its bin, or of the one below"
 
 
 def test_the_most_overdue_are_reset_first_and_no_more_than_allowed() -> None:
