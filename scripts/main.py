@@ -15,6 +15,8 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
+from .spinning import bound_spinning
+
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("pliant.scripts.train:main", "Train an agent in an environment, or go on with a run that was stopped."),
     "evaluate": ("pliant.scripts.evaluate:main", "Play episodes with a trained agent and report its score."),
@@ -52,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f" Did you mean '{close[0]}'?" if close else ""
         print(f"error: unknown command {name!r}.{hint} known commands: {', '.join(COMMANDS)}", file=sys.stderr)
         return BAD_INPUT
+    bound_spinning()
     module, _, function = COMMANDS[name][0].partition(":")
     return exit_code(lambda: getattr(import_module(module), function)(rest))
 

@@ -29,6 +29,7 @@ from ..agents.checkpoint import RunLock, RunLocked
 from ..agents.progress import duration
 from ..agents.run import graceful_stop
 from .config import BadInput, RunConfig, differences, load, run_folder
+from .spinning import bounded
 
 OUTPUT, COST, FAILURE = "output.log", "cost.jsonl", "FAILED"
 STOPPED = 75  # what a run that was stopped and saved exits with
@@ -235,10 +236,10 @@ class _Workers:
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """What is started within has one thread in every library: the server forks, and its pools of threads would not be
-    there in the children."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
+    there in the children. Runs that are said to have more threads let them sleep while they wait: others run beside."""
+    wanted = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1") | bounded(os.environ)
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
     try:
         yield
     finally:

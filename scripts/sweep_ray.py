@@ -21,6 +21,7 @@ from typing import Any
 from ..agents.run import graceful_stop
 from .config import BadInput
 from .pool import GRACE, OUTPUT, STOPPED, Job, Outcome, Progress, how_it_ended, is_done, mark_failed, tail, work
+from .spinning import bounded
 from .sweep_status import locked
 
 RETRIES = 5
@@ -104,7 +105,7 @@ def run_on_ray(
 def _connect(ray: Any, workers: int) -> None:
     address = os.environ.get("RAY_ADDRESS")
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR,
-                                "runtime_env": {"env_vars": ONE_THREAD}}  # fmt: skip
+                                "runtime_env": {"env_vars": ONE_THREAD | bounded(os.environ)}}  # fmt: skip
     if address:
         try:
             ray.init(address=address, **settings)

@@ -26,9 +26,13 @@ from pathlib import Path
 from typing import Any
 
 try:
+    from pliant.scripts.spinning import bound_spinning
+
+    if __name__ == "__main__":
+        bound_spinning()  # as `pliant train` does: before torch is loaded
     from pliant.agents.checkpoint import Checkpoints, RunLock
 except ModuleNotFoundError as missing:
-    if missing.name not in ("pliant", "pliant.agents"):
+    if missing.name not in ("pliant", "pliant.scripts", "pliant.agents"):
         raise
     sys.exit("error: pliant is not installed. Run `make train`, or `pip install -e .` in the checkout first")
 
@@ -45,6 +49,7 @@ from pliant.interventions import INTERVENTIONS, watch
 from pliant.interventions.monitor import Monitors
 from pliant.interventions.spec import build
 from pliant.interventions.spec import parse as parse_word
+from pliant.scripts import threads
 from pliant.scripts.config import (
     BadInput,
     RunConfig,
@@ -74,24 +79,36 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(config: RunConfig, source: str = "") -> int:
     """Run, or go on with, the run that a configuration describes; returns the exit code."""
-    config = replace(config, device=_device(config.device), threads=config.threads or torch.get_num_threads())
-    folder = run_folder(config)
+    folder, most = run_folder(config), torch.get_num_threads()
+    given = threads.told(config, folder)
+    config = replace(config, device=_device(config.device), threads=given or 1)
     # What cannot be built should leave no folder behind.
     envs, agent = built(config)
     try:
+        choice = threads.Choice(config.threads)
+        if not given:
+            choice = threads.choose(config, agent, most)
+            config = replace(config, threads=choice.threads)
+            agent = born(config, envs)  # the first one may have learnt from noise
         with bad_input():
             folder.mkdir(parents=True, exist_ok=True)
         with RunLock(folder):
-            return _in_folder(folder, config, envs, agent, source)
+            return _in_folder(folder, config, envs, agent, source, choice)
     finally:
         envs.close()
 
 
 def built(config: RunConfig) -> tuple[Envs, Agent]:
     """Environments and agent of a configuration, as they are born (BadInput if they cannot be built)."""
-    torch.set_num_threads(config.threads)
     with bad_input():
         envs = make(config.env, num_envs=config.num_envs, seed=config.seed, config=config.env_config)
+    return envs, born(config, envs)
+
+
+def born(config: RunConfig, envs: Envs) -> Agent:
+    """The agent of a configuration, as it is born, with the threads that it says (BadInput if it cannot be built)."""
+    torch.set_num_threads(config.threads)
+    with bad_input():
         agent_class = known().agent_class(config.agent)
         agent: Agent = agent_class(
             envs.observation, envs.action, config.agent_config,
@@ -99,17 +116,17 @@ def built(config: RunConfig) -> tuple[Envs, Agent]:
         )  # fmt: skip
         if agent.learns_from_targets and not getattr(envs, "tells_targets", False):
             raise ValueError(NO_TARGETS.format(agent=config.agent, env=config.env))
-    return envs, agent
+    return agent
 
 
-def _in_folder(folder: Path, config: RunConfig, envs: Envs, agent: Agent, source: str) -> int:
+def _in_folder(folder: Path, config: RunConfig, envs: Envs, agent: Agent, source: str, choice: threads.Choice) -> int:
     _check_same_run(folder, config)
     if _is_done(folder, config):
         print(f"{folder} is done already. More --steps go on with it; another --run or --seed starts anew.")
         return 0
     (folder / FAILURE).unlink(missing_ok=True)  # an attempt that failed before this one
     progress = Progress(config.steps)
-    progress.note(f"{folder}  ({source or 'as configured'}; {config.device}, {config.threads} threads)")
+    progress.note(f"{folder}  ({source or 'as configured'}; {config.device}, {choice})")
     progress.note(agent.describe_memory(config.num_envs))
     run, checkpoints, log, monitors = assembled(folder, config, envs, agent, progress)
     found = checkpoints.resume(progress.note)
