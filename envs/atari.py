@@ -125,8 +125,8 @@ class AtariGame(gymnasium.Env[Array, Any]):
         self._noop, self._rom = ale_py.Action.NOOP, path
         self._frame_skip, self._noop_max = config.frame_skip, config.noop_max
         self._max_frames = config.max_episode_frames
+        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # of all games; a new one prints a banner by then
         self._game = game = ale_py.ALEInterface()
-        game.setLoggerMode(ale_py.LoggerMode.Error)
         game.setFloat("repeat_action_probability", 0.25 if config.sticky_actions is None else config.sticky_actions)
         game.loadROM(self._rom)
         self.modes, self.difficulties = tuple(game.getAvailableModes()), tuple(game.getAvailableDifficulties())

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
+import sys
 import warnings
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -113,7 +118,8 @@ def make_control(
     if config.frame_stack is not None and not config.pixels:
         raise ValueError(f"{name}: frame_stack stacks drawn frames; set pixels too (for instance pixels=84)")
     stack = 3 if config.frame_stack is None else config.frame_stack
-    envs = [_build(name, spec, config, drawn) for _ in range(num_envs)]
+    with _without_noise(spec):
+        envs = [_build(name, spec, config, drawn) for _ in range(num_envs)]
     if drift is not None:
         envs = drift.around(envs, name, pixels=bool(config.pixels))
     if config.pixels:
@@ -143,6 +149,59 @@ def _install(spec: Any, error: Exception) -> str:
     return str(error)  # gymnasium's messages end in a command
 
 
+@contextmanager
+def _without_noise(spec: Any) -> Iterator[None]:
+    """Build and draw an environment without what its libraries tell others than the user: gymnasium warns the authors
+    of its metadata, MuJoCo those of its model, GLFW and SDL of a display that is not there. The rest is heard."""
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # classic control draws into memory; SDL looks for a screen
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*initialised with render_mode=", module=r"gymnasium\.")
+        warnings.filterwarnings("ignore", module=r"glfw(\.|$)")
+        if str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
+            with _without_advice():
+                yield
+        else:
+            yield
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Hear MuJoCo's warnings, and pass on all but those of features that it is to lose: a user of gymnasium's models
+    cannot change them. By itself MuJoCo prints them, and writes them into a file in the current folder."""
+    from . import RenderingUnavailable
+
+    try:
+        import mujoco
+    except ImportError:  # gymnasium tells it, with the remedy
+        yield
+        return
+    except Exception as error:  # it loads GL as it is imported
+        chosen = os.environ.get("MUJOCO_GL", "")
+        raise RenderingUnavailable(
+            f"MuJoCo cannot be imported with the environment variable MUJOCO_GL={chosen} "
+            f"({type(error).__name__}: {error}); unset it, or set it to a GL library that this machine has"
+        ) from error
+    heard: list[str] = []
+    before = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(heard.append)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(before)
+    for text in heard:
+        if "is deprecated and will be removed" not in text:
+            warnings.warn(f"MuJoCo: {text}", stacklevel=2)
+
+
+def _let_unfinished_viewers_go() -> None:
+    """gymnasium's viewer for MuJoCo frees its GL context as it is deleted, and Python prints the error of a viewer that
+    never got a context. It gets one that holds nothing."""
+    viewer = getattr(sys.modules.get("gymnasium.envs.mujoco.mujoco_rendering"), "OffScreenViewer", None)
+    if viewer is not None and not hasattr(viewer, "opengl_context"):
+        viewer.opengl_context = SimpleNamespace(free=lambda: None)
+
+
 def _import_quietly(spec: Any) -> None:
     """Import Box2D, whose bindings warn at every import, and crash the interpreter where warnings are errors."""
     if str(spec.entry_point).startswith("gymnasium.envs.box2d"):
@@ -163,7 +222,8 @@ def _build(name: str, spec: Any, config: EnvConfig, drawn: bool) -> gymnasium.En
     try:
         _import_quietly(spec)
         # The checker warns about what a user of a published task cannot change, and takes time at every step.
-        env: gymnasium.Env[Any, Any] = gymnasium.make(name, disable_env_checker=True, **options)
+        # A spec in the place of a name: the latter is told when there is a newer version of the task.
+        env: gymnasium.Env[Any, Any] = gymnasium.make(spec, disable_env_checker=True, **options)
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
         raise MissingPackage(f"{name} needs a package that is not installed: {_install(spec, error)}") from error
     if config.action_repeat > 1:
@@ -175,6 +235,7 @@ def _build(name: str, spec: Any, config: EnvConfig, drawn: bool) -> gymnasium.En
         except gymnasium.error.DependencyNotInstalled as error:
             raise MissingPackage(f"{name} cannot be drawn: {_install(spec, error)}") from error
         except Exception as error:  # each GL back end has exceptions of its own
+            _let_unfinished_viewers_go()
             raise RenderingUnavailable(
                 f"{name} cannot be drawn here ({type(error).__name__}: {error}). MuJoCo draws off screen if the "
                 "environment variable MUJOCO_GL is egl (a GPU, or Mesa) or osmesa (CPU) when Python starts"
