@@ -16,8 +16,10 @@ import difflib
 import inspect
 import keyword
 import math
+import reprlib
 import types
 import typing
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +31,7 @@ Value: TypeAlias = "bool | int | float | str | tuple[Value, ...] | None"
 
 EXAMPLE = "redo(tau=0.1, every=1000)"
 LONGEST = 1000  # characters of a word; keeps the parser's recursion far from its limits
+LONGEST_SHOWN = 100  # characters of a value that a message quotes
 
 
 class SentenceError(ValueError):
@@ -58,11 +61,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def parse(word: str, what: str = "intervention", example: str = EXAMPLE) -> Word:
     """Read one word without looking up what it names (SentenceError, which calls it `what`)."""
-    shown = _shorten(word)
+    shown = shorten(word)
     if len(word) > LONGEST:
-        raise SentenceError(f"{shown}: longer than {LONGEST} characters")
+        raise SentenceError(f"{shown}: a word is no longer than {LONGEST} characters")
     if not word.strip():
         raise SentenceError(f"an empty word is no {what}; write one like {example}")
+    if (hidden := control_character(word.strip())) is not None:
+        raise SentenceError(f"cannot read {shown}: it contains {hidden}, and a word is written on one line")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # such as for '\d' in a string
@@ -208,9 +213,41 @@ def describe(annotation: Any) -> str:
 # Reading
 
 
-def _shorten(text: str) -> str:
-    shown = repr(text)
-    return shown if len(shown) <= 100 else f"{shown[:90]}...'"
+class _Short(reprlib.Repr):
+    """`repr` that looks at the first items only, so that it takes no time where a value is enormous."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxtuple, self.maxdict, self.maxset = 3, 8, 8, 8, 8
+        self.maxother = LONGEST_SHOWN
+
+    def repr_str(self, x: str, level: int) -> str:
+        text = repr(x[: LONGEST_SHOWN + 1])
+        return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 10]}...'"
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() <= 256 else f"a whole number of {x.bit_length():,} bits"
+
+
+def shorten(value: Any) -> str:
+    """`repr` of a value for a message: at most about a hundred characters, however large or deep the value is."""
+    text = _Short().repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 10]}..."
+
+
+def control_character(text: str) -> str | None:
+    """The first character of `text` that may not stand in a name, a path or a word, as a message calls it; else None.
+
+    These are control characters, everything that ends a line, halves of surrogate pairs (a path that is not UTF-8 has
+    them), and the marks that reverse the direction in which text is shown.
+    """
+    for character in text:
+        if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _DIRECTIONS:
+            return "a line break" if character in "\r\n" else f"the control character U+{ord(character):04X}"
+    return None
+
+
+_DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def one_line(error: BaseException) -> str:
@@ -249,7 +286,7 @@ def _value(node: ast.expr, where: str) -> Value:
         if not math.isfinite(value):
             raise SentenceError(f"{where}: this number is too large")
         return sign * value
-    _refuse(f"{type(value).__name__} {_shorten(str(value))}", where)
+    _refuse(f"{type(value).__name__} {shorten(str(value))}", where)
 
 
 def _kind(node: ast.expr) -> str:
@@ -277,7 +314,7 @@ def _bare(annotation: Any) -> Any:
 
 
 def _unfit(value: Any, annotation: Any) -> ValueError:
-    return ValueError(f"expects {describe(annotation)}, not {_shorten(value) if isinstance(value, str) else value}")
+    return ValueError(f"expects {describe(annotation)}, not {shorten(value)}")
 
 
 def _convert_union(value: Any, annotation: Any, members: tuple[Any, ...], text: bool) -> Any:

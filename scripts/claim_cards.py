@@ -22,26 +22,33 @@ A card of `kind: check` needs no seeds: it names a function of `claim_checks.py`
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from ..agents.words import shorten
 from ..interventions.spec import did_you_mean
 from .config import BadInput, RunConfig, default_run_folder, dump
 from .sections import (
     NOT_FOR_FILES,
     Wrong,
+    check_number_of_runs,
     checked_flags,
     command_line,
     converted,
     known_keys,
+    labelled,
     make,
     needs,
+    paragraph,
+    plain_text,
     read_command,
     read_yaml,
     section,
+    sentence,
 )
 
 Kind = Literal["control", "treatment", "oracle", "fixed_task", "linear", "optimizer", "random"]
@@ -251,26 +258,29 @@ def load_card(path: Path) -> Card:
 def _card(path: Path, data: dict[str, Any]) -> Card:
     known_keys(data, Card, "", besides={"name", "path"})
     needs(data, ("title", "paper", "claim"), "")
-    for name in ("title", "claim"):
-        if not isinstance(data[name], str) or not data[name].strip():
-            raise Wrong(f"'{name}' is a sentence")
     common: dict[str, Any] = {
-        "name": path.stem, "path": path, "title": data["title"].strip(), "claim": " ".join(data["claim"].split()),
-        "paper": make(Paper, data["paper"], "paper"), "tried": str(data.get("tried") or "").strip(),
+        "name": plain_text(path.stem, "the name of the card"), "path": path,
+        "title": sentence(data["title"], "'title'"), "claim": sentence(data["claim"], "'claim'"),
+        "paper": _paper(data["paper"]), "tried": paragraph(data.get("tried"), "'tried'"),
     }  # fmt: skip
     for name, kind in (("seeds", int), ("minutes", float), ("kind", Literal["runs", "check"])):
         if name in data:
             common[name] = converted(data[name], kind, name)
     if common.get("seeds", 1) < 1 or common.get("minutes", 0.0) < 0:
         raise Wrong("'seeds' must be at least 1, and 'minutes' not negative")
+    check_number_of_runs(1, common.get("seeds", 1), "arm")
     if common.get("kind") == "check":
         return _checked_by_function(data, common)
     needs(data, ("testbed", "arms", "measures", "comparisons"), "")
     bed = _testbed(path, data["testbed"])
-    arms = {name: _arm(name, content, bed) for name, content in section(data["arms"], "arms").items()}
+    arms = {name: _arm(name, content, bed) for name, content in labelled(data["arms"], "arms").items()}
     measures = {
-        name: _measure(name, content, bed) for name, content in section(data["measures"], "measures").items()
+        name: _measure(name, content, bed) for name, content in labelled(data["measures"], "measures").items()
     }  # fmt: skip
+    for name, content in (("arms", arms), ("measures", measures)):
+        if not content:
+            raise Wrong(f"'{name}' is empty")
+    check_number_of_runs(len(arms), common.get("seeds", 1), "arms")
     if not isinstance(data["comparisons"], list) or not data["comparisons"]:
         raise Wrong("'comparisons' is a list of what the claim says of the arms")
     comparisons = tuple(
@@ -296,8 +306,8 @@ def _checked_by_function(data: Mapping[str, Any], common: dict[str, Any]) -> Car
         if name in data:
             raise Wrong(f"a check runs no agent, and has no {name!r}")
     needs(data, ("check",), "")
-    if data["check"] not in CHECKS:
-        raise Wrong(f"unknown check {data['check']!r}.{did_you_mean(str(data['check']), CHECKS)} "
+    if not isinstance(data["check"], str) or data["check"] not in CHECKS:
+        raise Wrong(f"unknown 'check' {shorten(data['check'])}.{did_you_mean(str(data['check']), CHECKS)} "
                     f"known checks: {', '.join(CHECKS)}")
     return Card(**common, check=data["check"])
 
@@ -308,7 +318,7 @@ def _testbed(path: Path, content: Any) -> Testbed:
         beds = path.parent / "beds"
         known = [file.stem for file in sorted(beds.glob("*.yaml"))]
         if content not in known:
-            raise Wrong(f"unknown testbed {content!r}.{did_you_mean(content, known)} "
+            raise Wrong(f"unknown testbed {shorten(content)}.{did_you_mean(content, known)} "
                         f"known in {beds}: {', '.join(known) or 'none'}")
         name, where = content, f"beds/{content}.yaml"
         content = read_yaml(beds / f"{content}.yaml", "card")
@@ -320,11 +330,20 @@ def _testbed(path: Path, content: Any) -> Testbed:
     if segment < 0:
         raise Wrong(f"{where}: 'segment' must not be negative")
     bed = Testbed(
-        name, str(data["about"]).strip(), flags, segment,
+        name, paragraph(data["about"], f"{where}: 'about'"), flags, segment,
         converted(data.get("record", ()), tuple[str, ...], f"{where}: record"),
     )  # fmt: skip
-    arms = section(data.get("arms") or {}, f"{where}: arms")
+    given = data.get("arms")
+    arms = labelled({} if given is None else given, f"{where}: arms")
     return replace(bed, arms={name: _arm(name, content, bed) for name, content in arms.items()})
+
+
+def _paper(content: Any) -> Paper:
+    paper: Paper = make(Paper, content, "paper")
+    if not re.fullmatch(r"[A-Za-z0-9./-]{0,40}", paper.arxiv):
+        raise Wrong(f"paper: 'arxiv' is a number like 2303.01486, not {shorten(paper.arxiv)}")
+    title, where = sentence(paper.title, "paper: 'title'"), paragraph(paper.where, "paper: 'where'")
+    return replace(paper, title=title, where=where)
 
 
 def _arm(name: str, content: Any, bed: Testbed) -> Arm:
@@ -347,10 +366,10 @@ def _flags(content: Any, where: str, of_arm: bool = False) -> dict[str, Any]:
 def _measure(name: str, content: Any, bed: Testbed) -> Measure:
     measure = make(Measure, content, f"measure {name!r}", name=name)
     if measure.read not in SERIES and "/" not in measure.read:
-        raise Wrong(f"measure {name!r}: unknown reading {measure.read!r}.{did_you_mean(measure.read, SERIES)} "
+        raise Wrong(f"measure {name!r}: unknown reading {shorten(measure.read)}.{did_you_mean(measure.read, SERIES)} "
                     f"Read {', '.join(SERIES)}, or a tag like losses/accuracy")
     if "/" in measure.read and measure.read not in bed.record:
-        raise Wrong(f"measure {name!r}: the testbed {bed.name} does not record {measure.read}."
+        raise Wrong(f"measure {name!r}: the testbed {bed.name} does not record {shorten(measure.read)}."
                     f"{did_you_mean(measure.read, bed.record)} Add it to 'record'")
     if measure.first and measure.last:
         raise Wrong(f"measure {name!r}: give first or last, not both")
@@ -364,14 +383,13 @@ SERIES = ("return", "end_return", "reward", "end_reward", "length", "eval")
 
 def _comparison(content: Any, where: str, arms: Mapping[str, Arm], measures: Mapping[str, Measure]) -> Comparison:
     comparison = make(Comparison, content, where)
-    names = (comparison.a, comparison.b) if isinstance(comparison.b, str) else (comparison.a,)
-    for name in names:
-        if name not in arms:
-            raise Wrong(f"{where}: there is no arm {name!r}.{did_you_mean(name, arms)}")
+    for key, name in (("a", comparison.a), ("b", comparison.b)):
+        if isinstance(name, str) and name not in arms:
+            raise Wrong(f"{where}: '{key}': there is no arm {shorten(name)}.{did_you_mean(name, arms)}")
     if comparison.a == comparison.b:
         raise Wrong(f"{where}: {comparison.a!r} is compared with itself")
     if comparison.measure and comparison.measure not in measures:
-        raise Wrong(f"{where}: there is no measure {comparison.measure!r}."
+        raise Wrong(f"{where}: there is no measure {shorten(comparison.measure)}."
                     f"{did_you_mean(comparison.measure, measures)}")
     if comparison.margin <= 0:
         raise Wrong(f"{where}: the margin is the smallest difference that would matter, and positive")

@@ -30,9 +30,11 @@ from typing import Annotated, Any, Literal, NamedTuple
 import tyro
 import yaml
 
+from ..agents.words import control_character, one_line, shorten
 from ..interventions.spec import Registry, Word, check, convert, did_you_mean, normalise, spell
 from ..interventions.spec import parse as parse_word
 from ..interventions.watch import check_monitors
+from .yaml_file import read_yaml_file
 
 
 class BadInput(ValueError):
@@ -83,7 +85,7 @@ class Known:
         """The entry of an agent (BadInput if there is none)."""
         if agent not in self.agents:
             hint = did_you_mean(agent, self.agents)
-            raise BadInput(f"unknown agent {agent!r}.{hint} known agents: {', '.join(sorted(self.agents))}")
+            raise BadInput(f"unknown agent {shorten(agent)}.{hint} known agents: {', '.join(sorted(self.agents))}")
         return self.agents[agent]
 
     def agent_class(self, agent: str) -> type[Any]:
@@ -161,10 +163,13 @@ class RunConfig:
             raise BadInput("--env must not be empty")
         if self.run is not None and not self.run.strip():
             raise BadInput("--run must not be empty")
+        for flag, text in (("--env", self.env), ("--run", self.run or "")):
+            if (hidden := control_character(text)) is not None:
+                raise BadInput(f"{flag} {shorten(text)} contains {hidden}")
         if self.resume not in ("auto", "never"):
-            raise BadInput(f"--resume must be auto or never, not {self.resume!r}")
+            raise BadInput(f"--resume must be auto or never, not {shorten(self.resume)}")
         if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu)(:\d+)?", self.device):
-            raise BadInput(f"--device must be auto, cpu, cuda, cuda:N, mps or xpu, not {self.device!r}")
+            raise BadInput(f"--device must be auto, cpu, cuda, cuda:N, mps or xpu, not {shorten(self.device)}")
 
 
 _LEAST = {
@@ -341,7 +346,8 @@ def _base(data: Mapping[str, Any], where: str, agent: str | None, env: str | Non
         )
     agent = agent or names["agent"] or RunConfig.agent
     env = env or names["env"] or RunConfig.env
-    config_class = among.config_class(agent)
+    with _blamed_on(where if agent == names["agent"] else ""):
+        config_class = among.config_class(agent)
     suite = among.suite(env)
     with _blamed_on(where):
         agent_config = _fill(_preset(config_class, suite), options["agent"], where, "agent.")
@@ -356,11 +362,12 @@ def _section(content: Any, section: str, where: str) -> tuple[str | None, dict[s
     if content is None or isinstance(content, str):
         return content, {}
     if not isinstance(content, Mapping):
-        raise BadInput(f"{where}: {section!r} must be a name, or a section with 'name' and options, not {content!r}")
+        shown = shorten(content)
+        raise BadInput(f"{where}: {section!r} must be a name, or a section with 'name' and options, not {shown}")
     options = dict(content)
     name = options.pop("name", None)
     if name is not None and not isinstance(name, str):
-        raise BadInput(f"{where}: '{section}.name' expects str, not {name!r}")
+        raise BadInput(f"{where}: '{section}.name' expects str, not {shorten(name)}")
     return name, options
 
 
@@ -372,7 +379,8 @@ def _fill(default: Any, data: Mapping[str, Any], where: str, prefix: str) -> Any
     for key, value in data.items():
         if key not in known_keys:
             hint = did_you_mean(str(key), known_keys)
-            raise BadInput(f"{where}: unknown key '{prefix}{key}'.{hint}" + ("" if hint else _list(known_keys)))
+            shown = shorten(f"{prefix}{key}")
+            raise BadInput(f"{where}: unknown key {shown}.{hint}" + ("" if hint else _list(known_keys)))
         current = getattr(default, key)
         if isinstance(value, Mapping) and not is_dataclass(current):
             nested = [kind for kind in (hints[key], *typing.get_args(hints[key])) if is_dataclass(kind)]
@@ -401,19 +409,6 @@ def _blamed_on(where: str) -> Iterator[None]:
 # Reading
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key may stand once."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 class _Dumper(yaml.SafeDumper):
     """YAML with lists on one line."""
 
@@ -427,13 +422,13 @@ def _read(path: str | Path) -> tuple[dict[str, Any], str]:
     if file.is_dir():
         file = file / "config.yaml"
     try:
-        data = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+        data = read_yaml_file(file)
     except FileNotFoundError:
         raise BadInput(f"--config: there is no file {file}") from None
     except OSError as error:
         raise BadInput(f"--config: cannot read {file}: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise BadInput(f"{file} is no YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise BadInput(f"{file} is no YAML: {one_line(error)}") from None
     if data is None:
         data = {}
     if not isinstance(data, dict):

@@ -35,26 +35,33 @@ from typing import Any, Literal
 
 import yaml
 
+from ..agents.words import shorten
 from ..interventions import INTERVENTIONS
 from ..interventions.spec import build, check, did_you_mean
 from .config import BadInput, RunConfig, _Dumper, _safe, dump
 from .sections import (
     NOT_FOR_FILES,
     Wrong,
+    check_number_of_runs,
     checked_flags,
     command_line,
     converted,
     known_keys,
+    label,
+    labelled,
     make,
     needs,
+    paragraph,
+    plain_text,
     read_command,
     read_yaml,
-    section,
+    sentence,
 )
 
 Kind = Literal["control", "oracle", "fixed_task", "linear"]
 
 STUDIES = Path("runs", "studies")
+LONGEST_NAME = 100  # characters of a study's name, which is also its folder's
 FILE = "study.yaml"
 """The copy of a study in its folder."""
 
@@ -151,15 +158,21 @@ class Study:
         """All runs, below `root` (the study's folder if None): every seed of everything before the next seed, so that a
         sweep that ends early can be compared."""
         root = self.folder if root is None else root
-        found = []
+        combinations = []
+        for environment, agent, arm in self.combinations():
+            config = _read(self, environment, agent, arm)
+            # The words of a command line are those of the configuration, in canonical spelling.
+            command = self.command(environment, agent, replace(arm, words=config.interventions))
+            combinations.append((environment, agent, arm, config, command))
+        cells = []
         for seed in self.seeds:
-            for environment, agent, arm in self.combinations():
-                config = _read(self, environment, agent, arm)
+            for environment, agent, arm, config, command in combinations:
                 folder = root / _safe(environment.replace("/", "-")) / _safe(agent) / _safe(arm.name) / f"seed{seed}"
-                config = replace(config, seed=seed, run=str(folder))
-                words = _whole(self.command(environment, agent, arm), config)
-                found.append(Cell(environment, agent, arm.name, seed, config, words))
-        return found
+                # A name that begins with a dash is no flag.
+                run = f"./{folder}" if str(folder).startswith("-") else str(folder)
+                settled = replace(config, seed=seed, run=run)
+                cells.append(Cell(environment, agent, arm.name, seed, settled, _whole(command, settled)))
+        return cells
 
     def scaled(self, steps: int) -> Study:
         """The same study with runs of `steps` environment steps, in a folder of its own."""
@@ -203,11 +216,12 @@ def _named(path: Path, data: dict[str, Any], text: str) -> Study:
 def _study(path: Path, data: dict[str, Any], text: str) -> Study:
     known_keys(data, Study, "", besides={"path", "folder", "text"})
     needs(data, ("name", "title", "agents", "environments", "arms"), "")
-    name = str(data["name"])
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-        raise Wrong(f"'name' is made of letters, digits, _ and -, not {name!r}")
-    if not isinstance(data["title"], str) or not data["title"].strip():
-        raise Wrong("'title' is a sentence")
+    given = data["name"]
+    name = str(given) if type(given) is int else given
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise Wrong(f"'name' is made of letters, digits, _ and -, not {shorten(given)}")
+    if len(name) > LONGEST_NAME:
+        raise Wrong(f"'name' has more than {LONGEST_NAME} characters: it names a folder")
     segment = converted(data.get("segment", 0), int, "segment")
     if segment < 0:
         raise Wrong("'segment' must not be negative")
@@ -215,12 +229,15 @@ def _study(path: Path, data: dict[str, Any], text: str) -> Study:
     environments = _labelled(data["environments"], "environments", "env", {"agent": "the agent is said in 'agents'"})
     arms = {name: _arm(name, content) for name, content in _labels(data["arms"], "arms").items()}
     study = Study(
-        name=name, path=path, title=data["title"].strip(), about=" ".join(str(data.get("about") or "").split()),
+        name=name, path=path, title=sentence(data["title"], "'title'"), about=paragraph(data.get("about"), "'about'"),
         agents=agents, environments=environments, arms=arms, seeds=_seeds(data.get("seeds", 1)),
         baseline=_baseline(data.get("baseline"), arms), segment=segment, folder=STUDIES / name, text=text,
-        flags=_flags(data.get("flags") or {}, "flags", _ELSEWHERE),
+        flags=_flags({} if data.get("flags") is None else data["flags"], "flags", _ELSEWHERE),
     )  # fmt: skip
     _check_only(study)
+    check_number_of_runs(
+        len(study.agents) * len(study.environments) * len(study.arms), len(study.seeds), "combinations"
+    )
     _check_folders(study)
     _check_runs(study)
     return study
@@ -241,39 +258,33 @@ def _flags(content: Any, where: str, refused: Mapping[str, str]) -> dict[str, An
 def _labels(content: Any, where: str) -> dict[str, Any]:
     """A section that is not empty, whose keys are labels; a list of labels stands for as many keys without content."""
     if isinstance(content, list):
-        if twice := [name for i, name in enumerate(content) if name in content[:i]]:
-            raise Wrong(f"{where}: {twice[0]!r} stands twice")
-        content = dict.fromkeys(map(_label(where), content))
-    found = {_label(where)(name): value for name, value in section(content, where).items()}
-    if not found:
+        seen: dict[str, None] = {}
+        for item in content:
+            if label(item, where) in seen:
+                raise Wrong(f"{where}: {shorten(item)} stands twice")
+            seen[item] = None
+        content = seen
+    labels = labelled(content, where)
+    if not labels:
         raise Wrong(f"'{where}' is empty")
-    return found
-
-
-def _label(where: str) -> Any:
-    def checked(name: Any) -> str:
-        if not isinstance(name, str) or not name.strip():
-            raise Wrong(f"{where}: a label is a text, not {name!r}: put it in quotes")
-        return name
-
-    return checked
+    return labels
 
 
 def _labelled(content: Any, where: str, flag: str, refused: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     refused = dict(refused) | {"interventions": _ELSEWHERE["interventions"]}
-    found = {}
-    for label, flags in _labels(content, where).items():
-        found[label] = _flags({} if flags is None else flags, f"{where}: {label}", refused)
-        if not isinstance(found[label].get(flag, ""), str):
-            raise Wrong(f"{where}: {label}: '{flag}' is a name, not {found[label][flag]!r}")
-    return found
+    sections = {}
+    for name, flags in _labels(content, where).items():
+        sections[name] = _flags({} if flags is None else flags, f"{where}: {name}", refused)
+        if plain_text(sections[name].get(flag, name), f"{where}: {name}: '{flag}'").startswith("-"):
+            raise Wrong(f"{where}: {shorten(name)}: a name does not begin with a dash")
+    return sections
 
 
 def _arm(name: str, content: Any) -> Arm:
     where = f"arm {name!r}"
     if content is None:
         return Arm(name)
-    if isinstance(content, str | list | tuple):
+    if isinstance(content, str | list):
         content = {"words": [content] if isinstance(content, str) else content}
     arm: Arm = make(Arm, content, where, name=name)
     return replace(arm, flags=_flags(arm.flags, f"{where}: flags", _ELSEWHERE))
@@ -283,17 +294,21 @@ def _seeds(content: Any) -> tuple[int, ...]:
     if isinstance(content, list | tuple):
         seeds: tuple[int, ...] = converted(content, tuple[int, ...], "seeds")
     else:
-        seeds = tuple(range(converted(content, int, "seeds")))
+        count = converted(content, int, "seeds")
+        check_number_of_runs(1, count, "combination")
+        seeds = tuple(range(count))
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise Wrong(f"'seeds' is how many there are, at least 1, or a list of different ones, not {content!r}")
+        raise Wrong(f"'seeds' is how many there are, at least 1, or a list of different ones, not {shorten(content)}")
+    if max(seeds) >= 2**63:
+        raise Wrong("'seeds': a seed is below 2**63")
     return seeds
 
 
 def _baseline(given: Any, arms: Mapping[str, Arm]) -> str | None:
     if given is not None:
-        if given not in arms:
-            raise Wrong(f"the baseline {given!r} is none of the arms.{did_you_mean(str(given), arms)}")
-        return str(given)
+        if not isinstance(given, str) or given not in arms:
+            raise Wrong(f"the 'baseline' {shorten(given)} is none of the arms.{did_you_mean(str(given), arms)}")
+        return given
     controls = [arm.name for arm in arms.values() if arm.kind == "control"]
     if len(controls) > 1:
         raise Wrong(f"the controls are {' and '.join(controls)}: say which one is the 'baseline'")
@@ -307,7 +322,7 @@ def _check_only(study: Study) -> None:
     for arm in study.arms.values():
         for name in arm.only:
             if name not in names:
-                raise Wrong(f"arm {arm.name!r}: 'only' names agents and environments, and {name!r} is neither."
+                raise Wrong(f"arm {arm.name!r}: 'only' names agents and environments, and {shorten(name)} is neither."
                             f"{did_you_mean(name, names)}")
 
 
@@ -315,10 +330,10 @@ def _check_folders(study: Study) -> None:
     """Refuse two labels that lead to the same folder."""
     for where, labels in (("agents", study.agents), ("environments", study.environments), ("arms", study.arms)):
         seen: dict[str, str] = {}
-        for label in labels:
-            other = seen.setdefault(_safe(label.replace("/", "-")) if where == "environments" else _safe(label), label)
-            if other != label:
-                raise Wrong(f"{where}: {other!r} and {label!r} would share a folder: name one of them otherwise")
+        for name in labels:
+            other = seen.setdefault(_safe(name.replace("/", "-")) if where == "environments" else _safe(name), name)
+            if other != name:
+                raise Wrong(f"{where}: {other!r} and {name!r} would share a folder: name one of them otherwise")
 
 
 def _check_runs(study: Study) -> None:

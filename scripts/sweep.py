@@ -14,8 +14,8 @@ Exit codes: 0 all done, 1 some failed, 2 bad input, 75 stopped (signal or budget
 
 from __future__ import annotations
 
-import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,6 +29,7 @@ except ModuleNotFoundError as missing:
     sys.exit("error: pliant is not installed. Run `make train`, or `pip install -e .` in the checkout first")
 
 from pliant.agents.ranges import EnvSteps
+from pliant.agents.words import control_character, shorten
 from pliant.interventions.spec import did_you_mean
 from pliant.scripts.arguments import (
     Gpus,
@@ -44,6 +45,7 @@ from pliant.scripts.claims import seconds
 from pliant.scripts.config import BadInput, differences, load
 from pliant.scripts.pool import STOPPED, Job, Outcome, Progress, run_all
 from pliant.scripts.study import FILE, Cell, Study, load_study
+from pliant.scripts.sweep_slurm import Request, check_lines, emit
 from pliant.scripts.sweep_status import failures, report, state_of
 from pliant.scripts.train import FREE
 
@@ -82,11 +84,11 @@ def main(argv: list[str] | None = None) -> int:
     study = load_study(arguments.study)
     if arguments.steps:
         study = study.scaled(arguments.steps)
-    root = arguments.out or study.folder
-    if root.exists() and not root.is_dir():
-        raise BadInput(f"--out {root} is a file: name a folder")
-    if arguments.emit is not None and arguments.emit.is_dir():
-        raise BadInput(f"--emit {arguments.emit} is a folder: name the script that is to be written")
+    root = study.folder if arguments.out is None else _folder(arguments.out, "--out")
+    request = Request(
+        arguments.time, arguments.partition, arguments.cpus, arguments.gpus, arguments.runs_per_job, arguments.jobs
+    )
+    emitted = None if arguments.emit is None else _script(arguments.emit)
     cells = chosen(study, root, arguments.only, arguments.seeds)
     if arguments.status:
         print(report(study, root, cells))
@@ -98,9 +100,9 @@ def main(argv: list[str] | None = None) -> int:
         for cell in left:
             print(_line(cell))
         return 0
-    root.mkdir(parents=True, exist_ok=True)
     if arguments.executor == "slurm":
-        return _slurm(study, root, left, arguments)
+        return _slurm(study, root, left, request, emitted)
+    _make(root)
     with RunLock(root):
         (root / FILE).write_text(study.text, encoding="utf-8")
         progress = Progress(sys.stderr)
@@ -174,27 +176,67 @@ def slots(gpus: Sequence[str], per_run: float) -> tuple[str, ...]:
 
 
 def _line(cell: Cell) -> str:
-    import shlex
-
     return shlex.join(("pliant", "train", *cell.words))
 
 
-def _slurm(study: Study, root: Path, left: Sequence[Cell], arguments: argparse.Namespace) -> int:
-    from pliant.scripts.sweep_slurm import Request, emit
-
+def _slurm(study: Study, root: Path, left: Sequence[Cell], request: Request, emitted: Path | None) -> int:
     if not left:
         print(f"{study.name}: all runs are done", file=sys.stderr)
         return 0
-    request = Request(
-        arguments.time, arguments.partition, arguments.cpus, arguments.gpus, arguments.runs_per_job, arguments.jobs
-    )
-    (root / FILE).write_text(study.text, encoding="utf-8")
-    text = emit(study.name, root, left, request, arguments.emit)
-    if arguments.emit is None:
+    check_lines(root, left, emitted)
+    _make(root)
+    try:
+        (root / FILE).write_text(study.text, encoding="utf-8")
+        text = emit(study.name, root, left, request, emitted)
+    except OSError as error:
+        raise BadInput(f"{error.filename or emitted or root} cannot be written: {error.strerror}") from None
+    if emitted is None:
         print(text, end="")
     else:
-        print(f"{len(left)} runs: sbatch {arguments.emit}", file=sys.stderr)
+        script = f"./{emitted}" if str(emitted).startswith("-") else str(emitted)
+        print(f"{len(left)} runs: sbatch {shlex.quote(script)}", file=sys.stderr)
     return 0
+
+
+# ------------------------------------------------------------------------------------------------ paths
+
+
+def _path(path: Path, flag: str) -> Path:
+    """A path that was given for something to be written to (BadInput if nothing can stand there)."""
+    if (hidden := control_character(str(path))) is not None:
+        raise BadInput(f"{flag} {shorten(str(path))} contains {hidden}")
+    try:
+        path = path.expanduser()
+        above = next((folder for folder in path.parents if folder.exists()), Path())
+        path.exists()  # an error where a part of the path is too long
+    except RuntimeError:
+        raise BadInput(f"{flag} {path} begins with ~ and a name, and there is no such user: write ./{path}") from None
+    except OSError as error:
+        raise BadInput(f"{flag} {shorten(str(path))} cannot be written: {error.strerror}") from None
+    if not above.is_dir():
+        raise BadInput(f"{flag} {path} cannot be written: {above} is a file, not a folder")
+    return path
+
+
+def _folder(path: Path, flag: str) -> Path:
+    path = _path(path, flag)
+    if path.exists() and not path.is_dir():
+        raise BadInput(f"{flag} {path} is a file: name a folder")
+    return path
+
+
+def _script(path: Path) -> Path:
+    path = _path(path, "--emit")
+    if path.is_dir():
+        raise BadInput(f"--emit {path} is a folder: name the script that is to be written")
+    return path
+
+
+def _make(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"--out {root} cannot be written: {error.strerror}") from None
 
 
 def _account(study: Study, root: Path, cells: Sequence[Cell], outcomes: Sequence[Outcome]) -> int:

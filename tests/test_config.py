@@ -20,6 +20,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pliant.agents.hooks import Intervention
+from pliant.agents.words import control_character
 from pliant.interventions.spec import SentenceError
 from pliant.scripts import main as command
 from pliant.scripts.config import (
@@ -352,14 +353,15 @@ def _configs() -> st.SearchStrategy[RunConfig]:
     def run(learner: Any, **rest: Any) -> RunConfig:
         return RunConfig(agent="dqn" if isinstance(learner, DQNStandIn) else "sac", agent_config=learner, **rest)
 
+    names = st.text(min_size=1).filter(lambda text: text.strip() and control_character(text) is None)
     return st.builds(
         run,
         learner=dqn | sac,
-        env=st.sampled_from(["ALE/Pong-v5", "Hopper-v5", "null", "1e3"]) | st.text(min_size=1).filter(str.strip),
+        env=st.sampled_from(["ALE/Pong-v5", "Hopper-v5", "null", "1e3"]) | names,
         env_config=st.builds(EnvStandIn, st.none() | numbers, st.booleans(), st.integers()),
         interventions=st.lists(words, max_size=3).map(tuple),
         steps=counts, seed=counts, num_envs=counts, threads=counts, log_every=counts, checkpoint_every=counts,
-        run=st.none() | st.text(min_size=1).filter(str.strip) | st.sampled_from(["null", "1", "on", "2024-01-01"]),
+        run=st.none() | names | st.sampled_from(["null", "1", "on", "2024-01-01"]),
         resume=st.sampled_from(["auto", "never"]),
         device=st.sampled_from(["auto", "cpu", "cuda:1"]),
     )  # fmt: skip
@@ -508,7 +510,11 @@ def test_spelling_leads_to_one_folder_and_meaning_to_two() -> None:
 @example(["../..", "."])
 @example(["1", "'1'"])
 def test_folders_are_safe_and_differ(texts: list[str]) -> None:
-    configs = [RunConfig(interventions=(f"reset(when={text!r})",), env=text.strip() or "x") for text in texts]
+    # Names of environments have no control characters; strings in words may spell them by escapes.
+    names = ["".join(c for c in text if control_character(c) is None).strip() or "x" for text in texts]
+    configs = [
+        RunConfig(interventions=(f"reset(when={text!r})",), env=env) for text, env in zip(texts, names, strict=True)
+    ]
     folders = [default_run_folder(config) for config in configs]
     for folder in folders:
         assert len(folder.parts) == 4
