@@ -3,6 +3,7 @@
     <run>/checkpoints/step_000000012345/<part>.pt     one file a part (agent, log, …), `torch.load(weights_only=True)`
     <run>/checkpoints/step_000000012345/manifest.json sizes and hashes of all files, replay chunks included
     <run>/replay/<chunk>.<version>.pt                 replay content, shared by the checkpoints that name it
+    <run>/SAVED                                       says that the run has saved; it stays if the checkpoints are lost
     <run>/.lock                                       held by the process that runs in the folder
 
 A checkpoint exists once its folder has its final name. Everything it names is durable by then: each file is written,
@@ -33,6 +34,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,10 +43,11 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 
-from .files import is_count, sync_folder
+from .files import DONE, is_count, sync_folder
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+SAVED = "SAVED"
 BLOCK = 4 << 20  # bytes of frames that are compressed together
 STEP = re.compile(r"step_(\d{12,})(\.old)?")
 NAME = re.compile(r"\w[\w.-]*")
@@ -79,6 +82,25 @@ class RunLocked(RuntimeError):
     """Another process runs in this folder."""
 
 
+class FolderUnusable(OSError):
+    """A run's folder cannot be made, or cannot be written to."""
+
+    def __init__(self, message: str, number: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = number
+
+
+class FolderMoved(RuntimeError):
+    """A run's folder was moved, replaced or deleted while the run was in it.
+
+    `place` is where it is now, None if nobody knows.
+    """
+
+    def __init__(self, message: str, place: Path | None = None) -> None:
+        super().__init__(message)
+        self.place = place
+
+
 class Chunked(Protocol):
     """What is saved in chunks: content under a name, with a version that changes whenever the content does."""
 
@@ -88,7 +110,7 @@ class Chunked(Protocol):
 
 
 class Saved(NamedTuple):
-    """What a save wrote: where, how many bytes (of parts, new chunks and manifest), in how many seconds."""
+    """What a save wrote: where, how many bytes (of parts, new chunks, manifest and SAVED), in how many seconds."""
 
     path: Path
     bytes: int
@@ -141,7 +163,12 @@ class Checkpoints:
 
     A folder that holds checkpoints is not written to before `resume` or `clear`: chunk versions of two different runs
     must not meet.
+
+    `lock` is the lock that the run holds, if it holds one: a save then makes sure that the folder is still the one in
+    which the run began.
     """
+
+    lock: RunLock | None = None
 
     def __init__(self, folder: Path, keep: int = 3) -> None:
         if keep < 1:
@@ -152,6 +179,7 @@ class Checkpoints:
         self._chunks = self.folder / "replay"
         self._known: dict[str, dict[str, Any]] = {}  # chunk files that a checkpoint names: {"size", "sha256"}
         self._ready = not _listed(self.folder)
+        self._marked = (self.folder / SAVED).exists()
 
     # Writing
 
@@ -160,10 +188,33 @@ class Checkpoints:
 
         `parts` are state dicts: nested dict, list and tuple of tensors, numbers, strings and None; TypeError names the
         place of anything else. Tensors are written from the CPU, and without the rest of the storage they view.
-        Raises DiskFull or SaveFailed after removing what it had written.
+        Raises DiskFull or SaveFailed after removing what it had written. Raises FolderMoved if the folder is another
+        one than that of `lock`; where the moved folder is known, the checkpoint is in it by then.
         """
         if not self._ready:
             raise RuntimeError(f"{self.folder} holds the checkpoints of an earlier run: resume() it, or clear() it")
+        try:
+            self._check_place()
+            try:
+                saved = self._save(step, parts, chunks)
+            except SaveFailed:
+                self._check_place()
+                raise
+            self._check_place()
+        except FolderMoved as moved:
+            if moved.place is None:
+                raise
+            there = Checkpoints(moved.place, self.keep)
+            there.accept(None)
+            there._save(step, parts, chunks)
+            raise FolderMoved(f"{moved} It is saved there at step {step:,}, and goes on there", moved.place) from None
+        return saved
+
+    def _check_place(self) -> None:
+        if self.lock is not None:
+            self.lock.check()
+
+    def _save(self, step: int, parts: Mapping[str, Mapping[str, Any]], chunks: Chunked | None) -> Saved:
         start = time.perf_counter()
         final = self._steps / f"step_{step:012d}"
         staging, old = final.with_name(final.name + ".tmp"), final.with_name(final.name + ".old")
@@ -215,6 +266,13 @@ class Checkpoints:
             self._prune()
         except OSError as error:
             raise SaveFailed(f"{final} is saved, but older files cannot be removed: {error}", error.errno) from error
+        if not self._marked:
+            try:
+                writing.write(self.folder / SAVED, f"first saved at step {step}\n".encode())
+                sync_folder(self.folder)
+            except OSError as error:
+                raise SaveFailed(f"{final} is saved, but {writing.file} is not: {error}", error.errno) from error
+            self._marked = True
         return Saved(final, writing.bytes, time.perf_counter() - start)
 
     def _save_chunk(self, writing: _Writing, chunks: Chunked, name: str, version: int) -> dict[str, Any]:
@@ -290,7 +348,7 @@ class Checkpoints:
             named |= {c["file"]: {"size": c["size"], "sha256": c["sha256"]} for c in manifest["chunks"]}
         if self._chunks.is_dir():
             for file in os.listdir(self._chunks):
-                if file not in named:
+                if file not in named and not (self._chunks / file).is_dir():  # we make no folders here
                     os.unlink(self._chunks / file)
         self._known = named
 
@@ -326,16 +384,26 @@ class Checkpoints:
         files that no other checkpoint names are deleted, since the run will come to their versions again.
         """
         found = self.newest_good(report=report)
+        self.accept(found)
+        return found
+
+    def accept(self, found: Found | None) -> None:
+        """Make the folder ready to go on from a checkpoint that `newest_good` gave (None: from nothing); see `resume`.
+
+        Raises SaveFailed if the folder cannot be written to.
+        """
         listed = _listed(self.folder)
         newer = listed[: listed.index(found.path)] if found is not None else []
-        for path in newer:
-            aside = path.with_name(path.name + ".damaged")
-            if aside.exists():
-                shutil.rmtree(aside)
-            os.rename(path, aside)
-        self._collect(listed[len(newer) :])
+        try:
+            for path in newer:
+                aside = path.with_name(path.name + ".damaged")
+                if aside.exists():
+                    shutil.rmtree(aside)
+                os.rename(path, aside)
+            self._collect(listed[len(newer) :])
+        except OSError as error:
+            raise SaveFailed(f"cannot go on in {self.folder}: {error}", error.errno) from error
         self._ready = True
-        return found
 
     def clear(self) -> None:
         """Deletes all checkpoints and the replay of an earlier run in this folder."""
@@ -345,8 +413,10 @@ class Checkpoints:
         for folder in (self._steps, self._chunks):
             if folder.is_dir():
                 shutil.rmtree(folder)
+        (self.folder / SAVED).unlink(missing_ok=True)
         self._known = {}
         self._ready = True
+        self._marked = False
 
     @staticmethod
     def open(path: Path, verify: Sequence[str] | None = ("agent",), report: Callable[[str], None] = _print) -> Found:
@@ -369,6 +439,17 @@ class Checkpoints:
 def saved_steps(folder: Path) -> list[int]:
     """The steps of the checkpoints in a run's folder, whole or damaged, in order."""
     return sorted({_step(path) for path in _listed(folder)})
+
+
+def has_saved(folder: Path) -> str | None:
+    """What shows that the run in a folder has once saved a checkpoint, whether or not one is left; None if nothing.
+
+    A run that was killed before its first checkpoint shows nothing, although it may have a record.
+    """
+    # A save makes `checkpoints` before `replay`. Runs of earlier versions have no SAVED.
+    if (folder / "replay").is_dir() and not (folder / "checkpoints").exists():
+        return "replay/"
+    return next((name for name in (SAVED, DONE, "fork.json") if (folder / name).exists()), None)
 
 
 def branch(found: Found, folder: Path) -> Found:
@@ -410,43 +491,100 @@ def _link(source: Path, target: Path) -> None:
 
 
 class RunLock:
-    """The right to run in a folder, held by one process at a time; a context manager.
+    """The right to run in a folder, held by one process at a time; a context manager. The folder is made if need be.
 
-    The kernel releases it when the process ends, however it ends. RunLocked names the holder.
+    The kernel releases it when the process ends, however it ends. RunLocked names the holder, FolderUnusable says why
+    there can be no lock.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = Path(folder) / ".lock"
+        self.folder = Path(folder)
+        self.path = self.folder / ".lock"
         self._descriptor: int | None = None
+        self._directory: int | None = None  # of the folder, wherever it is moved
+        self._made: list[Path] = []  # folders that were made for it, the outermost first
+        self._new = False  # the lock's file was made for it
         self.acquire()
 
     def acquire(self) -> None:
         """Takes the lock, or raises RunLocked at once."""
         if self._descriptor is not None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._made += make_folder(self.folder)
+            while not self._locked():
+                pass
+            assert self._descriptor is not None
+            self._directory = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        except OSError as error:
+            self.undo()
+            if isinstance(error, FolderUnusable):
+                raise
+            raise FolderUnusable(f"cannot lock the folder {self.folder}: {error.strerror}", error.errno) from error
+
+    def _locked(self) -> bool:
+        """Open and lock the file; False if another process has deleted it between the two."""
+        new = not self.path.exists()
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         except BlockingIOError:
             holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip() or "another process"
             os.close(descriptor)
             raise RunLocked(
-                f"{self.path.parent} is in use by {holder}: wait for it, stop it, or choose another folder"
+                f"{self.folder} is in use by {holder}: wait for it, stop it, or choose another folder"
             ) from None
-        except OSError as error:
+        except OSError:  # a file system without locks, say
             os.close(descriptor)
-            raise OSError(error.errno, f"cannot lock the run folder: {error.strerror}", str(self.path)) from error
-        self._descriptor = descriptor
+            if new:
+                self.path.unlink(missing_ok=True)
+            raise
+        if not _is_at(self.path, descriptor):
+            os.close(descriptor)
+            return False
+        self._descriptor, self._new = descriptor, new
+        return True
+
+    def check(self) -> None:
+        """Makes sure that the folder is still the one that was locked, and the lock still held.
+
+        Raises FolderMoved if the folder was moved, replaced or deleted meanwhile. If only the lock's file was deleted,
+        the lock is taken anew, or RunLocked names the process that was quicker.
+        """
+        if self._descriptor is None or self._directory is None or _is_at(self.path, self._descriptor):
+            return
+        if _is_at(self.folder, self._directory):
+            self.release()
+            self.acquire()
+            return
+        place = _place_of(self._directory)
+        if place is None:
+            raise FolderMoved(f"{self.folder} was moved, replaced or deleted while a run was in it.")
+        raise FolderMoved(f"{self.folder} was moved to {place} while a run was in it.", place)
 
     def release(self) -> None:
-        """Gives the lock back; again is harmless. The file stays: deleting it would race with the next holder."""
+        """Gives the lock back; again is harmless. The file stays."""
+        if self._directory is not None:
+            os.close(self._directory)
+            self._directory = None
         if self._descriptor is not None:
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             os.close(self._descriptor)
             self._descriptor = None
+
+    def undo(self) -> None:
+        """Gives the lock back and leaves nothing of it: neither its file nor the folders that were made for it, as far
+        as nothing else is in them by now."""
+        with suppress(OSError):  # a disk that has become read-only, say: the error that led here is the one to tell
+            # Whoever opened the file before this, and locks it afterwards, sees that it is gone.
+            if self._new and self._descriptor is not None and _is_at(self.path, self._descriptor):
+                self.path.unlink()
+        self._new = False
+        self.release()
+        _unmake(self._made)
+        self._made = []
 
     def __enter__(self) -> RunLock:
         self.acquire()
@@ -454,6 +592,46 @@ class RunLock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Makes a folder and those above it; those that were not there before, the outermost first (FolderUnusable)."""
+    made: list[Path] = []
+    try:
+        for place in (*reversed(folder.parents), folder):
+            if not place.is_dir():
+                place.mkdir(exist_ok=True)
+                made.append(place)
+    except OSError as error:
+        _unmake(made)
+        raise FolderUnusable(f"cannot make the folder {place}: {error.strerror}", error.errno) from error
+    return made
+
+
+def _unmake(made: Sequence[Path]) -> None:
+    """Removes folders again, as far as they are empty."""
+    with suppress(OSError):
+        for place in reversed(made):
+            place.rmdir()
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Is what was opened still what stands at a path?"""
+    try:
+        there = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    mine = os.fstat(descriptor)
+    return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
+
+
+def _place_of(directory: int) -> Path | None:
+    """Where an open folder is now, if the system tells."""
+    try:
+        place = Path(os.readlink(f"/proc/self/fd/{directory}"))
+    except OSError:
+        return None
+    return place if _is_at(place, directory) else None
 
 
 # Files

@@ -246,7 +246,7 @@ def run_check(card: Card) -> None:
     import torch
 
     from .claim_checks import CHECKS
-    from .train import PACKAGES, _git, _version
+    from .folder import PACKAGES, git, package
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -258,7 +258,7 @@ def run_check(card: Card) -> None:
     write_result(results_folder(card) / "checks" / f"{card.name}.json", {
         "holds": all(row.holds for row in rows), "rows": [row._asdict() for row in rows],
         "cpu_seconds": round(time.process_time() - started, 1),
-        "versions": {"git": _git(), "python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": {"git": git(), "python": platform.python_version(), **{name: package(name) for name in PACKAGES}},
         "platform": platform.platform(),
     })  # fmt: skip
 

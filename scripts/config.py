@@ -266,8 +266,13 @@ def dump(config: RunConfig) -> str:
 
 
 def run_folder(config: RunConfig) -> Path:
-    """The folder of the run: the one given, else the default."""
-    return Path(config.run).expanduser() if config.run is not None else default_run_folder(config)
+    """The folder of the run: the one given, else the default (BadInput: it begins with ~ and a user without home)."""
+    if config.run is None:
+        return default_run_folder(config)
+    try:
+        return Path(config.run).expanduser()
+    except RuntimeError as error:  # ~somebody
+        raise BadInput(f"--run {config.run}: {error}") from None
 
 
 def default_run_folder(config: RunConfig) -> Path:
@@ -418,10 +423,13 @@ _Dumper.add_representer(list, lambda d, items: d.represent_sequence("tag:yaml.or
 
 def _read(path: str | Path) -> tuple[dict[str, Any], str]:
     """Content and name of a configuration file, or of the one in a folder."""
-    file = Path(path).expanduser()
-    if file.is_dir():
-        file = file / "config.yaml"
     try:
+        file = Path(path).expanduser()
+    except RuntimeError as error:  # ~somebody
+        raise BadInput(f"--config {path}: {error}") from None
+    try:
+        if in_folder := file.is_dir():
+            file = file / "config.yaml"
         data = read_yaml_file(file)
     except FileNotFoundError:
         raise BadInput(f"--config: there is no file {file}") from None
@@ -429,6 +437,8 @@ def _read(path: str | Path) -> tuple[dict[str, Any], str]:
         raise BadInput(f"--config: cannot read {file}: {error.strerror}") from None
     except ValueError as error:
         raise BadInput(f"{file} is no YAML: {one_line(error)}") from None
+    if data is None and in_folder:  # a file by hand may say nothing; that of a run says it all
+        raise BadInput(f"{file} is empty: put it back from a copy, or choose another folder")
     if data is None:
         data = {}
     if not isinstance(data, dict):

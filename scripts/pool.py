@@ -29,6 +29,7 @@ from ..agents.checkpoint import RunLock, RunLocked
 from ..agents.progress import duration
 from ..agents.run import graceful_stop
 from .config import BadInput, RunConfig, differences, load, run_folder
+from .folder import FREE
 from .spinning import bounded
 
 OUTPUT, COST, FAILURE = "output.log", "cost.jsonl", "FAILED"
@@ -84,8 +85,6 @@ def is_done(job: Job) -> bool:
     done = job.folder / "DONE"
     if not done.exists() or json.loads(done.read_text())["steps"] < job.config.steps:
         return False
-    from .train import FREE
-
     there = load(job.folder)
     # Chosen by the process that runs, where the job leaves them open.
     settled = replace(job.config, device=there.device, threads=there.threads)

@@ -33,7 +33,7 @@ RETURN, LENGTH = "charts/episodic_return", "charts/episodic_length"
 # What says nothing about what was learnt, or is chosen anew by whoever goes on with a run.
 NOT_THE_ARM = {"seed", "run", "resume", "device", "threads", "checkpoint_every", "keep_checkpoints", "monitors",
                "log_every", "evaluate_every"}  # fmt: skip
-# What may change between two sessions of one run (see `train.FREE`).
+# What may change between two sessions of one run (see `folder.FREE`).
 NOT_THE_RUN = {"run", "monitors", "resume", "steps", "checkpoint_every", "keep_checkpoints"}
 INSIDE = {"checkpoints", "replay"}  # folders of a run that hold no runs
 

@@ -43,11 +43,11 @@ from pliant.scripts.arguments import (
 )
 from pliant.scripts.claims import seconds
 from pliant.scripts.config import BadInput, differences, load
+from pliant.scripts.folder import FREE
 from pliant.scripts.pool import STOPPED, Job, Outcome, Progress, run_all
 from pliant.scripts.study import FILE, Cell, Study, load_study
 from pliant.scripts.sweep_slurm import Request, check_lines, emit
 from pliant.scripts.sweep_status import failures, report, state_of
-from pliant.scripts.train import FREE
 
 
 def main(argv: list[str] | None = None) -> int:

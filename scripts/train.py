@@ -5,7 +5,8 @@
     pliant train --config runs/ALE-Pong-v5/dqn/seed1/config.yaml --seed 2
 
 Everything about a run stands in its folder: config.yaml, versions.json, TensorBoard events, metrics.jsonl, checkpoints,
-the replay, and in the end DONE with the evaluation. The same command goes on where the run stopped, to the last bit.
+the replay, SAVED, and in the end DONE with the evaluation. The same command goes on where the run stopped, to the last
+bit.
 
 Exit codes: 0 done, 2 bad input, 75 stopped by a signal after saving (the same command goes on), 1 anything else.
 """
@@ -15,13 +16,9 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import platform
 import shlex
-import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +27,7 @@ try:
 
     if __name__ == "__main__":
         bound_spinning()  # as `pliant train` does: before torch is loaded
-    from pliant.agents.checkpoint import Checkpoints, RunLock
+    from pliant.agents.checkpoint import Checkpoints, FolderUnusable, Found, RunLock
 except ModuleNotFoundError as missing:
     if missing.name not in ("pliant", "pliant.scripts", "pliant.agents"):
         raise
@@ -39,6 +36,7 @@ except ModuleNotFoundError as missing:
 import torch
 
 from pliant.agents import Agent
+from pliant.agents.files import DONE, write_whole
 from pliant.agents.hooks import derive_seed
 from pliant.agents.log import EVAL_BAND, Log
 from pliant.agents.progress import Progress
@@ -54,22 +52,18 @@ from pliant.scripts.config import (
     BadInput,
     RunConfig,
     bad_input,
-    differences,
     dump,
     flat_hparams,
     known,
-    load,
     parse,
     run_folder,
 )
 from pliant.scripts.evaluate import Score, score
+from pliant.scripts.folder import ELSEWHERE, check_not_lost, check_place, check_same_run, describe, is_done, sessions
 from pliant.scripts.pool import FAILURE
 
 STOPPED = 75  # EX_TEMPFAIL: try again
-PACKAGES = ("pliant", "torch", "numpy", "gymnasium", "ale-py", "mujoco", "minatar", "tensorboard")
-
-# What may change between two sessions of one run, because it does not change the run itself.
-FREE = {"run", "monitors", "resume", "steps", "checkpoint_every", "keep_checkpoints"}
+ALREADY = "{folder} is done already. More --steps go on with it; another --run or --seed starts anew."
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,11 +72,19 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train(config: RunConfig, source: str = "") -> int:
-    """Run, or go on with, the run that a configuration describes; returns the exit code."""
+    """Run, or go on with, the run that a configuration describes; returns the exit code.
+
+    Nothing on disk is made, changed or deleted before environments, agent, monitors and memory are built and what the
+    folder holds is found good.
+    """
     folder, most = run_folder(config), torch.get_num_threads()
+    check_place(folder)
     given = threads.told(config, folder)
     config = replace(config, device=_device(config.device), threads=given or 1)
-    # What cannot be built should leave no folder behind.
+    check_same_run(folder, config)
+    if is_done(folder, config):  # before the lock, so that a disk may be read-only by now
+        print(ALREADY.format(folder=folder))
+        return 0
     envs, agent = built(config)
     try:
         choice = threads.Choice(config.threads)
@@ -90,12 +92,41 @@ def train(config: RunConfig, source: str = "") -> int:
             choice = threads.choose(config, agent, most)
             config = replace(config, threads=choice.threads)
             agent = born(config, envs)  # the first one may have learnt from noise
-        with bad_input():
-            folder.mkdir(parents=True, exist_ok=True)
-        with RunLock(folder):
-            return _in_folder(folder, config, envs, agent, source, choice)
+        progress = Progress(config.steps)
+        run, checkpoints, _, monitors = assembled(folder, config, envs, agent, progress)
+        with _locked(folder) as lock:
+            checkpoints.lock = lock
+            progress.note(f"{folder}  ({source or 'as configured'}; {config.device}, {choice})")
+            progress.note(agent.describe_memory(config.num_envs))
+            try:
+                # Another process may have been here meanwhile.
+                check_same_run(folder, config)
+                if is_done(folder, config):
+                    print(ALREADY.format(folder=folder))
+                    return 0
+                before = sessions(folder)
+                found = checkpoints.newest_good(report=progress.note)
+                if found is None:
+                    check_not_lost(folder)
+                else:
+                    run.restore(found)
+            except BaseException:
+                lock.undo()
+                raise
+            _enter(folder, config, run, found, before)
+            return _in_folder(folder, config, run, monitors)
     finally:
         envs.close()
+
+
+def _locked(folder: Path) -> RunLock:
+    """The lock of the run's folder (BadInput if the place is to blame)."""
+    try:
+        return RunLock(folder)
+    except FolderUnusable as error:
+        if error.errno not in ELSEWHERE:
+            raise
+        raise BadInput(f"{error}. Choose another --run") from None
 
 
 def built(config: RunConfig) -> tuple[Envs, Agent]:
@@ -119,23 +150,26 @@ def born(config: RunConfig, envs: Envs) -> Agent:
     return agent
 
 
-def _in_folder(folder: Path, config: RunConfig, envs: Envs, agent: Agent, source: str, choice: threads.Choice) -> int:
-    _check_same_run(folder, config)
-    if _is_done(folder, config):
-        print(f"{folder} is done already. More --steps go on with it; another --run or --seed starts anew.")
-        return 0
+def _enter(folder: Path, config: RunConfig, run: Run, found: Found | None, before: list[Any]) -> None:
+    """Make the folder that of the run which goes on from a checkpoint, or begins (None)."""
+    assert run.checkpoints is not None
+    # A full disk refuses this, and has changed nothing by then.
+    describe(folder, config, before)
+    # Before the record is cut: the last evaluation is cut from it, and a kill must not leave a DONE without that.
+    (folder / DONE).unlink(missing_ok=True)
     (folder / FAILURE).unlink(missing_ok=True)  # an attempt that failed before this one
-    progress = Progress(config.steps)
-    progress.note(f"{folder}  ({source or 'as configured'}; {config.device}, {choice})")
-    progress.note(agent.describe_memory(config.num_envs))
-    run, checkpoints, log, monitors = assembled(folder, config, envs, agent, progress)
-    found = checkpoints.resume(progress.note)
+    run.checkpoints.accept(found)
     if found is not None:
-        run.restore(found)
-        progress.note(f"goes on from step {run.clock.steps:,} ({found.path.name})")
+        run.log.go_on()
+        if run.progress is not None:
+            run.progress.note(f"goes on from step {run.clock.steps:,} ({found.path.name})")
     else:
-        log.restart()
-    _describe(folder, config)
+        run.log.restart()
+
+
+def _in_folder(folder: Path, config: RunConfig, run: Run, monitors: Monitors) -> int:
+    log, progress = run.log, run.progress
+    assert progress is not None
     log.hparams(flat_hparams(config), ("eval/episodic_return", "charts/episodic_return"))
     log.text("run/summary", _summary(config, monitors))
     log.text("run/config", f"```yaml\n{dump(config)}```")
@@ -206,7 +240,9 @@ def _finish(folder: Path, config: RunConfig, run: Run) -> None:
         run.log.scalars(evaluation.metrics(), run.clock)
         result["evaluation"] = evaluation.json()
         print(evaluation)
-    _write(folder / "DONE", json.dumps(result, indent=1) + "\n")
+    if run.checkpoints is not None and run.checkpoints.lock is not None:
+        run.checkpoints.lock.check()
+    write_whole(folder / DONE, json.dumps(result, indent=1) + "\n")
     print(f"Curves: {_tensorboard()} --logdir {shlex.quote(str(folder.parent.parent))}   Folder: {folder}")
 
 
@@ -223,79 +259,6 @@ def _tensorboard() -> str:
     beside = Path(sys.executable).parent / "tensorboard"
     on_path = any((Path(place) / "tensorboard").exists() for place in os.get_exec_path())
     return "tensorboard" if on_path or not beside.exists() else os.path.relpath(beside)
-
-
-# ------------------------------------------------------------------------------------------------------ the folder
-
-
-def _is_done(folder: Path, config: RunConfig) -> bool:
-    """Is the run done for as many steps as are asked for now? A run that is to go further is done no more."""
-    done = folder / "DONE"
-    if not done.exists():
-        return False
-    if json.loads(done.read_text())["steps"] >= config.steps:
-        return True
-    done.unlink()
-    return False
-
-
-def _check_same_run(folder: Path, config: RunConfig) -> None:
-    """Refuse to mix two runs in one folder."""
-    file = folder / "config.yaml"
-    if not file.exists():
-        return
-    if config.resume == "never":
-        raise BadInput(f"{folder} holds a run already; go on with --resume auto, or choose another --run or --seed")
-    with bad_input():
-        changed = {name: pair for name, pair in differences(load(file), config).items() if name not in FREE}
-    if changed:
-        listed = "; ".join(f"--{name.replace('_', '-')} {old} there, {new} now" for name, (old, new) in changed.items())
-        raise BadInput(f"{folder} holds another run: {listed}. Choose another --run")
-
-
-def _describe(folder: Path, config: RunConfig) -> None:
-    """Write down what runs and on what, before the first step."""
-    _write(folder / "config.yaml", dump(replace(config, run=None)))
-    session = {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "git": _git(),
-        "packages": {name: _version(name) for name in PACKAGES},
-    }
-    file = folder / "versions.json"
-    sessions = json.loads(file.read_text()) if file.exists() else []
-    if not sessions or sessions[-1] != session:
-        _write(file, json.dumps([*sessions, session], indent=1) + "\n")
-
-
-def _write(file: Path, text: str) -> None:
-    scratch = file.with_name(file.name + ".tmp")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, file)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git() -> str | None:
-    """The commit of the checkout that runs, with a mark if it was changed since."""
-    here = Path(__file__).resolve().parent
-    call: Callable[..., Any] = lambda *words: subprocess.run(  # noqa: E731
-        ["git", "-C", str(here), *words], capture_output=True, text=True
-    )
-    try:
-        commit = call("rev-parse", "HEAD")
-        changed = call("status", "--porcelain", "--untracked-files=no")
-    except FileNotFoundError:
-        return None
-    if commit.returncode:
-        return None
-    return str(commit.stdout.strip() + ("+changes" if changed.stdout.strip() else ""))
 
 
 def _device(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -24,9 +25,11 @@ from torch import Tensor
 from pliant.agents import checkpoint
 from pliant.agents.checkpoint import (
     MANIFEST,
+    SAVED,
     CheckpointDamaged,
     Checkpoints,
     DiskFull,
+    FolderUnusable,
     Found,
     NewerSchema,
     NoGoodCheckpoint,
@@ -35,6 +38,7 @@ from pliant.agents.checkpoint import (
     Saved,
     SaveFailed,
     branch,
+    has_saved,
 )
 
 
@@ -933,6 +937,27 @@ def test_any_operation_may_fail(run: Path, monkeypatch: pytest.MonkeyPatch, oper
     raise AssertionError("the save never succeeded")
 
 
+def test_a_checkpoint_stands_although_its_mark_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints, opened = Checkpoints(tmp_path), os.open
+
+    def fail(path: Any, *more: Any) -> int:
+        if Path(path).name == SAVED:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return opened(path, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", fail)
+        with pytest.raises(SaveFailed, match=rf"{name(1)} is saved, but .*{SAVED} is not") as failed:
+            save(checkpoints, 1)
+        assert failed.value.errno == errno.ENOSPC
+    holds(Checkpoints(tmp_path).newest_good(), 1)
+    assert has_saved(tmp_path) is None
+    save(checkpoints, 2)
+    assert has_saved(tmp_path) == SAVED and Checkpoints(tmp_path)._marked
+
+
 def test_an_interrupt_cleans_up_and_stays_an_interrupt(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = Checkpoints(run)
     checkpoints.resume()
@@ -1025,3 +1050,56 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         lock.release()
     with RunLock(tmp_path / "new"):
         assert f"pid {os.getpid()}" in (tmp_path / "new" / ".lock").read_text()
+
+
+def test_an_undone_lock_leaves_nothing_and_lets_nobody_hold_what_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    lock = RunLock(tmp_path / "a" / "b")
+    lock.undo()
+    lock.undo()
+    assert sorted(tmp_path.rglob("*")) == before
+    # What was there stays: a folder with something in it, and the file of an earlier lock.
+    with RunLock(tmp_path / "a"):
+        pass
+    again = RunLock(tmp_path / "a")
+    again.undo()
+    assert (tmp_path / "a" / ".lock").exists()
+    lock = RunLock(tmp_path / "c" / "d")
+    (tmp_path / "c" / "mine").write_text("x")
+    lock.undo()
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["mine"]
+    # Who opens the file just before it is deleted, and locks it just after, has to begin again.
+    first, locked = RunLock(tmp_path / "e"), fcntl.flock
+
+    def slowly(descriptor: int, operation: int) -> None:
+        if operation & fcntl.LOCK_EX and first._descriptor is not None:
+            first.undo()
+            (tmp_path / "e").mkdir()
+        locked(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", slowly)
+    second = RunLock(tmp_path / "e")
+    monkeypatch.undo()
+    with pytest.raises(RunLocked):
+        RunLock(tmp_path / "e")
+    second.release()
+
+
+def test_a_folder_that_cannot_be_locked_is_told_and_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("x")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(FolderUnusable, match=r"cannot make the folder .*file: File exists") as told:
+        RunLock(tmp_path / "file")
+    assert told.value.errno == errno.EEXIST
+
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(FolderUnusable, match=r"cannot lock the folder .*new: No locks available"):
+        RunLock(tmp_path / "new")
+    assert sorted(tmp_path.rglob("*")) == before
