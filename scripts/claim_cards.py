@@ -29,7 +29,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from ..agents.words import shorten
+from ..agents.words import LONGEST_SHOWN, shorten
 from ..interventions.spec import did_you_mean
 from .config import BadInput, RunConfig, default_run_folder, dump
 from .sections import (
@@ -369,7 +369,7 @@ def _measure(name: str, content: Any, bed: Testbed) -> Measure:
         raise Wrong(f"measure {name!r}: unknown reading {shorten(measure.read)}.{did_you_mean(measure.read, SERIES)} "
                     f"Read {', '.join(SERIES)}, or a tag like losses/accuracy")
     if "/" in measure.read and measure.read not in bed.record:
-        raise Wrong(f"measure {name!r}: the testbed {bed.name} does not record {shorten(measure.read)}."
+        raise Wrong(f"measure {name!r}: the testbed {bed.name} does not record {measure.read[:LONGEST_SHOWN]}."
                     f"{did_you_mean(measure.read, bed.record)} Add it to 'record'")
     if measure.first and measure.last:
         raise Wrong(f"measure {name!r}: give first or last, not both")
