@@ -41,8 +41,6 @@ def check_place(folder: Path) -> None:
         name = str(folder) if len(str(folder)) <= 200 else f"{str(folder)[:199]}…"
         return BadInput(f"--run {name!r}: {why}. Choose another --run")
 
-    if "\0" in str(folder):
-        raise refuse("a folder's name cannot hold a null byte")
     try:
         os.stat(folder / LONGEST_INSIDE)
     except OSError as error:

@@ -177,7 +177,7 @@ def test_names_that_no_system_has_are_told(tmp_path: Path, capsys: pytest.Captur
     file = tmp_path / "config.yaml"
     file.write_text('run: "a\\0b"\n')
     assert main([*LINE, *QUIET, "--config", str(file)]) == 2
-    assert "null byte" in one_line(capsys)
+    assert "U+0000" in one_line(capsys)
     assert main([*LINE, *QUIET, "--config", "x" * 5000]) == 2
     assert one_line(capsys).startswith("error: --config")
 
