@@ -253,8 +253,9 @@ class Log:
 
     def flush(
         self, clock: Clock, extra: Mapping[str, float] | None = None, seconds: Mapping[str, float] | None = None
-    ) -> None:
-        """Writes the means of what `update` collected since the last flush. This is where the host waits.
+    ) -> dict[str, float]:
+        """Writes the means of what `update` collected since the last flush, and returns what it wrote, by tag. This is
+        where the host waits.
 
         `extra`: host values of this moment (learning rates, replay size), by tag. `seconds`: wall-clock seconds spent
         per section since the last flush, written as `time/<section>` in seconds per 1000 steps.
@@ -289,6 +290,7 @@ class Log:
             self._line(self._timing, clock, {"wall_time": round(time.time(), 3), **timing})
         self._emit_episodes(before=frames)
         self._scalars({**values, **timing, "charts/gradient_steps": clock.updates}, frames)
+        return values
 
     def episode(self, episode: Episode, clock: Clock) -> None:
         """Writes a finished episode.

@@ -7,6 +7,7 @@ comes up for air between slices of them: it can be stopped there, and saves as o
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -21,12 +22,12 @@ import torch
 from numpy.typing import NDArray
 
 from .agent import Agent
-from .checkpoint import Checkpoints, Found
+from .checkpoint import Checkpoints, Found, saved_steps
 from .hooks import Clock, Intervention, Update, When
 from .log import Log
 from .progress import Progress
 from .replay import Batch
-from .spaces import ActionSpec, Episode, ObservationSpec, Step
+from .spaces import ActionSpec, Diverged, Episode, NotFinite, ObservationSpec, Step
 
 
 class Environments(Protocol):
@@ -101,6 +102,7 @@ class Run:
         self.progress = progress
         self.clock = Clock()
         self.obs: NDArray[Any] | None = None
+        self.action: NDArray[Any] | None = None  # what was chosen, and could not be carried out
         self.batch: Batch | None = None  # that of the latest update, for monitors that learn along
         self.seconds = {"act": 0.0, "env": 0.0, "update": 0.0}
 
@@ -108,6 +110,11 @@ class Run:
         """Go on until `steps` environment steps are done, or `stop` says so; True in the first case.
 
         Saves at the end in both, so that nothing is lost.
+
+        Raises:
+            NotFinite: The environments gave a reward or an observation that is not a finite number. The run is saved as
+                it was before that step, and takes the same action when it goes on.
+            Diverged: The agent's weights, losses or actions are no longer finite numbers. Nothing is saved.
         """
         if self.obs is None:
             self.obs = self.envs.reset()
@@ -146,9 +153,15 @@ class Run:
         """One step in every environment, and into memory."""
         started = time.perf_counter()
         assert self.obs is not None
-        action = self.agent.act(self.obs, self.clock).cpu().numpy()
+        action = self.agent.act(self.obs, self.clock).cpu().numpy() if self.action is None else self.action
         acted = time.perf_counter()
-        step = self.envs.step(action)
+        try:
+            step = self.envs.step(action)
+        except NotFinite as error:
+            self.action = action  # what it drew for this step is drawn: the step itself is still to come
+            self.save()
+            raise NotFinite(f"{error}. {self._saved()}, before this step") from None
+        self.action = None
         stepped = time.perf_counter()
         self.memory.add(action, step)
         self.obs = step.obs
@@ -200,11 +213,39 @@ class Run:
             self.progress.update(self.clock, self.log.mean_return)
 
     def flush(self) -> None:
-        """Write what was measured since the last flush."""
-        self.log.flush(self.clock, {"replay/size": len(self.memory)}, self.seconds)
+        """Write what was measured since the last flush (Diverged if a loss is not a finite number)."""
+        written = self.log.flush(self.clock, {"replay/size": len(self.memory)}, self.seconds)
         # Known beforehand, and so for the record alone: a dashboard has curves enough.
         self.log.scalars(self.agent.charts(self.clock), self.clock, shown={})
         self.seconds = dict.fromkeys(self.seconds, 0.0)
+        if strange := {tag: value for tag, value in written.items() if not math.isfinite(value)}:
+            self.refuse_lost_weights()
+            # Other measurements may overflow now and then (a divergence of policies, say) and do no harm.
+            for tag in strange:
+                if tag.startswith("losses/") and tag.endswith("loss"):
+                    raise Diverged(self._diverged(f"the mean of {tag} since the last log is {strange[tag]}"))
+
+    @torch.no_grad()
+    def refuse_lost_weights(self) -> None:
+        """Refuse to go on with weights that are not finite numbers (Diverged). The host waits for the device."""
+        for name, component in self.agent.components.items():
+            for key, p in component.online.named_parameters():
+                if not torch.isfinite(p).all():
+                    raise Diverged(self._diverged(f"the weights {key} of the {name} are no longer finite numbers"))
+
+    def _diverged(self, what: str) -> str:
+        return (
+            f"the agent has diverged: at environment step {self.clock.steps:,} and update {self.clock.updates:,} "
+            f"{what}. {self._saved()}; what follows is lost, and would come again: another configuration is needed "
+            "(a smaller learning rate, clipped gradients or rewards)"
+        )
+
+    def _saved(self) -> str:
+        """Where the run stands on the disk, as a sentence without its end."""
+        if self.checkpoints is None:
+            return "The run is not saved anywhere"
+        saved = saved_steps(self.checkpoints.folder)
+        return f"The run is saved as of environment step {saved[-1]:,}" if saved else "There is no checkpoint"
 
     def _crossed(self, before: int, period: int) -> bool:
         return period > 0 and before // period < self.clock.steps // period
@@ -216,10 +257,13 @@ class Run:
 
         Raises:
             OSError: The disk is full, say; the last good checkpoint survives.
+            Diverged: The agent's weights are no longer finite numbers; the last good checkpoint survives.
         """
+        self.refuse_lost_weights()
         if self.checkpoints is None or self.obs is None:
             return
         clock = self.clock
+        pending = {} if self.action is None else {"action": torch.from_numpy(np.ascontiguousarray(self.action))}
         parts = {
             "agent": self.agent.content(),
             "replay": self.memory.state_dict(),
@@ -228,7 +272,7 @@ class Run:
             "loop": {
                 "clock": asdict(clock),
                 "obs": torch.from_numpy(np.ascontiguousarray(self.obs)),
-            },
+            } | pending,
         }
         if self.monitors is not None:
             parts["monitors"] = self.monitors.state_dict()
@@ -244,6 +288,7 @@ class Run:
         loop = found.load("loop")
         self.clock = Clock(**loop["clock"])
         self.obs = loop["obs"].numpy()
+        self.action = loop["action"].numpy() if "action" in loop else None
         (self.agent.load_state_dict if adopt is None else adopt)(found.load("agent")["state"])
         self.memory.load_state_dict(found.load("replay"))
         found.restore(self.memory)

@@ -6,13 +6,27 @@ foreign project that builds an agent has no need of `pliant.envs`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+Layout = Literal["same", "last", "none"]
+
+
+class NotFinite(RuntimeError):
+    """An environment gave a reward or an observation that is not a finite number.
+
+    It is raised before anything of that step is kept: the environment's `state_dict` is still the one before the step.
+    """
+
+
+class Diverged(RuntimeError):
+    """The weights, the losses or the actions of an agent are no longer finite numbers."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +51,8 @@ class ObservationSpec:
             raise ValueError(f"unknown padding {self.padding!r}: 'zero' or 'repeat'")
         if self.stack < 1 or (self.stack > 1 and self.shape[0] % self.stack):
             raise ValueError(f"a stack of {self.stack} frames does not divide the first axis of {self.shape}")
+        if not (math.isfinite(self.high) and self.high > 0):
+            raise ValueError(f"observations are divided by high, which must be finite and above 0, not {self.high}")
 
     @property
     def pixels(self) -> bool:
@@ -63,7 +79,16 @@ class ActionSpec:
         if not self.discrete and not (len(self.low) == len(self.high) == self.size):
             raise ValueError(f"a box of {self.size} dimensions needs {self.size} lower and upper bounds")
         if not all(np.isfinite(self.low)) or not all(np.isfinite(self.high)):
-            raise ValueError(f"unbounded action space: low {self.low}, high {self.high}; rescale it to finite bounds")
+            raise ValueError(
+                f"unbounded action space: low {self.low}, high {self.high}; rescale it to finite bounds "
+                "(gymnasium.wrappers.RescaleAction does so, for finite boxes)"
+            )
+        for i, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
+            if low >= high:
+                raise ValueError(
+                    f"dimension {i} of the action space has low {low:g} and high {high:g}, so there is nothing to "
+                    "choose: leave it out (gymnasium.wrappers.TransformAction can put the constant in)"
+                )
 
 
 class Episode(NamedTuple):
@@ -98,16 +123,59 @@ class Step(NamedTuple):
     target: NDArray[Any] | None = None
 
 
+def image_layout(space: Any) -> tuple[tuple[int, int, int], Layout] | None:
+    """The shape [channels, height, width] of the images of a gymnasium space or of a shape, and where the channels are
+    in the space itself; None of what is no image. This is the one place that decides it.
+
+    Images are 2-D or 3-D boxes of uint8 or bool, and shapes of three numbers. The channel axis of a 3-D image is the
+    smaller one of its first and last axes; the first, if they are equal.
+
+    Returns:
+        The shape, and the layout: "same" (channels, height, width), "last" (height, width, channels) or "none"
+        (height, width).
+    """
+    shape = _shape(space)
+    if shape is None:
+        shape = getattr(space, "shape", None)
+        if shape is None or not hasattr(space, "low") or space.dtype not in (np.uint8, np.bool_):
+            return None
+    if len(shape) == 2 and not isinstance(space, Sequence):
+        return (1, shape[0], shape[1]), "none"
+    if len(shape) != 3:
+        return None
+    first, middle, last = shape
+    return ((last, first, middle), "last") if last < first else ((first, middle, last), "same")
+
+
+def _shape(space: Any) -> tuple[int, ...] | None:
+    """A shape, if it is one."""
+    if isinstance(space, Sequence) and all(isinstance(n, int) for n in space):
+        return tuple(space)
+    return None
+
+
 def observation_spec(space: Any) -> ObservationSpec:
-    """The spec of a gymnasium `Box`, a shape (float32 vector, or uint8 pixels in [0, 255] if 3-D), or a spec."""
+    """The spec of a gymnasium `Box`, a shape (float32 vector, or uint8 pixels in [0, 255] if 3-D), or a spec.
+
+    Raises:
+        ValueError: An agent cannot read such observations as they are. Images must have their channels first.
+    """
     if isinstance(space, ObservationSpec):
         return space
-    if isinstance(space, Sequence) and all(isinstance(n, int) for n in space):
-        shape = tuple(space)
+    shape, image = _shape(space), image_layout(space)
+    if image is not None and image[1] != "same":
+        (channels, height, width), given = image[0], shape or tuple(space.shape)
+        what = "no axis of channels" if image[1] == "none" else "the order height, width, channels"
+        raise ValueError(
+            f"images of shape {given} have {what}, and agents read channels, height, width: build the agent from "
+            f"pliant.envs.make(...).observation or pliant.envs.wrap(...).observation, which turn the images too, or "
+            f"turn them yourself and give ObservationSpec(({channels}, {height}, {width}), torch.uint8, 255.0)"
+        )
+    if shape is not None:
         return ObservationSpec(shape, torch.uint8, 255.0) if len(shape) == 3 else ObservationSpec(shape)
     if getattr(space, "shape", None) is not None and hasattr(space, "low"):
-        if space.dtype == np.uint8 and len(space.shape) == 3:
-            return ObservationSpec(tuple(space.shape), torch.uint8, float(np.max(space.high)))
+        if space.dtype == np.uint8 and image is not None:
+            return ObservationSpec(image[0], torch.uint8, float(np.max(space.high)))
         if len(space.shape) == 1 and np.issubdtype(space.dtype, np.number):
             return ObservationSpec(tuple(space.shape))
     raise ValueError(
@@ -117,16 +185,30 @@ def observation_spec(space: Any) -> ObservationSpec:
 
 
 def action_spec(space: Any) -> ActionSpec:
-    """The spec of a gymnasium `Discrete` or 1-D `Box`, a number of discrete actions, or a spec."""
+    """The spec of a gymnasium `Discrete` or 1-D `Box` of real numbers, a number of discrete actions, or a spec.
+
+    Raises:
+        ValueError: An agent cannot act in such a space.
+    """
     if isinstance(space, ActionSpec):
         return space
     if isinstance(space, int | np.integer):
         return ActionSpec(int(space), discrete=True)
+    if hasattr(space, "nvec") or type(space).__name__ == "MultiBinary":
+        raise ValueError(
+            f"cannot build an agent for the action space {space}, of several choices at once: give every combination "
+            "a number of its own (gymnasium.wrappers.TransformAction from a Discrete space, with np.unravel_index)"
+        )
     if hasattr(space, "n") and np.ndim(space.n) == 0:
         if getattr(space, "start", 0) != 0:
             raise ValueError(f"discrete actions must start at 0: {space!r}")
         return ActionSpec(int(space.n), discrete=True)
     if getattr(space, "shape", None) is not None and hasattr(space, "low") and len(space.shape) == 1:
+        if not np.issubdtype(space.dtype, np.floating):
+            raise ValueError(
+                f"cannot build an agent for the action space {space!r}, of whole numbers: agents give a Box real "
+                "numbers; round them, or number the actions (gymnasium.wrappers.TransformAction)"
+            )
         low, high = (tuple(float(v) for v in bound) for bound in (space.low, space.high))
         return ActionSpec(len(low), discrete=False, low=low, high=high)
     raise ValueError(f"cannot build an agent for the action space {space!r}: give a Discrete, a 1-D Box, or a number")

@@ -10,6 +10,7 @@ showed when the state was saved.
 
 from __future__ import annotations
 
+import math
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -19,7 +20,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..agents.spaces import ActionSpec, Episode, ObservationSpec, Step, action_spec, observation_spec
+from ..agents.spaces import (
+    ActionSpec,
+    Diverged,
+    Episode,
+    Layout,
+    NotFinite,
+    ObservationSpec,
+    Step,
+    action_spec,
+    image_layout,
+    observation_spec,
+)
 
 if TYPE_CHECKING:
     from gymnasium import Env
@@ -28,6 +40,10 @@ if TYPE_CHECKING:
     from .drift import Drifts
 
 Array = NDArray[Any]
+
+
+LARGEST = float(np.finfo(np.float32).max)
+SQUARES = 1e76  # below it, a sum of squares is of numbers that float32 can hold
 
 
 class NotReproduced(RuntimeError):
@@ -44,23 +60,24 @@ def episode_seed(run_seed: int, env_index: int, episode: int, evaluation: bool =
     return (int(sequence.generate_state(1)[0]) >> 1 & ~1) | int(evaluation)
 
 
-def describe_observation(space: Any, name: str) -> tuple[ObservationSpec, str]:
-    """The spec of a gymnasium observation space, and how the simulator lays it out: "same", "last" or "none".
+def describe_observation(space: Any, name: str, given: ObservationSpec | None = None) -> tuple[ObservationSpec, Layout]:
+    """The spec of a gymnasium observation space, and where the simulator keeps the channels of an image.
 
-    The latter tells where the simulator keeps the channels of an image: "last" (height, width, channels) or "none"
-    (height, width). The channel axis of a 3-D box is taken to be the smaller one of its first and last. Vectors of
-    any numeric type become float32; a float64 simulator loses the lower 29 bits of every number here.
+    `image_layout` decides the latter, unless a spec is given that has the very shape of the space. Vectors of any
+    numeric type become float32; a float64 simulator loses the lower 29 bits of every number here.
+
+    Raises:
+        ValueError: An agent cannot read such observations; the message names the environment.
     """
-    dtype, shape = getattr(space, "dtype", None), getattr(space, "shape", None)
-    if shape is not None and hasattr(space, "low") and dtype in (np.uint8, np.bool_) and len(shape) in (2, 3):
-        high = 1.0 if dtype == np.bool_ else float(np.max(space.high))
-        if len(shape) == 2:
-            return ObservationSpec((1, *shape), torch.uint8, high), "none"
-        if shape[-1] < shape[0]:
-            return ObservationSpec((shape[-1], *shape[:-1]), torch.uint8, high), "last"
-        return ObservationSpec(tuple(shape), torch.uint8, high), "same"
+    image = image_layout(space)
     try:
-        return observation_spec(space), "same"
+        if image is None:
+            return observation_spec(space), "same"
+        shape, layout = image
+        if given is not None and given.shape == tuple(space.shape):
+            shape, layout = given.shape, "same"
+        high = 1.0 if space.dtype == np.bool_ else float(np.max(space.high))
+        return ObservationSpec(shape, torch.uint8, high), layout
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
@@ -70,7 +87,18 @@ def describe_action(space: Any, name: str) -> ActionSpec:
     try:
         return action_spec(space)
     except ValueError as error:
-        raise ValueError(f"{name}: {error} (gymnasium.wrappers.RescaleAction does so, for finite boxes)") from None
+        raise ValueError(f"{name}: {error}") from None
+
+
+def refuse_lost_actions(action: Array, name: str) -> None:
+    """Refuse actions [E, A] that are not finite numbers, before an environment makes something of them (Diverged)."""
+    if math.isfinite(np.vdot(action, action)):
+        return
+    for i in np.flatnonzero(~np.isfinite(action).all(axis=1)).tolist():
+        raise Diverged(
+            f"the agent's action in {name}, environment {i}, is {action[i].tolist()}: its networks no longer give "
+            "finite numbers"
+        )
 
 
 class ActionLog:
@@ -90,6 +118,10 @@ class ActionLog:
             self._make_room()
         self._rows[self.count] = action
         self.count += 1
+
+    def take_back(self) -> None:
+        """Forget the latest row."""
+        self.count -= 1
 
     def restart(self, env: int) -> None:
         self.begun[env] = self.count
@@ -147,6 +179,7 @@ class Envs(ABC):
         self._run_seed = seed
         self._evaluation = evaluation
         self._dtype: Any = np.uint8 if observation.dtype == torch.uint8 else np.float32
+        self._pictures = self._dtype is np.uint8  # whose numbers are always finite
         self._bounds = np.asarray(action.low, np.float32), np.asarray(action.high, np.float32)
         self._action_shape = (num_envs,) if action.discrete else (num_envs, action.size)
         self._episode = [-1] * num_envs  # numbers of the running episodes; -1 before the first
@@ -172,11 +205,19 @@ class Envs(ABC):
         obs = self._new_obs()
         self._next_episode(everyone)
         self._begin(everyone, self._seeds, obs)
+        if not self._sound(obs):
+            self._refuse_obs(obs, "the first observation")
         self._obs = obs
         return obs
 
     def step(self, action: Array) -> Step:
-        """Act [E] integers or [E, A] float32 numbers; ended episodes are followed by the next within the same call."""
+        """Act [E] integers or [E, A] float32 numbers; ended episodes are followed by the next within the same call.
+
+        Raises:
+            NotFinite: A reward or an observation is not a finite number in float32. `state_dict` still gives the state
+                before this step, so that a run can be saved and go on from there.
+            Diverged: An action is not a finite number.
+        """
         if self._obs is None:
             raise RuntimeError(f"{self.name}: reset() must come before the first step()")
         if self.action.discrete:
@@ -186,10 +227,20 @@ class Envs(ABC):
         else:
             # An agent may draw from a distribution without bounds; the space has them.
             action = np.clip(np.asarray(action, np.float32), *self._bounds)
+            refuse_lost_actions(action, self.name)
         if action.shape != self._action_shape:
             raise ValueError(f"{self.name} takes actions of shape {self._action_shape}, not {action.shape}")
         self._log.append(action)
-        obs, reward, terminated, truncated, ended = self._advance(action)
+        try:
+            obs, reward, terminated, truncated, ended = self._advance(action)
+            # A sum of squares is finite only if all of them are; that of large numbers may not be, and is looked at.
+            if not (np.vdot(reward, reward) < SQUARES and (self._pictures or math.isfinite(np.vdot(obs, obs)))):
+                self._refuse_reward(reward)
+                self._refuse_obs(obs, "the observation")
+        except NotFinite:
+            self._log.take_back()
+            raise
+        before = self._mark() if ended else None
         self._returns += reward
         self._steps += self._stride
         if not (ended or terminated.any()):  # a lost life terminates and ends nothing
@@ -204,7 +255,14 @@ class Envs(ABC):
             episodes = tuple(self._finished(i) for i in ended)
             self._next_episode(ended)
             obs = final_obs.copy()
-            self._begin(ended, [self._seeds[i] for i in ended], obs)
+            try:
+                self._begin(ended, [self._seeds[i] for i in ended], obs)
+                if not self._sound(obs):
+                    self._refuse_obs(obs, "the first observation")
+            except NotFinite:
+                assert before is not None
+                self._go_back(before)
+                raise
         self._obs = obs
         return Step(obs, reward.astype(np.float32), terminated, truncated, reset, final_obs, episodes)
 
@@ -308,6 +366,45 @@ class Envs(ABC):
             self._returns[i] = 0.0
             self._log.restart(i)
 
+    def _sound(self, obs: Array) -> bool:
+        """Are all numbers finite? Sometimes False of very large ones that are."""
+        return self._pictures or math.isfinite(np.vdot(obs, obs))
+
+    def _refuse_reward(self, reward: Array) -> None:
+        """Refuse a reward that is not a finite number of float32, as which it is learnt from (NotFinite)."""
+        for i in np.flatnonzero(~(np.abs(reward) <= LARGEST)).tolist():
+            self._not_finite(i, f"the reward is {float(reward[i])!r}, which is no finite float32 number")
+
+    def _refuse_obs(self, obs: Array, what: str) -> None:
+        """Refuse observations [E, *obs] with a number that is not finite (NotFinite)."""
+        for i in range(self.num_envs):
+            bad = np.argwhere(~np.isfinite(obs[i]))
+            if len(bad):
+                place = ", ".join(map(str, bad[0].tolist()))
+                value = float(obs[i][tuple(bad[0])])
+                self._not_finite(i, f"{what} has {value!r} at [{place}], which is no finite float32 number")
+
+    def _not_finite(self, env: int, what: str) -> NoReturn:
+        """Of the step that is being taken, whose action is in the log already, or of an episode that begins."""
+        step = self._log.length(env)
+        steps = self._steps + (self._stride if step else 0)
+        raise NotFinite(
+            f"{self.name}, environment {env}, episode {self._episode[env]}, step {step} of the episode (environment "
+            f"step {steps:,} of the run): {what}"
+        )
+
+    def _no_number(self, env: int, reward: Any) -> NoReturn:
+        self._not_finite(env, f"the reward is {reward!r}, not a number")
+
+    def _mark(self) -> tuple[Any, ...]:
+        """Where all episodes stood before the step whose action is the latest in the log."""
+        lists = (self._episode, self._seeds, self._begun, self._tasks, self._log.begun)
+        return [list(each) for each in lists], self._returns.copy(), self._steps, self._log.count - 1
+
+    def _go_back(self, mark: tuple[Any, ...]) -> None:
+        lists, self._returns, self._steps, self._log.count = mark
+        self._episode, self._seeds, self._begun, self._tasks, self._log.begun = lists
+
     def _finished(self, env: int) -> Episode:
         return Episode(env, float(self._returns[env]), self._log.length(env), self._seeds[env], self._tasks[env])
 
@@ -355,7 +452,7 @@ class ListAdapter(Envs):
         for env in envs[1:]:
             if (env.observation_space, env.action_space) != (first.observation_space, first.action_space):
                 raise ValueError(f"{name}: environments that step together must have the same spaces")
-        described, self._layout = describe_observation(first.observation_space, name)
+        described, self._layout = describe_observation(first.observation_space, name, observation)
         super().__init__(
             name,
             len(envs),
@@ -368,6 +465,7 @@ class ListAdapter(Envs):
         self.envs = list(envs)
         self._raw_shape = first.observation_space.shape
         self._step_one = [env.step for env in self.envs]
+        self._narrow = np.dtype(self._dtype)
         self._drift = drift
         if drift is not None:
             self._steps, self._stride = drift.begin, drift.stride
@@ -398,7 +496,8 @@ class ListAdapter(Envs):
                 self._tasks[i] = info["task"]
             if np.shape(first) != self._raw_shape:
                 raise ValueError(f"{self.name} shows {np.shape(first)} where its space says {self._raw_shape}")
-            laid_out[i] = first
+            with np.errstate(over="ignore"):
+                laid_out[i] = first
 
     def _advance(self, action: Array) -> tuple[Array, Array, Array, Array, list[int]]:
         obs = self._new_obs()
@@ -410,7 +509,18 @@ class ListAdapter(Envs):
         # Python integers step most simulators twice as fast as numpy's.
         actions: Any = action.tolist() if self.action.discrete else action
         for i, step in enumerate(self._step_one):
-            laid_out[i], reward[i], over, cut, _ = step(actions[i])
+            seen, gained, over, cut, _ = step(actions[i])
+            if getattr(seen, "dtype", None) is self._narrow:
+                laid_out[i] = seen
+            else:
+                with np.errstate(over="ignore"):  # what becomes infinite here is refused
+                    laid_out[i] = seen
+            try:
+                reward[i] = gained
+            except (TypeError, ValueError):
+                self._no_number(i, gained)
+            if gained is None or gained.__class__ is str:  # which numpy reads as numbers
+                self._no_number(i, gained)
             if over or cut:
                 terminated[i], truncated[i] = over, cut
                 ended.append(i)
@@ -456,7 +566,7 @@ class VectorAdapter(Envs):
         fresh_arrays: bool = False,
     ) -> None:
         name = name or _name_of(env)
-        described, self._layout = describe_observation(env.single_observation_space, name)
+        described, self._layout = describe_observation(env.single_observation_space, name, observation)
         super().__init__(
             name,
             env.num_envs,
@@ -510,7 +620,16 @@ class VectorAdapter(Envs):
             last, laid_out = self._info["final_obs"], _as_laid_out(obs, self._layout)
             for i in ended:
                 laid_out[i] = last[i]
-        return obs, np.array(reward, np.float64), np.array(terminated), np.array(truncated), ended
+        return obs, self._numbers(reward), np.array(terminated), np.array(truncated), ended
+
+    def _numbers(self, reward: Any) -> Array:
+        try:
+            return np.array(reward, np.float64)
+        except (TypeError, ValueError):
+            for i, each in enumerate(reward):
+                if not isinstance(each, int | float | np.number):
+                    self._no_number(i, each)
+            raise
 
     def _simulate_again(self, actions: list[Array]) -> tuple[Array, Array]:
         # Episodes differ in length but must end together, so the shorter ones begin later. Until then their
@@ -543,7 +662,8 @@ class VectorAdapter(Envs):
         if self._fresh:
             return np.asarray(raw)
         obs = self._new_obs()
-        _as_laid_out(obs, self._layout)[:] = raw
+        with np.errstate(over="ignore"):  # what becomes infinite here is refused
+            _as_laid_out(obs, self._layout)[:] = raw
         return obs
 
     def close(self) -> None:

@@ -38,7 +38,7 @@ import torch
 from ..agents.hooks import derive_seed
 from ..agents.spaces import ActionSpec, Episode, ObservationSpec, Step
 from . import datasets
-from .adapter import Array, Envs
+from .adapter import Array, Envs, refuse_lost_actions
 from .schedule import Moment, Schedule
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class Stream(Envs):
         return self._show()
 
     def step(self, action: Array) -> Step:
-        """Say something [E] or [E, K] of the samples at hand, and see the next ones."""
+        """Say something [E] or [E, K] of the samples at hand, and see the next ones (Diverged if it is no number)."""
         if self._target is None:
             raise RuntimeError(f"{self.name}: reset() must come before the first step()")
         action = np.asarray(action)
@@ -127,6 +127,8 @@ class Stream(Envs):
             kind = "integer actions" if self.action.discrete else "actions"
             raise ValueError(f"{self.name} takes {kind} of shape {self._action_shape}, not {action.dtype} of shape "
                              f"{action.shape}")  # fmt: skip
+        if not self.action.discrete:
+            refuse_lost_actions(action, self.name)
         target, task = self._target, self._task
         reward = self._reward(action, target)
         self._sums += reward

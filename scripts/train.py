@@ -240,10 +240,28 @@ def _finish(folder: Path, config: RunConfig, run: Run) -> None:
         run.log.scalars(evaluation.metrics(), run.clock)
         result["evaluation"] = evaluation.json()
         print(evaluation)
+    if warnings := _warnings(run):
+        result["warnings"] = warnings
+        print(*(f"warning: {text}" for text in warnings), sep="\n", file=sys.stderr)
     if run.checkpoints is not None and run.checkpoints.lock is not None:
         run.checkpoints.lock.check()
     write_whole(folder / DONE, json.dumps(result, indent=1) + "\n")
     print(f"Curves: {_tensorboard()} --logdir {shlex.quote(str(folder.parent.parent))}   Folder: {folder}")
+
+
+def _warnings(run: Run) -> list[str]:
+    """What whoever reads the result of a run that is done should know."""
+    if run.clock.updates:
+        return []
+    c = run.agent.config
+    settings = ", ".join(
+        f"--agent.{name.replace('_', '-')} {getattr(c, name)}"
+        for name in ("learning_starts", "update_every", "replay_ratio", "n_step", "rollout") if hasattr(c, name)
+    )  # fmt: skip
+    return [
+        f"the agent has learnt nothing: no gradient update in {run.clock.steps:,} environment steps. With {settings} "
+        "the first one comes later, or never"
+    ]
 
 
 def _evaluate(agent: Agent, config: RunConfig, steps: int) -> Score:
