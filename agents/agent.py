@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
+from .heads import precise
 from .hooks import Clock, Compose, Intervention, Sampling, Update, derive_seed, restore_stream_
 from .networks import Dropout, Trace
 from .replay import Batch, Replay
@@ -456,9 +457,27 @@ def sync_target_(component: Component[Any], tau: float) -> None:
 def gaussian_kl(before: Tensor, after: Tensor) -> Tensor:
     """Mean KL divergence of diagonal Gaussians, of the first from the second (0-d); each is means and log deviations
     [2, B, A]."""
-    (mean, log_std), (new_mean, new_log_std) = before, after
-    spread = (2 * (log_std - new_log_std)).exp() + ((mean - new_mean) / new_log_std.exp()).square()
-    return (new_log_std - log_std + 0.5 * (spread - 1)).sum(dim=1).mean()
+    (mean, log_std), (new_mean, new_log_std) = precise(before), precise(after)
+    moved = (mean - new_mean) / new_log_std.exp()
+    divergence = 0.5 * (beyond_first_order(2 * (log_std - new_log_std)) + moved.square()).sum(dim=1)
+    return divergence.clamp(min=0).mean().to(after.dtype)
+
+
+def categorical_kl(before: Tensor, after: Tensor) -> Tensor:
+    """Mean KL divergence of categorical distributions, of the first from the second (0-d); each is log-probabilities
+    [B, actions], which are normalised anew, since the sum of rounded ones is 1 to seven digits only."""
+    old, new = precise(before).log_softmax(dim=1), precise(after).log_softmax(dim=1)
+    change, p = new - old, old.exp()
+    # Where a probability grows much nothing cancels, and the exponential of the change may be infinite.
+    small = p * beyond_first_order(change.clamp(max=1.0))
+    divergence = torch.where(change < 1.0, small, new.exp() - p * (1 + change)).sum(dim=1)
+    return divergence.clamp(min=0).mean().to(after.dtype)
+
+
+def beyond_first_order(x: Tensor) -> Tensor:
+    """exp(x) - 1 - x, never negative. It is the divergence of what has changed by x, which after one update is of the
+    order of 1e-8: in single precision the rounding of exp(x) alone would be larger."""
+    return x.expm1() - x
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
-from .agent import Agent, Component, gaussian_kl
-from .heads import HeadConfig, HeadName, build_head
+from .agent import Agent, Component, beyond_first_order, categorical_kl, gaussian_kl
+from .heads import HeadConfig, HeadName, build_head, precise
 from .hooks import Clock, Sampling, Update, derive_seed
 from .networks import Bricklayer, Dense, NetworkConfig, Trace, ValueNetwork
 from .optimizers import OptimizerConfig, build_optimizer, step
@@ -362,11 +362,11 @@ class PPO(Agent):
         if c.entropy:  # a weight of zero would still cost a walk back through it
             loss = loss - c.entropy * entropy
         log_ratio = log_ratio.detach()
-        value, gain = self.head.value(logits.detach()), log_ratio.exp() - 1
-        error = batch.ret - value
+        value, gain = self.head.value(logits.detach()), log_ratio.expm1()
+        error, divergence = batch.ret - value, beyond_first_order(precise(log_ratio)).mean()
         parts = {
             "losses/policy_loss": policy_loss.detach(), "losses/value_loss": value_loss.detach(),
-            "losses/entropy": entropy.detach(), "losses/approx_kl": (gain - log_ratio).mean(),
+            "losses/entropy": entropy.detach(), "losses/approx_kl": divergence.to(log_ratio.dtype),
             "losses/clip_fraction": (gain.abs() > c.clip).float().mean(), "losses/values": value.mean(),
             "losses/explained_variance": 1 - error.var() / (batch.ret.var() + 1e-8),
         }  # fmt: skip
@@ -457,7 +457,7 @@ class PPO(Agent):
     def policy_churn(self, before: Tensor, after: Tensor) -> Tensor:
         """Mean KL divergence of the policy before from that after."""
         if self.action.discrete:
-            return (before.exp() * (before - after)).sum(dim=1).mean()
+            return categorical_kl(before, after)
         return gaussian_kl(before, after)
 
     @torch.no_grad()
