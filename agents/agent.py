@@ -13,6 +13,7 @@ An agent needs neither loop nor logger nor environments:
 from __future__ import annotations
 
 import copy
+import errno
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from .heads import precise
 from .hooks import Clock, Compose, Intervention, Sampling, Update, derive_seed, restore_stream_
 from .networks import Dropout, Trace
 from .replay import Batch, Replay
+from .saved import BadFile, check_is_agent, read_agent
 from .spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
 
 FORMAT = 1
@@ -390,31 +392,37 @@ class Agent(ABC):
 
         Raises:
             FileNotFoundError: No such file.
+            BadFile: The file holds no agent, or not all of one (a ValueError).
             ValueError: The file holds another kind of agent, a newer format, or other interventions than given.
         """
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        return cls.from_content(content, path, interventions=interventions, device=device)
+        if not os.path.exists(path):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
+        return cls.from_content(read_agent(path), path, interventions=interventions, device=device)
 
     @classmethod
     def from_content(
         cls, content: Any, path: str | os.PathLike[str], *, interventions: Sequence[Intervention] = (),
         device: str | torch.device = "cpu",
     ) -> Self:  # fmt: skip
-        """The agent that `content` described; `path` says in errors where it came from."""
-        if not isinstance(content, dict) or content.get("agent") != cls.name:
-            held = content.get("agent", "no agent") if isinstance(content, dict) else "no agent"
-            raise ValueError(f"{path} holds {held}, not {cls.name}")
+        """The agent that `content` described; `path` says in errors where it came from (BadFile, ValueError)."""
+        check_is_agent(content, path)
+        if content["agent"] != cls.name:
+            raise ValueError(f"{path} holds {content['agent']}, not {cls.name}")
         if content["format"] > FORMAT:
             raise ValueError(f"{path} was written by a newer version (format {content['format']}); upgrade pliant")
         if (given := [part.name for part in interventions]) != content["interventions"]:
             raise ValueError(f"{path} was saved with the interventions {content['interventions']}, not {given}")
-        observation = content["observation"]
-        agent = cls(
-            ObservationSpec(**observation | {"dtype": getattr(torch, observation["dtype"])}),
-            ActionSpec(**content["action"]), restore(cls.config_class, content["config"]),
-            interventions=interventions, seed=content["seed"], device=device,
-        )  # fmt: skip
-        agent.load_state_dict(content["state"])
+        observed = content["observation"]
+        try:
+            observation = ObservationSpec(**observed | {"dtype": getattr(torch, observed["dtype"])})
+            action, config = ActionSpec(**content["action"]), restore(cls.config_class, content["config"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise BadFile(f"{path} does not describe a {cls.name} as this version of pliant does: {error}") from error
+        agent = cls(observation, action, config, interventions=interventions, seed=content["seed"], device=device)
+        try:
+            agent.load_state_dict(content["state"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise BadFile(f"{path} holds no whole state of a {cls.name}: {error!r}") from error
         return agent
 
 

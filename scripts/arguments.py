@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeAlias
 
 from ..agents.ranges import OutOfRange, above, at_least, check_value, unwrapped
-from ..agents.words import convert
+from ..agents.words import convert, did_you_mean, shorten
+from .given import ended, unfit, unfit_name
 
 CORES = "no machine has more cores"
 Jobs: TypeAlias = Annotated[int, at_least(0, "processes", most=4_096, why=CORES)]
@@ -31,15 +33,67 @@ class BadArgument(ValueError):
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` that keeps the description as it is written, and raises `BadArgument` at an error."""
+    """An `ArgumentParser` that keeps the description as it is written, and raises `BadArgument` at an error.
+
+    An argument without a type is a text that is not empty; one of type `Path` can name a file. An empty text on a
+    command line is a shell variable that was never set. Where an empty text has a meaning, the type is `str`.
+    """
 
     def __init__(self, **settings: Any) -> None:
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(**settings)
+        self.register("type", None, text)
+        self.register("type", Path, path)
 
     def error(self, message: str) -> NoReturn:
-        line = re.sub(r"^argument ([^:]+):(?= must)", r"\1", " ".join(message.split())).removeprefix("argument ")
-        raise BadArgument(f"{line} (see {self.prog} --help)")
+        line = _reworded(" ".join(message.split()), list(self._flags()))
+        raise BadArgument(f"{ended(line)} `{self.prog} --help` lists the options")
+
+    def _flags(self) -> Iterator[str]:
+        """The flags of this parser and of its commands."""
+        yield from self._option_string_actions
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for parser in action.choices.values():
+                    yield from parser._flags()
+
+
+def _reworded(message: str, flags: Sequence[str]) -> str:
+    """What argparse says, beginning with the flag, and with what to write instead."""
+    if begun := re.match(r"argument ([^:]+): ", message):
+        flag, rest = begun[1], message[begun.end() :]
+        if chosen := re.fullmatch(r"invalid choice: (.*) \(choose from (.*)\)", rest):
+            choices = [name.strip("'") for name in chosen[2].split(", ")]
+            given = chosen[1].strip("'")
+            return f"{flag} {shorten(given)} is none of {', '.join(choices)}.{did_you_mean(given, choices)}"
+        if re.match("expected (one|at least one) argument", rest):
+            return f"{flag} needs {'a' if 'least' not in rest else 'at least one'} value"
+        if explicit := re.match("ignored explicit argument (.*)", rest):
+            return f"{flag} takes no value, and was given {explicit[1]}"
+        return f"{flag}{' ' if rest.startswith(('must ', 'is ', 'needs ', 'holds ')) else ': '}{rest}"
+    if unknown := re.fullmatch("unrecognized arguments: (.*)", message):
+        words = unknown[1].split()
+        flag = next((word.partition("=")[0] for word in words if word.startswith("-")), None)
+        if flag is None:
+            return f"{shorten(words[0])} belongs to no option" if words else "an empty word belongs to no option"
+        return f"unknown option {shorten(flag)}.{did_you_mean(flag, flags)}"
+    if missing := re.fullmatch("the following arguments are required: (.*)", message):
+        return f"{missing[1]} is missing" if "," not in missing[1] else f"{missing[1]} are missing"
+    return message
+
+
+def text(word: str) -> str:
+    """A text of a command line (ArgumentTypeError: it is empty, or no text that a file can hold)."""
+    if complaint := unfit(word):
+        raise argparse.ArgumentTypeError(complaint)
+    return word
+
+
+def path(word: str) -> Path:
+    """A path of a command line (ArgumentTypeError: no file can have this name)."""
+    if complaint := unfit(word) or unfit_name(word):
+        raise argparse.ArgumentTypeError(complaint)
+    return Path(word)
 
 
 class Numeric:

@@ -17,11 +17,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import io
+import os
 import re
 import sys
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, fields, is_dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -34,6 +36,8 @@ from ..agents.words import control_character, one_line, shorten
 from ..interventions.spec import Registry, Word, check, convert, did_you_mean, normalise, spell
 from ..interventions.spec import parse as parse_word
 from ..interventions.watch import check_monitors
+from .given import ended, unfit, unfit_name
+from .synonyms import synonyms
 from .yaml_file import read_yaml_file
 
 
@@ -53,6 +57,8 @@ def bad_input() -> Iterator[None]:
     except BadInput:
         raise
     except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise BadInput(f"{error.filename}: {error.strerror}") from error
         raise BadInput(str(error)) from error
 
 
@@ -168,8 +174,27 @@ class RunConfig:
                 raise BadInput(f"{flag} {shorten(text)} contains {hidden}")
         if self.resume not in ("auto", "never"):
             raise BadInput(f"--resume must be auto or never, not {shorten(self.resume)}")
-        if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu)(:\d+)?", self.device):
-            raise BadInput(f"--device must be auto, cpu, cuda, cuda:N, mps or xpu, not {shorten(self.device)}")
+        check_device_name(self.device)
+
+
+def check_device_name(name: str) -> None:
+    """Refuse what no device is called (BadInput)."""
+    if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu)(:\d{1,3})?", name):
+        raise BadInput(f"--device must be auto, cpu, cuda, cuda:N, mps or xpu, not {shorten(name)}")
+
+
+def usable_device(name: str) -> str:
+    """The device of this name; `auto` is the accelerator if there is one (BadInput: there is no such device here)."""
+    import torch
+
+    check_device_name(name)
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError):  # torch's own words are for programmers
+        raise BadInput(f"--device {name} is not to be had here; --device auto takes what there is") from None
+    return name
 
 
 _LEAST = {
@@ -205,10 +230,11 @@ def parse(argv: Sequence[str] | None = None, *, prog: str | None = None, among: 
 
     Raises:
         ValueError: `BadInput`, `SentenceError` or another error of pliant's that names what is wrong.
-        SystemExit: After `--help` (0), or after tyro has explained what it cannot read (2).
+        SystemExit: After `--help`.
     """
     line = list(sys.argv[1:] if argv is None else argv)
     among = among or known()
+    _refuse_unfit(line)
     for flag in ("--interventions", "--monitors", "--config"):
         if sum(word == flag or word.startswith(f"{flag}=") for word in line) > 1:
             raise BadInput(f"{flag} is given twice" + "; put all words after one" * (flag != "--config"))
@@ -218,7 +244,7 @@ def parse(argv: Sequence[str] | None = None, *, prog: str | None = None, among: 
     _refuse_unknown_options(line, start, among)
     shown = _show_only(start.env_config, among.env_options(among.suite(start.env)))
     default = _CommandLine(**_shallow(start) | {"env_config": shown}, config=file)
-    with _INTEGERS:
+    with _INTEGERS, _told_in_one_line(line, prog or "pliant train"):
         read = tyro.cli(
             _CommandLine, args=line, default=default, prog=prog, description=f"Train {start.agent} in {start.env}.",
             config=(tyro.conf.AvoidSubcommands,),
@@ -383,7 +409,9 @@ def _fill(default: Any, data: Mapping[str, Any], where: str, prefix: str) -> Any
     changes: dict[str, Any] = {}
     for key, value in data.items():
         if key not in known_keys:
-            hint = did_you_mean(str(key), known_keys)
+            there = [f"{prefix}{name}" for name, _ in _flat(default)]
+            close = synonyms(f"{prefix}{key}".replace("-", "_"), there)
+            hint = did_you_mean(str(key), known_keys) if not close else f" Did you mean '{close[0]}'?"
             shown = shorten(f"{prefix}{key}")
             raise BadInput(f"{where}: unknown key {shown}.{hint}" + ("" if hint else _list(known_keys)))
         current = getattr(default, key)
@@ -468,15 +496,38 @@ def _peek(line: Sequence[str], name: str) -> str | None:
     return value
 
 
+PATHS = {"config", "run", "env.data"}
+
+
+def _refuse_unfit(line: Sequence[str]) -> None:
+    """Refuse values that are empty, hold no text, or cannot name the file that they should name."""
+    flag = ""
+    for word in line:
+        if word.startswith("--"):
+            flag, given, value = word.partition("=")
+            if not given:
+                continue
+        else:
+            value = word
+        named = flag.removeprefix("--").replace("-", "_") in PATHS
+        if complaint := unfit(value) or (unfit_name(value) if named else ""):
+            raise BadInput(f"{flag or 'a word'} {complaint}")
+
+
 def _refuse_unknown_options(line: Sequence[str], start: RunConfig, among: Known) -> None:
     """Refuse options that the chosen agent or environment does not have, and say whose they are.
 
     tyro could not: it sees the chosen agent alone. Nor does it say how to write a switch.
     """
+    top = {field.name for field in fields(_CommandLine)} - set(_SECTIONS.values()) | {"help"}
     for position, word in enumerate(line):
         flag, given, _ = word.partition("=")
         section, dot, option = flag.removeprefix("--").replace("-", "_").partition(".")
-        if not flag.startswith("--") or not dot or section not in _SECTIONS:
+        if not flag.startswith("--"):
+            continue
+        if not dot or section not in _SECTIONS:
+            if section not in top or dot:
+                raise BadInput(_unknown_flag(flag, start, top))
             continue
         own = dict(_flat(getattr(start, _SECTIONS[section])))
         name = _find(option, own)
@@ -491,16 +542,75 @@ def _refuse_unknown_options(line: Sequence[str], start: RunConfig, among: Known)
             raise BadInput(f"{flag} takes no value: write {switch} or {_with_no(switch)}")
 
 
+def _unknown_flag(flag: str, start: RunConfig, top: Collection[str]) -> str:
+    """What to say of a flag without a section that is not there."""
+    name = flag.removeprefix("--").replace("-", "_")
+    own = [key for key in _flags(start) if "." in key]
+    namesakes = [key for key in own if key.partition(".")[2] == name]
+    inner = [key for key in own if key.rpartition(".")[2] == name]
+    close = namesakes or synonyms(name, [*top, *own]) or difflib.get_close_matches(name, top, n=1) or inner
+    close = close or difflib.get_close_matches(f"agent.{name}", own, n=1, cutoff=0.75)
+    return f"unknown option {shorten(flag)}." + (_as_hint(close) or " `pliant train --help` lists the options")
+
+
+def _as_hint(keys: Sequence[str]) -> str:
+    """` Did you mean --a or --b?` of settings by their dotted names, or nothing."""
+    return f" Did you mean {' or '.join('--' + key.replace('_', '-') for key in keys)}?" if keys else ""
+
+
 def _whose(flag: str, section: str, option: str, own: Sequence[str], start: RunConfig, among: Known) -> str:
     """What to say of an option that is not there."""
     for other in among.agents if section == "agent" else ():
         if _find(option, dict(_flat(_preset(among.config_class(other), among.suite(start.env))))) is not None:
             return f"{flag} is an option of {other}, not of {start.agent}; choose it with --agent {other}"
-    namesakes = [key for key in own if key.rpartition(".")[2] == option.rpartition(".")[2]]
-    close = namesakes or difflib.get_close_matches(option, own, n=1)
-    hint = " or ".join(f"--{section}.{key}".replace("_", "-") for key in close)
+    there = [f"{section}.{key}" for key in own]
+    namesakes = [key for key in there if key.rpartition(".")[2] == option.rpartition(".")[2]]
+    top = [field.name for field in fields(RunConfig) if field.name not in _SECTIONS.values()]
+    close = namesakes or synonyms(option, [*there, *top])
+    close = close or [f"{section}.{key}" for key in difflib.get_close_matches(option, own, n=1)]
     who = start.agent if section == "agent" else start.env
-    return f"{who} has no option {flag}." + (f" Did you mean {hint}?" if hint else " --help lists them")
+    return f"{who} has no option {flag}." + (_as_hint(close) or " --help lists them")
+
+
+@contextmanager
+def _told_in_one_line(line: Sequence[str], prog: str) -> Iterator[None]:
+    """What tyro says of a line that it cannot read, in boxes, becomes one line (BadInput); help is left as it is."""
+    if {"-h", "--help"} & {*line}:
+        yield
+        return
+    told, width = io.StringIO(), os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "2000"  # tyro breaks its lines for this width, within names, too
+    try:
+        with redirect_stderr(told), redirect_stdout(told):
+            yield
+    except SystemExit:
+        raise BadInput(f"{ended(_reworded(told.getvalue()))} `{prog} --help` lists the options") from None
+    finally:
+        del os.environ["COLUMNS"]
+        if width is not None:
+            os.environ["COLUMNS"] = width
+
+
+def _reworded(told: str) -> str:
+    """What tyro said, beginning with the flag; only what it says itself, and not the help of the flag."""
+    text = " ".join(re.sub(r"[\u2500-\u257f]+|-{20,}", " ", told).split())
+    text = re.split(r"Argument helptext:|For full helptext|Perhaps you meant", text)[0].strip().rstrip(".")
+    if wrong := re.search(r"Error parsing (--[^:]+): (.*)", text):
+        flag, reason = wrong.groups()
+        reason = re.sub("^could not convert string to float: (.*)", r"\1 is no number", reason)
+        reason = re.sub(r"^Could not find valid parse for arguments: \[(.*)\]", r"\1 does not fit", reason)
+        return f"{flag}: {reason}"
+    if missing := re.search(r"Missing value for argument '(--[^']+)'", text):
+        return f"{missing[1]} needs a value"
+    if choice := re.search(r"invalid choice '(.*)' for argument '(--[^']+)'. Expected one of \((.*)\)", text):
+        given, flag, choices = choice.groups()
+        names = [name for name in re.split(r"[', ]+", choices) if name]
+        return f"{flag} {shorten(given)} is none of {', '.join(names)}.{did_you_mean(given, names)}".rstrip(".")
+    if unknown := re.search("Unrecognized options: ([^,]*)", text):
+        word = unknown[1].strip()
+        kind = "unknown option" if word.startswith("-") else "a value that belongs to no option:"
+        return f"{kind} {shorten(word)}"
+    return text[:500]
 
 
 def _find(option: str, options: Mapping[str, Any]) -> str | None:

@@ -18,18 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from pliant.agents import Agent, Episode
-from pliant.agents.checkpoint import Checkpoints
 from pliant.agents.ranges import EnvSteps, Episodes, NumEnvs, Seed, Share
 from pliant.agents.run import play
 from pliant.envs import EnvConfig, Envs, make, suite
 from pliant.envs.scores import human_normalised
-from pliant.interventions import INTERVENTIONS
-from pliant.interventions.spec import build
 from pliant.scripts.arguments import Parser, read
-from pliant.scripts.config import BadInput, RunConfig, bad_input, known, load
+from pliant.scripts.config import BadInput, bad_input, usable_device
+from pliant.scripts.outputs import file_for, written
+from pliant.scripts.saved import read_saved
 
 FILM_FRAMES = 5_000  # of a video; a longer one fits into no GIF
 
@@ -133,45 +131,32 @@ def picture(envs: Envs) -> Any:
     return frame.repeat(times, axis=0).repeat(times, axis=1)
 
 
-def write_gif(frames: list[Any], path: Path, fps: int = 15) -> None:
-    """Frames as an animated GIF.
+def check_film(path: Path) -> None:
+    """Refuse a film that could not be written, before it is played.
 
     Raises:
-        BadInput: Pillow, which writes it, is not installed.
+        BadInput: Pillow, which writes it, is not installed; it cannot write such files; nothing can be written there.
     """
     try:
         from PIL import Image
     except ModuleNotFoundError:
         raise BadInput("--video needs Pillow: pip install pillow") from None
+    Image.init()
+    if Image.EXTENSION.get(path.suffix.lower()) not in Image.SAVE_ALL:
+        raise BadInput(f"--video {path}: a film is a GIF; choose a name that ends in .gif")
+    file_for(path, "--video")
+
+
+def write_gif(frames: list[Any], path: Path, fps: int = 15) -> None:
+    """Frames as an animated GIF (BadInput: the file cannot be written; see `check_film`)."""
+    from PIL import Image
+
     images = [Image.fromarray(np.asarray(frame)) for frame in frames]
-    images[0].save(path, save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
+    with written(path, "--video"):
+        images[0].save(path, save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
 
 
 # ------------------------------------------------------------------------------------------------------ command line
-
-
-def saved_agent(path: Path, device: str) -> tuple[Agent, RunConfig | None, str]:
-    """The agent in a file, a checkpoint or a run's folder; its run's configuration if there is one; and its source."""
-    run = next((p for p in (path, *path.parents) if (p / "config.yaml").exists()), None) if path.is_dir() else None
-    config = load(run) if run is not None else None
-    if path.is_dir():
-        found = Checkpoints.open(path)
-        content, source = found.load("agent"), str(found.path)
-    elif path.is_file():
-        content, source = torch.load(path, map_location="cpu", weights_only=True), str(path)
-    else:
-        raise BadInput(f"there is no agent at {path}")
-    if not isinstance(content, dict) or "agent" not in content:
-        raise BadInput(f"{path} holds no agent")
-    words = config.interventions if config is not None else ()
-    interventions = tuple(build(words, INTERVENTIONS))
-    agent_class = known().agent_class(content["agent"])
-    return agent_class.from_content(content, source, interventions=interventions, device=device), config, source
-
-
-def stands_at(path: Path) -> int:
-    """The environment steps at which the problem of a saved run stood when it last acted; 0 of a lone agent."""
-    return max(0, int(Checkpoints.open(path).load("loop")["clock"]["steps"]) - 1) if path.is_dir() else 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -190,8 +175,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="where the result goes as JSON (default: beside the agent)")
     parser.add_argument("--video", type=Path, metavar="GIF", help="film the first 5,000 steps (one environment then)")
     arguments = parser.parse_args(argv)
+    beside = arguments.agent if arguments.agent.is_dir() else arguments.agent.parent
+    if arguments.video is not None:
+        check_film(arguments.video)
+    device = usable_device(arguments.device)
     with bad_input():
-        agent, config, source = saved_agent(arguments.agent, arguments.device)
+        saved = read_saved(arguments.agent)
+        agent, config = saved.build(device), saved.config
         env = arguments.env or (config.env if config is not None else None)
         if env is None:
             raise BadInput(f"{arguments.agent} does not say which environment it was trained in; give --env")
@@ -199,18 +189,19 @@ def main(argv: list[str] | None = None) -> int:
         env_config = config.env_config if config is not None and same else EnvConfig()
         at_steps, drifts = arguments.at_steps, bool(env_config.drift) or suite(env) == "stream"
         if at_steps is None:
-            at_steps = stands_at(arguments.agent) if drifts and same else 0
+            at_steps = max(0, saved.steps - 1) if drifts and same else 0
+        # Episodes take minutes: what cannot be written afterwards is refused before.
+        out = file_for(arguments.out or beside / "evaluation.json", "--out")
         result = score(
             agent, env, env_config, arguments.episodes, seed=arguments.seed, epsilon=arguments.epsilon,
             num_envs=arguments.num_envs, video=arguments.video, at_steps=at_steps,
             drift_seed=config.seed if config is not None and same else None,
         )  # fmt: skip
     print(result)
-    beside = arguments.agent if arguments.agent.is_dir() else arguments.agent.parent
-    out = arguments.out or beside / "evaluation.json"
-    protocol = {"agent": source, "seed": arguments.seed, "epsilon": arguments.epsilon}
+    protocol = {"agent": saved.source, "seed": arguments.seed, "epsilon": arguments.epsilon}
     protocol |= {"at_steps": at_steps} if drifts else {}
-    out.write_text(json.dumps(protocol | result.json(), indent=1) + "\n", encoding="utf-8")
+    with written(out, "--out"):
+        out.write_text(json.dumps(protocol | result.json(), indent=1) + "\n", encoding="utf-8")
     print(f"written to {out}")
     return 0
 

@@ -32,22 +32,25 @@ import torch
 from torch import Generator, Tensor, nn
 
 from pliant.agents import Agent, Batch, Clock
-from pliant.agents.checkpoint import Checkpoints, Found
+from pliant.agents.checkpoint import Found
 from pliant.agents.hooks import Every, Never, Sampling, derive_seed, sample_like_training
 from pliant.agents.networks import ReLU
 from pliant.agents.ranges import AT_ONCE, Seed, at_least
 from pliant.agents.rollout import Rollout
+from pliant.agents.saved import read_torch
 from pliant.envs import EnvConfig, make
-from pliant.interventions import INTERVENTIONS, MONITORS, watch
+from pliant.interventions import MONITORS, watch
 from pliant.interventions.dashboard import Picture
 from pliant.interventions.foreign import Foreign, ForeignSurvey, read_network
 from pliant.interventions.monitor import Finding, Known, Look, Monitors
 from pliant.interventions.monitor_probe import ProbeMonitor, readings
 from pliant.interventions.probe import Budget, Probe, Subject, experiment
-from pliant.interventions.spec import build, did_you_mean, parse
+from pliant.interventions.spec import did_you_mean, parse
 from pliant.interventions.watch import GROUPS, built, check_monitors, expand, measurer
 from pliant.scripts.arguments import Parser, read
-from pliant.scripts.config import BadInput, RunConfig, bad_input, known, load
+from pliant.scripts.config import BadInput, RunConfig, bad_input, usable_device
+from pliant.scripts.outputs import file_for, written
+from pliant.scripts.saved import read_saved
 
 SAMPLES = 2_048  # states that are played for or drawn
 States: TypeAlias = Annotated[int, at_least(2, "states", most=1_000_000, why=AT_ONCE)]
@@ -116,8 +119,8 @@ def _table(rows: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
 
 
 @dataclass
-class Saved:
-    """An agent that was saved, and what was saved with it."""
+class Looked:
+    """An agent that is looked at, and what was saved with it."""
 
     agent: Agent
     clock: Clock
@@ -127,29 +130,15 @@ class Saved:
     config: RunConfig | None = None
 
 
-def saved_agent(path: Path, device: str, words: Sequence[str] = ()) -> Saved:
+def looked_at(path: Path, device: str, words: Sequence[str] = ()) -> Looked:
     """The agent in a run's folder, a checkpoint or a file, on any device, whichever it was trained on. `words` are the
-    interventions of an agent without a run, which would tell them."""
-    if path.is_dir():
-        found = Checkpoints.open(path, verify=None)
-        content, source = found.load("agent"), str(found.path)
-        run = next((p for p in (path.resolve(), *path.resolve().parents) if (p / "config.yaml").exists()), None)
-        config = load(run) if run is not None else None
-    elif path.is_file():
-        found, content, source, config = None, _read(path), str(path), None
-    else:
-        raise BadInput(f"there is nothing at {path}")
-    if not isinstance(content, dict) or "agent" not in content:
-        raise BadInput(f"{path} holds no agent; for weights of a module of your own, give --module")
-    if config is not None and words:
+    interventions of an agent without a run, which would tell them (BadInput, and as `read_saved`)."""
+    saved = read_saved(path, whole=True, otherwise="; for weights of a module of your own, give --module")
+    if saved.config is not None and words:
         raise BadInput(f"--interventions are those of an agent's file; {path} belongs to a run, which knows its own")
-    agent_class = known().agent_class(content["agent"])
-    interventions = tuple(build(config.interventions if config is not None else words, INTERVENTIONS))
-    agent: Agent = agent_class.from_content(
-        content, source, interventions=interventions, device=device
-    )
+    agent, found = saved.build(device, words), saved.found
     if found is None:
-        return Saved(agent, Clock(), source)
+        return Looked(agent, Clock(), saved.source)
     state = found.load("replay")
     memory = agent.memory(state["made_for"]["num_envs"])
     own = memory.state_dict()
@@ -158,7 +147,7 @@ def saved_agent(path: Path, device: str, words: Sequence[str] = ()) -> Saved:
     state |= {"generator": own["generator"], "made_for": state["made_for"] | here}
     memory.load_state_dict(state)
     found.restore(memory)
-    return Saved(agent, Clock(**found.load("loop")["clock"]), source, memory, found, config)
+    return Looked(agent, Clock(**found.load("loop")["clock"]), saved.source, memory, found, saved.config)
 
 
 class Given:
@@ -242,7 +231,7 @@ def chosen(words: Sequence[str] | None, agent: Agent, env: str | None, probe: bo
     return kept
 
 
-def inspect_agent(saved: Saved, monitors: Monitors, report: Report, *, seed: int, fresh_envs: Any = None) -> None:
+def inspect_agent(saved: Looked, monitors: Monitors, report: Report, *, seed: int, fresh_envs: Any = None) -> None:
     """Let monitors look at one update of an agent, and between two steps."""
     agent = saved.agent
     # An update at which all components learn.
@@ -380,19 +369,14 @@ def built_module(word: str, arguments: str | None) -> nn.Module:
         raise BadInput(f"--module-args is no JSON: {error}") from None
     if not isinstance(given, dict | list):
         raise BadInput(f"--module-args is a JSON object of named arguments, or a list, not {arguments}")
-    with _importable_from_here():
-        try:
-            source = import_module(place)
-        except ImportError as error:
-            raise BadInput(f"--module {word}: {error}") from None
+    with _importable_from_here(), _theirs(f"--module {word}: importing {place} fails"):
+        source = import_module(place)
     factory = getattr(source, name, None)
     if not callable(factory):
         hint = did_you_mean(name, vars(source))
         raise BadInput(f"--module {word}: {place} has no {name!r} that can be called.{hint}")
-    try:
+    with _theirs(f"--module {word} cannot be built with {arguments or 'no arguments'}"):
         module = factory(**given) if isinstance(given, dict) else factory(*given)
-    except Exception as error:  # somebody else's code, which may raise anything
-        raise BadInput(f"--module {word} cannot be built with {arguments or 'no arguments'}: {error}") from error
     if not isinstance(module, nn.Module):
         raise BadInput(f"--module {word} gives {type(module).__name__}, which is no torch module")
     return module
@@ -409,17 +393,26 @@ def _importable_from_here() -> Iterator[None]:
         sys.path.remove(here)
 
 
+@contextmanager
+def _theirs(what: str) -> Iterator[None]:
+    """Around code of somebody else, which may raise anything, or end the process (BadInput)."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        said = str(error) or "without a message"
+        name = "it calls sys.exit" if isinstance(error, SystemExit) else type(error).__name__
+        raise BadInput(f"{what}: {name}: {' '.join(said.split())}") from error
+
+
 def read_weights_(module: nn.Module, path: Path) -> None:
     """Load a file of weights into a module, in place."""
-    content = _read(path)
+    content = read_torch(path)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise BadInput(f"{path} holds no state dict (names and tensors)")
-    try:
+    with _theirs(f"{path} does not fit {type(module).__name__}"):
         module.load_state_dict(content)
-    except RuntimeError as error:
-        raise BadInput(f"{path} does not fit {type(module).__name__}: {error}") from None
 
 
 def read_inputs(given: Sequence[str], samples: int, seed: int, device: str) -> tuple[tuple[Tensor, ...], str]:
@@ -441,26 +434,25 @@ def read_inputs(given: Sequence[str], samples: int, seed: int, device: str) -> t
 
 
 def _array(path: Path, option: str) -> Any:
+    """The samples in a file that numpy saved, [N, ...] of numbers (BadInput)."""
+    if path.is_dir():
+        raise BadInput(f"{option} {path} is a folder: name a .npy file")
     try:
         array = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise BadInput(f"{option} {path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{option} {path} is no array of numbers that numpy saved: {error}") from None
-    if not isinstance(array, np.ndarray) or array.ndim < 1 or array.dtype.kind not in "fiub" or not len(array):
-        raise BadInput(f"{option} {path} is no array of samples (N, ...)")
-    return array
-
-
-def _read(path: Path) -> Any:
-    """The content of a file of torch."""
-    if not path.is_file():
-        raise BadInput(f"there is no file {path}")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever torch and pickle make of it
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise BadInput(f"{path} cannot be read as a file of torch: {reason}") from error
+    except MemoryError:
+        raise BadInput(f"{option} {path} does not fit into memory") from None
+    except Exception as error:  # whatever numpy and zipfile make of a file that is none of theirs
+        objects = "Object arrays" in str(error)
+        why = "it holds Python objects, which are not loaded" if objects else "numpy cannot read it"
+        raise BadInput(f"{option} {path} is no array of numbers that numpy saved: {why}") from error
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise BadInput(f"{option} {path} holds several arrays (.npz): save one as .npy")
+    if array.ndim < 1 or array.dtype.kind not in "fiub" or not len(array):
+        raise BadInput(f"{option} {path} is no array of samples (N, ...), but {array.dtype} of shape {array.shape}")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 # ------------------------------------------------------------------------------------------------------ command line
@@ -468,7 +460,7 @@ def _read(path: Path) -> Any:
 
 def report_on_agent(arguments: argparse.Namespace) -> Report:
     """Everything about a run, a checkpoint or an agent's file."""
-    saved = saved_agent(arguments.path, arguments.device, arguments.interventions)
+    saved = looked_at(arguments.path, arguments.device, arguments.interventions)
     agent, env = saved.agent, arguments.env
     report = Report(saved.source, {"agent": agent.name})
     if saved.found is not None:
@@ -526,11 +518,8 @@ def report_on_module(arguments: argparse.Namespace) -> Report:
     read_weights_(module, arguments.path)
     inputs, source = read_inputs(arguments.input, arguments.samples, arguments.seed, arguments.device)
     module = module.to(arguments.device).eval()
-    try:
-        with torch.no_grad():
-            module(*(x[:2] for x in inputs))
-    except Exception as error:  # somebody else's code, which may raise anything
-        raise BadInput(f"{arguments.module} cannot read --input: {error}") from error
+    with _theirs(f"--module {arguments.module} cannot read --input"), torch.no_grad():
+        module(*(x[:2] for x in inputs))
     words = expand(check_monitors(arguments.monitors)) if arguments.monitors is not None else list(PLAIN)
     if unfit := [word for word in words if parse(word).name not in PLAIN]:
         raise BadInput(f"{unfit[0]} asks for an agent; of a module there are {', '.join(PLAIN)}")
@@ -571,14 +560,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--device", default="cpu", help="where the networks run (default: cpu)")
     arguments = parser.parse_args(argv)
-    try:
-        torch.empty(0, device=arguments.device)
-    except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"--device {arguments.device} is not to be had here: {str(error).splitlines()[0]}") from None
+    arguments.device = usable_device(arguments.device)
     if arguments.module is None and (arguments.module_args is not None or arguments.input):
         raise BadInput("--module-args and --input belong to --module PACKAGE.MODULE:CLASS")
     if arguments.module is not None and (arguments.env or arguments.observations):
         raise BadInput("--env and --observations are for agents; a module gets its --input")
+    if arguments.json not in (None, "-"):
+        file_for(Path(arguments.json), "--json")
     with bad_input():
         report = report_on_module(arguments) if arguments.module is not None else report_on_agent(arguments)
     text = json.dumps(report.json(), indent=1)
@@ -587,7 +575,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     print(report)
     if arguments.json is not None:
-        with bad_input():
+        with written(Path(arguments.json), "--json"):
             Path(arguments.json).write_text(text + "\n", encoding="utf-8")
         print(f"\nwritten to {arguments.json}")
     return 0

@@ -391,9 +391,11 @@ def test_refusals_of_agents(run: Path, agent_file: Path, tmp_path: Path) -> None
     assert "belong to --module" in refused(str(run), "--input", "4")
     assert "--samples" in refused(str(run), "--samples", "1")
     assert "--seed" in refused(str(run), "--seed", "-1")
-    assert "--device banana is not to be had here" in refused(str(run), "--device", "banana")
+    assert "--device must be auto, cpu, cuda, cuda:N, mps or xpu, not 'banana'" in refused(
+        str(run), "--device", "banana"
+    )
     assert "belongs to a run" in refused(str(run), "--interventions", "redo")
-    assert "No such file" in refused(str(run), "--monitors", "none", "--json", str(tmp_path / "no" / "where.json"))
+    assert "there is no folder" in refused(str(run), "--monitors", "none", "--json", str(tmp_path / "no" / "x.json"))
 
 
 def test_a_damaged_checkpoint_is_named(run: Path, tmp_path: Path) -> None:
