@@ -446,7 +446,14 @@ class _Dumper(yaml.SafeDumper):
     """YAML with lists on one line."""
 
 
+def _text_node(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    """A text; one with line ends other than a newline in double quotes, which alone keep them."""
+    style = '"' if re.search("[\r\x85\u2028\u2029]", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
 _Dumper.add_representer(list, lambda d, items: d.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True))
+_Dumper.add_representer(str, _text_node)
 
 
 def _read(path: str | Path) -> tuple[dict[str, Any], str]:

@@ -383,6 +383,7 @@ def _configs() -> st.SearchStrategy[RunConfig]:
 @settings(deadline=None, max_examples=200)
 @given(_configs())
 @example(RunConfig(agent_config=DQNStandIn(note="1e-4", lr=1e-4), env_config=EnvStandIn(), run="~"))
+@example(RunConfig(agent_config=DQNStandIn(note="0\x85 1\u2028\r2"), env_config=EnvStandIn(), env="0\x85"))
 def test_what_is_saved_is_loaded(tmp_path_factory: pytest.TempPathFactory, config: RunConfig) -> None:
     folder = tmp_path_factory.mktemp("run")
     (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
