@@ -510,6 +510,8 @@ def _refuse_unfit(line: Sequence[str]) -> None:
     """Refuse values that are empty, hold no text, or cannot name the file that they should name."""
     flag = ""
     for word in line:
+        if flag in ("--interventions", "--monitors") and not word.startswith("--"):
+            continue  # words have a grammar of their own, and messages
         if word.startswith("--"):
             flag, given, value = word.partition("=")
             if not given:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from pathlib import Path
 
-from ..agents.words import shorten
+from ..agents.words import control_character, shorten
 
 LONGEST_NAME = 255
 """Bytes of the name of a file or folder on Linux's and macOS's file systems."""
 LONGEST_PATH = 4_095
-_UNFIT = {"Cc": "a control character", "Cs": "bytes that are no text"}
 
 
 def unfit(word: str) -> str:
     """Why a word is no value of a flag, as what follows the flag in a message; empty for a word that is one."""
     if not word.strip():
         return "is empty (was a shell variable unset?): give it a value, or leave it out"
-    for letter in word:
-        if (kind := unicodedata.category(letter)) in _UNFIT:
-            what = "a null byte" if letter == "\0" else _UNFIT[kind]
-            return f"holds {what} in {shorten(word)}: write another name"
+    if (hidden := control_character(word)) is not None:
+        return f"contains {hidden}: {shorten(word)}"
     return ""
 
 

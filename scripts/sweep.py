@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     slurm = parser.add_argument_group("--executor slurm, which writes a script for sbatch")
     slurm.add_argument("--emit", type=Path, metavar="FILE", help="where to (the terminal)")
     slurm.add_argument("--time", default="24:00:00", help="time of a job (24:00:00)")
-    slurm.add_argument("--partition", default="", metavar="NAME")
+    slurm.add_argument("--partition", metavar="NAME")
     slurm.add_argument(
         "--cpus", type=read(SomeCores), default=1, metavar="N", help="cores of a job, and runs at a time in it (1)"
     )
@@ -86,8 +86,9 @@ def main(argv: list[str] | None = None) -> int:
         study = study.scaled(arguments.steps)
     root = study.folder if arguments.out is None else _folder(arguments.out, "--out")
     request = Request(
-        arguments.time, arguments.partition, arguments.cpus, arguments.gpus, arguments.runs_per_job, arguments.jobs
-    )
+        arguments.time, arguments.partition or "", arguments.cpus, arguments.gpus, arguments.runs_per_job,
+        arguments.jobs,
+    )  # fmt: skip
     emitted = None if arguments.emit is None else _script(arguments.emit)
     cells = chosen(study, root, arguments.only, arguments.seeds)
     if arguments.status:

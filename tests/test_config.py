@@ -295,9 +295,9 @@ def test_mistakes_that_we_explain(line: list[str], message: str) -> None:
         (["--config", ""], "--config is empty"),
         (["--config="], "--config is empty"),
         ([""], "a word is empty"),
-        (["--config", "a\0b"], r"--config holds a null byte in 'a\x00b'"),
-        (["--run", "a\nb"], "--run holds a control character"),
-        (["--run", "\udcff"], "--run holds bytes that are no text"),
+        (["--config", "a\0b"], "--config contains the control character U+0000: 'a"),
+        (["--run", "a\nb"], "--run contains a line break"),
+        (["--run", "\udcff"], "--run contains the control character U+DCFF"),
         (["--run", "x" * 256], "--run holds a name of 256 bytes"),
         (["--run", "~no such user/x"], "--run begins with the name of a user who is not here"),
         (["--agent.learning-rate", "1"], "dqn has no option --agent.learning-rate. Did you mean --agent.lr?"),
@@ -383,7 +383,7 @@ def _configs() -> st.SearchStrategy[RunConfig]:
 @settings(deadline=None, max_examples=200)
 @given(_configs())
 @example(RunConfig(agent_config=DQNStandIn(note="1e-4", lr=1e-4), env_config=EnvStandIn(), run="~"))
-@example(RunConfig(agent_config=DQNStandIn(note="0\x85 1\u2028\r2"), env_config=EnvStandIn(), env="0\x85"))
+@example(RunConfig(agent_config=DQNStandIn(note="0\x85 1\u2028\r2"), env_config=EnvStandIn()))
 def test_what_is_saved_is_loaded(tmp_path_factory: pytest.TempPathFactory, config: RunConfig) -> None:
     folder = tmp_path_factory.mktemp("run")
     (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
