@@ -62,7 +62,8 @@ class Adam(torch.optim.AdamW):
 
     def give_age(self, parameter: Tensor) -> None:
         """Let every weight of a parameter have an age of its own, before the first step (Dohare et al. 2024, Nature
-        632: AdamGnT).
+        632: AdamGnT as it is meant; the released code does not use the bias correction that it works out, so that a
+        weight's k-th step is (1 - beta1^k) sqrt(1 - beta2^k) times the learning rate).
 
         torch keeps one step counter a tensor, which is wrong for weights that are drawn anew at another time than their
         neighbours: zeroing their moments alone makes their first steps 3.2 times the learning rate, zeroing the counter

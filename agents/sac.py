@@ -5,6 +5,8 @@ target_critics=2, actor_value="mean", actor_period=20, replay_ratio=20`; DroQ (H
 `dropout=0.01, network.norm="layer_norm", actor_value="mean", actor_period=20, replay_ratio=20`.
 From pixels, actor and critics read one convolutional encoder that the critics alone train (Yarats et al. 2021,
 2107.09645), and the target critics have a slow copy of it.
+The loss of the temperature is eq. 18, which is of alpha, where that of Stable-Baselines3 is of log alpha. The gradients
+differ by the factor alpha; Adam's steps do not depend on it while alpha changes slowly.
 """
 
 from __future__ import annotations

@@ -25,7 +25,9 @@ class Chain(Intervention):
     Differs: Means are running ones, of about the last `window` updates, where the code keeps all values of 50,000
         updates (DDQN) or 100 (PPO), and until `start` there is no penalty at all (PPO's code begins with a strength of
         100). For PPO the loss that counts is the component's own part of the joint one. The divergence of policies is
-        the KL divergence from before to now, where PPO's code has squared differences of mean actions. The batch is
+        the KL divergence from before to now, where PPO's code has squared differences of mean actions. The code of SAC
+        adds up the value churn of its critics, where this is their mean, with a fixed strength, and multiplies the KL
+        divergence from now to before by a fixed factor and the mean |min Q - alpha log pi|. The batch is
         drawn after the previous update and not augmented. The weights from before are a frozen copy that is written
         to in every update. The update after an intervention has edited weights sees that edit as churn too.
     Excludes: another chain on the same component.

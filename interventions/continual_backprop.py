@@ -27,10 +27,13 @@ class ContinualBackprop(Recycler):
         values for control).
     Differs: In the authors' code the running mean is cleared before it is folded into the next bias, so that a
         replacement changes the output; moments are never reset in its PPO. Here both are done, with an age per weight
-        as in its AdamGnT (`ages=shared` does without). Sums over weights as in
-        the papers, where the code has means. Biases of new units come from their layer's law of birth, as weights do,
-        where the code has zeros. Replaced units of one layer are at most ceil(rho * units) + 1 an update; more that are
-        due wait for the next.
+        as its AdamGnT is meant to have (`ages=shared` does without). The released AdamGnT works out the bias correction
+        and does not use it: along a constant gradient the first steps of a new weight are 0.0032, 0.0085 and 0.015
+        times the learning rate there (betas 0.9 and 0.999), and 1, 1 and 1 here. Sums over weights as in the papers,
+        where the code has means. Biases of new units come from their layer's law of birth, as weights do, where the
+        code has zeros. The weight between two units of neighbouring layers that are replaced at once ends at zero; the
+        code goes layer by layer and leaves it as drawn. Replaced units of one layer are at most ceil(rho * units) + 1
+        an update; more that are due wait for the next.
     Excludes: plasticity_injection, unless on=encoder or on=actor.
 
     Args:

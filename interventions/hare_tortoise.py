@@ -21,7 +21,8 @@ class HareTortoise(LayerMethod):
     Paper: Lee et al. 2024, "Slow and Steady Wins the Race: Maintaining Plasticity with Hare and Tortoise Networks",
         2406.02596, section 4: tortoise <- mu * tortoise + (1 - mu) * hare at every update, hare <- tortoise on a beat.
     Differs: In reinforcement learning the target network is the tortoise, so no third copy is kept. Which of the two
-        acts is a parameter.
+        acts is a parameter. In the authors' supervised trainer hare and tortoise share one memory from a reset until
+        the next average, so that the tortoise makes the hare's next step in full; here the values are copied.
     Excludes: whatever else sets the target network's pace; plasticity_injection.
 
     Args:

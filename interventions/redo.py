@@ -21,9 +21,10 @@ class ReDo(Recycler):
     Differs: The authors' code zeroes the wrong inputs between the last convolution and the first dense layer (it
         expands a channel's mask in the wrong order); here what reads a unit is measured. Biases are drawn anew, and
         their moments forgotten, like all other incoming weights. New weights come from the layer's own law, not from
-        another. Every weight has an age of its own, where Dopamine zeroes moments under a shared step counter: this
-        inflates the first steps of what is reborn to 3.2, 4.2 and 4.9 times the learning rate, an effect as large as
-        those that papers report (`ages=shared` shows it).
+        another. The weight between two units of neighbouring layers that are recycled at once ends at zero, as in
+        Dopamine; timoklein/redo leaves it as drawn. Every weight has an age of its own, where Dopamine zeroes moments
+        under a shared step counter: this inflates the first steps of what is reborn to 3.2, 4.2 and 4.9 times the
+        learning rate, an effect as large as those that papers report (`ages=shared` shows it).
     Excludes: plasticity_injection, unless on=encoder or on=actor.
 
     Args:

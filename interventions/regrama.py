@@ -22,8 +22,12 @@ class ReGraMa(Recycler):
         learning", 2505.24061: gradient magnitude in the place of ReDo's activity.
     Differs: The public code averages signed gradients of incoming weights over the batch first, so that cancelling
         samples make a live unit look inactive (`mode=weight_grad`), and leaves outgoing weights as they are
-        (`outgoing=False`). It also counts the output layer's units, and crashes Adam by an integer step counter; here
-        every weight has an age of its own (`ages=shared` is the common practice, and inflates first steps).
+        (`outgoing=False`). It also counts the output layer's units. An earlier version of it crashes Adam by an integer
+        step counter; the present one leaves the counter alone, and its SAC scripts give it no optimizer, so that no
+        moments are reset there. Here every weight has an age of its own (`ages=shared` is the common practice, and
+        inflates first steps). The loss of mode=unit is the agent's own, with its n-step and discount of the moment,
+        without augmentation and without penalties. With outgoing=True the weight between two units of neighbouring
+        layers that are recycled at once ends at zero.
     Excludes: plasticity_injection, unless on=encoder or on=actor.
 
     Args:

@@ -30,7 +30,8 @@ class SelfNormalizedReset(Recycler):
         record makes it the smallest there is. At most `most` units of a layer are reset per update, the most overdue
         first. Biases of new units come from their layer's law of birth, where the code has zeros. A unit fires if any
         of its outputs on the batch exceeds eps in magnitude (for ReLU: is positive). Adam's counts are kept in the
-        code, which inflates the first steps of what is reset (`ages=shared`).
+        code, which inflates the first steps of what is reset (`ages=shared`). The weight between two units of
+        neighbouring layers that are reset at once ends at zero.
     Excludes: plasticity_injection, unless on=encoder or on=actor.
 
     Args:

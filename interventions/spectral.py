@@ -27,8 +27,11 @@ class Spectral(Penalty):
     Differs: Every gain g of normalisation adds (|g|^k - 1)^2, as the singular value of a scaling. A convolution counts
         as the matrix [out, in * kernel] that it is stored as. The singular vector is kept from update to update and
         improved by one power iteration in each; it begins with thirty, for one iteration from a random vector, as some
-        public code has it, finds too small a value. After a reset it is as good as any random one, and takes some
-        updates to find the new direction.
+        public code has it, finds too small a value. One iteration lags behind weights that move fast. Over 2,000
+        updates on random labels (two layers of 128, weight=1e-3) sigma is too low by 1.6 % in the median and 5.9 % at
+        the 99th percentile at a learning rate of 1e-3, by 7.7 % and 15 % at 1e-2 (by 10 % and 27 % with weight=0.1).
+        The largest singular values end 2 to 4 % higher at 1e-3, 13 to 28 % at 1e-2, than with ten iterations an update.
+        After a reset the vector is as good as any random one, and takes some updates to find the new direction.
     Excludes: another spectral on the same component.
 
     Args:

@@ -117,8 +117,11 @@ class HLGauss(ValueLoss):
     Paper: Imani & White 2018, "Improving Regression Performance with Distributional Losses", 1806.04613. Farebrother et
         al. 2024, "Stop Regressing: Training Value Functions via Classification for Scalable Deep RL", 2403.03950,
         section 3.1.
-    Differs: nothing known. Near the ends the Gaussian is cut off and values are biased inwards, as in the paper: a
-        support 1.1 times the range of returns, or more, avoids it.
+    Differs: The word changes the loss alone, so that losses can be compared at equal settings. The paper's Atari runs
+        have a learning rate of 2.5e-4 and an eps of 3.125e-4 (tables B.2 and B.3), where DQN's preset has 6.25e-5 and
+        1.5e-4: add `--agent.optimizer.lr 2.5e-4 --agent.optimizer.eps 3.125e-4` for these. Near the ends the Gaussian
+        is cut off and values are biased inwards, as in the paper: a support 1.1 times the range of returns, or more,
+        avoids it.
     Excludes: every other value loss.
 
     Args:

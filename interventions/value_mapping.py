@@ -19,7 +19,9 @@ class ValueMapping(ValueLoss):
         1906.00572.
     Differs: The optimizer's learning rate is the authors' beta_f and stays as it is; theirs is ten times that of DQN
         (2.5e-3, centred RMSProp, gamma 0.96), which beta = 0.1 takes back. Heads have no hidden layer of their own and
-        gradients are not rescaled by the number of channels (options of the code). On MPS single precision.
+        gradients are not rescaled by the number of channels (options of the code). With channels=cumulative the code
+        gives every channel above the first -1/9 for a reward at or below the channel's lower bound; here it is 0,
+        since the paper's channels are not negative. On MPS single precision.
     Excludes: every other value loss, bbf and n-step returns, since rewards are split one by one. Sets reward_clip to 0:
         the channels clip for themselves. In SAC the entropy bonus is split, and clipped, with the reward.
 

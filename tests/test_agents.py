@@ -332,6 +332,15 @@ def test_the_temperature_moves_towards_its_target_entropy() -> None:
         assert (agent.temperature().item() > 1.0) == rises
 
 
+def test_the_temperatures_loss_is_of_alpha_itself() -> None:
+    """Eq. 18: its gradient by log alpha is alpha times that of a loss of log alpha, which Stable-Baselines3 has."""
+    agent = SAC((5,), BOX, replace(SAC_SMALL, initial_temperature=0.3, target_entropy=2.0))
+    entropy = agent.update(batch_for(agent), Clock(1, 1)).metrics["losses/entropy"]
+    gradient = agent.temperature.log_alpha.grad
+    assert gradient is not None and agent.target_entropy == 2.0 * agent.action.size
+    torch.testing.assert_close(gradient, 0.3 * (entropy - agent.target_entropy))
+
+
 def test_the_actor_learns_where_the_critic_points() -> None:
     """With a critic that prizes the first action dimension alone, the actor goes to its upper bound."""
     agent = SAC((5,), BOX, replace(SAC_SMALL, temperature=1e-4, actor_optimizer=OptimizerConfig(lr=1e-2)))

@@ -354,3 +354,19 @@ def test_values_are_compared_with_the_policy_that_they_are_of(action: ActionSpec
     assert torch.equal(agent.generator.get_state(), before)
     agent.returns.see(torch.tensor([0.0, 8.0]))
     assert agent.scaled_rewards(np.array([2.0, -400.0])) == pytest.approx([0.5, -10.0])
+
+
+def test_the_preset_for_atari_is_the_papers_and_that_for_minatar_is_not() -> None:
+    """Table 5 of Schulman et al. 2017: its value weight of 1 is of the whole squared error, of which ours is half."""
+    atari, minatar = (PPOConfig.for_suite(suite) for suite in ("atari", "minatar"))
+    held = (atari.rollout, atari.optimizer.lr, atari.epochs, atari.batch_size, atari.gamma, atari.gae_lambda)
+    assert held == (128, 2.5e-4, 3, 32 * 8, 0.99, 0.95)
+    assert (atari.clip, atari.entropy, atari.reward_clip, atari.anneal_steps) == (0.1, 0.01, 1.0, 0)
+    agent: Any = ppo(VECTOR, DISCRETE)()
+    memory, _, _ = filled(agent)
+    batch = memory.complete(0.9)
+    squared = (agent.values(batch)[0] - batch.ret).square().mean().item()
+    for preset, weight in ((atari, 1.0), (minatar, 0.25)):
+        agent.config = replace(agent.config, value_weight=preset.value_weight)
+        assert agent.losses(batch, 0)["critic"]().item() == pytest.approx(weight * squared, rel=1e-5)
+    assert (minatar.epochs, minatar.reward_clip, minatar.network.hidden) == (4, 0.0, (128,))

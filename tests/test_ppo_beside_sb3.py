@@ -86,7 +86,7 @@ def make(discrete: bool, *, batch: int = BATCH, epochs: int = EPOCHS, seed: int 
     config = PPOConfig(
         network=network, actor_network=network, rollout=LENGTH, epochs=epochs, batch_size=batch, gamma=GAMMA,
         gae_lambda=LAM, clip=CLIP, entropy=ENTROPY, initial_log_std=-0.3,
-        value_weight=2 * VALUE,  # our squared error is halved, as in Schulman et al.; theirs is not
+        value_weight=2 * VALUE,  # our squared error is halved, as in OpenAI's PPO2; theirs is not
         optimizer=OptimizerConfig(lr=LR, eps=1e-5, max_grad_norm=CLIPPED),
     )  # fmt: skip
     pair = Pair(theirs, PPO(venv.observation_space, venv.action_space, config, seed=seed), None, (0, 0))  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from stand import Stand, only
 from test_agents import AGENTS, BOX, DQN_SMALL, SAC_SMALL, SMALL_PIXELS, batch_for
 from torch import Tensor, nn
 
-from pliant.agents import DQN, SAC, Agent
+from pliant.agents import DQN, SAC, Agent, Batch, Clock, Supervised, SupervisedConfig
 from pliant.agents.networks import Layer, NetworkConfig, all_layers
 from pliant.agents.optimizers import OptimizerConfig, step
 from pliant.interventions import INTERVENTIONS, attach
@@ -299,6 +299,31 @@ class TestSpectral:
         close(part.sigma("critic.one", layer), wanted.norm())
         close(part.get_buffer("critic/one:u"), wanted / wanted.norm())
         assert "critic/one:u" in part.state_dict()
+
+    @pytest.mark.parametrize(("lr", "least", "most"), [(1e-3, 0.001, 0.02), (1e-2, 0.02, 0.12)])
+    def test_sigma_lags_behind_fast_weights_by_what_the_card_says(self, lr: float, least: float, most: float) -> None:
+        """On random labels; it is never too large."""
+        part, g = Spectral(weight=1e-3), torch.Generator().manual_seed(0)
+        config = SupervisedConfig(network=NetworkConfig(hidden=(128, 128)), optimizer=OptimizerConfig(lr=lr))
+        agent, obs = Supervised((64,), 10, config, interventions=(part,)), torch.randn(640, 64, generator=g)
+        labels = torch.randint(10, (640,), generator=g)
+        sigma, lags = part.sigma, []
+
+        def noted(name: str, layer: Layer) -> Tensor:
+            found = sigma(name, layer)
+            if updates % 4 == 0:
+                lags.append(1 - found.item() / torch.linalg.svdvals(layer.linear.weight.detach())[0].item())
+            return found
+
+        part.sigma = noted  # type: ignore[method-assign]
+        for updates in range(400):
+            if updates % 100 == 0:
+                labels = torch.randint(10, (640,), generator=g)
+            index = torch.randint(640, (64,), generator=g)
+            zeros = torch.zeros(64)
+            batch = Batch(obs[index], labels[index], zeros, zeros, obs[index], zeros + 1, index)
+            agent.update(batch, Clock(updates, updates + 1))
+        assert min(lags) > -1e-5 and least < torch.tensor(lags).median() < most
 
     def test_what_was_zero_is_found_again(self) -> None:
         part = Spectral()
