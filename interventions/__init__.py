@@ -1,6 +1,6 @@
 """What is done to agents so that they keep learning. The protocol is that of `pliant.agents.hooks`."""
 
-from ..agents.hooks import At, Clock, Compose, Every, Intervention, Sampling, Update, When
+from ..agents.hooks import At, Clock, Compose, Every, Intervention, Sampling, Update, When, sample_like_training
 from .activation import Activation
 from .adaptive_replay_ratio import AdaptiveReplayRatio
 from .bbf import BBF
@@ -48,5 +48,5 @@ from .watch import MONITORS, watch  # noqa: E402
 
 __all__ = [
     "INTERVENTIONS", "MONITORS", "At", "Clock", "Compose", "Every", "Intervention", "Learner", "Plasticity", "Sampling",
-    "Update", "When", "attach", "attachable", "watch",
+    "Update", "When", "attach", "attachable", "sample_like_training", "watch",
 ]  # fmt: skip
