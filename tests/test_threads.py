@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -272,3 +273,24 @@ def test_a_pool_leaves_a_users_own_setting(monkeypatch: pytest.MonkeyPatch) -> N
     with pool._one_thread():
         assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE" and "KMP_BLOCKTIME" not in os.environ
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+# ------------------------------------------------------------------------------------------------ the study
+
+
+def test_the_study_measures_the_job_of_make_train_and_tells_what_was_chosen(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("threads_study", ROOT / "studies" / "threads.py")
+    assert spec is not None and spec.loader is not None
+    study = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(study)
+    config = parse(study.job(), prog="test").config
+    assert (config.env, config.num_envs, config.agent_config.learning_starts) == ("ALE/Freeway-v5", 4, 200)
+    results = {
+        f"{title}, beside {count}": {"steps/s": 100.0 - count, "updates/s": 25.0, "threads": 1, "why": why}
+        for title, why in zip(study.VARIANTS, ("", "", "", "26 updates/s, 20 with 2"), strict=True)
+        for count in study.NEIGHBOURS
+    }
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(results))
+    assert study.measure_missing(file, 1.0) == results  # all is there: nothing is started
+    assert "| beside 2 busy processes | 98 | 98 | 98 | 98 (1 thread) |" in study.tables(results)
