@@ -37,7 +37,7 @@ def read_json(file: Path, kind: type[Kind], way_out: str) -> Kind | None:
     try:
         data = file.read_bytes()
         content = json.loads(data)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise FileDamaged(f"{file} cannot be read: {error.strerror}. {way_out}") from error

@@ -170,7 +170,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
-            raise LogDamaged(f"line {number} of {file} is no JSON object: the file is damaged. Put it back from a copy")
+            raise LogDamaged(f"{file} is damaged: its line {number} is no JSON object. Put it back from a copy")
         rows.append({k: words.get(v, v) if isinstance(v, str) else v for k, v in row.items()})
     return rows
 

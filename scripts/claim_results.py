@@ -34,6 +34,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..agents.files import DONE, FileDamaged, read_json, steps_done
 from ..agents.log import read_metrics
 from .claim_cards import BINS, BUILT_IN, Arm, Card, Comparison, Measure
 from .pool import cost
@@ -70,9 +71,10 @@ def summarise(
     segment has no values of is None.
     """
     rows = read_metrics(folder)
-    done = json.loads((folder / "DONE").read_text())
-    versions = json.loads((folder / "versions.json").read_text())[-1]
-    steps = done["steps"]
+    steps, done = steps_done(folder), read_json(folder / DONE, dict, "Delete it, and the run goes on")
+    versions = (read_json(folder / "versions.json", list, "Put it back from a copy, or run it again") or [None])[-1]
+    if steps is None or done is None or versions is None:
+        raise FileDamaged(f"{folder} is not done: there is no {DONE if done is None else 'versions.json'}")
     size = segment or max(-(-steps // BINS), 1)
     count = -(-steps // size)
     place: Callable[[int], int] = lambda at: min(max(at - 1, 0) // size, count - 1)  # noqa: E731

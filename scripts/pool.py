@@ -11,6 +11,7 @@ A worker leaves when the pool is gone, however it went: it saves, as at any SIGT
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -25,17 +26,18 @@ from multiprocessing import connection, forkserver
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from ..agents.checkpoint import RunLock, RunLocked
+from ..agents.checkpoint import FolderUnusable, RunLock, RunLocked, make_folder
 from ..agents.progress import duration
 from ..agents.run import graceful_stop
+from . import folder
 from .config import BadInput, RunConfig, differences, load, run_folder
-from .folder import FREE
 from .spinning import bounded
 
 OUTPUT, COST, FAILURE = "output.log", "cost.jsonl", "FAILED"
 STOPPED = 75  # what a run that was stopped and saved exits with
 TAIL = 5  # last lines of a failed run that are shown
 LOST = 255  # multiprocessing's exit code of a worker whose server is gone
+SERVERS = 3  # servers that are tried for one run before it has failed
 GRACE = 120.0  # seconds that a run is given to save before it is killed
 # What every run imports, some of it as late as its first optimizer: two seconds, once for all runs.
 PRELOAD = (
@@ -81,22 +83,45 @@ class Outcome:
 
 
 def is_done(job: Job) -> bool:
-    """Does the folder hold this run, finished? (BadInput if it holds another one.)"""
-    done = job.folder / "DONE"
-    if not done.exists() or json.loads(done.read_text())["steps"] < job.config.steps:
+    """Does the folder hold this run, finished? (BadInput if it holds another one; FileDamaged if its DONE is none.)"""
+    if not folder.is_done(job.folder, job.config):
         return False
     there = load(job.folder)
     # Chosen by the process that runs, where the job leaves them open.
     settled = replace(job.config, device=there.device, threads=there.threads)
-    if changed := [name for name in differences(there, settled) if name not in FREE]:
+    if changed := [name for name in differences(there, settled) if name not in folder.FREE]:
         raise BadInput(f"{job.folder} holds another run, that differs in {', '.join(changed)}; move it away")
     return True
 
 
-def cost(folder: Path) -> float:
+def costs(place: Path) -> list[dict[str, float]]:
+    """Seconds of processor time (`cpu`) and of wall clock (`wall`) of every session of the run in a folder.
+
+    What is in the file for any other reason is left out, and that is said: nothing but a sum depends on it.
+    """
+    file, sessions, others = place / COST, [], 0
+    try:
+        lines = file.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        print(f"{file} cannot be read, and is left out: {error.strerror}", file=sys.stderr)
+        return []
+    for line in lines:
+        try:
+            session = json.loads(line)
+            sessions.append({name: float(session[name]) for name in ("cpu", "wall")})
+            others += not all(map(math.isfinite, sessions[-1].values()))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            others += 1
+    if others:
+        print(f"{file}: {others} of {len(lines)} lines are no session's cost, and are left out", file=sys.stderr)
+    return [session for session in sessions if all(map(math.isfinite, session.values()))]
+
+
+def cost(place: Path) -> float:
     """Seconds of processor time that a run took in all its sessions, as far as they lived to tell."""
-    file = folder / COST
-    return sum(json.loads(line)["cpu"] for line in file.read_text().splitlines()) if file.exists() else 0.0
+    return sum(session["cpu"] for session in costs(place))
 
 
 def run_all(
@@ -145,7 +170,8 @@ def run_all(
                 team.stop()
                 queue.clear()
             while queue and len(team.busy) < workers:
-                team.start(queue.popleft())
+                if not team.start(outcome := queue.popleft()):
+                    shown.note(_failure(outcome))
             for outcome in team.wait(0.2):
                 if outcome.status == "waiting":  # killed from outside, and tried again
                     if not over:
@@ -154,11 +180,18 @@ def run_all(
                 if outcome.status == "done":
                     finished(outcome)
                 if outcome.status == "failed":
-                    where = outcome.job.folder / OUTPUT
-                    shown.note("\n    ".join([f"failed: {where}", *outcome.tail]))
+                    shown.note(_failure(outcome))
             shown.update(outcomes, len(team.busy), workers, ends)
     shown.close()
     return outcomes
+
+
+def _failure(outcome: Outcome) -> str:
+    return "\n    ".join([f"failed: {outcome.job.folder / OUTPUT}", *outcome.tail])
+
+
+class _ServerLost(RuntimeError):
+    """The process that workers are forked from was killed, and the ones that were started in its place, too."""
 
 
 class _Workers:
@@ -184,16 +217,37 @@ class _Workers:
         for process in self.busy:
             process.join()
 
-    def start(self, outcome: Outcome) -> None:
+    def start(self, outcome: Outcome) -> bool:
+        """Begin a run. False: it cannot be begun and has failed, which harms no other."""
         outcome.attempts += 1
         outcome.ran = True
-        outcome.job.folder.mkdir(parents=True, exist_ok=True)
-        gpu = self.free.pop(0) if self.free else None
-        process = self.context.Process(target=_work, args=(outcome.job, gpu))
-        process.start()
+        gpu = self.free[0] if self.free else None
+        try:
+            make_folder(outcome.job.folder)
+            process = self._forked(outcome.job, gpu)
+        except (FolderUnusable, _ServerLost) as error:
+            outcome.status, outcome.tail = "failed", (str(error),)
+            if isinstance(error, _ServerLost):
+                mark_failed(outcome.job.folder, str(error))
+            return False
         self.busy[process] = outcome
         if gpu is not None:
-            self.gpus[process] = gpu
+            self.gpus[process] = self.free.pop(0)
+        return True
+
+    def _forked(self, job: Job, gpu: str | None) -> Any:
+        """A process that does the run. A server that was killed is started anew."""
+        for _ in range(SERVERS):
+            process = self.context.Process(target=_work, args=(job, gpu))
+            try:
+                with _one_thread():
+                    process.start()
+            except (EOFError, ConnectionError):
+                # Had it been forked already, it leaves now, and its successor waits for that.
+                time.sleep(0.2)
+            else:
+                return process
+        raise _ServerLost(f"the server of the pool was killed {SERVERS} times while the run was begun")
 
     def stop(self) -> None:
         """Ask all to save and leave; those that do not are killed in the end."""
@@ -225,7 +279,7 @@ class _Workers:
     def _status(self, outcome: Outcome, code: int) -> Status:
         if code == 0:
             return "done"
-        if code == STOPPED or (self.stopping is not None and code in (-signal.SIGTERM, -signal.SIGKILL)):
+        if code == STOPPED or (self.stopping is not None and code in (-signal.SIGTERM, -signal.SIGKILL, LOST)):
             return "stopped"
         if code in (-signal.SIGKILL, LOST) and outcome.attempts < 2:
             return "waiting"
@@ -266,7 +320,11 @@ def _ended(pid: int, job: Job) -> int:
 
 def tail(file: Path, end: str) -> tuple[str, ...]:
     """The last lines of an output, and how the run ended."""
-    lines = [line for line in file.read_text(errors="replace").splitlines() if line.strip()] if file.exists() else []
+    try:
+        text = file.read_text(errors="replace")
+    except OSError:  # nothing was printed, or nobody can read it: how it ended is told in any case
+        text = ""
+    lines = [line for line in text.splitlines() if line.strip()]
     return (*lines[-TAIL:], end)
 
 
@@ -300,7 +358,11 @@ def _work(job: Job, gpu: str | None = None) -> None:
 def work(job: Job) -> int:
     """Do one run in this process, which is good for nothing else afterwards: what it prints goes to the folder. The
     exit code."""
-    output = os.open(job.folder / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        output = os.open(job.folder / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError as error:
+        print(f"{job.folder / OUTPUT} cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
         os.dup2(output, stream.fileno())
@@ -309,7 +371,6 @@ def work(job: Job) -> int:
 
     sys.argv = ["pliant", "train", *(job.words or ("--config", str(job.folder / "config.yaml")))]
     started, before = time.monotonic(), time.process_time()
-    (job.folder / FAILURE).unlink(missing_ok=True)
 
     def run() -> int:
         wait_for_predecessor(job.folder)
@@ -320,8 +381,11 @@ def work(job: Job) -> int:
         return exit_code(run)
     finally:
         line = {"cpu": round(time.process_time() - before, 3), "wall": round(time.monotonic() - started, 3)}
-        with (job.folder / COST).open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with (job.folder / COST).open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            print(f"{job.folder / COST} cannot be written: {error.strerror}", file=sys.stderr)
 
 
 PREDECESSOR = 120.0  # seconds that a run waits for the process that had it before

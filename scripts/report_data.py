@@ -7,10 +7,10 @@ from the first such run. Only runs that are done are compared; those that are mi
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,10 +18,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..agents.files import DONE, FileDamaged, Kind, is_count, read_json
 from ..agents.log import METRICS, TIMING, LogDamaged, read_metrics
 from ..interventions.spec import parse as parse_word
 from .config import BadInput, RunConfig, differences, dump, load
-from .pool import COST, OUTPUT
+from .pool import OUTPUT, costs
 from .stats import Array
 from .study import FILE, Cell, Study, load_study
 
@@ -316,7 +317,9 @@ def read_run(folder: Path) -> Record:
         BadInput: One line that begins with the file that cannot be read.
     """
     config = load(folder)
-    done = _json(folder / "DONE", {})
+    done = _json(folder / DONE, dict) or {}
+    if done and not is_count(done.get("steps")):
+        raise BadInput(f"{folder / DONE} does not say how many steps were done. Put it back from a copy")
     rows = _rows(folder)
     tags, tasks, firings = _columns(rows)
     steps = int(done.get("steps", max((row["steps"] for row in rows), default=0)))
@@ -324,8 +327,8 @@ def read_run(folder: Path) -> Record:
     skip = next((round(row["frames"] / row["steps"]) for row in rows if row["steps"]), 1)
     state, note = _state(folder, config, done, steps)
     wall, cpu = _seconds(folder)
-    sessions = _json(folder / "versions.json", [])
-    last = sessions[-1] if sessions else {}
+    sessions = _json(folder / "versions.json", list) or []
+    last = sessions[-1] if sessions and isinstance(sessions[-1], dict) else {}
     return Record(
         name=str(folder), folder=folder, environment=config.env, agent=config.agent,
         arm=" ".join(config.interventions) or PLAIN, seed=config.seed, state=state, config=config, steps=steps,
@@ -346,11 +349,11 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
         raise BadInput(f"{folder / METRICS} cannot be read: {' '.join(str(error).split())}") from None
 
 
-def _json(file: Path, otherwise: Any) -> Any:
+def _json(file: Path, kind: type[Kind]) -> Kind | None:
     try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else otherwise
-    except (ValueError, OSError) as error:
-        raise BadInput(f"{file} cannot be read: {' '.join(str(error).split())}") from None
+        return read_json(file, kind, "Put it back from a copy, or leave this run out")
+    except FileDamaged as error:
+        raise BadInput(str(error)) from None
 
 
 def _columns(rows: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Series], Array, dict[str, tuple[int, ...]]]:
@@ -394,15 +397,15 @@ def _state(folder: Path, config: RunConfig, done: Mapping[str, Any], steps: int)
 def _seconds(folder: Path) -> tuple[float, float]:
     """Wall clock and processor seconds over all sessions of a run."""
     wall = cpu = math.nan
-    if (folder / COST).exists():
-        try:
-            sessions = [json.loads(line) for line in (folder / COST).read_text().splitlines() if line.strip()]
-            return sum(s["wall"] for s in sessions), sum(s["cpu"] for s in sessions)
-        except (ValueError, KeyError, TypeError):
-            raise BadInput(f"{folder / COST} cannot be read: a line of it is no session's cost") from None
+    if sessions := costs(folder):
+        return sum(s["wall"] for s in sessions), sum(s["cpu"] for s in sessions)
     if (folder / TIMING).exists():
-        parts = [sum(v for k, v in row.items() if k.startswith("time/")) for row in read_metrics(folder / TIMING)]
-        wall = float(sum(parts)) if parts else math.nan
+        try:
+            rows = read_metrics(folder / TIMING)
+            parts = [sum(float(v) for k, v in row.items() if k.startswith("time/")) for row in rows]
+            wall = float(sum(parts)) if parts else math.nan
+        except (LogDamaged, TypeError, ValueError, OSError):  # a view: nothing but a time depends on it
+            print(f"{folder / TIMING} is damaged, and the run's time is not told", file=sys.stderr)
     return wall, cpu
 
 
@@ -413,9 +416,8 @@ def _versions(session: Mapping[str, Any], config: RunConfig) -> dict[str, str]:
 
 
 def _fork(folder: Path) -> Fork | None:
-    if not (folder / "fork.json").exists():
+    if (data := _json(folder / "fork.json", dict)) is None:
         return None
-    data = _json(folder / "fork.json", {})
     try:
         return Fork((folder / data["parent"]).resolve(), int(data["step"]), str(data["label"]), int(data["replicate"]),
                     data.get("preset"))  # fmt: skip

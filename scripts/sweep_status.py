@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..agents.files import steps_done
 from .pool import FAILURE, OUTPUT, tail
 from .study import Cell, Study
 
@@ -32,10 +33,9 @@ class State:
 
 
 def state_of(cell: Cell) -> State:
-    """How a run stands, from its folder alone."""
+    """How a run stands, from its folder alone (FileDamaged: its DONE is none)."""
     folder = cell.folder
-    done = folder / "DONE"
-    if done.exists() and (steps := int(json.loads(done.read_text())["steps"])) >= cell.config.steps:
+    if (steps := steps_done(folder)) is not None and steps >= cell.config.steps:
         return State(cell, "done", steps)
     if locked(folder / ".lock"):
         return State(cell, "running", max(_saved(folder), _logged(folder)))
@@ -60,7 +60,10 @@ def _logged(folder: Path) -> int:
             lines = file.read().split(b"\n")[1:-1]
     except FileNotFoundError:
         return 0
-    return int(json.loads(lines[-1])["steps"]) if lines else 0
+    try:
+        return int(json.loads(lines[-1])["steps"]) if lines else 0
+    except (ValueError, KeyError, TypeError, RecursionError):  # whoever goes on with the run names what is damaged
+        return 0
 
 
 def locked(file: Path) -> bool:

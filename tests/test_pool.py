@@ -11,11 +11,13 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pliant.agents.files import FileDamaged
 from pliant.scripts import pool
 from pliant.scripts.config import BadInput, RunConfig, parse
 from pliant.scripts.pool import Job, Outcome, Progress, is_done, run_all
@@ -107,6 +109,106 @@ def test_a_worker_killed_twice_has_failed(tmp_path: Path, monkeypatch: pytest.Mo
     (outcome,) = run_all(jobs(tmp_path, 1), progress=Progress(shown))
     assert (outcome.status, outcome.attempts, outcome.tail[-1]) == ("failed", 2, "killed by SIGKILL")
     assert "failed: " in shown.getvalue() and "killed by SIGKILL" in shown.getvalue()
+
+
+def kill_server() -> None:
+    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)  # type: ignore[attr-defined]
+
+
+def test_a_server_that_is_killed_before_a_run_begins_is_started_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, killed = pool._Workers.start, []
+
+    def kill_once(team: Any, outcome: Outcome) -> Any:
+        if not killed:
+            killed.append(kill_server())
+        return start(team, outcome)
+
+    monkeypatch.setattr(pool._Workers, "start", kill_once)
+    assert [(o.status, o.attempts) for o in run_all(jobs(tmp_path, 2), workers=2)] == [("done", 1)] * 2
+    assert killed
+
+
+def test_a_server_that_is_killed_while_runs_work_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_all(jobs(tmp_path / "whole", 1, steps=3000))
+    killed: list[None] = []
+
+    def kill_once(team: Any) -> None:
+        if not killed and saved(tmp_path / "seed0"):
+            killed.append(kill_server())
+
+    poke(monkeypatch, kill_once)
+    (outcome,) = run_all(jobs(tmp_path, 1, steps=3000, checkpoint_every=300))
+    assert killed and outcome.status == "done"
+    same = [(tmp_path / f / "seed0" / "metrics.jsonl").read_bytes() for f in ("", "whole")]
+    assert same[0] == same[1]
+
+
+def test_a_server_that_is_killed_again_and_again_fails_the_run_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server = forkserver._forkserver  # type: ignore[attr-defined]
+    running = server.ensure_running
+
+    def kill_always() -> None:
+        running()
+        kill_server()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool, "PRELOAD", ("pliant.scripts.pool_server",))
+        with pool._Workers() as team:
+            patch.setattr(server, "ensure_running", kill_always)
+            outcome = Outcome(jobs(tmp_path, 1)[0])
+            assert not team.start(outcome) and not team.busy
+    assert (outcome.status, outcome.attempts) == ("failed", 1)
+    assert outcome.tail == ("the server of the pool was killed 3 times while the run was begun",)
+    assert (tmp_path / "seed0" / "FAILED").read_text() == outcome.tail[0] + "\n"
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_a_run_whose_folder_cannot_be_made_fails_alone(tmp_path: Path) -> None:
+    (tmp_path / "seed0").write_text("mine")
+    shown = io.StringIO()
+    outcomes = run_all(jobs(tmp_path, 2), workers=2, progress=Progress(shown))
+    assert [o.status for o in outcomes] == ["failed", "done"]
+    assert "cannot make the folder" in outcomes[0].tail[0] and "seed0: File exists" in shown.getvalue()
+    # Its output cannot be written.
+    (tmp_path / "third" / "seed0" / "output.log").mkdir(parents=True)
+    (outcome,) = run_all(jobs(tmp_path / "third", 1))
+    assert (outcome.status, outcome.tail) == ("failed", ("exit code 1",))
+
+
+def test_lines_that_are_no_cost_are_left_out_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = b'{"cpu": 1.5, "wall": 2}\n'
+    (tmp_path / "cost.jsonl").write_bytes(good + b'{"cpu": 1\n[]\n{"cpu": NaN, "wall": 1}\n\xff\n' + good + b'{"cp')
+    assert pool.cost(tmp_path) == 3.0
+    assert "cost.jsonl: 5 of 7 lines are no session's cost" in capsys.readouterr().err
+    (tmp_path / "cost.jsonl").write_bytes(good)
+    assert pool.cost(tmp_path) == 1.5 and pool.cost(tmp_path / "none") == 0.0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("text", ["", "{", "[300]", '{"steps": "300"}', '{"steps": null}'])
+def test_a_done_that_is_none_is_named(tmp_path: Path, text: str) -> None:
+    job = jobs(tmp_path, 1)[0]
+    job.folder.mkdir()
+    (job.folder / "DONE").write_text(text)
+    with pytest.raises(FileDamaged, match=r"seed0/DONE .*Delete it"):
+        is_done(job)
+
+
+def test_a_refused_run_keeps_the_word_of_the_failure_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until it goes on; the pool writes its own word afterwards."""
+    seen: list[str] = []
+    monkeypatch.setattr(pool, "mark_failed", lambda place, end: seen.append((place / "FAILED").read_text()))
+    bad = Job(replace(config(tmp_path, seed=7), env="CartPole-v9"))
+    bad.folder.mkdir()
+    (bad.folder / "FAILED").write_text("killed by SIGKILL\n")
+    assert run_all([bad])[0].status == "failed"
+    assert seen == ["killed by SIGKILL\n"]
 
 
 def test_a_failure_is_told_with_its_last_lines_and_harms_nobody_else(tmp_path: Path) -> None:

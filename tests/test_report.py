@@ -244,6 +244,32 @@ def test_misuse_is_one_line(
     assert told in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
+def test_a_damaged_view_costs_its_figure_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run(tmp_path / "seed0", (), 0, 1.0)
+    whole = read_run(folder)
+    (folder / "cost.jsonl").write_text('{"cpu": 1\n')
+    (folder / "timing.jsonl").write_text('{"time/act": 1}\n{"time/\n')
+    damaged = read_run(folder)
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2 and "cost.jsonl: 1 of 1 lines" in told[0] and "timing.jsonl is damaged" in told[1]
+    assert math.isnan(damaged.wall_seconds) and math.isnan(damaged.cpu_seconds)
+    assert damaged.returns.values.tolist() == whole.returns.values.tolist()
+    (folder / "timing.jsonl").write_text('{"time/act": 1}\n{"time/act": 2}\n')
+    assert read_run(folder).wall_seconds == 3.0
+
+
+@pytest.mark.parametrize("name", ["DONE", "versions.json", "fork.json"])
+@pytest.mark.parametrize("text", ["", "{", "3", "[" * 100_000])
+def test_a_damaged_file_of_a_run_is_named_in_one_line(
+    name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run(tmp_path / "seed0", (), 0, 1.0)
+    (folder / name).write_text(text)
+    assert report(folder, "--out", tmp_path / "out") == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and errors[0].startswith(f"error: {folder / name} ") and "Put it back" in errors[0]
+
+
 def test_text_is_no_markup() -> None:
     page = Page("a < b", [Text("<script> & `code`"), Table(["x|y"], [["a_b*"]])])
     assert "<p>&lt;script&gt; &amp; <code>code</code></p>" in as_html(page) and "<h1>a &lt; b</h1>" in as_html(page)
