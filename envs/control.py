@@ -105,14 +105,15 @@ def make_control(
     drift: Drifts | None = None,
 ) -> Envs:  # fmt: skip
     """`num_envs` environments of one gymnasium id; see `pliant.envs.make`."""
-    from . import unknown
+    from . import modules, unknown
 
+    own = modules.imported(name)
     try:
-        spec = gymnasium.spec(name)
-    except ModuleNotFoundError as error:
-        raise unknown(name) from error
+        spec = gymnasium.spec(own)
     except gymnasium.error.Error:
-        raise unknown(name) from None
+        raise (unknown(name) if own == name else modules.not_registered(name)) from None
+    if own != name:
+        modules.check_entry_point(name, spec)
     if spec.entry_point == "ale_py.env:AtariEnv":  # an older id, there once ale_py is imported
         raise unknown(name)
     if config.frame_stack is not None and not config.pixels:

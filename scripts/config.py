@@ -124,7 +124,8 @@ class RunConfig:
     agent: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(AGENTS) + "}")] = "dqn"
     """Which agent learns. Its own options follow as --agent.OPTION."""
     env: Annotated[str, tyro.conf.arg(metavar="NAME")] = "ALE/Pong-v5"
-    """Where it acts, such as ALE/Pong-v5, MinAtar/Breakout-v1 or HalfCheetah-v5. Options follow as --env.OPTION."""
+    """Where it acts, such as ALE/Pong-v5, MinAtar/Breakout-v1 or HalfCheetah-v5; or module:Name-v0, which a module of
+    yours registers with gymnasium. Options follow as --env.OPTION."""
     interventions: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[WORD ...]")] = ()
     """What is done to the agent, in order of application: names, or calls in quotes like "redo(tau=0.1, every=1000)".
     `pliant interventions` lists them."""

@@ -27,6 +27,7 @@ from pliant.envs.scores import human_normalised
 from pliant.scripts.arguments import Parser, read
 from pliant.scripts.config import BadInput, bad_input, usable_device
 from pliant.scripts.outputs import file_for, written
+from pliant.scripts.own_modules import refuse_others
 from pliant.scripts.saved import read_saved
 
 FILM_FRAMES = 5_000  # of a video; a longer one fits into no GIF
@@ -186,6 +187,8 @@ def main(argv: list[str] | None = None) -> int:
         if env is None:
             raise BadInput(f"{arguments.agent} does not say which environment it was trained in; give --env")
         same = config is not None and env == config.env
+        if same:
+            refuse_others(arguments.agent, env)
         env_config = config.env_config if config is not None and same else EnvConfig()
         at_steps, drifts = arguments.at_steps, bool(env_config.drift) or suite(env) == "stream"
         if at_steps is None:

@@ -22,6 +22,7 @@ from typing import Any
 from ..agents.checkpoint import has_saved, saved_steps
 from ..agents.files import read_json, steps_done, write_whole
 from .config import BadInput, RunConfig, bad_input, differences, dump, load
+from .own_modules import described
 
 CONFIG, VERSIONS = "config.yaml", "versions.json"
 PACKAGES = ("pliant", "torch", "numpy", "gymnasium", "ale-py", "mujoco", "minatar", "tensorboard")
@@ -102,13 +103,15 @@ def sessions(folder: Path) -> list[Any]:
 def describe(folder: Path, config: RunConfig, before: list[Any]) -> None:
     """Write down what runs and on what, after the sessions that were before (WriteFailed)."""
     write_whole(folder / CONFIG, dump(replace(config, run=None)))
-    session = {
+    session: dict[str, Any] = {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "git": git(),
         "packages": {name: package(name) for name in PACKAGES},
     }
+    if modules := described(config.env):
+        session["modules"] = modules
     if not before or before[-1] != session:
         write_whole(folder / VERSIONS, json.dumps([*before, session], indent=1) + "\n")
 

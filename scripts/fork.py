@@ -46,6 +46,7 @@ from pliant.interventions.watch import check_monitors, watch
 from pliant.scripts import stats
 from pliant.scripts.arguments import Jobs, Parser, Replicates, read
 from pliant.scripts.config import BadInput, RunConfig, _safe, _word_for_folder, bad_input, dump, load
+from pliant.scripts.own_modules import refuse_others
 from pliant.scripts.pool import Job, Progress, run_all
 
 FORKS, LINEAGE, STEM = "forks", "fork.json", "stem"
@@ -169,7 +170,9 @@ def parent_of(folder: Path) -> Parent:
     """A run that can be forked (BadInput)."""
     if not (folder / "config.yaml").exists():
         raise BadInput(f"{folder} is no run's folder: there is no config.yaml in it")
-    return Parent(folder, load(folder))
+    config = load(folder)
+    refuse_others(folder, config.env)
+    return Parent(folder, config)
 
 
 def moment(text: str, parents: Sequence[Parent]) -> int:

@@ -50,6 +50,7 @@ from pliant.interventions.watch import GROUPS, built, check_monitors, expand, me
 from pliant.scripts.arguments import Parser, read
 from pliant.scripts.config import BadInput, RunConfig, bad_input, usable_device
 from pliant.scripts.outputs import file_for, written
+from pliant.scripts.own_modules import refuse_others
 from pliant.scripts.saved import read_saved
 
 SAMPLES = 2_048  # states that are played for or drawn
@@ -469,6 +470,8 @@ def report_on_agent(arguments: argparse.Namespace) -> Report:
     if env is None and run is not None and words is not None:
         env = run.env  # what was asked for may play; what was not, does not, since it can take minutes
     config = run.env_config if run is not None and run.env == env else EnvConfig()
+    if env is not None and run is not None and run.env == env:
+        refuse_others(arguments.path, env)
     # A problem that drifts is looked at as the agent last saw it.
     stands: dict[str, Any] = {}
     if run is not None and saved.found is not None:

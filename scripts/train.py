@@ -60,6 +60,7 @@ from pliant.scripts.config import (
 )
 from pliant.scripts.evaluate import Score, score
 from pliant.scripts.folder import ELSEWHERE, check_not_lost, check_place, check_same_run, describe, is_done, sessions
+from pliant.scripts.own_modules import refuse_others
 from pliant.scripts.pool import FAILURE
 
 STOPPED = 75  # EX_TEMPFAIL: try again
@@ -85,6 +86,7 @@ def train(config: RunConfig, source: str = "") -> int:
     if is_done(folder, config):  # before the lock, so that a disk may be read-only by now
         print(ALREADY.format(folder=folder))
         return 0
+    refuse_others(folder, config.env)
     envs, agent = built(config)
     try:
         choice = threads.Choice(config.threads)
