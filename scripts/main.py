@@ -15,7 +15,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
-from .spinning import bound_spinning
+from pliant.scripts.spinning import bound_spinning
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("pliant.scripts.train:main", "Train an agent in an environment, or go on with a run that was stopped."),

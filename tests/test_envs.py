@@ -990,7 +990,7 @@ def test_minatar_options_reach_the_game() -> None:
         ("HalfChetah-v5", "HalfCheetah-v5"),
         ("HalfCheetah-v9", "HalfCheetah-v5"),
         ("cartpole", "CartPole-v1"),
-        ("no_such_module:Thing-v0", "names"),
+        ("no_such_module:Thing-v0", "No module named 'no_such_module'"),
         ("xyzzyqq", "names"),
     ],
 )

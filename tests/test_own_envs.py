@@ -139,8 +139,8 @@ def test_the_lines_of_a_cluster_name_the_module(project: Path) -> None:
     ran("sweep", study, "--executor", "slurm", "--emit", "sweep.sh")
     (commands,) = project.glob("sweep-*.commands")
     assert commands.read_text().count(f"--env {NAME} ") == 2
-    first = commands.read_text().splitlines()[0].replace("exec pliant", f"exec {sys.executable} -m pliant.scripts")
-    done = subprocess.run(["bash", "-c", first])
+    line = "exec pliant" + commands.read_text().splitlines()[0].partition("exec pliant")[2].partition(" >> ")[0]
+    done = subprocess.run(["bash", "-c", line.replace("pliant", f"{sys.executable} -m pliant.scripts", 1)])
     assert done.returncode == 0 and len(list(Path("runs").rglob("DONE"))) == 1
 
 
