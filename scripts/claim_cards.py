@@ -307,7 +307,7 @@ def _checked_by_function(data: Mapping[str, Any], common: dict[str, Any]) -> Car
             raise Wrong(f"a check runs no agent, and has no {name!r}")
     needs(data, ("check",), "")
     if not isinstance(data["check"], str) or data["check"] not in CHECKS:
-        raise Wrong(f"unknown 'check' {shorten(data['check'])}.{did_you_mean(str(data['check']), CHECKS)} "
+        raise Wrong(f"unknown check {shorten(data['check'])}.{did_you_mean(str(data['check']), CHECKS)} "
                     f"known checks: {', '.join(CHECKS)}")
     return Card(**common, check=data["check"])
 

@@ -7,11 +7,13 @@ too; figures are as narrow as a phone.
 from __future__ import annotations
 
 import math
+import re
 import shlex
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from .claim_cards import Arm, Card, Measure
 from .claim_results import ORDER, ArmResult, Judged, Judgement, series, stored
 from .claims import minutes, seeds_of, spelled
 from .config import BadInput
+from .report_page import fenced
 from .stats import FEWEST, Interval, mean_interval
 
 # Okabe & Ito 2008, less the yellow, which does not show on white.
@@ -71,7 +74,8 @@ def _page(judged: Sequence[Judgement]) -> Iterator[str]:
     yield "| claim | verdict | seeds | cost, CPU |"
     yield "|---|---|---|---|"
     for each in judged:
-        title = f"[{each.card.title}](#{_anchor(each.card.title)})"
+        shown = _cell(each.card.title).replace("[", r"\[").replace("]", r"\]")
+        title = f"[{shown}](#{_anchor(each.card.title)})"
         yield f"| {title} | {MARK[each.verdict]} | {seeds_of(each)} | {spelled(*minutes(each))} |"
     for each in judged:
         yield ""
@@ -86,39 +90,58 @@ def _anchor(title: str) -> str:
 
 def _section(judged: Judgement) -> Iterator[str]:
     card = judged.card
-    yield f"## {card.title}"
+    yield f"## {_text(card.title)}"
     yield ""
-    yield f"**{judged.verdict.capitalize()}.** {card.claim}"
+    yield f"**{judged.verdict.capitalize()}.** {_text(card.claim)}"
     yield ""
-    source = f"*{card.paper.title}*"
+    source = f"*{_text(card.paper.title)}*"
     if card.paper.arxiv:
         source += f", [{card.paper.arxiv}](https://arxiv.org/abs/{card.paper.arxiv})"
     if card.paper.where:
-        source += f", {card.paper.where}"
-    yield f"Source: {source}. Card: `{card.name}`."
+        source += f", {_text(card.paper.where)}"
+    yield f"Source: {source}. Card: {_code(card.name)}."
     if judged.check is not None:
         yield from _checked(judged.check)
     elif card.testbed is not None:
         yield ""
-        yield textwrap.fill(f"Testbed: {card.testbed.about}", 120)
+        yield textwrap.fill(f"Testbed: {_text(card.testbed.about)}", 120)
         if judged.verdict != "not run":
             yield ""
-            yield f"![{card.title}: {_caption(card)}](figures/claims/{card.name}.svg)"
+            yield f"![{_text(card.title)}: {_text(_caption(card))}](figures/claims/{quote(card.name)}.svg)"
             yield ""
-            yield f"*{_caption(card)}*"
+            yield f"*{_text(_caption(card))}*"
         yield ""
         yield from _verdicts(judged.comparisons)
         for measure in card.measures.values():
             yield from _arms(judged, measure)
         yield ""
-        yield "```"
-        yield from _commands(card)
-        yield "```"
+        lines = list(_commands(card))
+        fence = fenced("\n".join(lines))
+        yield from (fence, *lines, fence)
     yield ""
-    yield f"Cost: {spelled(*minutes(judged))} of processor time. Run it: `pliant claims run {card.name}`."
+    run = _code(shlex.join(("pliant", "claims", "run", card.name)))
+    yield f"Cost: {spelled(*minutes(judged))} of processor time. Run it: {run}."
     if card.tried:
         yield ""
-        yield textwrap.fill(f"What was tried: {' '.join(card.tried.split())}", 120)
+        yield textwrap.fill(f"What was tried: {_text(card.tried)}", 120)
+
+
+def _text(text: str) -> str:
+    """Prose of a card, which may use Markdown, but no HTML."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", " ".join(text.split()))
+
+
+def _cell(text: str) -> str:
+    """The same in a table."""
+    return _text(text).replace("|", r"\|")
+
+
+def _code(text: str) -> str:
+    """A code span, whatever backticks stand within it."""
+    if "`" not in text:
+        return f"`{text}`"
+    fence = fenced(text)
+    return f"{fence} {text} {fence}"
 
 
 def _checked(check: Mapping[str, Any]) -> Iterator[str]:
@@ -126,7 +149,8 @@ def _checked(check: Mapping[str, Any]) -> Iterator[str]:
     yield "| what was asked | found | expected | |"
     yield "|---|---|---|---|"
     for row in check["rows"]:
-        yield f"| {row['what']} | {row['found']} | {row['expected']} | {'holds' if row['holds'] else '**does not**'} |"
+        what, result, expected = (_cell(str(row[key])) for key in ("what", "found", "expected"))
+        yield f"| {what} | {result} | {expected} | {'holds' if row['holds'] else '**does not**'} |"
 
 
 def _verdicts(comparisons: Sequence[Judged]) -> Iterator[str]:
@@ -134,10 +158,10 @@ def _verdicts(comparisons: Sequence[Judged]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|"
     for each in comparisons:
         c, d = each.comparison, each.difference
-        text = c.text.replace("_", r"\_")
+        text = _cell(c.text).replace("_", r"\_")
         found = "" if d is None else _interval(d.interval())
         seeds = "" if d is None else d.seeds
-        yield f"| {text} | {c.measure} | {found} | {c.margin:g} | {seeds} | {MARK[each.verdict]}: {each.why} |"
+        yield f"| {text} | {_cell(c.measure)} | {found} | {c.margin:g} | {seeds} | {MARK[each.verdict]}: {each.why} |"
 
 
 def _arms(judged: Judgement, measure: Measure) -> Iterator[str]:
@@ -145,7 +169,7 @@ def _arms(judged: Judgement, measure: Measure) -> Iterator[str]:
     arms = judged.arms[measure.name]
     gaps = any(arm.gap is not None for arm in arms.values())
     yield ""
-    yield f"| arm | {measure.name} | seeds |{' gap closed |' if gaps else ''}"
+    yield f"| arm | {_cell(measure.name)} | seeds |{' gap closed |' if gaps else ''}"
     yield f"|---|---|---|{'---|' if gaps else ''}"
     for arm in arms.values():
         mean = "" if arm.mean is None else _interval(arm.mean)
@@ -156,8 +180,8 @@ def _arms(judged: Judgement, measure: Measure) -> Iterator[str]:
 def _named(arm: Arm) -> str:
     kinds = {"control": "nothing is done", "oracle": "the oracle", "fixed_task": "the task stays", "linear": "linear",
              "optimizer": "the optimizer alone", "random": "at random"}  # fmt: skip
-    name = arm.name.replace("_", r"\_")
-    words = " ".join(f"`{word}`" for word in arm.words)
+    name = _cell(arm.name).replace("_", r"\_")
+    words = " ".join(_code(word).replace("|", r"\|") for word in arm.words)
     note = "; ".join(part for part in (kinds.get(arm.kind, ""), words) if part)
     return f"**{name}**" + (f": {note}" if note else "")
 
@@ -276,18 +300,23 @@ def figure(judged: Judgement) -> str:
                 continue
             x, curve = _curve(rows)
             mean = [point.estimate for point in curve]
-            axes.plot(x, mean, label=arm.name.replace("_", " "), **look)
+            axes.plot(x, mean, label=_drawn(arm.name.replace("_", " ")), **look)
             if all(point.known or math.isnan(point.estimate) for point in curve):
                 low, high = ([getattr(point, end) for point in curve] for end in ("low", "high"))
                 axes.fill_between(x, low, high, color=look["color"], alpha=0.18, linewidth=0)
         axes.set_xlabel(_part(card).capitalize())
-        axes.set_ylabel(_axis(measure))
+        axes.set_ylabel(_drawn(_axis(measure)))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         chart.legend(loc="outside lower center", ncols=2, frameon=False, handlelength=3.2, fontsize=9)
         out = StringIO()
         chart.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     # No trailing blanks: what is committed is to be clean.
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def _drawn(text: str) -> str:
+    """matplotlib would take what stands between two dollars for a formula."""
+    return text.replace("$", r"\$")
 
 
 def _looks(card: Card) -> Iterator[dict[str, Any]]:

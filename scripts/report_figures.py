@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,6 +89,16 @@ def shortened(label: str, longest: int = LONG) -> str:
     return f"{label[:head].rstrip()}…{label[len(label) - (longest - 1 - head) :].lstrip()}"
 
 
+def drawn_as_it_is(text: str) -> str:
+    """A text of which matplotlib draws every character.
+
+    It would take what stands between two dollars for a formula, and leave a label that begins with an underscore out of
+    the legend.
+    """
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
 # ------------------------------------------------------------------------------------------------ kinds of figures
 
 
@@ -112,7 +123,7 @@ def lines(
             axes.axvline(at, color="#444444", linewidth=1.0, linestyle=(0, (2, 2)), zorder=0)
         for line in curves:
             drawn = np.isfinite(line.y)
-            axes.plot(line.x[drawn], line.y[drawn], label=shortened(line.label), color=line.look.color,
+            axes.plot(line.x[drawn], line.y[drawn], label=drawn_as_it_is(shortened(line.label)), color=line.look.color,
                       linestyle=line.look.style, linewidth=line.look.width,
                       marker="o" if drawn.sum() == 1 else None, markersize=4)  # fmt: skip
             banded = np.isfinite(line.low) & np.isfinite(line.high)
@@ -128,8 +139,8 @@ def lines(
             axes.set_xscale("log")
         else:
             axes.xaxis.set_major_formatter(_thousands())
-        axes.set_xlabel(x)
-        axes.set_ylabel(shortened(y, 34))
+        axes.set_xlabel(drawn_as_it_is(x))
+        axes.set_ylabel(drawn_as_it_is(shortened(y, 34)))
         _legend(chart, [line.label for line in curves])
         return _drawn(chart, name)
 
@@ -148,14 +159,14 @@ def intervals(
                           solid_capstyle="butt")  # fmt: skip
             axes.plot([interval.estimate], [-i], marker="o", color=look.color, markersize=5.5)
         for i, (label, _, _) in enumerate(rows):
-            axes.text(0.0, -i + 0.2, shortened(label), transform=axes.get_yaxis_transform(), fontsize=8.5,
-                      va="bottom", color="#333333")  # fmt: skip
+            axes.text(0.0, -i + 0.2, drawn_as_it_is(shortened(label)), transform=axes.get_yaxis_transform(),
+                      fontsize=8.5, va="bottom", color="#333333")  # fmt: skip
         if reference is not None:
             axes.axvline(reference, color="#444444", linewidth=1.0, linestyle=(0, (2, 2)), zorder=0)
         axes.set_ylim(-len(rows) + 0.45, 0.85)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel(x)
+        axes.set_xlabel(drawn_as_it_is(x))
         return _drawn(chart, name)
 
 
@@ -168,9 +179,9 @@ def points(
         chart, axes = _chart(2.75 + rows * 0.185)
         for label, look, xs, ys in sets:
             axes.plot(xs, ys, linestyle="", marker="o", markersize=5, alpha=0.8, color=look.color,
-                      label=shortened(label))  # fmt: skip
-        axes.set_xlabel(shortened(x, 44))
-        axes.set_ylabel(shortened(y, 34))
+                      label=drawn_as_it_is(shortened(label)))  # fmt: skip
+        axes.set_xlabel(drawn_as_it_is(shortened(x, 44)))
+        axes.set_ylabel(drawn_as_it_is(shortened(y, 34)))
         _legend(chart, [label for label, *_ in sets])
         return _drawn(chart, name)
 
@@ -220,8 +231,10 @@ def _legend(chart: Any, labels: Sequence[str]) -> None:
 
 def _drawn(chart: Any, name: str) -> Drawing:
     out, picture = io.StringIO(), io.BytesIO()
-    chart.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    chart.savefig(picture, format="png", dpi=160, metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box is drawn, and the tables have the name
+        chart.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+        chart.savefig(picture, format="png", dpi=160, metadata={"Software": None})
     return Drawing(_embedded(out.getvalue(), name), picture.getvalue())
 
 

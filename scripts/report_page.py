@@ -155,8 +155,12 @@ def as_html(page: Page) -> str:
     )
 
 
+CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+"""Code between two single backticks; any other backtick stands for itself."""
+
+
 def _inline(text: str) -> str:
-    return re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(text, quote=False))
+    return CODE.sub(r"<code>\1</code>", html.escape(text, quote=False))
 
 
 def _html(block: Block) -> Iterator[str]:
@@ -220,10 +224,25 @@ def as_markdown(page: Page) -> str:
 
 
 def _marked(text: str, cell: bool = False) -> str:
-    """What Markdown would take for markup stands for itself, but for code."""
-    parts = re.split(r"(`[^`]*`)", text)
-    escaped = [p if p.startswith("`") else re.sub(r"([\\*_<>\[\]])", r"\\\1", p) for p in parts]
-    return "".join(escaped).replace("|", r"\|") if cell else "".join(escaped)
+    """What Markdown would take for markup stands for itself, but for code; line breaks become spaces."""
+    text = " ".join(text.splitlines())
+    # Every second part is the inside of a code span, in which nothing is markup.
+    parts = [f"`{part}`" if i % 2 else _escaped(part) for i, part in enumerate(CODE.split(text))]
+    marked = "".join(parts)
+    return marked.replace("|", r"\|") if cell else BLOCK.sub(r"\1\\\2", marked)
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([\\`*_<>\[\]]|&(?=#?\w+;))", r"\\\1", text)
+
+
+BLOCK = re.compile(r"^(\s*|\s*\d+)(#|[-+](?=\s)|[-=~]{3}|(?<=\d)[.)](?=\s))")
+"""What makes a line a heading, an item of a list, a rule or a fence."""
+
+
+def fenced(text: str) -> str:
+    """The fence of a block of code: longer than any that stands within it."""
+    return "`" * (1 + max(2, *(len(run) for run in re.findall("`+", text)), 0))
 
 
 def _markdown(block: Block) -> Iterator[str]:
@@ -243,7 +262,7 @@ def _markdown(block: Block) -> Iterator[str]:
             for row in rows:
                 yield f"| {' | '.join(_marked(c, True) for c in row)} |"
         case Code(text):
-            yield from ("```", text, "```")
+            yield from (fenced(text), text, fenced(text))
         case Figures(figures):
             for i, figure in enumerate(figures):
                 if i:
@@ -254,7 +273,7 @@ def _markdown(block: Block) -> Iterator[str]:
             yield ""
             yield f"*{_marked(caption)}*"
         case Folded(title, blocks):
-            yield f"<details><summary>{html.escape(title, quote=False)}</summary>"
+            yield f"<details><summary>{html.escape(' '.join(title.splitlines()), quote=False)}</summary>"
             for inner in blocks:
                 yield ""
                 yield from _markdown(inner)

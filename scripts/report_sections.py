@@ -6,9 +6,11 @@ does not show is listed with what would have shown. Nothing here is typed by han
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -887,7 +889,11 @@ def _capital(text: str) -> str:
 
 
 def _slug(text: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in text.removeprefix("plasticity/")).strip("-").lower()
+    """A part of the name of a file."""
+    slug = re.sub("[^a-z0-9]", "-", text.removeprefix("plasticity/").lower()).strip("-")
+    if len(slug) <= 60:
+        return slug
+    return f"{slug[:51]}-{hashlib.blake2b(text.encode('utf-8', 'replace'), digest_size=4).hexdigest()}"
 
 
 def _metric(tag: str) -> str:
@@ -933,13 +939,17 @@ def _no_figures() -> Text:
 
 
 def csv_text(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table as CSV; what is not known is empty."""
+    """A table as CSV; what is not known is empty.
+
+    Numbers are numbers. A text in which a spreadsheet would see a formula (it begins with =, +, -, @, a tab or a line
+    break) gets an apostrophe before it, and so does a text that begins with an apostrophe: `csv_cell` takes it away.
+    """
     import csv
     import io
 
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(header)
+    writer.writerow([_plain(name) for name in header])
     writer.writerows([["" if isinstance(c, float) and math.isnan(c) else _plain(c) for c in row] for row in rows])
     return out.getvalue()
 
@@ -947,5 +957,21 @@ def csv_text(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, float | np.floating):
         return float(f"{float(value):.10g}")
-    return str(value) if isinstance(value, Path) else value
+    if isinstance(value, str | Path):
+        text = str(value)
+        return f"'{text}" if text.startswith("'") or _is_formula(text) else text
+    return value
+
+
+SIGNS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four are their wide forms
+NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+def _is_formula(text: str) -> bool:
+    return not NUMBER.fullmatch(text) and (text.lstrip().startswith(SIGNS) or text.startswith(("\t", "\r", "\n")))
+
+
+def csv_cell(text: str) -> str:
+    """The text that `csv_text` was given, from a cell that was read."""
+    return text.removeprefix("'")
 
