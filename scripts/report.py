@@ -6,7 +6,8 @@
     pliant report runs/CartPole-v1/ppo/seed0 --out forks        # a run and its forks
 
 Writes report.html, which holds its figures and loads nothing; report.md with the same content; figures/*.png; and
-*.csv with every number. Figures need matplotlib (pip install 'pliant[report]'); without it the tables are all there.
+*.csv with every number (a text that a spreadsheet would take for a formula has an apostrophe before it). Figures need
+matplotlib (pip install 'pliant[report]'); without it the tables are all there.
 
 The score of a run is its final evaluation if all runs have one; else, for tasks of a known length (a study's segment,
 or --segment), its mean return per task over the last half of them; else its mean return over the last tenth of its

@@ -949,8 +949,11 @@ def csv_text(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([_plain(name) for name in header])
-    writer.writerows([["" if isinstance(c, float) and math.isnan(c) else _plain(c) for c in row] for row in rows])
+    quoting = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in (header, *rows):
+        cells = ["" if isinstance(c, float) and math.isnan(c) else _plain(c) for c in row]
+        # A carriage return ends a line for readers, and the writer would not quote it.
+        (quoting if any(isinstance(c, str) and "\r" in c for c in cells) else writer).writerow(cells)
     return out.getvalue()
 
 

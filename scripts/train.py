@@ -229,7 +229,8 @@ def _summary(config: RunConfig, monitors: Monitors) -> str:
         "monitor": {name: type(part) for name, part in monitors.parts.items()},
     }
     for title, kinds in tables.items():
-        rows = [f"| `{word}` | {(inspect.getdoc(kind) or '').partition(chr(10))[0]} |" for word, kind in kinds.items()]
+        shown = [(word.replace("|", r"\|"), inspect.getdoc(kind) or "") for word, kind in kinds.items()]
+        rows = [f"| `{word}` | {text.partition(chr(10))[0]} |" for word, text in shown]
         lines += ["", *((f"| {title} | what it is |", "| --- | --- |", *rows) if rows else (f"No {title}s.",))]
     return "\n".join(lines) + "\n"
 
