@@ -26,12 +26,7 @@ from multiprocessing import connection, forkserver
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-<<<<<<< HEAD
 from ..agents.checkpoint import FolderUnusable, RunLock, RunLocked, make_folder
-=======
-from ..agents.checkpoint import RunLock, RunLocked
-from ..agents.files import steps_done
->>>>>>> c640081 (Names and texts of strangers are shown on pages and in figures, and are no markup there; text cells of CSV files are no formulas)
 from ..agents.progress import duration
 from ..agents.run import graceful_stop
 from . import folder
@@ -88,14 +83,8 @@ class Outcome:
 
 
 def is_done(job: Job) -> bool:
-<<<<<<< HEAD
     """Does the folder hold this run, finished? (BadInput if it holds another one; FileDamaged if its DONE is none.)"""
     if not folder.is_done(job.folder, job.config):
-=======
-    """Does the folder hold this run, finished? (BadInput if it holds another one.)"""
-    steps = steps_done(job.folder)
-    if steps is None or steps < job.config.steps:
->>>>>>> c640081 (Names and texts of strangers are shown on pages and in figures, and are no markup there; text cells of CSV files are no formulas)
         return False
     there = load(job.folder)
     # Chosen by the process that runs, where the job leaves them open.

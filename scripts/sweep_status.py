@@ -15,11 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-<<<<<<< HEAD
 from ..agents.files import steps_done
-=======
-from ..agents.files import FileDamaged, steps_done
->>>>>>> c640081 (Names and texts of strangers are shown on pages and in figures, and are no markup there; text cells of CSV files are no formulas)
 from .pool import FAILURE, OUTPUT, tail
 from .study import Cell, Study
 
@@ -37,20 +33,9 @@ class State:
 
 
 def state_of(cell: Cell) -> State:
-<<<<<<< HEAD
     """How a run stands, from its folder alone (FileDamaged: its DONE is none)."""
     folder = cell.folder
     if (steps := steps_done(folder)) is not None and steps >= cell.config.steps:
-=======
-    """How a run stands, from its folder alone.
-
-    Raises:
-        FileDamaged: `DONE` or the last line of the metrics is not what a run writes.
-    """
-    folder = cell.folder
-    steps = steps_done(folder)
-    if steps is not None and steps >= cell.config.steps:
->>>>>>> c640081 (Names and texts of strangers are shown on pages and in figures, and are no markup there; text cells of CSV files are no formulas)
         return State(cell, "done", steps)
     if locked(folder / ".lock"):
         return State(cell, "running", max(_saved(folder), _logged(folder)))
@@ -75,20 +60,10 @@ def _logged(folder: Path) -> int:
             lines = file.read().split(b"\n")[1:-1]
     except FileNotFoundError:
         return 0
-<<<<<<< HEAD
     try:
         return int(json.loads(lines[-1])["steps"]) if lines else 0
     except (ValueError, KeyError, TypeError, RecursionError):  # whoever goes on with the run names what is damaged
         return 0
-=======
-    if not lines:
-        return 0
-    try:
-        return int(json.loads(lines[-1])["steps"])
-    except (ValueError, TypeError, KeyError) as error:
-        way_out = "The run itself goes on from its last checkpoint"
-        raise FileDamaged(f"the last line of {folder / 'metrics.jsonl'} is no line of a run's. {way_out}") from error
->>>>>>> c640081 (Names and texts of strangers are shown on pages and in figures, and are no markup there; text cells of CSV files are no formulas)
 
 
 def locked(file: Path) -> bool:
