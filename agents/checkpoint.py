@@ -583,7 +583,7 @@ class RunLock:
                 self.path.unlink()
         self._new = False
         self.release()
-        _unmake(self._made)
+        unmake(self._made)
         self._made = []
 
     def __enter__(self) -> RunLock:
@@ -603,15 +603,15 @@ def make_folder(folder: Path) -> list[Path]:
                 place.mkdir(exist_ok=True)
                 made.append(place)
     except OSError as error:
-        _unmake(made)
+        unmake(made)
         raise FolderUnusable(f"cannot make the folder {place}: {error.strerror}", error.errno) from error
     return made
 
 
-def _unmake(made: Sequence[Path]) -> None:
-    """Removes folders again, as far as they are empty."""
-    with suppress(OSError):
-        for place in reversed(made):
+def unmake(made: Sequence[Path]) -> None:
+    """Removes what `make_folder` made, as far as it is empty."""
+    for place in reversed(made):
+        with suppress(OSError):  # something else is in it, or it is gone
             place.rmdir()
 
 

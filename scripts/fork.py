@@ -27,7 +27,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,21 @@ from typing import Any
 import torch
 
 from pliant.agents import Agent
-from pliant.agents.checkpoint import Checkpoints, Found, RunLock, RunLocked, branch, saved_steps
+from pliant.agents.checkpoint import (
+    Checkpoints,
+    FolderUnusable,
+    Found,
+    RunLock,
+    RunLocked,
+    SaveFailed,
+    branch,
+    make_folder,
+    saved_steps,
+    unmake,
+)
+from pliant.agents.files import read_json, write_whole
 from pliant.agents.hooks import At, Clock, Every, Intervention, derive_seed, sample_like_training
+from pliant.agents.log import METRICS, TIMING, read_metrics
 from pliant.agents.progress import Progress as RunProgress
 from pliant.agents.ranges import SomeEnvSteps, parameters_of
 from pliant.agents.run import Run
@@ -153,14 +166,58 @@ def main(argv: list[str] | None = None) -> int:
 
 @contextmanager
 def _held(parents: Sequence[Parent]) -> Iterator[None]:
-    """Let nobody else fork these runs meanwhile, who would take half-made arms for those of a killed one (BadInput)."""
-    with ExitStack() as held:
+    """Let nobody else fork these runs meanwhile, who would take half-made arms for those of a killed one (BadInput).
+    After an error nothing of the locks is left."""
+    locks: list[RunLock] = []
+    try:
         for folder in sorted({parent.folder.resolve() / FORKS for parent in parents}):
             try:
-                held.enter_context(RunLock(folder))
+                locks.append(RunLock(folder))
             except RunLocked as error:
                 raise BadInput(f"{folder.parent} is being forked already: {error}") from error
         yield
+    except BaseException:
+        for lock in reversed(locks):
+            lock.undo()
+        raise
+    finally:
+        for lock in locks:
+            lock.release()
+
+
+class _Staged:
+    """Folders that are made under other names, and get their own together, once all are made. Otherwise nothing of them
+    is left."""
+
+    def __init__(self) -> None:
+        self._pairs: list[tuple[Path, Path]] = []
+        self._made: list[Path] = []
+
+    def new(self, folder: Path) -> Path:
+        """A new folder that is to become `folder` (BadInput if something else is there; FolderUnusable)."""
+        staging = folder.with_name(folder.name + ".tmp")
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise BadInput(f"{folder} is there already, and is no fork: move it away")
+        self._pairs.append((staging, folder))
+        if staging.exists():  # left by one that was killed
+            shutil.rmtree(staging)
+        self._made += make_folder(staging)
+        return staging
+
+    def __enter__(self) -> _Staged:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            for staging, folder in self._pairs:
+                try:
+                    os.replace(staging, folder)
+                except OSError as error:
+                    raise FolderUnusable(f"cannot make the folder {folder}: {error.strerror}", error.errno) from error
+            return
+        for staging, _folder in self._pairs:
+            shutil.rmtree(staging, ignore_errors=True)
+        unmake(self._made)
 
 
 # ------------------------------------------------------------------------------------------------ what is asked
@@ -168,7 +225,11 @@ def _held(parents: Sequence[Parent]) -> Iterator[None]:
 
 def parent_of(folder: Path) -> Parent:
     """A run that can be forked (BadInput)."""
-    if not (folder / "config.yaml").exists():
+    try:
+        there = (folder / "config.yaml").exists()
+    except OSError as error:
+        raise BadInput(f"{folder} cannot be read: {error.strerror}") from None
+    if not there:
         raise BadInput(f"{folder} is no run's folder: there is no config.yaml in it")
     config = load(folder)
     refuse_others(folder, config.env)
@@ -283,22 +344,30 @@ def fork(
         if beside := [word for arm in arms for word in arm.monitors]:
             with _Built(settled(parent.config)) as (_, agent), bad_input():
                 watch(agent, *beside)
+        for word in (word for arm in arms for word in arm.words):
+            _refuse_late(word)
+        end = parent.config.steps if steps is None else steps
+        if length is None and end <= at <= parent.config.steps:
+            raise BadInput(f"arms of {parent.folder} would end at step {end}, and begin at {at}: give --for N")
     queue: list[Job] = []
     folders: dict[str, dict[tuple[int, int], Path]] = {arm.label: {} for arm in arms}
     spans: dict[int, tuple[int, int]] = {}
-    for number, parent in enumerate(parents):
-        found = reach(parent, at)
-        end = found.step + length if length is not None else parent.config.steps if steps is None else steps
-        if end <= found.step:
-            raise BadInput(f"arms of {parent.folder} would end at step {end}, and begin at {found.step}: give --for N")
-        spans[number] = found.step, end
-        for arm in arms:
-            for replicate in range(replicates):
-                folder = parent.folder / FORKS / str(found.step) / arm.folder / f"seed{replicate}"
-                config = begin(parent, found, arm, replicate, folder, end)
-                words = ("--config", str(folder / "config.yaml"), "--run", str(folder))
-                queue.append(Job(replace(config, run=str(folder)), words))
-                folders[arm.label][number, replicate] = folder
+    with _Staged() as staged:
+        for number, parent in enumerate(parents):
+            found = reach(parent, at)
+            end = found.step + length if length is not None else parent.config.steps if steps is None else steps
+            if end <= found.step:
+                raise BadInput(
+                    f"arms of {parent.folder} would end at step {end}, and begin at {found.step}: give --for N"
+                )
+            spans[number] = found.step, end
+            for arm in arms:
+                for replicate in range(replicates):
+                    folder = parent.folder / FORKS / str(found.step) / arm.folder / f"seed{replicate}"
+                    config = _prepared(parent, found, arm, replicate, folder, end, staged)
+                    words = ("--config", str(folder / "config.yaml"), "--run", str(folder))
+                    queue.append(Job(replace(config, run=str(folder)), words))
+                    folders[arm.label][number, replicate] = folder
     outcomes = run_all(queue, workers=jobs, progress=Progress(sys.stderr))
     failed = [o for o in outcomes if o.status == "failed"]
     open_ = [o for o in outcomes if o.status in ("stopped", "waiting")]
@@ -331,15 +400,11 @@ def reach(parent: Parent, at: int) -> Found:
     begins = f"step {before[-1]:,}" if before else "the start"
     print(f"{parent.folder} has no checkpoint of step {at:,} (it has {_listed(steps)}): running it again from {begins}",
           file=sys.stderr)  # fmt: skip
-    staging = stem.with_name(stem.name + ".tmp")
-    if staging.exists():
-        shutil.rmtree(staging)
     config = settled(parent.config)
-    run = None
-    with _Built(config) as (envs, agent):
+    with _Staged() as staged, _Built(config) as (envs, agent):
         from .train import assembled
 
-        staging.mkdir(parents=True)
+        staging = staged.new(stem)
         if before:
             origin = Checkpoints.open(parent.folder / "checkpoints" / f"step_{before[-1]:012d}", verify=None)
             branch(origin, staging)
@@ -353,9 +418,8 @@ def reach(parent: Parent, at: int) -> Found:
         run.checkpoint_every = 0
         run.train(at)
         log.close("stopped")
-    _check_repeated(parent.folder, staging, at)
-    (staging / "config.yaml").write_text(dump(replace(config, run=None)))
-    os.replace(staging, stem)
+        _check_repeated(parent.folder, staging, at)
+        write_whole(staging / "config.yaml", dump(replace(config, run=None)))
     return reach(parent, at)
 
 
@@ -383,24 +447,29 @@ class _Built:
 def _copy_record(source: Path, target: Path) -> None:
     """The curves up to now; what came after the checkpoint is cut away when the run goes on."""
     for file in source.iterdir():
-        if file.name in ("metrics.jsonl", "timing.jsonl") or file.name.startswith("events."):
-            shutil.copyfile(file, target / file.name)
+        if file.name in (METRICS, TIMING) or file.name.startswith("events."):
+            try:
+                shutil.copyfile(file, target / file.name)
+            except OSError as error:
+                raise SaveFailed(f"cannot copy {file} to {target}: {error.strerror}", error.errno) from error
 
 
 def _check_repeated(parent: Path, stem: Path, at: int) -> None:
     """Refuse to fork what could not be repeated: another machine, or version, may round otherwise (BadInput)."""
 
-    def before(folder: Path) -> list[str]:
-        file = folder / "metrics.jsonl"
-        lines = file.read_text().splitlines() if file.exists() else []
-        return [line for line in lines if json.loads(line)["steps"] < at]
+    def before(folder: Path) -> list[tuple[int, bytes]]:
+        """The lines of steps before the moment (LogDamaged)."""
+        if not (folder / METRICS).exists():
+            return []
+        rows = read_metrics(folder)
+        lines = zip(rows, (folder / METRICS).read_bytes().split(b"\n"), strict=False)
+        return [(row["steps"], line) for row, line in lines if row["steps"] < at]
 
     there, here = before(parent), before(stem)
     if there != here[: len(there)] and here != there[: len(here)]:
         shorter = min(len(there), len(here))
         first = next((i for i in range(shorter) if there[i] != here[i]), shorter)
-        step = json.loads((there or here)[min(first, len(there or here) - 1)])["steps"]
-        shutil.rmtree(stem)
+        step = (there or here)[min(first, len(there or here) - 1)][0]
         raise BadInput(
             f"running {parent} again did not repeat it: its record differs from step {step:,} on. Another machine, "
             "thread count or version rounds otherwise; fork at one of its checkpoints, or go on with it here "
@@ -410,6 +479,14 @@ def _check_repeated(parent: Path, stem: Path, at: int) -> None:
 
 def begin(parent: Parent, found: Found, arm: Arm, replicate: int, folder: Path, steps: int) -> RunConfig:
     """Make the folder of an arm, unless it stands already, and return its configuration (BadInput)."""
+    with _Staged() as staged:
+        return _prepared(parent, found, arm, replicate, folder, steps, staged)
+
+
+def _prepared(
+    parent: Parent, found: Found, arm: Arm, replicate: int, folder: Path, steps: int, staged: _Staged
+) -> RunConfig:
+    """`begin`, with others: the folder gets its name when all are made."""
     words = tuple(_at(word, found.step) for word in arm.words)
     kept = () if not arm.monitors else tuple(m for m in parent.config.monitors if m != "none")
     config = replace(
@@ -420,27 +497,31 @@ def begin(parent: Parent, found: Found, arm: Arm, replicate: int, folder: Path, 
         "parent": os.path.relpath(parent.folder.resolve(), folder.resolve()), "step": found.step,
         "arm": " ".join(arm.words), "label": arm.label, "replicate": replicate, "preset": arm.preset,
     }  # fmt: skip
-    if (folder / LINEAGE).exists():
-        if (there := json.loads((folder / LINEAGE).read_text())) != lineage:
-            changed = next(key for key in lineage if there.get(key) != lineage[key])
-            raise BadInput(f"{folder} is another fork ({changed}: {there.get(changed)} there, {lineage[changed]} now)")
+    way_out = "Move the folder of the arm away, and it is made again"
+    if (there := read_json(folder / LINEAGE, dict, way_out)) is not None:
+        if there != lineage:
+            changed = next((key for key in lineage if there.get(key) != lineage[key]), "more keys")
+            was, now = there.get(changed), lineage.get(changed)
+            raise BadInput(f"{folder} is another fork ({changed}: {was} there, {now} now)")
         # What watches changes nothing: a control that was watched serves for one that need not be, and not the reverse.
         if missing := [word for word in arm.monitors if word not in load(folder).monitors]:
             raise BadInput(f"{folder} went on without {' '.join(missing)}: move it away, and it is run again with it")
         return config
-    staging = folder.with_name(folder.name + ".tmp")
-    if staging.exists():  # left by one that was killed
-        shutil.rmtree(staging)
-    staging.mkdir(parents=True)
+    staging = staged.new(folder)
     branch(found, staging)
     # The record of the moment is that of whoever saved it, to the byte.
     _copy_record(found.path.parent.parent, staging)
     if words or replicate:
         _convert(parent, config, staging, len(words), replicate, found.step)
-    (staging / "config.yaml").write_text(dump(replace(config, run=None)))
-    (staging / LINEAGE).write_text(json.dumps(lineage, indent=1) + "\n")
-    os.replace(staging, folder)
+    write_whole(staging / "config.yaml", dump(replace(config, run=None)))
+    write_whole(staging / LINEAGE, json.dumps(lineage, indent=1) + "\n")
     return config
+
+
+def _refuse_late(word: str) -> None:
+    """Refuse a word that cannot join a run that has begun (BadInput)."""
+    if reason := getattr(INTERVENTIONS[parse(word).name], "comes_late", ""):
+        raise BadInput(f"{word} cannot be added to a run that has begun: {reason}")
 
 
 def _convert(parent: Parent, config: RunConfig, folder: Path, joining: int, replicate: int, step: int) -> None:
@@ -450,8 +531,7 @@ def _convert(parent: Parent, config: RunConfig, folder: Path, joining: int, repl
     plain = replace(config, interventions=config.interventions[: len(config.interventions) - joining])
     with _Built(plain) as (_, before):
         for word in config.interventions[len(plain.interventions) :]:
-            if reason := getattr(INTERVENTIONS[parse(word).name], "comes_late", ""):
-                raise BadInput(f"{word} cannot be added to a run that has begun: {reason}")
+            _refuse_late(word)
             if joining > 1:  # each for itself first, so that the right one is named
                 with _Built(replace(plain, interventions=(*plain.interventions, word))) as (_, alone):
                     _adopt(alone, before, Checkpoints.open(folder).load("agent")["state"], 1, word)
@@ -553,15 +633,9 @@ def fires_at_fork(part: Intervention, clock: Clock) -> bool:
 
 def returns(folder: Path, step: int, end: int | None = None) -> list[tuple[int, float]]:
     """Environment steps and return of every episode that ended after a step, and at another one at the latest."""
-    found = []
-    with (folder / "metrics.jsonl").open() as file:
-        for line in file:
-            if '"charts/episodic_return"' not in line:
-                continue
-            row = json.loads(line)
-            if step < row["steps"] <= (math.inf if end is None else end):
-                found.append((row["steps"], float(row["charts/episodic_return"])))
-    return found
+    tag, last = "charts/episodic_return", math.inf if end is None else end
+    rows = [row for row in read_metrics(folder) if tag in row]
+    return [(row["steps"], float(row[tag])) for row in rows if step < row["steps"] <= last]
 
 
 def score(folder: Path, step: int, end: int | None = None) -> float:

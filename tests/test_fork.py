@@ -3,7 +3,11 @@ be added to a living network is refused by name. Through the real command, at sm
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -14,7 +18,9 @@ import pytest
 import torch
 from processes import Command
 
+from pliant.agents import checkpoint
 from pliant.agents.checkpoint import CheckpointDamaged, Checkpoints, saved_steps
+from pliant.agents.files import FileDamaged
 from pliant.agents.hooks import At, Clock, Every
 from pliant.interventions import INTERVENTIONS
 from pliant.scripts import fork
@@ -126,7 +132,7 @@ def test_what_cannot_be_repeated_is_refused(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(BadInput, match="did not repeat it: its record differs from step"):
         fork.reach(fork.parent_of(tmp_path / "run"), 280)
-    assert not list((tmp_path / "run" / "forks" / "stem").iterdir())
+    assert not (tmp_path / "run" / "forks").exists()
 
 
 def test_a_passive_agent_learns_beside_the_control_and_changes_nothing(
@@ -281,8 +287,6 @@ def test_settings_of_the_optimizer_are_those_of_the_arm(parents: Any, tmp_path: 
 
 def test_a_fork_that_is_killed_goes_on(parents: Any, tmp_path: Path) -> None:
     """SIGKILL while arms are made and while they run: the same command finishes, as if nothing had been."""
-    import shutil
-
     copy = tmp_path / "run"
     shutil.copytree(parents("dqn"), copy, ignore=shutil.ignore_patterns("forks"))
     words = [str(copy), "--at", str(AT), "--with", "l2(weight=0.1)", "--jobs", "1", "--for", "2400"]
@@ -332,6 +336,124 @@ def test_misuse_is_told_in_one_line(parents: Any, tmp_path: Path, capsys: pytest
     assert "is no run's folder" in capsys.readouterr().err
 
 
+@pytest.fixture
+def copy(parents: Any, tmp_path: Path) -> Path:
+    """A run that nobody has forked."""
+    shutil.copytree(parents("dqn"), tmp_path / "run", ignore=shutil.ignore_patterns("forks"))
+    return tmp_path / "run"
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Everything in a folder, hidden files and folders too."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in folder.rglob("*")}
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, errors
+    return errors[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--at", "400", "--with", "l2", "--with", "layer_norm"), "layer_norm cannot be added"),
+        (("--at", "400", "--with", "l2", "--with", "linear", "--reseed", "2"), "linear cannot be added"),
+        (("--at", "300", "--with", "l2", "--with", "heavy_priming"), "heavy_priming cannot be added"),
+        (("--at", "300", "--with", "l2", "--steps", "300"), "would end at step 300"),
+        (("--at", "4000", "--with", "l2"), "ends at step 800"),
+    ],
+)
+def test_a_fork_that_is_refused_leaves_nothing(
+    words: tuple[str, ...], message: str, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tree(copy)
+    assert forked(copy, *words) == 2
+    assert message in one_line(capsys)
+    assert tree(copy) == before
+
+
+def test_a_parent_that_cannot_be_run_again_is_left_as_it_was(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [json.loads(line) for line in record(copy)]
+    rows[0] |= {"losses/td_loss": -1.0}
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for folder in copy.glob("checkpoints/*"):
+        shutil.rmtree(folder)
+    before = tree(copy)
+    assert forked(copy, "--at", "300", "--with", "l2") == 2
+    assert "did not repeat it" in one_line(capsys)
+    assert tree(copy) == before
+
+
+@pytest.mark.parametrize("when", ["copied", "named"])
+def test_a_disk_that_is_full_takes_no_half_made_arm(
+    when: str, copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = tree(copy)
+    with monkeypatch.context() as patch:
+        if when == "copied":
+            patch.setattr(shutil, "copyfile", full)
+        else:
+            patch.setattr(os, "replace", full)
+        assert forked(copy, "--at", "400", "--with", "l2") == 1
+    assert "No space left on device" in one_line(capsys)
+    assert tree(copy) == before
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000])
+def test_a_damaged_lineage_is_named(text: str, parents: Any, tmp_path: Path) -> None:
+    parent = fork.parent_of(parents("dqn"))
+    found = fork.reach(parent, AT)
+    fork.begin(parent, found, fork.arm_of(""), 0, tmp_path / "arm", STEPS)
+    (tmp_path / "arm" / "fork.json").write_text(text)
+    before = tree(tmp_path)
+    with pytest.raises(FileDamaged, match=r"arm/fork\.json .*Move the folder of the arm away"):
+        fork.begin(parent, found, fork.arm_of(""), 0, tmp_path / "arm", STEPS)
+    assert tree(tmp_path) == before
+
+
+def test_what_stands_in_the_place_of_an_arm_is_left_alone(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = copy / "forks" / "400" / "control" / "seed0"
+    place.mkdir(parents=True)
+    (place / "mine").write_text("x")
+    before = tree(copy)
+    assert forked(copy, "--at", "400", "--with", "l2") == 2
+    assert f"{place} is there already" in one_line(capsys)
+    assert tree(copy) == before
+
+
+def test_a_damaged_record_of_the_parent_is_named(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (copy / "metrics.jsonl").read_bytes().split(b"\n")
+    for folder in copy.glob("checkpoints/*"):
+        shutil.rmtree(folder)
+    (copy / "metrics.jsonl").write_bytes(b"\n".join([lines[0], b"{" + lines[1], *lines[2:]]))
+    before = tree(copy)
+    assert forked(copy, "--at", "300", "--with", "l2") == 1
+    assert f"{copy / 'metrics.jsonl'} is damaged: its line 2" in one_line(capsys)
+    assert tree(copy) == before
+    # A last line that was cut short, as a kill leaves it, is no damage.
+    (copy / "metrics.jsonl").write_bytes(b"\n".join(lines[:20]) + b'\n{"frames')
+    assert fork.reach(fork.parent_of(copy), 300).step == 300
+
+
+def test_a_checkpoint_that_names_a_file_outside_is_not_forked(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    victim = copy.parent / "victim.txt"
+    victim.write_text("mine")
+    newest = copy / "checkpoints" / f"step_{AT:012d}"
+    manifest = json.loads((newest / "manifest.json").read_text())
+    del manifest["sha256"]
+    entry = {"size": 4, "sha256": hashlib.sha256(b"mine").hexdigest()}
+    manifest["files"]["../../../victim.txt"] = entry
+    (newest / "manifest.json").write_bytes(checkpoint._sealed(manifest))
+    before = tree(copy.parent)
+    assert forked(copy, "--at", str(AT), "--with", "l2") == 1
+    assert "'../../../victim.txt', which is no name of a part" in one_line(capsys)
+    assert tree(copy.parent) == before and victim.stat().st_nlink == 1
+
+
 def test_an_arm_of_the_same_name_that_is_another_is_refused(parents: Any, tmp_path: Path) -> None:
     parent = fork.parent_of(parents("dqn"))
     found = fork.reach(parent, AT)
@@ -342,8 +464,6 @@ def test_an_arm_of_the_same_name_that_is_another_is_refused(parents: Any, tmp_pa
 
 
 def test_a_checkpoint_that_vanishes_meanwhile_is_named(parents: Any, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "run"
     shutil.copytree(parents("dqn"), copy, ignore=shutil.ignore_patterns("forks"))
     parent = fork.parent_of(copy)
