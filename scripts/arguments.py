@@ -45,6 +45,11 @@ class Parser(argparse.ArgumentParser):
         self.register("type", None, text)
         self.register("type", Path, path)
 
+    def add_subparsers(self, **settings: Any) -> Any:
+        action = super().add_subparsers(**settings)
+        action.type = str  # the words after the command are for the command's own parser to check
+        return action
+
     def error(self, message: str) -> NoReturn:
         line = _reworded(" ".join(message.split()), list(self._flags()))
         raise BadArgument(f"{ended(line)} `{self.prog} --help` lists the options")
@@ -70,7 +75,7 @@ def _reworded(message: str, flags: Sequence[str]) -> str:
             return f"{flag} needs {'a' if 'least' not in rest else 'at least one'} value"
         if explicit := re.match("ignored explicit argument (.*)", rest):
             return f"{flag} takes no value, and was given {explicit[1]}"
-        return f"{flag}{' ' if rest.startswith(('must ', 'is ', 'needs ', 'holds ')) else ': '}{rest}"
+        return f"{flag}{' ' if re.match('(must|is|contains|holds|begins) ', rest) else ': '}{rest}"
     if unknown := re.fullmatch("unrecognized arguments: (.*)", message):
         words = unknown[1].split()
         flag = next((word.partition("=")[0] for word in words if word.startswith("-")), None)

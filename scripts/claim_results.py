@@ -27,7 +27,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +38,7 @@ import numpy as np
 from ..agents.files import DONE, FileDamaged, read_json, steps_done
 from ..agents.log import read_metrics
 from .claim_cards import BINS, BUILT_IN, Arm, Card, Comparison, Measure
+from .config import BadInput
 from .pool import cost
 from .stats import FEWEST, Difference, Gap, Interval, against, gap_closed, mean_interval, paired, welch
 
@@ -138,16 +140,32 @@ def write_result(file: Path, result: Mapping[str, Any]) -> None:
     os.replace(scratch, file)
 
 
+@contextmanager
+def _stored_in(file: Path) -> Iterator[None]:
+    """Around the reading of a result: a file that is none is named (BadInput)."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError) as error:
+        raise BadInput(
+            f"{file} is no result of a run: {' '.join(repr(error).split())[:200]}. Put it back from a copy, or delete "
+            "it and run the claim again"
+        ) from error
+
+
 def stored(card: Card, arm: Arm) -> dict[int, dict[str, Any]]:
     """The results of an arm by seed, all that there are, as far as they hold what the card reads."""
     assert card.testbed is not None
     folder = result_file(card, arm, 0).parent
     found: dict[int, dict[str, Any]] = {}
     for file in folder.glob("seed*.json"):
-        result = json.loads(file.read_text(encoding="utf-8"))
-        held = result["schema"] == SCHEMA and result["segment"] == card.testbed.segment
-        if held and set(card.testbed.record) <= set(result["tags"]):
-            found[int(file.stem.removeprefix("seed"))] = result
+        with _stored_in(file):
+            result = json.loads(file.read_text(encoding="utf-8"))
+            held = result["schema"] == SCHEMA and result["segment"] == card.testbed.segment
+            if held and set(card.testbed.record) <= set(result["tags"]):
+                float(result["cpu_seconds"])
+                for measure in card.measures.values():
+                    value(result, measure)
+                found[int(file.stem.removeprefix("seed"))] = result
     return dict(sorted(found.items()))
 
 
@@ -284,8 +302,11 @@ def judge(card: Card) -> Judgement:
         file = results_folder(card) / "checks" / f"{card.name}.json"
         if not file.exists():
             return Judgement(card, "not run")
-        result = json.loads(file.read_text(encoding="utf-8"))
-        return Judgement(card, "shown" if result["holds"] else "contradicted", check=result)
+        with _stored_in(file):
+            result = json.loads(file.read_text(encoding="utf-8"))
+            float(result["cpu_seconds"])
+            [row[name] for row in result["rows"] for name in ("what", "found", "expected", "holds")]
+            return Judgement(card, "shown" if result["holds"] else "contradicted", check=result)
     results = {name: stored(card, arm) for name, arm in card.arms.items()}
     values = {
         measure.name: {arm: {s: value(r, measure) for s, r in found.items()} for arm, found in results.items()}

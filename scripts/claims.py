@@ -36,10 +36,12 @@ from pliant.scripts.claim_results import (
     write_result,
 )
 from pliant.scripts.config import BadInput
+from pliant.scripts.outputs import folder_for, written
 from pliant.scripts.pool import STOPPED, Job, Outcome, Progress, run_all
 
 RUNS = Path("runs", "claims")
 FEW = 5  # seeds that every claim gets before any gets more
+LONGEST_BUDGET = 366 * 24 * 3600  # seconds
 SPARE = 0.9  # share of a budget that is planned for: costs are estimates
 
 
@@ -63,6 +65,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     if arguments.command is None:
         arguments = parser.parse_args(["list", *words])
+    folder_for(arguments.runs, "--runs")
+    if getattr(arguments, "out", None) is not None:
+        folder_for(arguments.out, "--out")
     cards = find(arguments.names)
     if not cards:
         raise BadInput(f"there are no cards in {BUILT_IN}: give the path of one")
@@ -332,7 +337,9 @@ def _render(cards: Sequence[Card], out: Path | None) -> None:
         checkout = (BUILT_IN.parent / "pyproject.toml").exists()
         own = all(card.path.parent == BUILT_IN for card in cards)
         out = BUILT_IN.parent / "docs" if own and checkout else Path("claims" if own else cards[0].path.parent)
-    print(f"written to {write_page([judge(card) for card in cards], out)}")
+    with written(out, "--out"):
+        page = write_page([judge(card) for card in cards], out)
+    print(f"written to {page}")
 
 
 if __name__ == "__main__":

@@ -605,8 +605,9 @@ def _reworded(told: str) -> str:
     """What tyro said, beginning with the flag; only what it says itself, and not the help of the flag."""
     text = " ".join(re.sub(r"[\u2500-\u257f]+|-{20,}", " ", told).split())
     text = re.split(r"Argument helptext:|For full helptext|Perhaps you meant", text)[0].strip().rstrip(".")
-    if wrong := re.search(r"Error parsing (--[^:]+): (.*)", text):
+    if wrong := re.search(r"Error parsing ([^:]+): (.*)", text):
         flag, reason = wrong.groups()
+        flag = re.sub(r"^(agent|env)-config\b", r"--\1", flag)  # a section that refuses its values
         reason = re.sub("^could not convert string to float: (.*)", r"\1 is no number", reason)
         reason = re.sub(r"^Could not find valid parse for arguments: \[(.*)\]", r"\1 does not fit", reason)
         return f"{flag}: {reason}"

@@ -28,7 +28,7 @@ from pliant.scripts.arguments import Parser, read
 from pliant.scripts.config import BadInput, bad_input, usable_device
 from pliant.scripts.outputs import file_for, written
 from pliant.scripts.own_modules import refuse_others
-from pliant.scripts.saved import read_saved
+from pliant.scripts.saved import check_fits, read_saved
 
 FILM_FRAMES = 5_000  # of a video; a longer one fits into no GIF
 
@@ -100,6 +100,7 @@ def score(
         env, num_envs=1 if video else min(num_envs, episodes), seed=seed, config=config, evaluation=True,
         drawn=video is not None, at_steps=at_steps, drift_seed=drift_seed)  # fmt: skip
     try:
+        check_fits(agent, envs)
         frames: list[Any] = []
         if video is not None:
 

@@ -42,7 +42,7 @@ from pliant.envs import EnvConfig, make
 from pliant.interventions import MONITORS, watch
 from pliant.interventions.dashboard import Picture
 from pliant.interventions.foreign import Foreign, ForeignSurvey, read_network
-from pliant.interventions.monitor import Finding, Known, Look, Monitors
+from pliant.interventions.monitor import Finding, Known, Look, Monitor, Monitors
 from pliant.interventions.monitor_probe import ProbeMonitor, readings
 from pliant.interventions.probe import Budget, Probe, Subject, experiment
 from pliant.interventions.spec import did_you_mean, parse
@@ -51,10 +51,11 @@ from pliant.scripts.arguments import Parser, read
 from pliant.scripts.config import BadInput, RunConfig, bad_input, usable_device
 from pliant.scripts.outputs import file_for, written
 from pliant.scripts.own_modules import refuse_others
-from pliant.scripts.saved import read_saved
+from pliant.scripts.saved import check_fits, read_saved
 
 SAMPLES = 2_048  # states that are played for or drawn
 States: TypeAlias = Annotated[int, at_least(2, "states", most=1_000_000, why=AT_ONCE)]
+MOST_NUMBERS = 2**30  # that are drawn
 WIDTH = 118  # columns of the table
 PLAIN = ("units", "norms", "ranks", "probe")  # monitors that ask for nothing but weights and outputs
 LATE = 10**12  # environment steps by which no agent explores as a beginner any more
@@ -187,6 +188,7 @@ def played(agent: Agent, env: str, config: EnvConfig, samples: int, n_step: int,
     `samples` transitions whose windows of `n_step` steps are complete, or one rollout if it learns from rollouts."""
     envs = make(env, num_envs=1, seed=seed, config=config, evaluation=True, **stands)
     try:
+        check_fits(agent, envs)
         memory = agent.memory(1)
         obs = envs.reset()
         memory.start(obs)
@@ -220,6 +222,8 @@ def chosen(words: Sequence[str] | None, agent: Agent, env: str | None, probe: bo
         try:
             if part.plays and env is None:
                 raise ValueError(f"{name} plays episodes of its own: give --env, or of a run: its name in --monitors")
+            if type(part).follow is not Monitor.follow:
+                raise ValueError(f"{name} learns along with a run, and what is saved is one moment: use pliant fork")
             # On trial: a monitor that does not fit should not take the others with it.
             part.to(agent.device)
             part.bind(agent)
@@ -423,6 +427,9 @@ def read_inputs(given: Sequence[str], samples: int, seed: int, device: str) -> t
     for word in given:
         if re.fullmatch(r"\d+([,x]\d+)*", word):
             shape = [int(n) for n in re.split("[,x]", word)]
+            if samples * math.prod(shape) > MOST_NUMBERS:
+                raise BadInput(f"--input {word}: {samples:,} samples of this shape are more than {MOST_NUMBERS:,} "
+                               "numbers, which are in memory at once; give fewer --samples")
             inputs.append(torch.randn(samples, *shape, generator=generator))
             sources.append(f"{samples} standard normal draws of shape ({', '.join(map(str, shape))})")
         else:
@@ -439,7 +446,8 @@ def _array(path: Path, option: str) -> Any:
     if path.is_dir():
         raise BadInput(f"{option} {path} is a folder: name a .npy file")
     try:
-        array = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            array = np.load(file, allow_pickle=False)
     except FileNotFoundError:
         raise BadInput(f"{option} {path}: no such file") from None
     except MemoryError:
@@ -449,7 +457,6 @@ def _array(path: Path, option: str) -> Any:
         why = "it holds Python objects, which are not loaded" if objects else "numpy cannot read it"
         raise BadInput(f"{option} {path} is no array of numbers that numpy saved: {why}") from error
     if not isinstance(array, np.ndarray):
-        array.close()
         raise BadInput(f"{option} {path} holds several arrays (.npz): save one as .npy")
     if array.ndim < 1 or array.dtype.kind not in "fiub" or not len(array):
         raise BadInput(f"{option} {path} is no array of samples (N, ...), but {array.dtype} of shape {array.shape}")

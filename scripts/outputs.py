@@ -29,7 +29,7 @@ def folder_for(path: Path, flag: str) -> Path:
     with _named(path, flag):
         if path.exists() and not path.is_dir():
             raise BadInput(f"{flag} {path} is a file, not a folder")
-        above = next(place for place in (path, *path.absolute().parents) if place.exists())
+        above = next(place for place in (path, *path.parents) if place.exists())
         if not above.is_dir():
             raise BadInput(f"{flag} {path}: {above} is a file, not a folder")
         if not os.access(above, os.W_OK):

@@ -37,6 +37,7 @@ from pliant.interventions import INTERVENTIONS
 from pliant.interventions.spec import build, did_you_mean
 from pliant.scripts.arguments import Parser, read
 from pliant.scripts.config import BadInput, RunConfig, known
+from pliant.scripts.outputs import folder_for, written
 from pliant.scripts.report_data import Record, Runs, collect
 from pliant.scripts.report_page import as_html, as_markdown
 from pliant.scripts.report_sections import Report, csv_text
@@ -74,8 +75,9 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     arguments = parser.parse_args(words)
     line = shlex.join(["pliant", "report", *(words[1:] if argv is None and words[:1] == ["report"] else words)])
-    if arguments.out.is_file():
-        raise BadInput(f"--out {arguments.out} is a file, not a folder")
+    out = folder_for(arguments.out, "--out")
+    if (out / "figures").exists() and not (out / HTML).exists():  # writing a report renews its figures
+        raise BadInput(f"--out {out} holds figures that are of no report: choose another folder")
     report = make_report(
         collect(arguments.runs), line, measure=arguments.measure, segment=arguments.segment,
         baseline=arguments.baseline, oracle=arguments.oracle, margin=arguments.margin, flops=arguments.flops,
@@ -127,7 +129,7 @@ def make_report(
 
 def write(out: Path, report: Report, html: str, markdown: str) -> None:
     """All files, the page last: whoever finds a new page finds everything that belongs to it."""
-    try:
+    with written(out, "--out"):
         shutil.rmtree(out / "figures", ignore_errors=True)
         (out / "figures").mkdir(parents=True, exist_ok=True)
         for name, picture in report.pictures.items():
@@ -140,8 +142,6 @@ def write(out: Path, report: Report, html: str, markdown: str) -> None:
             scratch = out / f"{name}.tmp"
             scratch.write_text(text, encoding="utf-8")
             os.replace(scratch, out / name)
-    except OSError as error:
-        raise BadInput(f"--out {out} cannot be written: {error.strerror}") from None
 
 
 # ------------------------------------------------------------------------------------------------ FLOPs

@@ -12,13 +12,14 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from ..agents.files import DONE, FileDamaged, Kind, is_count, read_json
+from ..agents.files import DONE, FileDamaged, Kind, read_json
 from ..agents.log import METRICS, TIMING, LogDamaged, read_metrics
 from ..interventions.spec import parse as parse_word
 from .config import BadInput, RunConfig, differences, dump, load
@@ -317,23 +318,24 @@ def read_run(folder: Path) -> Record:
         BadInput: One line that begins with the file that cannot be read.
     """
     config = load(folder)
-    done = _json(folder / DONE, dict) or {}
-    if done and not is_count(done.get("steps")):
-        raise BadInput(f"{folder / DONE} does not say how many steps were done. Put it back from a copy")
+    done = _done(folder / DONE)
     rows = _rows(folder)
-    tags, tasks, firings = _columns(rows)
-    steps = int(done.get("steps", max((row["steps"] for row in rows), default=0)))
-    updates = int(done.get("updates", max((row["updates"] for row in rows), default=0)))
-    skip = next((round(row["frames"] / row["steps"]) for row in rows if row["steps"]), 1)
+    with _as_a_run_writes(folder / METRICS):
+        tags, tasks, firings = _columns(rows)
+        steps = int(done.get("steps", max((row["steps"] for row in rows), default=0)))
+        updates = int(done.get("updates", max((row["updates"] for row in rows), default=0)))
+        skip = next((round(row["frames"] / row["steps"]) for row in rows if row["steps"]), 1)
     state, note = _state(folder, config, done, steps)
     wall, cpu = _seconds(folder)
-    sessions = _json(folder / "versions.json", list) or []
-    last = sessions[-1] if sessions and isinstance(sessions[-1], dict) else {}
+    with _as_a_run_writes(folder / "versions.json"):
+        sessions = _json(folder / "versions.json", list) or []
+        last = dict(sessions[-1]) if sessions else {}
+        versions = _versions(last, config)
     return Record(
         name=str(folder), folder=folder, environment=config.env, agent=config.agent,
         arm=" ".join(config.interventions) or PLAIN, seed=config.seed, state=state, config=config, steps=steps,
         updates=updates, frame_skip=skip, done=done, tags=tags, tasks=tasks, firings=firings, wall_seconds=wall,
-        cpu_seconds=cpu, versions=_versions(last, config), command=str(last.get("command", "")), fork=_fork(folder),
+        cpu_seconds=cpu, versions=versions, command=str(last.get("command", "")), fork=_fork(folder),
         note=note,
     )  # fmt: skip
 
@@ -354,6 +356,29 @@ def _json(file: Path, kind: type[Kind]) -> Kind | None:
         return read_json(file, kind, "Put it back from a copy, or leave this run out")
     except FileDamaged as error:
         raise BadInput(str(error)) from None
+
+
+@contextmanager
+def _as_a_run_writes(file: Path) -> Iterator[None]:
+    """Around the reading of values: a file whose keys or types are not those of a run is named (BadInput)."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise BadInput(f"{file} is not what a run writes: {error!r}") from error
+
+
+def _done(file: Path) -> dict[str, Any]:
+    """What a finished run says of itself, its numbers checked; nothing of a run that is not done."""
+    content: dict[str, Any] = _json(file, dict) or {}
+    with _as_a_run_writes(file):
+        if content:
+            content |= {name: int(content[name]) for name in ("steps", "updates")}
+        if (evaluation := content.get("evaluation")) is not None:
+            float(evaluation["mean"])
+            [float(value) for value in evaluation["returns"]]
+    return content
 
 
 def _columns(rows: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Series], Array, dict[str, tuple[int, ...]]]:

@@ -10,6 +10,7 @@ from typing import Any
 from ..agents import Agent
 from ..agents.checkpoint import Checkpoints, Found
 from ..agents.saved import BadFile, check_is_agent, read_agent
+from ..envs import Envs
 from ..interventions import INTERVENTIONS
 from ..interventions.spec import build
 from .config import BadInput, RunConfig, known, load
@@ -83,3 +84,19 @@ def read_saved(path: Path, *, whole: bool = False, otherwise: str = "") -> Saved
         return Saved(path, read_agent(path), str(path))
     except BadFile as error:
         raise BadFile(f"{error}{otherwise}") from error
+
+
+def check_fits(agent: Agent, envs: Envs) -> None:
+    """Refuse environments that an agent cannot see or act in (BadInput)."""
+    sees, shown = tuple(agent.observation.shape), tuple(envs.observation.shape)
+    if sees != shown or agent.observation.dtype != envs.observation.dtype:
+        raise BadInput(f"--env {envs.name}: its observations are {_kind(envs)} of shape {shown}, and this "
+                       f"{agent.name} was trained on {_kind(agent)} of shape {sees}")
+    mine, theirs = agent.action, envs.action
+    if (mine.discrete, mine.size) != (theirs.discrete, theirs.size):
+        does, done = (f"{spec.size} {'actions' if spec.discrete else 'numbers'}" for spec in (mine, theirs))
+        raise BadInput(f"--env {envs.name} is acted in by {done}, and this {agent.name} was trained with {does}")
+
+
+def _kind(of: Agent | Envs) -> str:
+    return str(of.observation.dtype).removeprefix("torch.")

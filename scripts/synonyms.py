@@ -86,6 +86,8 @@ def synonyms(name: str, among: Collection[str]) -> list[str]:
         among: The dotted names that there are.
     """
     last = name.rpartition(".")[2].lower()
+    if last in among:  # a setting of the run, looked for in a section
+        return [last]
     spellings = dict.fromkeys((last, last.replace("normalize", "normalise"), last.removeprefix("use_")))
     meant = chain.from_iterable(_NAMES.get(spelling, ()) for spelling in spellings)
     return [there for setting in dict.fromkeys(meant) for there in _there(setting, among)]
