@@ -30,6 +30,7 @@ from torch import Generator, Tensor, nn
 from .heads import precise
 from .hooks import Clock, Compose, Intervention, Sampling, Update, derive_seed, restore_stream_
 from .networks import Dropout, Trace
+from .ranges import OutOfRange, check_numbers
 from .replay import Batch, Replay
 from .saved import BadFile, check_is_agent, read_agent
 from .spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
@@ -439,16 +440,18 @@ def _set_rng_state(rng: np.random.Generator, saved: dict[str, Any]) -> None:
 
 
 def check_off_policy(config: Any) -> None:
-    """Refuse senseless values of the fields that every agent with a replay has (ValueError naming the field)."""
-    for name in ("batch_size", "buffer_size", "update_every", "n_step", "target_period"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, not {getattr(config, name)}")
-    for name in ("learning_starts", "replay_ratio", "reward_clip"):
-        if getattr(config, name) < 0:
-            raise ValueError(f"{name} must not be negative, not {getattr(config, name)}")
-    for name in ("gamma", "target_tau"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise ValueError(f"{name} lies between 0 and 1, not {getattr(config, name)}")
+    """Check the configuration of an agent with a replay: every number, and windows against the replay.
+
+    Raises:
+        ValueError: A number is not in its range, or no window of `n_step` rewards fits into the replay.
+    """
+    check_numbers(config)
+    if config.n_step >= config.buffer_size:
+        raise OutOfRange(
+            "n_step",
+            f"must be below buffer_size = {config.buffer_size:,}, not {config.n_step:,}: no window of so many rewards "
+            "fits into the replay",
+        )
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from .heads import HeadConfig, HeadName, build_head
 from .hooks import Clock, Every, Update
 from .networks import NetworkConfig, QNetwork, Trace
 from .optimizers import OptimizerConfig, build_optimizer, step
+from .ranges import EnvSteps, NotNegative, NStep, Ratio, Samples, Share, SomeEnvSteps, SomeTransitions, SomeUpdates
 from .replay import Batch, PrioritisedConfig
 
 
@@ -57,31 +58,29 @@ class DQNConfig:
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=2.3e-3, max_grad_norm=10.0))
-    batch_size: int = 64
-    buffer_size: int = 100_000
-    learning_starts: int = 1_000
-    replay_ratio: float = 0.5
-    update_every: int = 256
-    gamma: float = 0.99
-    n_step: int = 1
+    batch_size: Samples = 64
+    buffer_size: SomeTransitions = 100_000
+    learning_starts: EnvSteps = 1_000
+    replay_ratio: Ratio = 0.5
+    update_every: SomeEnvSteps = 256
+    gamma: Share = 0.99
+    n_step: NStep = 1
     double: bool = False
     dueling: bool = False
     value_loss: HeadName = "huber"
     head: HeadConfig = field(default_factory=HeadConfig)
-    reward_clip: float = 0.0
-    target_period: int = 128
-    target_tau: float = 1.0
-    epsilon_start: float = 1.0
-    epsilon_end: float = 0.04
-    epsilon_steps: int = 7_000
+    reward_clip: NotNegative = 0.0
+    target_period: SomeUpdates = 128
+    target_tau: Share = 1.0
+    epsilon_start: Share = 1.0
+    epsilon_end: Share = 0.04
+    epsilon_steps: EnvSteps = 7_000
     act_with_target: bool = False
     prioritised: bool = False
     priorities: PrioritisedConfig = field(default_factory=PrioritisedConfig)
 
     def __post_init__(self) -> None:
         check_off_policy(self)
-        if not (0 <= self.epsilon_start <= 1 and 0 <= self.epsilon_end <= 1 and self.epsilon_steps >= 0):
-            raise ValueError("epsilon_start and epsilon_end are probabilities, and epsilon_steps is not negative")
 
     @classmethod
     def for_suite(cls, suite: str) -> DQNConfig:

@@ -14,15 +14,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .ranges import NotNegative, Number, Positive, SomeShare, at_least, check_numbers
+
 HeadName = Literal["mse", "huber", "c51", "two_hot", "hl_gauss", "quantile", "symlog", "value_mapping"]
 MappingName = Literal["log", "loglin"]
 ChannelName = Literal["polar", "bands", "cumulative"]
+WIDE = "a network has as many outputs for every action"
+Bins: TypeAlias = Annotated[int, at_least(2, most=100_000, why=WIDE)]
+Quantiles: TypeAlias = Annotated[int, at_least(1, most=10_000, why="the loss compares each with each")]
+Levels: TypeAlias = Annotated[int, at_least(1, most=30, why="each is a decade of single precision")]
 
 # Logarithm of a return beyond any. Exponentials stop there, so that an output gone astray is no infinite value.
 BEYOND = 60.0
@@ -52,40 +58,30 @@ class HeadConfig:
         limit: value_mapping: largest return of a channel; 0 is the one that gamma and the largest reward imply.
     """
 
-    delta: float = 1.0
-    bins: int = 51
-    low: float = -10.0
-    high: float = 10.0
-    sigma: float = 0.75
+    delta: Positive = 1.0
+    bins: Bins = 51
+    low: Number = -10.0
+    high: Number = 10.0
+    sigma: Positive = 0.75
     symlog: bool = False
-    quantiles: int = 200
+    quantiles: Quantiles = 200
     mapping: MappingName = "loglin"
-    c: float = 0.5
-    shift: float = 0.0
-    epsilon: float = 0.01687
-    beta: float = 0.1
+    c: Positive = 0.5
+    shift: Number = 0.0
+    epsilon: Positive = 0.01687
+    beta: SomeShare = 0.1
     channels: ChannelName = "polar"
-    levels: int = 4
-    clip: float = 1.0
-    limit: float = 0.0
+    levels: Levels = 4
+    clip: NotNegative = 1.0
+    limit: NotNegative = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("delta", "sigma", "c", "epsilon"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("clip", "limit"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}; 0 is off")
-        for name, least in (("bins", 2), ("quantiles", 1), ("levels", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        if not -math.inf < self.low < self.high < math.inf:
+        check_numbers(self)
+        if not self.low < self.high:
             raise ValueError(f"low must lie below high, not {self.low} and {self.high}")
         if self.symlog and max(-self.low, self.high) > BEYOND:
             raise ValueError(f"low and high are exponents with symlog; {self.low} and {self.high} are too large")
-        if not 0 < self.beta <= 1:
-            raise ValueError(f"beta lies in (0, 1], not {self.beta}")
-        if not math.isfinite(self.shift) or abs(self.shift / self.c) > BEYOND:
+        if abs(self.shift / self.c) > BEYOND:
             raise ValueError(f"shift must be at most {BEYOND:g} times c in size, not {self.shift}")
         if self.mapping not in ("log", "loglin"):
             raise ValueError(f"unknown mapping {self.mapping!r}: log, loglin")

@@ -15,12 +15,13 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from .ranges import above, at_least, check_numbers
 from .spaces import ObservationSpec
 
 Trace = list[Tensor]
@@ -30,6 +31,12 @@ NormName = Literal["none", "layer_norm"]
 NormPlacement = Literal["all", "dense", "encoder", "last"]
 ConvNorm = Literal["gn1", "ln_chw"]
 InitName = Literal["torch", "orthogonal"]
+MOST_INJECTIONS = 100
+MOST_LAYERS = 1_000
+TWO_COPIES = "each adds two copies of the head"
+Injections: TypeAlias = Annotated[int, at_least(0, most=MOST_INJECTIONS, why=TWO_COPIES)]
+Units: TypeAlias = Annotated[int, at_least(1, "units", most=10**9, why="no device holds a layer of more")]
+Width: TypeAlias = Annotated[float, above(0, most=10_000, why="no device holds so many channels")]
 
 
 @dataclass(frozen=True)
@@ -53,22 +60,19 @@ class NetworkConfig:
     """
 
     body: BodyName = "auto"
-    hidden: tuple[int, ...] = (256, 256)
-    width: float = 1.0
+    hidden: tuple[Units, ...] = (256, 256)
+    width: Width = 1.0
     activation: ActivationName = "relu"
     norm: NormName = "none"
     norm_placement: NormPlacement = "all"
     norm_conv: ConvNorm = "gn1"
     init: InitName = "torch"
-    injections: int = 0
+    injections: Injections = 0
 
     def __post_init__(self) -> None:
-        if any(n < 1 for n in self.hidden):
-            raise ValueError(f"hidden layers need at least one unit each, not {self.hidden}")
-        if self.width <= 0:
-            raise ValueError(f"width must be positive, not {self.width}")
-        if self.injections < 0:
-            raise ValueError(f"injections must not be negative, not {self.injections}")
+        check_numbers(self)
+        if len(self.hidden) > MOST_LAYERS:
+            raise ValueError(f"hidden names the widths of {len(self.hidden):,} layers, and at most {MOST_LAYERS:,} fit")
 
 
 class ReLU(nn.Module):

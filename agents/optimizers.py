@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .ranges import NotNegative, Positive, ShareBelow, check_numbers
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -24,18 +26,15 @@ class OptimizerConfig:
         max_grad_norm: Gradients are scaled to this norm if they exceed it; 0 is off.
     """
 
-    lr: float = 3e-4
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    max_grad_norm: float = 0.0
+    lr: Positive = 3e-4
+    beta1: ShareBelow = 0.9
+    beta2: ShareBelow = 0.999
+    eps: Positive = 1e-8
+    weight_decay: NotNegative = 0.0
+    max_grad_norm: NotNegative = 0.0
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or self.eps <= 0 or self.weight_decay < 0 or self.max_grad_norm < 0:
-            raise ValueError(f"lr and eps must be positive, weight_decay and max_grad_norm not negative: {self}")
-        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
-            raise ValueError(f"beta1 and beta2 lie in [0, 1): {self}")
+        check_numbers(self)
 
 
 class Adam(torch.optim.AdamW):

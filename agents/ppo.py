@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from .heads import HeadConfig, HeadName, build_head, precise
 from .hooks import Clock, Sampling, Update, derive_seed
 from .networks import Bricklayer, Dense, NetworkConfig, Trace, ValueNetwork
 from .optimizers import OptimizerConfig, build_optimizer, step
+from .ranges import EnvSteps, NotNegative, Positive, Samples, Share, SomeEnvSteps, at_least, between, check_numbers
 from .replay import Batch
 from .rollout import Judged, Rollout, RolloutBatch, RolloutParts
 
@@ -78,36 +79,26 @@ class PPOConfig:
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(lr=3e-4, eps=1e-5, max_grad_norm=0.5)
     )
-    anneal_steps: int = 0
-    rollout: int = 2048
-    epochs: int = 10
-    batch_size: int = 64
-    gamma: float = 0.99
-    gae_lambda: float = 0.95
-    clip: float = 0.2
-    clip_value: float = 0.0
-    entropy: float = 0.0
-    value_weight: float = 0.5
+    anneal_steps: EnvSteps = 0
+    rollout: SomeEnvSteps = 2048
+    epochs: Annotated[int, at_least(1, most=1_000, why="a round of learning would take hours")] = 10
+    batch_size: Samples = 64
+    gamma: Share = 0.99
+    gae_lambda: Share = 0.95
+    clip: Positive = 0.2
+    clip_value: NotNegative = 0.0
+    entropy: NotNegative = 0.0
+    value_weight: NotNegative = 0.5
     value_loss: HeadName = "mse"
     head: HeadConfig = field(default_factory=HeadConfig)
     normalise_advantage: bool = True
     normalise_observations: bool = False
     scale_rewards: bool = False
-    reward_clip: float = 0.0
-    initial_log_std: float = 0.0
+    reward_clip: NotNegative = 0.0
+    initial_log_std: Annotated[float, between(-20, 20)] = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("rollout", "epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("gamma", "gae_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} lies between 0 and 1, not {getattr(self, name)}")
-        for name in ("anneal_steps", "clip_value", "entropy", "value_weight", "reward_clip"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
-        if self.clip <= 0:
-            raise ValueError(f"clip must be positive, not {self.clip}")
+        check_numbers(self)
         if self.value_loss not in SCALAR_TARGETS:
             raise ValueError(f"ppo regresses on returns, and {self.value_loss} on distributions of them; use "
                              f"{', '.join(SCALAR_TARGETS)}")

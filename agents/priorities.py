@@ -11,10 +11,12 @@ from its priorities, so that no rounding error accumulates. Nothing here makes t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
+
+from .ranges import Positive, Share, SomeEnvSteps, between, check_numbers
 
 BLOCK = 128
 
@@ -23,22 +25,19 @@ BLOCK = 128
 class PrioritisedConfig:
     """Prioritised replay; the defaults are those of Rainbow (Hessel et al. 2018, arXiv 1710.02298)."""
 
-    alpha: float = 0.5
+    alpha: Annotated[float, between(0, 10)] = 0.5
     """How strongly errors count: 0 is uniform, 1 proportional."""
-    beta: float = 0.4
+    beta: Share = 0.4
     """Correction by importance weights at the start; it rises linearly to `beta_final`."""
-    beta_final: float = 1.0
+    beta_final: Share = 1.0
     """Correction by importance weights at the end; 1 is full."""
-    beta_steps: int = 50_000_000
+    beta_steps: SomeEnvSteps = 50_000_000
     """Environment steps over which beta rises: the length of a run (200 million Atari frames)."""
-    epsilon: float = 1e-6
+    epsilon: Positive = 1e-6
     """Added to every error, so that none is never seen again."""
 
     def __post_init__(self) -> None:
-        if self.alpha < 0 or self.epsilon <= 0 or self.beta_steps < 1:
-            raise ValueError(f"alpha must be at least 0, epsilon above 0 and beta_steps at least 1: {self}")
-        if not (0 <= self.beta <= 1 and 0 <= self.beta_final <= 1):
-            raise ValueError(f"beta and beta_final lie between 0 and 1: {self}")
+        check_numbers(self)
 
     def beta_at(self, steps: int) -> float:
         """Beta after so many environment steps: a function of them alone, so that the replay ratio cannot bend it."""

@@ -21,8 +21,8 @@ from dataclasses import dataclass, fields, is_dataclass
 from numbers import Integral, Real
 from typing import Annotated, Any, TypeAlias, TypeVar
 
-EXACT = 2**53
-"""The largest whole number up to which all are exact in double precision; no count may exceed it."""
+COUNTED = 2**62
+"""The largest count: clocks and indices are whole numbers of 64 bits."""
 LARGEST = 1e30
 """The largest size of a float: products of larger numbers overflow single precision (3.4e38)."""
 
@@ -59,6 +59,7 @@ class Range:
         open_end: Is `high` a bound of reason rather than of meaning? Then messages name the lower bound alone, as long
             as the upper bound holds.
         why: Reason of the upper bound; part of the message where a number exceeds it.
+        hint: What to use instead; part of every other message about a finite number.
     """
 
     low: float
@@ -68,6 +69,7 @@ class Range:
     below: bool = False
     open_end: bool = False
     why: str = ""
+    hint: str = ""
 
     def __contains__(self, value: float) -> bool:
         over = value > self.low if self.above else value >= self.low
@@ -97,27 +99,29 @@ class Range:
             raise OutOfRange(
                 name, f"must be at most {spelled(self.high)}{self._unit(self.high)}, not {spelled(value)}{reason}"
             )
-        raise OutOfRange(name, f"must be {self}, not {spelled(value)}")
+        raise OutOfRange(name, f"must be {self}, not {spelled(value)}{'; ' if self.hint else ''}{self.hint}")
 
     def _unit(self, number: float) -> str:
         return f" {self.unit.removesuffix('s') if number == 1 else self.unit}" if self.unit else ""
 
 
 def at_least(low: float, unit: str = "", *, most: float | None = None, why: str = "") -> Range:
-    """From `low` on, up to a bound of reason (`most`, by default the largest exact whole number)."""
+    """From `low` on, up to a bound of reason (`most`, by default the largest count)."""
     if most is None:
-        most, why = (EXACT, "whole numbers beyond it are not exact") if isinstance(low, int) else (LARGEST, OVERFLOWS)
+        most, why = (COUNTED, "clocks and indices have 64 bits") if isinstance(low, int) else (LARGEST, OVERFLOWS)
     return Range(low, most, unit, open_end=True, why=why)
 
 
-def above(low: float, unit: str = "", *, most: float = LARGEST, why: str = "") -> Range:
+def above(low: float, unit: str = "", *, most: float = LARGEST, why: str = "", hint: str = "") -> Range:
     """More than `low`, up to a bound of reason."""
-    return Range(low, most, unit, above=True, open_end=True, why=why or OVERFLOWS)
+    return Range(low, most, unit, above=True, open_end=True, why=why or OVERFLOWS, hint=hint)
 
 
-def between(low: float, high: float, unit: str = "", *, above: bool = False, below: bool = False) -> Range:
+def between(
+    low: float, high: float, unit: str = "", *, above: bool = False, below: bool = False, hint: str = ""
+) -> Range:
     """From `low` to `high`; `above` and `below` exclude the bounds themselves."""
-    return Range(low, high, unit, above, below)
+    return Range(low, high, unit, above, below, hint=hint)
 
 
 OVERFLOWS = "larger numbers overflow single precision"
@@ -127,6 +131,7 @@ AT_ONCE = "all of it is in memory at once"
 Share: TypeAlias = Annotated[float, between(0, 1)]
 """A probability, a discount or another share of a whole."""
 ShareBelow: TypeAlias = Annotated[float, between(0, 1, below=True)]
+SomeShare: TypeAlias = Annotated[float, between(0, 1, above=True)]
 Positive: TypeAlias = Annotated[float, above(0)]
 NotNegative: TypeAlias = Annotated[float, at_least(0.0)]
 Number: TypeAlias = Annotated[float, Range(-LARGEST, LARGEST, open_end=True, why=OVERFLOWS)]
@@ -144,6 +149,14 @@ SomeUpdates: TypeAlias = Annotated[int, at_least(1, "gradient updates")]
 Seed: TypeAlias = Annotated[int, at_least(0, most=2**63 - 1, why="torch and numpy take 63 bits")]
 Samples: TypeAlias = Annotated[int, at_least(1, "transitions", most=1_000_000, why=AT_ONCE)]
 """Transitions that are in memory at once: a batch."""
+NStep: TypeAlias = Annotated[int, at_least(1, "rewards", most=10_000, why="a window is put together at every sample")]
+SomeRatio: TypeAlias = Annotated[
+    float, above(0, "gradient updates per environment step", most=10_000, why="a step would take minutes")
+]
+Ratio: TypeAlias = Annotated[
+    float, at_least(0.0, "gradient updates per environment step", most=10_000, why="a step would take minutes")
+]
+"""A replay ratio, of which 0 never learns."""
 SomeTransitions: TypeAlias = Annotated[int, at_least(1, "transitions")]
 """Transitions of a replay, whose memory is checked when it is built."""
 NumEnvs: TypeAlias = Annotated[int, at_least(1, "environments", most=65_536, why="each is simulated")]
@@ -189,7 +202,7 @@ def check_value(value: Any, annotation: Any, name: str = "") -> None:
             raise OutOfRange(name, f"must be a finite number, not {spelled(value)}")
         for each in ranges:
             each.check(value, name)
-        if plain is int and value != int(value):
+        if plain is int and not isinstance(value, Integral) and not float(value).is_integer():
             raise OutOfRange(name, f"must be a whole number, not {spelled(value)}")
 
 
@@ -227,9 +240,14 @@ def spelled(value: Any) -> str:
     """A number as a message shows it: 1,000,000 and 0.5, and a very large one by its size."""
     if isinstance(value, Integral):
         number = int(value)
-        return f"{number:,}" if abs(number) < 10**18 else f"a whole number of {number.bit_length()} bits"
-    number = float(value)
-    return f"{int(number):,}" if number.is_integer() and abs(number) < 1e15 else f"{number:g}"
+        if abs(number) < 10**18:
+            return f"{number:,}"
+        for power, rest in ((number, ""), (number + 1, " - 1")):
+            if power > 0 and power.bit_count() == 1:
+                return f"2**{power.bit_length() - 1}{rest}"
+        return f"a whole number of {number.bit_length()} bits"
+    real = float(value)
+    return f"{int(real):,}" if real.is_integer() and abs(real) < 1e15 else f"{real:g}"
 
 
 # Annotations
@@ -259,9 +277,13 @@ def _of_items(annotation: Any, length: int) -> list[Any]:
     return [inner[0]] * length if Ellipsis in inner or typing.get_origin(annotation) is not tuple else list(inner)
 
 
-@functools.cache
 def field_hints(cls: type[Any]) -> dict[str, Any]:
     """The annotation of each field of a dataclass, with its metadata; `Any` where it names what is not imported."""
+    return _field_hints(cls)  # type: ignore[arg-type]
+
+
+@functools.cache
+def _field_hints(cls: type[Any]) -> dict[str, Any]:
     try:
         hints = typing.get_type_hints(cls, include_extras=True)
     except NameError:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +24,26 @@ from torch import Generator, Tensor, nn
 from .agent import Agent, Component, check_off_policy, gaussian_kl, sync_target_
 from .heads import HeadConfig, HeadName, build_head
 from .hooks import Clock, Every, Update
-from .networks import Actor, Critic, NetworkConfig, Trace
+from .networks import Actor, Critic, NetworkConfig, Trace, Units
 from .optimizers import OptimizerConfig, build_optimizer, step
+from .ranges import (
+    EnvSteps,
+    NotNegative,
+    NStep,
+    Number,
+    Positive,
+    Ratio,
+    Samples,
+    Share,
+    ShareBelow,
+    SomeEnvSteps,
+    SomeTransitions,
+    SomeUpdates,
+    at_least,
+)
 from .replay import Batch
+
+Critics: TypeAlias = Annotated[int, at_least(1, most=1_000, why="each is a network")]
 
 
 @dataclass(frozen=True)
@@ -71,39 +88,33 @@ class SACConfig:
     actor_network: NetworkConfig = field(default_factory=NetworkConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     actor_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    temperature_lr: float = 3e-4
-    temperature: float = 0.0
-    initial_temperature: float = 1.0
-    target_entropy: float = -1.0
-    batch_size: int = 256
-    buffer_size: int = 1_000_000
-    learning_starts: int = 5_000
-    replay_ratio: float = 1.0
-    update_every: int = 1
-    gamma: float = 0.99
-    n_step: int = 1
-    critics: int = 2
-    target_critics: int = 2
+    temperature_lr: Positive = 3e-4
+    temperature: NotNegative = 0.0
+    initial_temperature: Positive = 1.0
+    target_entropy: Number = -1.0
+    batch_size: Samples = 256
+    buffer_size: SomeTransitions = 1_000_000
+    learning_starts: EnvSteps = 5_000
+    replay_ratio: Ratio = 1.0
+    update_every: SomeEnvSteps = 1
+    gamma: Share = 0.99
+    n_step: NStep = 1
+    critics: Critics = 2
+    target_critics: Critics = 2
     actor_value: Literal["min", "mean"] = "min"
-    actor_period: int = 1
-    dropout: float = 0.0
+    actor_period: SomeUpdates = 1
+    dropout: ShareBelow = 0.0
     value_loss: HeadName = "mse"
     head: HeadConfig = field(default_factory=HeadConfig)
-    reward_clip: float = 0.0
-    target_period: int = 1
-    target_tau: float = 0.005
-    projection: int = 50
+    reward_clip: NotNegative = 0.0
+    target_period: SomeUpdates = 1
+    target_tau: Share = 0.005
+    projection: Units = 50
 
     def __post_init__(self) -> None:
         check_off_policy(self)
-        if not 1 <= self.target_critics <= self.critics:
-            raise ValueError(f"target_critics must lie in 1 … critics = {self.critics}, not {self.target_critics}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is a probability in [0, 1), not {self.dropout}")
-        if self.temperature < 0 or self.initial_temperature <= 0:
-            raise ValueError("temperature must not be negative, initial_temperature must be positive")
-        if self.actor_period < 1 or self.projection < 1:
-            raise ValueError(f"actor_period {self.actor_period} and projection {self.projection} must be at least 1")
+        if self.target_critics > self.critics:
+            raise ValueError(f"target_critics must be at most critics = {self.critics}, not {self.target_critics}")
 
     @classmethod
     def for_suite(cls, suite: str) -> SACConfig:

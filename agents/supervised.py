@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from .heads import HeadConfig, HeadName, ValueHead, build_head
 from .hooks import Clock, Sampling, Update, derive_seed
 from .networks import Injection, NetworkConfig, Trace, ValueNetwork
 from .optimizers import OptimizerConfig, build_optimizer, step
+from .ranges import SomeTransitions, at_least, check_numbers
 from .replay import Batch
 from .spaces import ObservationSpec
 from .stream import Samples
@@ -57,13 +58,11 @@ class SupervisedConfig:
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3))
     value_loss: HeadName | Literal["auto"] = "auto"
     head: HeadConfig = field(default_factory=HeadConfig)
-    updates_per_step: int = 1
-    buffer_size: int = 4096
+    updates_per_step: Annotated[int, at_least(1, "gradient updates", most=10_000, why="a step would take minutes")] = 1
+    buffer_size: SomeTransitions = 4096
 
     def __post_init__(self) -> None:
-        for name in ("updates_per_step", "buffer_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        check_numbers(self)
         if self.value_loss not in NUMBERS:
             raise ValueError(
                 f"supervised regresses on numbers, and {self.value_loss} on distributions of returns; use "

@@ -10,10 +10,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
+from ..agents.ranges import (
+    AT_ONCE,
+    EnvSteps,
+    Number,
+    NumEnvs,
+    Seed,
+    Share,
+    ShareBelow,
+    SomeEnvSteps,
+    Threads,
+    at_least,
+    check_numbers,
+    check_value,
+)
 from ..agents.spaces import ObservationSpec
 from .adapter import Envs, ListAdapter, NotReproduced, VectorAdapter, episode_seed
+from .schedule import Level
 
 if TYPE_CHECKING:
     from gymnasium import Env
@@ -38,6 +53,10 @@ __all__ = [
 Suite = Literal["atari", "minatar", "control", "stream"]
 
 
+THIRTY_TWO = "the emulator counts in 32 bits"
+Mode: TypeAlias = Annotated[int, at_least(0, most=2**31 - 1, why=THIRTY_TWO)]
+
+
 class UnknownEnvironment(ValueError):
     """No environment of this name; the message names the nearest ones."""
 
@@ -54,12 +73,12 @@ class RenderingUnavailable(ValueError):
 class EnvConfig:
     """Options of an environment. Those of another suite must keep their defaults."""
 
-    sticky_actions: float | None = None
+    sticky_actions: ShareBelow | None = None
     """Probability that the simulator repeats the previous action (Atari: per frame, default 0.25 as Machado et al.
     2018; MinAtar: per step, default 0.1 as its authors)."""
-    frame_skip: int = 4
+    frame_skip: Annotated[int, at_least(1, "frames", most=10_000, why="a step would take minutes")] = 4
     """Atari: emulator frames per agent step, the last two of which are max-pooled."""
-    frame_stack: int | None = None
+    frame_stack: Annotated[int, at_least(1, "frames", most=1_024, why="every observation holds them all")] | None = None
     """Frames in one observation (Atari: default 4; pixels of a control task: default 3)."""
     terminal_on_life_loss: bool = False
     """Atari: a lost life ends bootstrapping. The game goes on, and scores and episodes are those of whole games."""
@@ -67,46 +86,46 @@ class EnvConfig:
     """Atari: all 18 joystick actions instead of those that do something in the game."""
     continuous: bool = False
     """Atari: the continuous actions of CALE (radius, angle, fire) instead of the joystick's."""
-    noop_max: int = 30
+    noop_max: Annotated[int, at_least(0, "frames", most=10_000, why="an episode would take minutes to begin")] = 30
     """Atari: an episode starts after 0 to `noop_max - 1` random frames without action."""
-    max_episode_frames: int = 108_000
+    max_episode_frames: Annotated[int, at_least(1, "frames", most=2**31 - 1, why=THIRTY_TWO)] = 108_000
     """Atari: truncate after this many emulator frames (108,000 are half an hour of play)."""
-    mode: int | None = None
+    mode: Mode | None = None
     """Atari: game mode of the cartridge. ALE's vector environment cannot set it: emulators then step one by one."""
-    difficulty: int | None = None
+    difficulty: Mode | None = None
     """Atari: difficulty switch of the console; as `mode`."""
-    threads: int = 0
+    threads: Threads = 0
     """Atari: threads of the emulators; 0: one per environment, at most one per core. Does not change what is seen."""
     difficulty_ramping: bool = True
     """MinAtar: games get harder as they go on."""
-    max_episode_steps: int | None = None
+    max_episode_steps: SomeEnvSteps | None = None
     """Control and MinAtar: truncate after this many simulator steps (default: the task's own limit)."""
-    action_repeat: int = 1
+    action_repeat: Annotated[int, at_least(1, "simulator steps", most=10_000, why="a step would take minutes")] = 1
     """Control: simulator steps per agent step; their rewards are summed."""
-    pixels: int = 0
+    pixels: Annotated[int, at_least(0, most=4_096, why="no renderer draws more")] = 0
     """Control: side length in pixels of drawn observations; 0: the task's own observations."""
     drift: tuple[str, ...] = ()
     """Control, MinAtar, Atari: what changes as the run goes on, as words like "observation_offset(every=160000)".
     `pliant drifts` lists them."""
-    period: int = 0
+    period: EnvSteps = 0
     """Stream: environment steps (samples, over all environments together) that a task lasts; 0: the stream's own."""
-    at: tuple[int, ...] = ()
+    at: tuple[SomeEnvSteps, ...] = ()
     """Stream: the environment steps at which the second task, the third … begin, in the place of a period."""
-    order: tuple[int, ...] = ()
+    order: tuple[Level, ...] = ()
     """Stream: which level each task shows, over and over again; 0 1 is A-B-A-B, 0 alone never changes. Not given:
     every task shows a new one."""
-    abruptness: float = 1.0
+    abruptness: Share = 1.0
     """Stream: 1 changes all at once at a task's edge; less spends the last 1 - abruptness of a task on moving steadily
     to the next level."""
-    stretch: int = 50
+    stretch: SomeEnvSteps = 50
     """Stream: steps of every environment in an episode, which is never longer than what is left of a task."""
-    samples: int = 0
+    samples: Annotated[int, at_least(0, most=10**9, why=AT_ONCE)] = 0
     """Stream: inputs that there are; 0: the stream's own number, or all images."""
-    classes: int = 0
+    classes: Annotated[int, at_least(0, most=1_000_000, why="a network has as many outputs")] = 0
     """Stream: how many labels random labels are; 0: 10, or those of the images."""
-    features: int = 0
+    features: Annotated[int, at_least(0, "numbers", most=10_000_000, why="every input holds them all")] = 0
     """Stream: numbers in a Gaussian input; 0: 64."""
-    target_drift: float = 0.0
+    target_drift: Number = 0.0
     """Stream: by how much the targets of each level of RandomTargets lie above those of the one before."""
     data: str = ""
     """Stream: the folder of the images, for streams of files."""
@@ -114,17 +133,7 @@ class EnvConfig:
     """Stream: images as vectors of numbers in [0, 1], for networks without convolutions."""
 
     def __post_init__(self) -> None:
-        for name, least in (("frame_skip", 1), ("action_repeat", 1), ("noop_max", 0), ("threads", 0), ("pixels", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        for name, least in (("period", 0), ("stretch", 1), ("samples", 0), ("classes", 0), ("features", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        for name in ("frame_stack", "max_episode_steps", "max_episode_frames"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.sticky_actions is not None and not 0 <= self.sticky_actions < 1:
-            raise ValueError(f"sticky_actions is a probability below 1, not {self.sticky_actions}")
+        check_numbers(self)
         if self.drift:
             from .drift import check
 
@@ -183,10 +192,8 @@ def make(
         ValueError: An option that the environment does not have, or a drift that does not fit it.
         UnknownEnvironment: No environment has this name.
     """
-    if num_envs < 1:
-        raise ValueError(f"num_envs must be at least 1, not {num_envs}")
-    if seed < 0:
-        raise ValueError(f"a seed must not be negative: {seed}")
+    check_value(num_envs, NumEnvs, "num_envs")
+    check_value(seed, Seed, "seed")
     config = config or EnvConfig()
     kind = suite(name)
     _refuse_other_suites_options(name, kind, config)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import gymnasium
 
+from ..agents.ranges import EnvSteps, Share, SomeEnvSteps, at_least
 from ..agents.words import did_you_mean
 from .adapter import Array
 from .drifting import Drift, Target
+from .schedule import Level
+
+Mode: TypeAlias = Annotated[int, at_least(0, most=2**31 - 1, why="the emulator counts in 32 bits")]
 
 
 class Several(gymnasium.Env[Array, Any]):
@@ -79,8 +83,8 @@ class Games(Drift):
     numeric = False
 
     def __init__(
-        self, levels: tuple[str, ...] = (), every: int = 0, at: tuple[int, ...] = (), order: tuple[int, ...] = (),
-        abruptness: float = 1.0,
+        self, levels: tuple[str, ...] = (), every: EnvSteps = 0, at: tuple[SomeEnvSteps, ...] = (),
+        order: tuple[Level, ...] = (), abruptness: Share = 1.0,
     ) -> None:  # fmt: skip
         levels = tuple(map(_bare, levels))
         if twice := [game for game in levels if levels.count(game) > 1]:
@@ -141,8 +145,8 @@ class Modes(Drift):
     numeric = False
 
     def __init__(
-        self, levels: tuple[int | tuple[int, int], ...] = (), every: int = 0, at: tuple[int, ...] = (),
-        order: tuple[int, ...] = (), abruptness: float = 1.0,
+        self, levels: tuple[Mode | tuple[Mode, Mode], ...] = (), every: EnvSteps = 0, at: tuple[SomeEnvSteps, ...] = (),
+        order: tuple[Level, ...] = (), abruptness: Share = 1.0,
     ) -> None:  # fmt: skip
         super().__init__(every, at, order, abruptness, levels, None)
 

@@ -9,8 +9,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from ..agents.ranges import EnvSteps, NotNegative, Positive, Seed, Share, SomeEnvSteps
 from .adapter import Array
 from .drifting import Changes, Drift, First, Target
+from .schedule import Level
 
 
 class _Physics(Drift):
@@ -23,10 +25,8 @@ class _Physics(Drift):
         levels: tuple[float, ...], first: First, changes: Changes, seed: int | None,
     ) -> None:  # fmt: skip
         super().__init__(every, at, order, abruptness, levels, seed, changes)
-        if not 0 < low <= high:
-            raise ValueError(f"levels are drawn between low and high, which are positive and rise: {low}, {high}")
-        if any(level < 0 or not np.isfinite(level) for level in levels):
-            raise ValueError(f"levels are {self.unit}, and not negative: {levels}")
+        if low > high:
+            raise ValueError(f"levels are drawn between low and high, which rise: {low}, {high}")
         self.low, self.high, self.first = low, high, first
 
     def draw(self, level: int) -> Any:
@@ -83,9 +83,9 @@ class Friction(_Physics):
     unit = "coefficients of friction"
 
     def __init__(
-        self, low: float = 0.02, high: float = 2.0, every: int = 0, at: tuple[int, ...] = (),
-        order: tuple[int, ...] = (), abruptness: float = 1.0, levels: tuple[float, ...] = (), first: First = "drawn",
-        changes: Changes = "episode", seed: int | None = None,
+        self, low: Positive = 0.02, high: Positive = 2.0, every: EnvSteps = 0, at: tuple[SomeEnvSteps, ...] = (),
+        order: tuple[Level, ...] = (), abruptness: Share = 1.0, levels: tuple[NotNegative, ...] = (),
+        first: First = "drawn", changes: Changes = "episode", seed: Seed | None = None,
     ) -> None:  # fmt: skip
         super().__init__(low, high, every, at, order, abruptness, levels, first, changes, seed)
 
@@ -136,9 +136,9 @@ class Gravity(_Factor):
     example = "gravity(every=500000)"
 
     def __init__(
-        self, low: float = 0.5, high: float = 2.0, every: int = 0, at: tuple[int, ...] = (),
-        order: tuple[int, ...] = (), abruptness: float = 1.0, levels: tuple[float, ...] = (), first: First = "none",
-        changes: Changes = "episode", seed: int | None = None,
+        self, low: Positive = 0.5, high: Positive = 2.0, every: EnvSteps = 0, at: tuple[SomeEnvSteps, ...] = (),
+        order: tuple[Level, ...] = (), abruptness: Share = 1.0, levels: tuple[NotNegative, ...] = (),
+        first: First = "none", changes: Changes = "episode", seed: Seed | None = None,
     ) -> None:  # fmt: skip
         super().__init__(low, high, every, at, order, abruptness, levels, first, changes, seed)
 
@@ -197,9 +197,9 @@ class ActuatorStrength(_Factor):
     example = "actuator_strength(every=500000)"
 
     def __init__(
-        self, low: float = 0.3, high: float = 1.5, every: int = 0, at: tuple[int, ...] = (),
-        order: tuple[int, ...] = (), abruptness: float = 1.0, levels: tuple[float, ...] = (), first: First = "none",
-        changes: Changes = "episode", seed: int | None = None,
+        self, low: Positive = 0.3, high: Positive = 1.5, every: EnvSteps = 0, at: tuple[SomeEnvSteps, ...] = (),
+        order: tuple[Level, ...] = (), abruptness: Share = 1.0, levels: tuple[NotNegative, ...] = (),
+        first: First = "none", changes: Changes = "episode", seed: Seed | None = None,
     ) -> None:  # fmt: skip
         super().__init__(low, high, every, at, order, abruptness, levels, first, changes, seed)
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 
+from ..agents.ranges import EnvSteps, NotNegative, Number, Positive, Seed, Share, SomeEnvSteps, above, at_least, between
 from .adapter import Array
 from .drifting import Changes, Drift, First, Target
+from .schedule import Level
+
+Sign: TypeAlias = Annotated[int, between(-1, 1, hint="levels are signs, 1 or -1; scale_rewards takes other factors")]
+Factor: TypeAlias = Annotated[float, above(0, hint="flip_rewards turns the sign")]
+Place: TypeAlias = Annotated[int, at_least(0)]
+"""The number of a place in a permutation."""
 
 
 def _vector(target: Target, verb: str) -> int:
@@ -44,13 +51,11 @@ class ObservationOffset(Drift):
     example = "observation_offset(scale=2.0, every=160000)"
 
     def __init__(
-        self, scale: float = 2.0, every: int = 0, at: tuple[int, ...] = (), order: tuple[int, ...] = (),
-        abruptness: float = 1.0, levels: tuple[tuple[float, ...], ...] = (), first: First = "none",
-        changes: Changes = "episode", seed: int | None = None,
+        self, scale: NotNegative = 2.0, every: EnvSteps = 0, at: tuple[SomeEnvSteps, ...] = (),
+        order: tuple[Level, ...] = (), abruptness: Share = 1.0, levels: tuple[tuple[Number, ...], ...] = (),
+        first: First = "none", changes: Changes = "episode", seed: Seed | None = None,
     ) -> None:  # fmt: skip
         super().__init__(every, at, order, abruptness, levels, seed, changes)
-        if scale < 0:
-            raise ValueError(f"scale is a standard deviation, and not negative: {scale}")
         self.scale, self.first = scale, first
 
     def bind(self, target: Target) -> None:
@@ -139,8 +144,9 @@ class PermuteObservations(_Permutation):
     example = "permute_observations(every=100000)"
 
     def __init__(
-        self, every: int = 0, at: tuple[int, ...] = (), order: tuple[int, ...] = (), abruptness: float = 1.0,
-        levels: tuple[tuple[int, ...], ...] = (), first: First = "none", seed: int | None = None,
+        self, every: EnvSteps = 0, at: tuple[SomeEnvSteps, ...] = (), order: tuple[Level, ...] = (),
+        abruptness: Share = 1.0, levels: tuple[tuple[Place, ...], ...] = (), first: First = "none",
+        seed: Seed | None = None,
     ) -> None:  # fmt: skip
         super().__init__(every, at, order, abruptness, levels, first, seed)
 
@@ -179,8 +185,9 @@ class PermuteActions(_Permutation):
     example = "permute_actions(every=100000)"
 
     def __init__(
-        self, every: int = 0, at: tuple[int, ...] = (), order: tuple[int, ...] = (), abruptness: float = 1.0,
-        levels: tuple[tuple[int, ...], ...] = (), first: First = "none", signs: bool = False, seed: int | None = None,
+        self, every: EnvSteps = 0, at: tuple[SomeEnvSteps, ...] = (), order: tuple[Level, ...] = (),
+        abruptness: Share = 1.0, levels: tuple[tuple[Place, ...], ...] = (), first: First = "none", signs: bool = False,
+        seed: Seed | None = None,
     ) -> None:  # fmt: skip
         super().__init__(every, at, order, abruptness, levels, first, seed)
         if signs and levels:
@@ -232,8 +239,8 @@ class FlipRewards(Drift):
     numeric = False
 
     def __init__(
-        self, every: int = 0, at: tuple[int, ...] = (), order: tuple[int, ...] = (), abruptness: float = 1.0,
-        levels: tuple[int, ...] = (),
+        self, every: EnvSteps = 0, at: tuple[SomeEnvSteps, ...] = (), order: tuple[Level, ...] = (),
+        abruptness: Share = 1.0, levels: tuple[Sign, ...] = (),
     ) -> None:  # fmt: skip
         super().__init__(every, at, order, abruptness, levels, None)
         if any(level not in (-1, 1) for level in levels):
@@ -277,15 +284,13 @@ class ScaleRewards(Drift):
     example = "scale_rewards(every=100000)"
 
     def __init__(
-        self, low: float = 0.1, high: float = 10.0, every: int = 0, at: tuple[int, ...] = (),
-        order: tuple[int, ...] = (), abruptness: float = 1.0, levels: tuple[float, ...] = (), first: First = "none",
-        changes: Changes = "episode", seed: int | None = None,
+        self, low: Positive = 0.1, high: Positive = 10.0, every: EnvSteps = 0, at: tuple[SomeEnvSteps, ...] = (),
+        order: tuple[Level, ...] = (), abruptness: Share = 1.0, levels: tuple[Factor, ...] = (),
+        first: First = "none", changes: Changes = "episode", seed: Seed | None = None,
     ) -> None:  # fmt: skip
         super().__init__(every, at, order, abruptness, levels, seed, changes)
-        if not 0 < low <= high:
-            raise ValueError(f"factors are drawn between low and high, which are positive and rise: {low}, {high}")
-        if any(not 0 < level < np.inf for level in levels):
-            raise ValueError(f"factors are positive, not {levels}; flip_rewards turns the sign")
+        if low > high:
+            raise ValueError(f"factors are drawn between low and high, which rise: {low}, {high}")
         self.low, self.high, self.first = low, high, first
 
     def bind(self, target: Target) -> None:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import gymnasium
 import numpy as np
 
-from ..agents.ranges import checked
+from ..agents.ranges import EnvSteps, Seed, Share, SomeEnvSteps, checked
 from .adapter import Array
-from .schedule import Moment, Schedule
+from .schedule import Level, Moment, Schedule
 
 if TYPE_CHECKING:
     from .drift import Drifts
@@ -51,13 +51,11 @@ class Drift(ABC):
             cls.__init__ = checked(cls.__dict__["__init__"])  # type: ignore[method-assign]
 
     def __init__(
-        self, every: int, at: tuple[int, ...], order: tuple[int, ...], abruptness: float, levels: Sequence[Any],
-        seed: int | None, changes: Changes = "episode",
+        self, every: EnvSteps, at: tuple[SomeEnvSteps, ...], order: tuple[Level, ...], abruptness: Share,
+        levels: Sequence[Any], seed: Seed | None, changes: Changes = "episode",
     ) -> None:  # fmt: skip
         if levels and order and max(order) >= len(levels):
             raise ValueError(f"order shows level {max(order)}, and the last of the {len(levels)} is {len(levels) - 1}")
-        if seed is not None and seed < 0:
-            raise ValueError(f"a seed must not be negative: {seed}")
         self.schedule = Schedule(every, tuple(at), tuple(order) or tuple(range(len(levels))), abruptness)
         self.levels = tuple(levels)
         self.changes = changes

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple, TypeAlias
+
+from ..agents.ranges import EnvSteps, Share, SomeEnvSteps, at_least, check_numbers
+
+Level: TypeAlias = Annotated[int, at_least(0, most=1_000_000, why="a level may be drawn from all before it")]
+"""The number of a level."""
 
 
 class Moment(NamedTuple):
@@ -31,22 +36,17 @@ class Schedule:
         ValueError: Tasks overlap, or a number is out of range.
     """
 
-    every: int = 0
-    at: tuple[int, ...] = ()
-    order: tuple[int, ...] = ()
-    abruptness: float = 1.0
+    every: EnvSteps = 0
+    at: tuple[SomeEnvSteps, ...] = ()
+    order: tuple[Level, ...] = ()
+    abruptness: Share = 1.0
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if bool(self.every) == bool(self.at):
             raise ValueError("tasks last for every=STEPS, or begin at=(STEPS, ...): give one of the two")
-        if self.every < 0:
-            raise ValueError(f"a task lasts at least one step, not {self.every}")
-        if self.at and (self.at[0] < 1 or any(b <= a for a, b in zip(self.at, self.at[1:], strict=False))):
+        if any(b <= a for a, b in zip(self.at, self.at[1:], strict=False)):
             raise ValueError(f"tasks overlap: each begins after the one before it, and at={self.at} does not rise")
-        if any(level < 0 for level in self.order):
-            raise ValueError(f"order names levels 0, 1, 2 …, not {self.order}")
-        if not 0 <= self.abruptness <= 1:
-            raise ValueError(f"abruptness lies between 0 (gradual) and 1 (sudden), not {self.abruptness}")
 
     def task(self, steps: int) -> int:
         """The number of the task at so many environment steps, from 0."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..agents.agent import Agent
 from ..agents.hooks import Clock, Every, Intervention, Run, Sampling, Unit
+from ..agents.ranges import NotNegative, Period, SomeRatio, Updates
 from .design import edit
 from .parts import Survey, chosen_layers, survey
 
@@ -49,12 +50,10 @@ class AdaptiveReplayRatio(Intervention):
     level: Tensor
 
     def __init__(
-        self, low: float = 0.5, high: float = 2.0, every: int = 50, of: Unit = "episodes", delta: float = 0.001,
-        at_least: int = 0,
+        self, low: SomeRatio = 0.5, high: SomeRatio = 2.0, every: Period = 50, of: Unit = "episodes",
+        delta: NotNegative = 0.001, at_least: Updates = 0,
     ) -> None:  # fmt: skip
         super().__init__()
-        if low <= 0 or high <= 0 or delta < 0 or at_least < 0:
-            raise ValueError("low and high must be positive, delta and at_least not negative")
         self.ratios, self.every, self.of, self.delta, self.at_least = (low, high), every, of, delta, at_least
         self.when = Every(every, of)
 

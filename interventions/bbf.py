@@ -5,28 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeAlias
 
 from torch import Tensor
 
 from ..agents.agent import Agent
 from ..agents.hooks import Clock, Run, Sampling, Unit
+from ..agents.ranges import NStep, Period, Share, SomeUpdates, Start, between
 from .design import edit
 from .parts import ENCODER
 from .reset import Reset
 from .resetting import Target
 from .surgery import blend_layer_
 
+Discount: TypeAlias = Annotated[float, between(0, 1, above=True, below=True)]
+
 
 class SoftReset(Reset):
     """Base of composites that draw the head anew and only shrink and perturb the encoder."""
 
     def __init__(
-        self, every: int, of: Unit, shrink: float, target: Target, start: int = 0, stop: int | None = None
+        self, every: Period, of: Unit, shrink: Share, target: Target, start: Start = 0, stop: Start | None = None
     ) -> None:
         super().__init__(every, of, ("all",), target, start=start, stop=stop)
-        if not 0 <= shrink <= 1:
-            raise ValueError(f"shrink lies in [0, 1], not {shrink}")
         self.shrink = shrink
 
     def need_encoder(self, who: str, agent: Agent) -> None:
@@ -75,13 +76,11 @@ class BBF(SoftReset):
     claims = ("n-step and discount",)
 
     def __init__(
-        self, every: int = 20_000, of: Unit = "steps", shrink: float = 0.5, n_start: int = 10, n_end: int = 3,
-        gamma_start: float = 0.97, gamma_end: float = 0.997, anneal: int = 10_000, act_with_target: bool = True,
-        stop: int | None = 100_000,
+        self, every: Period = 20_000, of: Unit = "steps", shrink: Share = 0.5, n_start: NStep = 10, n_end: NStep = 3,
+        gamma_start: Discount = 0.97, gamma_end: Discount = 0.997, anneal: SomeUpdates = 10_000,
+        act_with_target: bool = True, stop: Start | None = 100_000,
     ) -> None:  # fmt: skip
         super().__init__(every, of, shrink, "own", stop=None if stop is None else max(0, stop - every))
-        if min(n_start, n_end, anneal) < 1 or not (0 < gamma_start < 1 and 0 < gamma_end < 1):
-            raise ValueError("n_start, n_end and anneal must be at least 1, and discounts lie between 0 and 1")
         self.n, self.gamma, self.anneal = (n_start, n_end), (gamma_start, gamma_end), anneal
         self.act_with_target = act_with_target
         self.since = 0  # the update of the latest reset

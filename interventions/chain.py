@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..agents.agent import Agent
 from ..agents.hooks import Intervention, Run, sample_like_training
 from ..agents.networks import Injection
+from ..agents.ranges import NotNegative, Samples, SomeUpdates, Updates
 
 
 class Chain(Intervention):
@@ -47,12 +48,10 @@ class Chain(Intervention):
     action: Tensor
 
     def __init__(
-        self, ratio: float = 0.05, weight: float = 0.0, on: Literal["all", "critic", "actor"] = "all",
-        samples: int = 64, window: int = 1000, start: int = 100,
+        self, ratio: NotNegative = 0.05, weight: NotNegative = 0.0, on: Literal["all", "critic", "actor"] = "all",
+        samples: Samples = 64, window: SomeUpdates = 1000, start: Updates = 100,
     ) -> None:  # fmt: skip
         super().__init__()
-        if ratio < 0 or weight < 0 or samples < 1 or window < 1 or start < 0:
-            raise ValueError("samples and window must be at least 1; ratio, weight and start must not be negative")
         self.ratio, self.weight, self.on = ratio, weight, on
         self.samples, self.window, self.start = samples, window, start
         self.claims = tuple(f"the churn of the {c}" for c in (("critic", "actor") if on == "all" else (on,)))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..agents.agent import Agent
 from ..agents.hooks import Run
+from ..agents.ranges import Share, ShareBelow, Updates
 from .recycling import Ages, Recycler, at_inputs, per_unit
 from .surgery import Chosen, fold_into_bias_
 from .units import Units
@@ -51,12 +52,10 @@ class ContinualBackprop(Recycler):
     example: ClassVar[str] = "continual_backprop(rho=0.05, maturity=2)"
 
     def __init__(
-        self, rho: float = 1e-4, maturity: int = 10_000, decay: float = 0.99, utility: Utility = "contribution",
-        on: str = "critic", ages: Ages = "own",
+        self, rho: Share = 1e-4, maturity: Updates = 10_000, decay: ShareBelow = 0.99,
+        utility: Utility = "contribution", on: str = "critic", ages: Ages = "own",
     ) -> None:  # fmt: skip
         super().__init__(on, 1, "updates", 0, None, ages)
-        if not 0 <= rho <= 1 or maturity < 0 or not 0 <= decay < 1:
-            raise ValueError("rho lies in [0, 1], decay in [0, 1), and maturity must not be negative")
         self.rho, self.maturity, self.decay, self.utility = rho, maturity, decay, utility
 
     def bind(self, agent: Agent) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..agents.agent import Agent
 from ..agents.hooks import At, Every, Run, Unit
+from ..agents.ranges import Moment, Period, Start
 from .design import agent_name
 from .resetting import LayerMethod, beat
 from .surgery import forget_, load_layer_
@@ -49,9 +50,9 @@ class FreshAgent(LayerMethod):
     example: ClassVar[str] = "fresh_agent(every=3, of=updates)"
 
     def __init__(
-        self, every: int = 100_000, of: Unit = "steps", at: tuple[int, ...] = (),
+        self, every: Period = 100_000, of: Unit = "steps", at: tuple[Moment, ...] = (),
         memory: Literal["clear", "keep"] = "clear", exploration: Literal["restart", "keep"] | None = None,
-        start: int = 0, stop: int | None = None,
+        start: Start = 0, stop: Start | None = None,
     ) -> None:  # fmt: skip
         super().__init__(("all",), beat(every, of, at, start, stop), "copy", "all")
         self.memory = memory

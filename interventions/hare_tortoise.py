@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..agents.agent import Agent
 from ..agents.hooks import Run, Unit
+from ..agents.ranges import Period, ShareBelow
 from .design import edit
 from .resetting import LayerMethod, beat
 from .surgery import copy_layer_
@@ -38,12 +39,10 @@ class HareTortoise(LayerMethod):
     claims = ("the pace of the target network",)
 
     def __init__(
-        self, mu: float = 0.999, every: int = 20_000, of: Unit = "updates",
+        self, mu: ShareBelow = 0.999, every: Period = 20_000, of: Unit = "updates",
         act: Literal["tortoise", "hare"] = "tortoise", moments: Literal["keep", "reset"] = "keep",
     ) -> None:  # fmt: skip
         super().__init__("critic", beat(every, of, (), 0, None), "none", moments)
-        if not 0 <= mu < 1:
-            raise ValueError(f"mu lies in [0, 1), not {mu}")
         self.mu, self.act = mu, act
 
     def configure(self, config: Any) -> Any:

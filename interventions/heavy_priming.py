@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from ..agents.hooks import Clock, Intervention, Sampling
+from ..agents.ranges import SomeTransitions, SomeUpdates
 from .design import agent_name, edit
 
 
@@ -32,10 +33,8 @@ class HeavyPriming(Intervention):
     claims = ("what the first transitions are worth",)
     comes_late = "it primes with the first transitions of a run, and those are past"
 
-    def __init__(self, updates: int = 100_000, transitions: int = 100) -> None:
+    def __init__(self, updates: SomeUpdates = 100_000, transitions: SomeTransitions = 100) -> None:
         super().__init__()
-        if updates < 1 or transitions < 1:
-            raise ValueError(f"updates and transitions must be at least 1, not {updates} and {transitions}")
         self.updates, self.transitions = updates, transitions
 
     def configure(self, config: Any) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..agents.agent import Agent
 from ..agents.networks import Layer
+from ..agents.ranges import NotNegative
 from .design import edit, edit_network
 from .regularising import Penalty, tensors
 
@@ -41,7 +42,7 @@ class L2(Penalty):
     example: ClassVar[str] = "l2(weight=0.01)"
 
     def __init__(
-        self, weight: float = 1e-3, form: Literal["penalty", "decoupled"] = "penalty", on: str = "all",
+        self, weight: NotNegative = 1e-3, form: Literal["penalty", "decoupled"] = "penalty", on: str = "all",
         norms: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(on, weight)

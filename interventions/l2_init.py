@@ -11,6 +11,7 @@ from torch import Tensor
 from ..agents.agent import Agent
 from ..agents.hooks import Intervention, Run
 from ..agents.networks import Layer
+from ..agents.ranges import NotNegative
 from .regularising import FromBirth, birth, tensors
 
 
@@ -38,8 +39,8 @@ class L2Init(FromBirth):
     example: ClassVar[str] = "l2_init(weight=0.1)"
 
     def __init__(
-        self, weight: float = 1e-2, on: str = "all", form: Literal["sum", "half", "mean"] = "sum", norms: bool = False,
-        rebase: bool = False,
+        self, weight: NotNegative = 1e-2, on: str = "all", form: Literal["sum", "half", "mean"] = "sum",
+        norms: bool = False, rebase: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(on, weight, norms)
         self.form, self.rebase = form, rebase

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..agents.agent import Agent
 from ..agents.hooks import Clock, Unit
+from ..agents.ranges import Period, Samples
 from .dashboard import short
 from .monitor import SAMPLES, Finding, Look, Monitor, beat
 from .parts import survey
@@ -53,10 +54,10 @@ class Activity(Monitor):
     example: ClassVar[str] = "activity(every=2, samples=16, draw=2)"
     metrics: ClassVar[Mapping[str, str]] = {}  # pictures only
 
-    def __init__(self, every: int = 250, of: Unit = "updates", samples: int = SAMPLES, draw: int = 20) -> None:
+    def __init__(
+        self, every: Period = 250, of: Unit = "updates", samples: Samples = SAMPLES, draw: Period = 20,
+    ) -> None:  # fmt: skip
         super().__init__(beat(every, of))
-        if draw < 1 or samples < 1:
-            raise ValueError(f"activity: draw and samples must be at least 1, not {draw} and {samples}")
         self.samples, self.draw = samples, draw
         self.films: dict[str, Film] = {}
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..agents.hooks import Unit
+from ..agents.ranges import Period, Samples
 from ..agents.replay import Batch
 from .monitor import Look, Monitor, beat
 
@@ -42,10 +43,8 @@ class Churn(Monitor):
         "policy_churn": "by one update: share of greedy actions that change, or KL divergence of the Gaussian policies",
     }
 
-    def __init__(self, every: int = 1000, of: Unit = "updates", samples: int = 64) -> None:
+    def __init__(self, every: Period = 1000, of: Unit = "updates", samples: Samples = 64) -> None:
         super().__init__(beat(every, of))
-        if samples < 1:
-            raise ValueError(f"churn: samples must be at least 1, not {samples}")
         self.samples = samples
         self.before: tuple[Batch, Tensor, Tensor] | None = None  # from before an update until after it, no longer
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..agents.hooks import Unit
+from ..agents.ranges import Period, Samples
 from .monitor import Look, Monitor, beat
 from .parts import ENCODER
 from .surgery import load_layer_
@@ -45,10 +46,8 @@ class Criticality(Monitor):
         "rerandomised_policy_churn": "KL divergence of Gaussian policies if the layer is drawn anew",
     }
 
-    def __init__(self, every: int = 25_000, of: Unit = "updates", samples: int = 64) -> None:
+    def __init__(self, every: Period = 25_000, of: Unit = "updates", samples: Samples = 64) -> None:
         super().__init__(beat(every, of))
-        if samples < 1:
-            raise ValueError(f"criticality: samples must be at least 1, not {samples}")
         self.samples = samples
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ The functions here take a loss as a closure and the parameters that it is differ
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -19,9 +19,12 @@ from torch import Generator, Tensor
 
 from ..agents.agent import Component
 from ..agents.hooks import Clock, Unit
+from ..agents.ranges import Period, Positive, Samples, at_least
 from .monitor import Finding, Look, Monitor, beat
 
 Loss = Callable[[], Tensor]
+
+Iterations: TypeAlias = Annotated[int, at_least(1, "iterations", most=10_000, why="each is a gradient of a gradient")]
 
 
 class Curvature(Monitor):
@@ -63,14 +66,10 @@ class Curvature(Monitor):
     }
 
     def __init__(
-        self, every: int = 50_000, of: Unit = "updates", samples: int = 64, steps: int = 20, probes: int = 10,
-        rho: float = 0.05,
+        self, every: Period = 50_000, of: Unit = "updates", samples: Samples = 64, steps: Iterations = 20,
+        probes: Iterations = 10, rho: Positive = 0.05,
     ) -> None:  # fmt: skip
         super().__init__(beat(every, of))
-        if samples < 1 or steps < 1 or probes < 1:
-            raise ValueError("curvature: samples, steps and probes must be at least 1")
-        if rho <= 0:
-            raise ValueError(f"curvature: rho is the length of a step and positive, not {rho}")
         self.samples, self.steps, self.probes, self.rho = samples, steps, probes, rho
 
     def measure(self, look: Look) -> Iterator[tuple[str, Tensor]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -14,12 +14,15 @@ from torch import Tensor
 
 from ..agents.agent import Agent
 from ..agents.hooks import Clock, Unit
+from ..agents.ranges import Period, at_least
 from ..agents.replay import Batch
 from .monitor import Finding, Look, Monitor, beat
 from .monitor_curvature import Loss, gradient, trained
 from .pictures import heatmap
 
 ROOM = 2**26  # numbers of gradients held at once: 256 MiB in single precision
+
+Compared: TypeAlias = Annotated[int, at_least(2, "transitions", most=10_000, why="each is compared with each")]
 
 
 class Kernel(Monitor):
@@ -63,10 +66,8 @@ class Kernel(Monitor):
         "interference_random": "the same, s' and a' being another transition's",
     }
 
-    def __init__(self, every: int = 25_000, of: Unit = "updates", samples: int = 32) -> None:
+    def __init__(self, every: Period = 25_000, of: Unit = "updates", samples: Compared = 32) -> None:
         super().__init__(beat(every, of))
-        if samples < 2:
-            raise ValueError(f"kernel compares transitions: samples must be at least 2, not {samples}")
         self.samples = samples
 
     def measure(self, look: Look) -> Iterator[tuple[str, Tensor]]:

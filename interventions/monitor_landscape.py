@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
 from ..agents.hooks import Clock, Unit
+from ..agents.ranges import Period, Positive, Samples, at_least
 from .monitor import Finding, Look, Monitor, beat
 from .monitor_curvature import Loss
 from .pictures import heatmap
+
+Points: TypeAlias = Annotated[int, at_least(3, most=1_001, why="as many losses are computed as their square")]
 
 
 class Landscape(Monitor):
@@ -48,13 +51,12 @@ class Landscape(Monitor):
     }
 
     def __init__(
-        self, every: int = 50_000, of: Unit = "updates", points: int = 11, span: float = 1.0, samples: int = 32
-    ) -> None:
+        self, every: Period = 50_000, of: Unit = "updates", points: Points = 11, span: Positive = 1.0,
+        samples: Samples = 32,
+    ) -> None:  # fmt: skip
         super().__init__(beat(every, of))
-        if points < 3 or points % 2 == 0:
-            raise ValueError(f"landscape: points must be odd and at least 3, not {points}")
-        if span <= 0 or samples < 1:
-            raise ValueError("landscape: span must be positive and samples at least 1")
+        if points % 2 == 0:
+            raise ValueError(f"landscape: points must be odd, not {points}")
         self.points, self.span, self.samples = points, span, samples
 
     def measure(self, look: Look) -> Iterator[tuple[str, Tensor]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..agents.agent import Agent
 from ..agents.hooks import Clock, Unit
+from ..agents.ranges import Period
 from .metrics import effective_rank, eigenvalues, pools, singular_values, stable_rank, unit_gram
 from .monitor import Finding, Look, Monitor, beat
 from .parts import survey
@@ -61,7 +62,7 @@ class Norms(Monitor):
         "gradient_effective_rank": "exp of the entropy of that matrix' normalised singular values",
     }
 
-    def __init__(self, every: int = 250, of: Unit = "updates") -> None:
+    def __init__(self, every: Period = 250, of: Unit = "updates") -> None:
         super().__init__(beat(every, of))
         self.before: dict[str, list[Tensor]] = {}  # only between before_update and measure of the same update
 

@@ -13,6 +13,7 @@ from torch import Generator
 
 from ..agents.agent import Agent
 from ..agents.hooks import derive_seed
+from ..agents.ranges import Episodes, SomeEnvSteps, SomeShare
 from ..agents.replay import Batch
 from ..agents.run import Environments
 from .monitor import SAMPLES, Finding, Monitor, beat
@@ -60,13 +61,10 @@ class Overestimation(Monitor):
     }
 
     def __init__(
-        self, every: int = 100_000, episodes: int = 2, max_steps: int = 1000, tail: float = 0.5
-    ) -> None:
+        self, every: SomeEnvSteps = 100_000, episodes: Episodes = 2, max_steps: SomeEnvSteps = 1000,
+        tail: SomeShare = 0.5,
+    ) -> None:  # fmt: skip
         super().__init__(beat(every, "steps"))
-        if episodes < 1 or max_steps < 1:
-            raise ValueError("overestimation: episodes and max_steps must be at least 1")
-        if not 0 < tail <= 1:
-            raise ValueError(f"overestimation: tail is a share in (0, 1], not {tail}")
         self.episodes, self.max_steps, self.tail = episodes, max_steps, tail
 
     def between(self, run: Any) -> Iterator[Finding]:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ..agents.agent import Agent
 from ..agents.hooks import Clock, Unit
+from ..agents.ranges import Period, Positive, Samples, SomeUpdates
 from ..agents.replay import Batch
 from .monitor import Finding, Look, Monitor, beat
-from .probe import ARMS, Budget, Probe, TargetKind, check_targets, experiment, pooled, subjects
+from .probe import ARMS, Budget, Draws, Probe, TargetKind, check_targets, experiment, pooled, subjects
 from .spec import did_you_mean
 
 MEASURED: tuple[TargetKind, ...] = ("random", "noise", "replay")
@@ -80,8 +81,8 @@ class ProbeMonitor(Monitor):
     }  # fmt: skip
 
     def __init__(
-        self, every: int = 250_000, of: Unit = "updates", steps: int | None = None, batch_size: int | None = None,
-        samples: int | None = None, draws: int = 10, lr: float = 1e-3,
+        self, every: Period = 250_000, of: Unit = "updates", steps: SomeUpdates | None = None,
+        batch_size: Samples | None = None, samples: Samples | None = None, draws: Draws = 10, lr: Positive = 1e-3,
         targets: tuple[TargetKind, ...] = ("random", "replay"), modules: tuple[str, ...] = ("all",),
         relative: bool = True,
     ) -> None:  # fmt: skip
@@ -89,9 +90,6 @@ class ProbeMonitor(Monitor):
         check_targets(targets)
         if not targets or not set(targets) <= set(MEASURED):
             raise ValueError(f"targets are {', '.join(MEASURED)}; a run knows no next task")
-        for name, value in (("steps", steps), ("batch_size", batch_size), ("samples", samples)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
         self.given: dict[str, int | None] = {"steps": steps, "batch_size": batch_size}
         self.others: dict[str, Any] = {"draws": draws, "lr": lr, "relative": relative}
         Budget(**self.others)  # refused here rather than at the first beat

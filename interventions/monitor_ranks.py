@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..agents.agent import Agent
 from ..agents.hooks import Clock, Unit
+from ..agents.ranges import Period, Samples
 from .metrics import (
     effective_rank,
     eigenvalues,
@@ -67,10 +68,8 @@ class Ranks(Monitor):
         "srank_0.01_centred": "srank_0.01 of features less their mean",
     }
 
-    def __init__(self, every: int = 250, of: Unit = "updates", samples: int = SAMPLES) -> None:
+    def __init__(self, every: Period = 250, of: Unit = "updates", samples: Samples = SAMPLES) -> None:
         super().__init__(beat(every, of))
-        if samples < 1:
-            raise ValueError(f"ranks: samples must be at least 1, not {samples}")
         self.samples = samples
 
     def bind(self, agent: Agent) -> None:

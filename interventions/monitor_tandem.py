@@ -9,6 +9,7 @@ import numpy as np
 
 from ..agents.agent import Agent
 from ..agents.hooks import derive_seed
+from ..agents.ranges import Episodes, SomeEnvSteps
 from ..agents.run import play
 from .monitor import Finding, Monitor, beat
 
@@ -43,10 +44,8 @@ class Tandem(Monitor):
         "tandem_gap": "the passive one's less the active one's",
     }
 
-    def __init__(self, every: int = 10_000, episodes: int = 5) -> None:
+    def __init__(self, every: SomeEnvSteps = 10_000, episodes: Episodes = 5) -> None:
         super().__init__(beat(every, "steps"))
-        if episodes < 1:
-            raise ValueError(f"tandem: episodes must be at least 1, not {episodes}")
         self.episodes = episodes
 
     def bind(self, agent: Agent) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..agents.agent import Agent
 from ..agents.hooks import Clock, Unit
 from ..agents.networks import Fourier, Layer
+from ..agents.ranges import Period, Samples
 from .metrics import GATES, active_share, linearised, overlap, pools, positive_share
 from .monitor import SAMPLES, Finding, Look, Monitor, beat
 from .parts import survey
@@ -71,10 +72,8 @@ class Units(Monitor):
         "dormant_overlap": "units dormant (0.1) now and at the check before, as a share of the smaller set",
     }
 
-    def __init__(self, every: int = 250, of: Unit = "updates", samples: int = SAMPLES) -> None:
+    def __init__(self, every: Period = 250, of: Unit = "updates", samples: Samples = SAMPLES) -> None:
         super().__init__(beat(every, of))
-        if samples < 1:
-            raise ValueError(f"units: samples must be at least 1, not {samples}")
         self.samples = samples
 
     def bind(self, agent: Agent) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..agents.hooks import Unit
+from ..agents.ranges import Period, Samples
 from .monitor import Look, Monitor, beat
 
 COPIED = {
@@ -52,10 +53,8 @@ class Values(Monitor):
         "temperature": "weight of the entropy",
     }
 
-    def __init__(self, every: int = 250, of: Unit = "updates", samples: int = 32) -> None:
+    def __init__(self, every: Period = 250, of: Unit = "updates", samples: Samples = 32) -> None:
         super().__init__(beat(every, of))
-        if samples < 1:
-            raise ValueError(f"values: samples must be at least 1, not {samples}")
         self.samples = samples
 
     @torch.no_grad()

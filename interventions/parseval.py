@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..agents.networks import Layer
+from ..agents.ranges import NotNegative
 from .metrics import gram
 from .parts import ENCODER
 from .regularising import Penalty
@@ -36,10 +37,8 @@ class Parseval(Penalty):
     name = "parseval"
     example: ClassVar[str] = "parseval(weight=0.01)"
 
-    def __init__(self, weight: float = 1e-3, on: str = "all", s: float = 0.0) -> None:
+    def __init__(self, weight: NotNegative = 1e-3, on: str = "all", s: NotNegative = 0.0) -> None:
         super().__init__(on, weight)
-        if s < 0:
-            raise ValueError(f"s must not be negative, not {s}")
         self.s = s
 
     def means(self, name: str, layer: Layer) -> bool:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from ..agents.agent import Agent
 from ..agents.hooks import At, Intervention, Run, Unit
-from ..agents.networks import Layer
+from ..agents.networks import MOST_INJECTIONS, TWO_COPIES, Layer
+from ..agents.ranges import Moment, at_least
 from .design import edit_network
 from .parts import HEADS
 from .surgery import Optimizers, copy_layer_, forget_, load_layer_
+
+Times: TypeAlias = Annotated[int, at_least(1, "injections", most=MOST_INJECTIONS, why=TWO_COPIES)]
 
 
 class PlasticityInjection(Intervention):
@@ -39,13 +42,11 @@ class PlasticityInjection(Intervention):
     claims = (HEADS,)
 
     def __init__(
-        self, at: tuple[int, ...] = (), of: Unit = "steps", times: int = 1,
+        self, at: tuple[Moment, ...] = (), of: Unit = "steps", times: Times = 1,
         encoder_moments: Literal["keep", "reset"] = "keep",
     ) -> None:  # fmt: skip
         super().__init__()
         self.at, self.encoder_moments = tuple(sorted(at)), encoder_moments
-        if times < 1:
-            raise ValueError(f"times must be at least 1, not {times}")
         self.when = At(self.at, of)
         self.times = len(self.at) or times
         self.made = 0

@@ -37,7 +37,7 @@ import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -49,6 +49,7 @@ from ..agents.agent import Agent
 from ..agents.hooks import derive_seed
 from ..agents.networks import Dropout, Injection, Layer, all_layers
 from ..agents.optimizers import Adam, OptimizerConfig
+from ..agents.ranges import AT_ONCE, Positive, Samples, SomeUpdates, at_least, check_numbers
 from ..agents.replay import Batch
 from .foreign import read_network
 from .spec import did_you_mean
@@ -59,6 +60,9 @@ ARMS = ("agent", "present", "fresh", "rescaled")
 FEATURES = "encoder"  # the module whose outputs are features, and are read out
 CHUNK = 256  # states in one forward pass without gradients
 RESAMPLES = 2_000  # of the bootstrap
+
+
+Draws: TypeAlias = Annotated[int, at_least(1, most=10_000, why="each is trained for itself")]
 
 
 @dataclass(frozen=True)
@@ -74,19 +78,15 @@ class Budget:
         outputs: Outputs that features are read out to.
     """
 
-    steps: int = 100
-    batch_size: int = 64
-    draws: int = 10
-    lr: float = 1e-3
+    steps: SomeUpdates = 100
+    batch_size: Samples = 64
+    draws: Draws = 10
+    lr: Positive = 1e-3
     relative: bool = True
-    outputs: int = 4
+    outputs: Annotated[int, at_least(1, most=1_000_000, why=AT_ONCE)] = 4
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "draws", "outputs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.lr <= 0:
-            raise ValueError(f"lr must be positive, not {self.lr}")
+        check_numbers(self)
 
     @classmethod
     def of(cls, pixels: bool, steps: int | None, batch_size: int | None, **others: Any) -> Budget:

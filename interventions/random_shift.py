@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..agents.agent import Agent
 from ..agents.hooks import Intervention
+from ..agents.ranges import at_least
 from ..agents.replay import Batch
+
+Pixels: TypeAlias = Annotated[int, at_least(1, "pixels", most=1_024, why="no observation is larger")]
 
 
 class RandomShift(Intervention):
@@ -29,10 +32,8 @@ class RandomShift(Intervention):
     example: ClassVar[str] = "random_shift(pad=2)"
     claims = ("the shift of images",)
 
-    def __init__(self, pad: int = 4) -> None:
+    def __init__(self, pad: Pixels = 4) -> None:
         super().__init__()
-        if pad < 1:
-            raise ValueError(f"pad must be at least 1 pixel, not {pad}")
         self.pad = pad
 
     def bind(self, agent: Agent) -> None:

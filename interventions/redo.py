@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from torch import Tensor
 
 from ..agents.hooks import Run, Unit
+from ..agents.ranges import AT_ONCE, NotNegative, Period, SomeShare, Start, at_least
 from .recycling import Recycler, lowest, magnitude
 from .surgery import Chosen
+
+FreshSamples: TypeAlias = Annotated[int, at_least(0, "transitions", most=1_000_000, why=AT_ONCE)]
 
 
 class ReDo(Recycler):
@@ -45,13 +48,11 @@ class ReDo(Recycler):
     example: ClassVar[str] = "redo(tau=0.7, every=2, samples=16)"
 
     def __init__(
-        self, tau: float = 0.1, every: int = 1000, of: Unit = "updates", on: str = "critic", samples: int = 64,
-        ages: Literal["own", "shared", "zeroed"] = "own", max_fraction: float = 1.0, start: int = 0,
-        stop: int | None = None,
+        self, tau: NotNegative = 0.1, every: Period = 1000, of: Unit = "updates", on: str = "critic",
+        samples: FreshSamples = 64, ages: Literal["own", "shared", "zeroed"] = "own", max_fraction: SomeShare = 1.0,
+        start: Start = 0, stop: Start | None = None,
     ) -> None:  # fmt: skip
         super().__init__(on, every, of, start, stop, ages)
-        if tau < 0 or samples < 0 or not 0 < max_fraction <= 1:
-            raise ValueError("tau and samples must not be negative, and max_fraction lies in (0, 1]")
         self.tau, self.samples, self.max_fraction = tau, samples, max_fraction
 
     def fire(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:

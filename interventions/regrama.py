@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..agents.hooks import Run, Unit, sample_like_training
+from ..agents.ranges import NotNegative, Period, Samples, SomeShare, Start
 from .recycling import Ages, Recycler, lowest, per_unit
 from .redo import dormancy_score
 from .surgery import Chosen
@@ -50,13 +51,11 @@ class ReGraMa(Recycler):
     example: ClassVar[str] = "regrama(tau=0.7, every=2, samples=16)"
 
     def __init__(
-        self, tau: float = 0.01, every: int = 1000, of: Unit = "updates", on: str = "critic",
-        mode: Literal["unit", "weight_grad"] = "unit", samples: int = 64, outgoing: bool = True,
-        max_fraction: float = 1.0, ages: Ages = "own", start: int = 0, stop: int | None = None,
+        self, tau: NotNegative = 0.01, every: Period = 1000, of: Unit = "updates", on: str = "critic",
+        mode: Literal["unit", "weight_grad"] = "unit", samples: Samples = 64, outgoing: bool = True,
+        max_fraction: SomeShare = 1.0, ages: Ages = "own", start: Start = 0, stop: Start | None = None,
     ) -> None:  # fmt: skip
         super().__init__(on, every, of, start, stop, ages)
-        if tau < 0 or samples < 1 or not 0 < max_fraction <= 1:
-            raise ValueError("tau must not be negative, samples at least 1, and max_fraction lies in (0, 1]")
         self.tau, self.mode, self.samples = tau, mode, samples
         self.outgoing, self.max_fraction = outgoing, max_fraction
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..agents.agent import Agent
 from ..agents.hooks import Intervention, Run
 from ..agents.networks import Layer
+from ..agents.ranges import NotNegative
 from .parts import Survey, chosen_layers, survey
 
 
@@ -22,10 +23,8 @@ class Penalty(Intervention):
     what belongs to no layer (the temperature of SAC, the log-deviation of a policy that has one for all states).
     """
 
-    def __init__(self, on: str, weight: float) -> None:
+    def __init__(self, on: str, weight: NotNegative) -> None:
         super().__init__()
-        if weight < 0:
-            raise ValueError(f"weight must not be negative, not {weight}")
         self.on, self.weight = on, weight
         self.claims = tuple(f"the {self.name} of the {component}" for component in reached(on))
         self.terms: dict[str, Tensor] = {}
@@ -62,7 +61,7 @@ class Penalty(Intervention):
 class FromBirth(Penalty):
     """Base of penalties on how far weights are from those that they were born with, which are kept as buffers."""
 
-    def __init__(self, on: str, weight: float, norms: bool) -> None:
+    def __init__(self, on: str, weight: NotNegative, norms: bool) -> None:
         super().__init__(on, weight)
         self.norms = norms
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..agents.agent import Agent
 from ..agents.hooks import Intervention, Run
+from ..agents.ranges import Share, SomeRatio, Updates
 from .bbf import SoftReset
 from .design import edit
 from .parts import HEADS
@@ -37,12 +38,10 @@ class ReplayRatio(Intervention):
     example: ClassVar[str] = "replay_ratio(2, reset_every=3)"
     claims = ("the replay ratio",)
 
-    def __init__(self, ratio: float, reset_every: int = 0, encoder_shrink: float | None = None) -> None:
+    def __init__(self, ratio: SomeRatio, reset_every: Updates = 0, encoder_shrink: Share | None = None) -> None:
         super().__init__()
-        if ratio <= 0:
-            raise ValueError(f"a replay ratio must be positive, not {ratio}")
-        if reset_every < 0 or (encoder_shrink is not None and not reset_every):
-            raise ValueError("reset_every must not be negative, and encoder_shrink needs it")
+        if encoder_shrink is not None and not reset_every:
+            raise ValueError("encoder_shrink needs reset_every")
         self.ratio = ratio
         self.resets: Reset | None = None
         if reset_every:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..agents.agent import Agent
 from ..agents.hooks import Run, Unit
+from ..agents.ranges import Moment, Period, Start
 from .resetting import LayerMethod, Target, beat
 from .surgery import forget_, load_layer_
 
@@ -46,10 +47,10 @@ class Reset(LayerMethod):
     example: ClassVar[str] = "reset(every=3)"
 
     def __init__(
-        self, every: int = 200_000, of: Unit = "steps", layers: tuple[str, ...] = ("all",), target: Target = "copy",
+        self, every: Period = 200_000, of: Unit = "steps", layers: tuple[str, ...] = ("all",), target: Target = "copy",
         moments: Literal["all", "reset"] = "all", temperature: Literal["fresh", "keep"] = "fresh",
         log_std: Literal["fresh", "keep"] = "fresh", norms: Literal["fresh", "keep"] = "fresh",
-        at: tuple[int, ...] = (), start: int = 0, stop: int | None = None,
+        at: tuple[Moment, ...] = (), start: Start = 0, stop: Start | None = None,
     ) -> None:  # fmt: skip
         super().__init__(layers, beat(every, of, at, start, stop), target, moments)
         self.temperature, self.log_std, self.edits_norms = temperature, log_std, norms == "fresh"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..agents.agent import Agent
 from ..agents.hooks import Every, Intervention, Run, Unit, When
+from ..agents.ranges import Moment, Period, Start
 from .parts import chosen_layers, survey
 from .resetting import beat
 from .surgery import Optimizers, forget_
@@ -44,8 +45,8 @@ class ResetOptimizer(Intervention):
     example: ClassVar[str] = "reset_optimizer(every=3)"
 
     def __init__(
-        self, every: int = 10_000, of: Unit = "steps", on: tuple[str, ...] = ("all",), keep_step: bool = False,
-        syncs: bool = False, at: tuple[int, ...] = (), start: int = 0, stop: int | None = None,
+        self, every: Period = 10_000, of: Unit = "steps", on: tuple[str, ...] = ("all",), keep_step: bool = False,
+        syncs: bool = False, at: tuple[Moment, ...] = (), start: Start = 0, stop: Start | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.parts = (on,) if isinstance(on, str) else tuple(on)

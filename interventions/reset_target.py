@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..agents.agent import Agent, sync_target_
 from ..agents.hooks import Intervention, Run, Unit
+from ..agents.ranges import Moment, Period, Start
 from .parts import Survey, survey
 from .resetting import beat
 from .surgery import load_layer_
@@ -37,8 +38,8 @@ class ResetTarget(Intervention):
     example: ClassVar[str] = "reset_target(every=2, of=updates)"
 
     def __init__(
-        self, every: int = 100_000, of: Unit = "steps", to: Literal["online", "drawn"] = "online",
-        at: tuple[int, ...] = (), start: int = 0, stop: int | None = None,
+        self, every: Period = 100_000, of: Unit = "steps", to: Literal["online", "drawn"] = "online",
+        at: tuple[Moment, ...] = (), start: Start = 0, stop: Start | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.when, self.taken_from = beat(every, of, at, start, stop), to

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..agents.agent import Agent
 from ..agents.hooks import Every, Run
+from ..agents.ranges import NotNegative, Period, SomeShare, SomeUpdates, at_least
 from .recycling import Ages, Recycler, per_unit
 from .surgery import Chosen
 
 EXACT = 64  # silences of up to so many updates have a bin each, longer ones share bins of width 1/16 octave
 BINS = EXACT + 16 * 14
+
+Factor: TypeAlias = Annotated[float, at_least(1.0)]
 
 
 class SelfNormalizedReset(Recycler):
@@ -50,14 +53,11 @@ class SelfNormalizedReset(Recycler):
     example: ClassVar[str] = "self_normalized_reset(percentile=0.5, renew=2, longest=2, eps=0.6)"
 
     def __init__(
-        self, percentile: float = 0.95, renew: int = 1000, expansion: float = 2.0, longest: int = 20_000,
-        eps: float = 0.0, most: int = 8, on: str = "critic", ages: Ages = "own",
+        self, percentile: SomeShare = 0.95, renew: Period = 1000, expansion: Factor = 2.0,
+        longest: SomeUpdates = 20_000, eps: NotNegative = 0.0, most: Annotated[int, at_least(1, "units")] = 8,
+        on: str = "critic", ages: Ages = "own",
     ) -> None:  # fmt: skip
         super().__init__(on, 1, "updates", 0, None, ages)
-        if not 0 < percentile <= 1 or expansion < 1 or longest < 1 or eps < 0 or most < 1:
-            raise ValueError(
-                "percentile lies in (0, 1], expansion, longest and most must be at least 1, and eps not negative"
-            )
         self.percentile, self.expansion, self.longest, self.eps, self.most = percentile, expansion, longest, eps, most
         self.renewal = Every(renew)
 

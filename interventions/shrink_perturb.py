@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 
 from ..agents.agent import Agent
 from ..agents.hooks import Run, Unit
+from ..agents.ranges import Moment, NotNegative, Period, Share, Start
 from .resetting import LayerMethod, Moments, Target, beat
 from .surgery import blend_layer_
 
@@ -52,13 +53,11 @@ class ShrinkPerturb(LayerMethod):
     edits_norms = False
 
     def __init__(
-        self, shrink: float = 0.8, perturb: float = 0.2, noise: Noise = "fresh", every: int = 20_000,
+        self, shrink: Share = 0.8, perturb: NotNegative = 0.2, noise: Noise = "fresh", every: Period = 20_000,
         of: Unit = "steps", layers: tuple[str, ...] = ("all",), target: Target = "same", moments: Moments = "reset",
-        at: tuple[int, ...] = (), start: int = 0, stop: int | None = None,
+        at: tuple[Moment, ...] = (), start: Start = 0, stop: Start | None = None,
     ) -> None:  # fmt: skip
         super().__init__(layers, beat(every, of, at, start, stop), target, moments)
-        if not 0 <= shrink <= 1 or perturb < 0:
-            raise ValueError(f"shrink lies in [0, 1] and perturb is not negative, not {shrink} and {perturb}")
         self.shrink, self.perturb, self.noise = shrink, perturb, noise
 
     def bind(self, agent: Agent) -> None:

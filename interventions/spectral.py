@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,10 +11,13 @@ from torch import Tensor
 from ..agents.agent import Agent
 from ..agents.hooks import Run
 from ..agents.networks import Layer
+from ..agents.ranges import NotNegative, at_least
 from .parts import ENCODER
 from .regularising import Penalty
 
 WARM_UP = 30  # power iterations at birth; afterwards one an update follows the weights
+
+Power: TypeAlias = Annotated[int, at_least(1, most=1_000, why="weights are raised to this power")]
 
 
 class Spectral(Penalty):
@@ -44,10 +47,8 @@ class Spectral(Penalty):
     name = "spectral"
     example: ClassVar[str] = "spectral(weight=0.01)"
 
-    def __init__(self, weight: float = 1e-3, on: str = "all", k: int = 2, output: bool = True) -> None:
+    def __init__(self, weight: NotNegative = 1e-3, on: str = "all", k: Power = 2, output: bool = True) -> None:
         super().__init__(on, weight)
-        if k < 1:
-            raise ValueError(f"k must be at least 1, not {k}")
         self.k, self.output = k, output
 
     def means(self, name: str, layer: Layer) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from ..agents.heads import HeadConfig
+from ..agents.heads import Bins, HeadConfig, Quantiles
 from ..agents.hooks import Intervention
+from ..agents.ranges import Number, Positive
 
 
 class ValueLoss(Intervention):
@@ -57,7 +58,7 @@ class Huber(ValueLoss):
     name = "huber"
     example: ClassVar[str] = "huber"
 
-    def __init__(self, delta: float = 1.0) -> None:
+    def __init__(self, delta: Positive = 1.0) -> None:
         super().__init__(delta=delta)
 
 
@@ -81,7 +82,7 @@ class C51(ValueLoss):
     name = "c51"
     example: ClassVar[str] = "c51(bins=11)"
 
-    def __init__(self, bins: int = 51, low: float = -10.0, high: float = 10.0) -> None:
+    def __init__(self, bins: Bins = 51, low: Number = -10.0, high: Number = 10.0) -> None:
         super().__init__(bins=bins, low=low, high=high)
 
 
@@ -106,7 +107,7 @@ class TwoHot(ValueLoss):
     name = "two_hot"
     example: ClassVar[str] = "two_hot(bins=11)"
 
-    def __init__(self, bins: int = 51, low: float = -10.0, high: float = 10.0, symlog: bool = False) -> None:
+    def __init__(self, bins: Bins = 51, low: Number = -10.0, high: Number = 10.0, symlog: bool = False) -> None:
         super().__init__(bins=bins, low=low, high=high, symlog=symlog)
 
 
@@ -134,7 +135,7 @@ class HLGauss(ValueLoss):
     name = "hl_gauss"
     example: ClassVar[str] = "hl_gauss(bins=11)"
 
-    def __init__(self, bins: int = 51, low: float = -10.0, high: float = 10.0, sigma: float = 0.75) -> None:
+    def __init__(self, bins: Bins = 51, low: Number = -10.0, high: Number = 10.0, sigma: Positive = 0.75) -> None:
         super().__init__(bins=bins, low=low, high=high, sigma=sigma)
 
 
@@ -156,7 +157,7 @@ class Quantile(ValueLoss):
     name = "quantile"
     example: ClassVar[str] = "quantile(quantiles=8)"
 
-    def __init__(self, quantiles: int = 200, delta: float = 1.0) -> None:
+    def __init__(self, quantiles: Quantiles = 200, delta: Positive = 1.0) -> None:
         super().__init__(quantiles=quantiles, delta=delta)
 
 

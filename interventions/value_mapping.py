@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from ..agents.heads import ChannelName, MappingName
+from ..agents.heads import ChannelName, Levels, MappingName
+from ..agents.ranges import NotNegative, Number, Positive, SomeShare
 from .value_losses import ValueLoss
 
 
@@ -44,9 +45,9 @@ class ValueMapping(ValueLoss):
     claims = ("value_loss", "n-step and discount")
 
     def __init__(
-        self, mapping: MappingName = "loglin", channels: ChannelName = "polar", levels: int = 4, c: float = 0.5,
-        shift: float = 0.0, epsilon: float = 0.01687, beta: float = 0.1, delta: float = 1.0, clip: float = 1.0,
-        limit: float = 0.0,
+        self, mapping: MappingName = "loglin", channels: ChannelName = "polar", levels: Levels = 4, c: Positive = 0.5,
+        shift: Number = 0.0, epsilon: Positive = 0.01687, beta: SomeShare = 0.1, delta: Positive = 1.0,
+        clip: NotNegative = 1.0, limit: NotNegative = 0.0,
     ) -> None:  # fmt: skip
         super().__init__(
             mapping=mapping, channels=channels, levels=levels, c=c, shift=shift, epsilon=epsilon, beta=beta,

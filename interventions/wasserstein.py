@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..agents.networks import Layer
+from ..agents.ranges import NotNegative
 from .regularising import FromBirth, birth, tensors
 
 
@@ -31,7 +32,7 @@ class Wasserstein(FromBirth):
     name = "wasserstein"
     example: ClassVar[str] = "wasserstein(weight=1.0)"
 
-    def __init__(self, weight: float = 1e-2, on: str = "all", norms: bool = False) -> None:
+    def __init__(self, weight: NotNegative = 1e-2, on: str = "all", norms: bool = False) -> None:
         super().__init__(on, weight, norms)
 
     def remembered(self, parameter: Tensor) -> Tensor:

@@ -27,11 +27,23 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, fields, is_dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import tyro
 import yaml
 
+from ..agents.ranges import (
+    EnvSteps,
+    NumEnvs,
+    OutOfRange,
+    Seed,
+    SomeEnvSteps,
+    Threads,
+    at_least,
+    check_numbers,
+    field_hints,
+    unwrapped,
+)
 from ..agents.words import control_character, one_line, shorten
 from ..interventions.spec import Registry, Word, check, convert, did_you_mean, normalise, spell
 from ..interventions.spec import parse as parse_word
@@ -39,6 +51,11 @@ from ..interventions.watch import check_monitors
 from .given import ended, unfit, unfit_name
 from .synonyms import synonyms
 from .yaml_file import read_yaml_file
+
+Kept: TypeAlias = Annotated[int, at_least(1, "checkpoints")]
+EvaluationEpisodes: TypeAlias = Annotated[
+    int, at_least(0, "episodes", most=1_000_000, why="each is played to its end")
+]
 
 
 class BadInput(ValueError):
@@ -132,11 +149,11 @@ class RunConfig:
     monitors: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[WORD ...]")] = ("cheap",)
     """What watches the agent's plasticity: names or calls like "probe(every=50000)", or the groups cheap, deep, all,
     none. They never change the run. `pliant monitors` lists them."""
-    steps: int = 1_000_000
+    steps: SomeEnvSteps = 1_000_000
     """Environment steps (decisions of the agent, over all environments together; in Atari one is four frames)."""
-    seed: int = 0
+    seed: Seed = 0
     """Of everything random: weights, exploration, replay, environments."""
-    num_envs: int = 1
+    num_envs: NumEnvs = 1
     """Environments that are stepped together."""
     run: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder of the run, if it is not to be runs/<env>/<agent and interventions>/seed<seed>."""
@@ -144,28 +161,26 @@ class RunConfig:
     """Go on where the folder's run stopped, if there is one (auto), or never."""
     device: str = "auto"
     """Where networks and replay live: cpu, cuda, cuda:1, mps; auto takes an accelerator if there is one."""
-    threads: int = 0
+    threads: Threads = 0
     """CPU threads of torch; 0 times updates with one thread and with all cores at the start, and takes the faster."""
-    log_every: int = 1_000
+    log_every: SomeEnvSteps = 1_000
     """Environment steps between two points of the training curves."""
-    checkpoint_every: int = 50_000
+    checkpoint_every: EnvSteps = 50_000
     """Environment steps between two checkpoints; 0 saves only at the end, and when stopped by a signal."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Kept = 2
     """How many of the latest checkpoints stay on disk."""
-    evaluate_every: int = 0
+    evaluate_every: EnvSteps = 0
     """Environment steps between two evaluations; 0 evaluates only at the end."""
-    evaluate_episodes: int = 10
+    evaluate_episodes: EvaluationEpisodes = 10
     """Episodes of one evaluation; 0 never evaluates."""
     agent_config: Annotated[Any, tyro.conf.arg(name="agent")] = None
     env_config: Annotated[Any, tyro.conf.arg(name="env")] = None
 
     def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value < least:
-                raise BadInput(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
-        if self.seed >= 2**63:
-            raise BadInput(f"--seed must be below 2**63, not {self.seed}")
+        try:
+            check_numbers(self)
+        except OutOfRange as error:
+            raise BadInput(f"{_flag(error.name)} {error.complaint}") from None
         if not self.env.strip():
             raise BadInput("--env must not be empty")
         if self.run is not None and not self.run.strip():
@@ -198,10 +213,6 @@ def usable_device(name: str) -> str:
     return name
 
 
-_LEAST = {
-    "steps": 1, "seed": 0, "num_envs": 1, "threads": 0, "log_every": 1, "checkpoint_every": 0, "keep_checkpoints": 1,
-    "evaluate_every": 0, "evaluate_episodes": 0,
-}  # fmt: skip
 _SECTIONS = {"agent": "agent_config", "env": "env_config"}
 
 
@@ -244,15 +255,18 @@ def parse(argv: Sequence[str] | None = None, *, prog: str | None = None, among: 
     start = _base(data, where, _peek(line, "agent"), _peek(line, "env"), among)
     _refuse_unknown_options(line, start, among)
     shown = _show_only(start.env_config, among.env_options(among.suite(start.env)))
-    default = _CommandLine(**_shallow(start) | {"env_config": shown}, config=file)
+    unchecked = {"agent_config": _unchecked(start.agent_config), "env_config": shown}
+    default = _CommandLine(**_shallow(start) | unchecked, config=file)
     with _INTEGERS, _told_in_one_line(line, prog or "pliant train"):
         read = tyro.cli(
             _CommandLine, args=line, default=default, prog=prog, description=f"Train {start.agent} in {start.env}.",
             config=(tyro.conf.AvoidSubcommands,),
         )  # fmt: skip
-    with bad_input():
-        env_config = among.env_config(**{f.name: getattr(read.env_config, f.name) for f in fields(shown) if f.init})
-    config = RunConfig(**_shallow(read) | {"env_config": env_config})
+    built = {
+        "agent_config": _built(read.agent_config, start.agent_config, "agent."),
+        "env_config": _built(read.env_config, start.env_config, "env."),
+    }
+    config = RunConfig(**_shallow(read) | built)
     config = _checked(config, among)
     preset = f"{config.agent}'s settings for {among.suite(config.env)}"
     return Parsed(config, f"{preset}, overridden by {where}" if where else preset)
@@ -405,7 +419,7 @@ def _section(content: Any, section: str, where: str) -> tuple[str | None, dict[s
 
 def _fill(default: Any, data: Mapping[str, Any], where: str, prefix: str) -> Any:
     """`default` with what a file says, every key checked and every value turned into its field's type."""
-    hints = typing.get_type_hints(type(default))
+    hints = field_hints(type(default))
     known_keys = [f.name for f in fields(default) if f.init and not (prefix == "" and f.name in _SECTIONS.values())]
     changes: dict[str, Any] = {}
     for key, value in data.items():
@@ -417,16 +431,22 @@ def _fill(default: Any, data: Mapping[str, Any], where: str, prefix: str) -> Any
             raise BadInput(f"{where}: unknown key {shown}.{hint}" + ("" if hint else _list(known_keys)))
         current = getattr(default, key)
         if isinstance(value, Mapping) and not is_dataclass(current):
-            nested = [kind for kind in (hints[key], *typing.get_args(hints[key])) if is_dataclass(kind)]
+            plain, _ = unwrapped(hints[key])
+            nested = [kind for kind in (plain, *typing.get_args(plain)) if is_dataclass(kind)]
             current = nested[0]() if len(nested) == 1 else current  # type: ignore[operator]
         if is_dataclass(current) and isinstance(value, Mapping):
             changes[key] = _fill(current, value, where, f"{prefix}{key}.")
             continue
         try:
             changes[key] = convert(value, hints[key], text=True)
+        except OutOfRange as error:
+            raise BadInput(f"{where}: {prefix}{key} {error.complaint}") from None
         except ValueError as error:
             raise BadInput(f"{where}: '{prefix}{key}' {error}") from None
-    return replace(default, **changes)
+    try:
+        return replace(default, **changes)
+    except OutOfRange as error:
+        raise error.named(prefix + error.name) from None
 
 
 @contextmanager
@@ -642,14 +662,51 @@ def _show_only(config: Any, options: Collection[str]) -> Any:
     kind = type(config)
     hints = typing.get_type_hints(kind, include_extras=True)
     hidden = [field for field in fields(kind) if field.init and field.name not in options]
-    # A subclass, because tyro finds what explains a field in the source of the class that first had it.
-    body: dict[str, Any] = {field.name: dataclasses.field(default=getattr(config, field.name)) for field in hidden}
     suppress: Any = tyro.conf.Suppress
-    # Values are checked when the options become a configuration, where the message is ours.
-    body |= {"__post_init__": lambda self: None}
-    body |= {"__doc__": kind.__doc__, "__annotations__": {field.name: suppress[hints[field.name]] for field in hidden}}
+    return _variant(config, {f.name: getattr(config, f.name) for f in hidden}, {
+        field.name: suppress[hints[field.name]] for field in hidden
+    })  # fmt: skip
+
+
+def _unchecked(config: Any) -> Any:
+    """`config` as an instance of a subclass that checks nothing, and so do the configurations in it: values are
+    checked when the options become a configuration (`_built`), where the flag of each is known."""
+    nested = {f.name: _unchecked(v) for f in fields(config) if f.init and is_dataclass(v := getattr(config, f.name))}
+    return _variant(config, nested, {})
+
+
+def _variant(config: Any, replaced: Mapping[str, Any], annotations: Mapping[str, Any]) -> Any:
+    kind = type(config)
+    # A subclass, because tyro finds what explains a field in the source of the class that first had it.
+    body: dict[str, Any] = {name: dataclasses.field(default=replaced[name]) for name in annotations}
+    body |= {"__post_init__": lambda self: None, "__doc__": kind.__doc__, "__annotations__": dict(annotations)}
     subclass: Any = dataclass(frozen=True)(type(kind.__name__, (kind,), body))
-    return subclass(**{field.name: getattr(config, field.name) for field in fields(kind) if field.init})
+    return subclass(**{f.name: replaced.get(f.name, getattr(config, f.name)) for f in fields(kind) if f.init})
+
+
+def _built(read: Any, like: Any, prefix: str) -> Any:
+    """The configuration, of the class of `like`, that a command line says (BadInput, which names the flag)."""
+    values = {}
+    for field in fields(like):
+        if field.init:
+            value, inner = getattr(read, field.name), getattr(like, field.name)
+            values[field.name] = _built(value, inner, f"{prefix}{field.name}.") if is_dataclass(inner) else value
+    try:
+        return type(like)(**values)
+    except BadInput:
+        raise
+    except OutOfRange as error:
+        raise BadInput(f"{_flag(prefix + error.name)} {error.complaint}") from None
+    except ValueError as error:
+        name, _, rest = str(error).partition(" ")
+        raise BadInput(f"{_flag(prefix + name)} {rest}" if name in values else str(error)) from error
+
+
+def _flag(name: str) -> str:
+    """The flag of a field with a dotted name: `--agent.n-step` of agent_config.n_step, too."""
+    section, dot, rest = name.partition(".")
+    names = {holder: section for section, holder in _SECTIONS.items()}
+    return f"--{names.get(section, section)}{dot}{rest}".replace("_", "-")
 
 
 def _whole_number(words: Sequence[str]) -> int:

@@ -259,12 +259,13 @@ def test_help_is_that_of_the_chosen_agent_and_suite(capsys: Any, monkeypatch: An
         (["--interventions", "redo", "--interventions", "layer_norm"], "--interventions is given twice; put all words"),
         (["--interventions", "rdo"], r"unknown intervention 'rdo'\. Did you mean 'redo'\?"),
         (["--interventions", "redo(tua=1)"], r"redo has no parameter 'tua'\. Did you mean 'tau'\?"),
-        (["--steps", "0"], "--steps must be at least 1, not 0"),
-        (["--num-envs", "0"], "--num-envs must be at least 1, not 0"),
+        (["--steps", "0"], "--steps must be at least 1 environment step, not 0"),
+        (["--num-envs", "0"], "--num-envs must be at least 1 environment, not 0"),
         (["--seed", "-1"], "--seed must be at least 0, not -1"),
-        (["--seed", str(2**63)], "--seed must be below"),
+        (["--seed", str(2**63)], r"--seed must be at most 2\*\*63 - 1, not 2\*\*63"),
         (["--checkpoint-every", "-1"], "--checkpoint-every must be at least 0"),
         (["--keep-checkpoints", "0"], "--keep-checkpoints must be at least 1"),
+        (["--agent.lr", "-1"], "--agent.lr must be positive, not -1"),
         (["--device", "gpu"], "--device must be auto, cpu, cuda"),
         (["--env", ""], "--env is empty"),
         (["--run", " "], "--run is empty"),
@@ -285,7 +286,6 @@ def test_mistakes_that_we_explain(line: list[str], message: str) -> None:
         (["--agent"], "--agent needs a value"),
         (["--config"], "--config needs a value"),
         (["--agent.lr", "abc"], "--agent.lr: 'abc' is no number"),
-        (["--agent.lr", "-1"], "lr must be positive, not -1"),
         (["--steps", "1.5"], "--steps: '1.5' is not a whole number"),
         (["--steps", "many"], "'many' is not a whole number"),
         (["--steps", "1e999"], "'1e999' is not a whole number"),
@@ -311,7 +311,7 @@ def test_mistakes_that_we_explain(line: list[str], message: str) -> None:
 def test_mistakes_end_in_one_line_and_print_nothing_else(line: list[str], message: str, capsys: Any) -> None:
     with pytest.raises(ValueError) as caught:
         read(*line)
-    assert type(caught.value).__module__.startswith("pliant") or "lr must be positive" in str(caught.value)
+    assert type(caught.value).__module__.startswith("pliant")
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert capsys.readouterr() == ("", "")
 
@@ -351,8 +351,8 @@ def test_the_source_of_settings_is_told(tmp_path: Path) -> None:
 
 
 def _configs() -> st.SearchStrategy[RunConfig]:
-    numbers = st.floats(allow_nan=False)
-    positive = st.floats(min_value=1e-300, allow_nan=False)
+    numbers = st.floats(allow_nan=False, allow_infinity=False)
+    positive = st.floats(min_value=1e-300, allow_nan=False, allow_infinity=False)
     nets = st.builds(Net, st.lists(st.integers(), max_size=3).map(tuple), st.sampled_from(["mlp", "nature"]))
     dqn = st.builds(
         DQNStandIn, lr=positive, batch_size=st.integers(), double=st.booleans(), clip=st.none() | numbers,
@@ -373,7 +373,8 @@ def _configs() -> st.SearchStrategy[RunConfig]:
         env=st.sampled_from(["ALE/Pong-v5", "Hopper-v5", "null", "1e3"]) | names,
         env_config=st.builds(EnvStandIn, st.none() | numbers, st.booleans(), st.integers()),
         interventions=st.lists(words, max_size=3).map(tuple),
-        steps=counts, seed=counts, num_envs=counts, threads=counts, log_every=counts, checkpoint_every=counts,
+        steps=counts, seed=counts, log_every=counts, checkpoint_every=counts,
+        num_envs=st.integers(1, 65_536), threads=st.integers(0, 1_024),
         run=st.none() | names | st.sampled_from(["null", "1", "on", "2024-01-01"]),
         resume=st.sampled_from(["auto", "never"]),
         device=st.sampled_from(["auto", "cpu", "cuda:1"]),
@@ -456,7 +457,7 @@ def test_floats_are_floats_after_reading(tmp_path: Path) -> None:
         ("agent: {lr: -1}", "config.yaml: lr must be positive, not -1"),
         ("seed: 1.5", "'seed' expects int, not 1.5"),
         ("seed: null", "'seed' expects int, not None"),
-        ("steps: 0", "config.yaml: --steps must be at least 1, not 0"),
+        ("steps: 0", "config.yaml: steps must be at least 1 environment step, not 0"),
         ("resume: always", "'resume' expects 'auto' | 'never', not 'always'"),
         ("interventions: [1]", r"'interventions' expects \(str, ...\)"),
         ("interventions: [rdo]", "unknown intervention 'rdo'"),

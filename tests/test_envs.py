@@ -1083,7 +1083,7 @@ def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
 def test_impossible_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match="num_envs"):
         make("CartPole-v1", 0)
-    with pytest.raises(ValueError, match="negative"):
+    with pytest.raises(ValueError, match="seed must be at least 0, not -1"):
         make("CartPole-v1", 1, -1)
 
 

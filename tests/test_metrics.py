@@ -717,9 +717,9 @@ class TestValues:
 @pytest.mark.parametrize("kind", [Units, Norms, Ranks, Values])
 def test_parameters_are_checked(kind: type[Any]) -> None:
     if kind is not Norms:
-        with pytest.raises(ValueError, match=f"{kind.name}: samples must be at least 1, not 0"):
+        with pytest.raises(ValueError, match=f"{kind.name}: samples must be at least 1 transition, not 0"):
             kind(samples=0)
-    with pytest.raises(ValueError, match="period"):
+    with pytest.raises(ValueError, match="every must be at least 1, not 0"):
         kind(every=0)
 
 

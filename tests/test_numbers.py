@@ -3,16 +3,284 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import math
+import pkgutil
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
 from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
 
-from pliant.scripts import main
+import pliant.agents
+import pliant.envs
+from pliant.agents.dqn import DQNConfig
+from pliant.agents.hooks import At, Every, Intervention, When
+from pliant.agents.ranges import (
+    OutOfRange,
+    Range,
+    at_least,
+    check_numbers,
+    field_hints,
+    numeric_leaves,
+    parameter_hints,
+    parameters_of,
+)
+from pliant.agents.words import SentenceError, Word, resolve
+from pliant.envs.drift import DRIFTS
+from pliant.envs.schedule import Schedule
+from pliant.interventions import INTERVENTIONS, MONITORS
+from pliant.interventions.probe import Budget
+from pliant.interventions.redo import ReDo
+from pliant.interventions.spec import LOOP, check
+from pliant.scripts import main, train
 from pliant.scripts.arguments import Numeric, Parser
+from pliant.scripts.config import AGENTS, BadInput, RunConfig, _load, load, parse
 
 ABSURD = 10**40
 COMMANDS = ("bench", "claims", "evaluate", "fork", "inspect", "report", "sweep")
+
+
+def bad_values(kind: type[Any], ranges: tuple[Range, ...]) -> list[float]:
+    """What must be refused of a number of this kind, in this range."""
+    values: list[float] = [math.nan, math.inf, -math.inf, ABSURD if kind is int else 1e300]
+    for each in ranges:
+        step = 1 if kind is int else 0.5
+        values += [each.low if each.above else each.low - step, each.high if each.below else each.high + step]
+        if abs(each.high) > 2**52 and kind is float:  # where a step is lost in rounding
+            values[-2:] = [each.low if each.above else min(2 * each.low, each.low - step), 2 * each.high]
+    return values
+
+
+def nested(value: float, path: str) -> Any:
+    """A value at its place in a tuple (`[0]`), or itself."""
+    for _ in range(path.count("[")):
+        value = (value,)  # type: ignore[assignment]
+    return value
+
+
+# ------------------------------------------------------------------------------------------------ configurations
+
+
+def configurations() -> list[type[Any]]:
+    """Every dataclass of agents and environments that is a configuration, and those of runs, probes and clocks."""
+    kinds: dict[str, type[Any]] = {"RunConfig": RunConfig, "Budget": Budget}
+    for package in (pliant.agents, pliant.envs):
+        for info in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+            for name, kind in vars(import_module(info.name)).items():
+                if isinstance(kind, type) and is_dataclass(kind) and name.endswith(("Config", "Schedule")):
+                    kinds[name] = kind
+    kinds["EnvConfig"] = pliant.envs.EnvConfig
+    return list(kinds.values())
+
+
+def test_the_configurations_of_all_agents_are_among_those_that_are_checked() -> None:
+    assert {_load(entry.config) for entry in AGENTS.values()} <= set(configurations())
+    assert len(configurations()) >= 12
+
+
+@pytest.mark.parametrize("kind", configurations(), ids=lambda kind: kind.__name__)
+def test_every_number_of_a_configuration_has_a_range_and_is_refused_out_of_it(kind: type[Any]) -> None:
+    seen = 0
+    for field in fields(kind):
+        for path, number, ranges in numeric_leaves(field_hints(kind)[field.name]):
+            assert ranges, f"declare the range of {kind.__name__}.{field.name}: Annotated[{number.__name__}, ...]"
+            for value in bad_values(number, ranges):
+                with pytest.raises(ValueError) as refused:
+                    kind(**({"every": 1} if kind is Schedule else {}) | {field.name: nested(value, path)})
+                told = str(refused.value).removeprefix("--").replace("-", "_")
+                assert told.startswith(f"{field.name} must be ") and "\n" not in told, told
+            seen += 1
+    assert seen
+
+
+def test_numbers_within_numbers_are_checked_with_their_dotted_name() -> None:
+    config = DQNConfig()
+    object.__setattr__(config.optimizer, "lr", math.nan)
+    with pytest.raises(OutOfRange, match=r"^agent\.optimizer\.lr must be a finite number, above 0, not nan$"):
+        check_numbers(config, "agent.")
+
+
+def test_a_number_without_a_range_must_still_be_finite() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Plain:
+        x: float = 0.0
+        several: tuple[float, ...] = ()
+        anything: Any = None
+
+    check_numbers(Plain(1e300, (1.0,), "x"))
+    for changes in (dict(x=math.inf), dict(several=(0.0, math.nan)), dict(anything=-math.inf)):
+        with pytest.raises(OutOfRange, match=f"{next(iter(changes))} must be a finite number"):
+            check_numbers(replace(Plain(), **changes))
+
+
+def test_whole_numbers_and_bounds_are_as_they_are_declared() -> None:
+    for value in (1, 1_000_000):
+        assert DQNConfig(batch_size=value, buffer_size=10**7).batch_size == value
+    with pytest.raises(OutOfRange, match=r"^batch_size must be at least 1 transition, not 0$"):
+        DQNConfig(batch_size=0)
+    with pytest.raises(OutOfRange, match=r"at most 1,000,000 transitions, not 1,000,001: all of it is in memory at on"):
+        DQNConfig(batch_size=1_000_001)
+    with pytest.raises(OutOfRange, match=r"^batch_size must be a whole number, not 1\.5$"):
+        DQNConfig(batch_size=1.5)  # type: ignore[arg-type]
+    with pytest.raises(OutOfRange, match="not a whole number of 16610 bits"):
+        DQNConfig(batch_size=10**5000)
+
+
+def test_a_window_must_fit_into_the_replay() -> None:
+    with pytest.raises(OutOfRange, match=r"^n_step must be below buffer_size = 100, not 100: no window of so many"):
+        DQNConfig(n_step=100, buffer_size=100)
+    DQNConfig(n_step=99, buffer_size=100)
+
+
+# ------------------------------------------------------------------------------------------------ words
+
+WORDS = [
+    (name, kind, registry) for registry in (INTERVENTIONS, MONITORS, DRIFTS) for name, kind in registry.items()
+]
+NEEDED: dict[str, dict[str, Any]] = {"replay_ratio": {"ratio": 2.0}, "matched_random": {"like": "redo"}}
+
+
+@pytest.mark.parametrize(("name", "kind", "registry"), WORDS, ids=[name for name, *_ in WORDS])
+def test_every_number_of_a_word_has_a_range_and_is_refused_out_of_it(name: str, kind: Any, registry: Any) -> None:
+    for key in parameters_of(kind):
+        for path, number, ranges in numeric_leaves(parameter_hints(kind)[key]):
+            assert ranges, f"declare the range of {name}({key}=...): Annotated[{number.__name__}, ...]"
+            for value in bad_values(number, ranges):
+                arguments = NEEDED.get(name, {}) | {key: nested(value, path)}
+                # One who writes Python …
+                with pytest.raises(OutOfRange) as refused:
+                    kind(**arguments)
+                assert str(refused.value).startswith(f"{name}: {key} must be "), refused.value
+                # … and one who writes a word, which cannot even spell what is not finite.
+                with pytest.raises(SentenceError) as unread:
+                    resolve(Word(name, arguments), registry)
+                told = str(unread.value)
+                assert told.startswith((f"{name}: {key} must be ", f"{name}({key}=...) expects ")), told
+                assert "\n" not in told
+
+
+def test_numbers_that_a_word_may_say_besides_have_ranges() -> None:
+    assert all(ranges for hint in LOOP.values() for _, _, ranges in numeric_leaves(hint))
+    for word, told in {
+        "redo(when='critic/x > nan')": "above must be a finite number",
+        "redo(when='critic/x < -inf')": "below must be a finite number",
+        "redo(when='critic/x > 1', patience=0)": "patience must be at least 1 measurement, not 0",
+        "redo(when='critic/x > 1', cooldown=-1)": "cooldown must be at least 0 gradient updates, not -1",
+    }.items():
+        with pytest.raises(SentenceError, match=told):
+            check([word], INTERVENTIONS)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Every(0), lambda: Every(10**40), lambda: Every(1, start=-1), lambda: At((3, 0)),
+        lambda: When("critic/x", above=math.nan), lambda: When("critic/x", below=math.inf),
+        lambda: When("critic/x", above=1.0, patience=0), lambda: ReDo(math.nan), lambda: ReDo(0.1, 0),
+    ],
+)  # fmt: skip
+def test_who_writes_python_is_refused_too(build: Any) -> None:
+    with pytest.raises(OutOfRange):
+        build()
+
+
+def test_interventions_of_ones_own_are_checked_by_their_annotations() -> None:
+    class Mine(Intervention):
+        name = "mine"
+
+        def __init__(self, share: Annotated[float, at_least(0.0, "units", most=2.0)], free: float = 1) -> None:
+            super().__init__()
+
+    Mine(1.0)
+    with pytest.raises(OutOfRange, match=r"^mine: share must be at most 2 units, not 3$"):
+        Mine(3.0)
+    for bad in ((math.nan,), (1.0, math.inf)):
+        with pytest.raises(OutOfRange, match=r"^mine: (share|free) must be a finite number"):
+            Mine(*bad)
+    with pytest.raises(TypeError):  # of the call itself, as Python says it
+        Mine()  # type: ignore[call-arg]
+
+
+# ------------------------------------------------------------------------------------------------ training's line
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("--agent.reward-clip nan", "--agent.reward-clip must be a finite number, at least 0, not nan"),
+        ("--agent.optimizer.lr inf", "--agent.optimizer.lr must be a finite number, above 0, not inf"),
+        ("--agent.optimizer.lr nan", "--agent.optimizer.lr must be a finite number, above 0, not nan"),
+        ("--agent.optimizer.lr -1", "--agent.optimizer.lr must be above 0, not -1"),
+        ("--agent.priorities.alpha nan", "--agent.priorities.alpha must be between 0 and 10, not nan"),
+        ("--agent.gamma nan", "--agent.gamma must be between 0 and 1, not nan"),
+        ("--agent.replay-ratio nan", "--agent.replay-ratio must be a finite number, at least 0 gradient updates per"),
+        ("--agent.replay-ratio 1e9", "--agent.replay-ratio must be at most 10,000 gradient updates per environment "
+                                     "step, not 1,000,000,000: a step would take minutes"),
+        ("--agent.n-step 1000000", "--agent.n-step must be at most 10,000 rewards, not 1,000,000"),
+        ("--agent.n-step 5000 --agent.buffer-size 5000", "--agent.n-step must be below buffer_size = 5,000, not 5,000"),
+        ("--agent.network.injections 1000000", "--agent.network.injections must be at most 100, not 1,000,000"),
+        ("--agent.head.bins 100000000", "--agent.head.bins must be at most 100,000, not 100,000,000"),
+        ("--agent.head.low 5 --agent.head.high 4", "--agent.head.low must lie below high"),
+        ("--agent ppo --agent.entropy nan", "--agent.entropy must be a finite number, at least 0, not nan"),
+        ("--agent sac --agent.temperature nan", "--agent.temperature must be a finite number, at least 0, not nan"),
+        ("--agent sac --agent.target-entropy nan", "--agent.target-entropy must be a finite number"),
+        ("--agent sac --agent.critics 1000000", "--agent.critics must be at most 1,000, not 1,000,000"),
+        ("--agent sac --agent.target-critics 3", "--agent.target-critics must be at most critics = 2, not 3"),
+        ("--agent sac --agent.actor-optimizer.lr nan", "--agent.actor-optimizer.lr must be"),
+        ("--env ALE/Pong-v5 --env.noop-max 1000000000", "--env.noop-max must be at most 10,000 frames, not 1,000,000"),
+        ("--env ALE/Pong-v5 --env.sticky-actions nan", "--env.sticky-actions must be at least 0 and below 1, not nan"),
+        ("--env.drift friction(levels=(1,-1),every=9)", "friction: levels must be at least 0, not -1"),
+        ("--num-envs 1000000000", "--num-envs must be at most 65,536 environments, not 1,000,000,000: each is simul"),
+        ("--threads 100000", "--threads must be at most 1,024 threads, not 100,000"),
+        ("--steps 0", "--steps must be at least 1 environment step, not 0"),
+        ("--interventions redo(tau=-1)", "redo: tau must be at least 0, not -1"),
+        ("--monitors units(samples=0)", "units: samples must be at least 1 transition, not 0"),
+    ],
+)  # fmt: skip
+def test_a_number_out_of_range_is_told_with_its_flag_and_leaves_nothing(
+    line: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--env", "CartPole-v1"] if "--env " not in line else []
+    assert main.exit_code(lambda: train.main([*given, "--run", str(tmp_path / "run"), *line.split()])) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {told}") and said.count("\n") == 1, said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_number_out_of_range_in_a_file_is_told_with_file_and_key(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    for text, told in {
+        "agent: {name: dqn, optimizer: {lr: .nan}}": "agent.optimizer.lr must be a finite number, above 0, not nan",
+        "agent: {name: dqn, gamma: 2}": "agent.gamma must be between 0 and 1, not 2",
+        "agent: {name: dqn, n_step: 30, buffer_size: 30}": "agent.n_step must be below buffer_size = 30, not 30",
+        "num_envs: 0": "num_envs must be at least 1 environment, not 0",
+        "agent: {name: dqn, network: {hidden: [3, 0]}}": "agent.network.hidden must be at least 1 unit, not 0",
+    }.items():
+        file.write_text(text)
+        with pytest.raises(ValueError) as refused:
+            load(file)
+        assert str(refused.value).startswith(str(file)) and told in str(refused.value)
+
+
+def test_every_flag_of_training_that_takes_a_number_is_refused_out_of_range() -> None:
+    for agent, config_class in ((name, _load(entry.config)) for name, entry in AGENTS.items()):
+        for flag in flags_of(config_class, "--agent"):
+            with pytest.raises(BadInput) as refused:
+                parse(["--agent", agent, "--env", "CartPole-v1", f"{flag}=nan"])
+            assert str(refused.value).startswith(f"{flag} must be "), refused.value
+
+
+def flags_of(kind: type[Any], prefix: str) -> Iterator[str]:
+    """The flags of a configuration that take a float."""
+    for field in fields(kind):
+        hint, flag = field_hints(kind)[field.name], f"{prefix}.{field.name.replace('_', '-')}"
+        if isinstance(hint, type) and is_dataclass(hint):
+            yield from flags_of(hint, flag)
+        elif any(number is float for _, number, _ in numeric_leaves(hint)):
+            yield flag
 
 
 # ------------------------------------------------------------------------------------------------ argparse

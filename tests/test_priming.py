@@ -93,7 +93,7 @@ def test_who_has_nothing_to_be_primed_on_is_refused(agent: str, word: str, messa
     with pytest.raises(ValueError, match="heavy_priming") as refusal:
         run_of(agent, word)
     assert message in str(refusal.value) and "\n" not in str(refusal.value)
-    with pytest.raises(SentenceError, match="at least 1, not 0 and 100"):
+    with pytest.raises(SentenceError, match="updates must be at least 1 gradient update, not 0"):
         parts("heavy_priming(updates=0)")
 
 

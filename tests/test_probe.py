@@ -549,7 +549,7 @@ def bad(**changes: Any) -> Callable[[], Any]:
         (bad(modules=["critc"]), "no module 'critc' to be probed. Did you mean 'critic'"),
         (bad(control="old"), "drawn or born"),
         (bad(draws=0), "draws must be at least 1"),
-        (bad(lr=0.0), "lr must be positive"),
+        (bad(lr=0.0), "lr must be above 0, not 0"),
         (lambda: ProbeMonitor(targets=("next",)), "a run knows no next task"),
         (lambda: ProbeMonitor(targets=()), "targets are"),
         (lambda: ProbeMonitor(steps=0), "steps must be at least 1"),

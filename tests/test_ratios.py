@@ -142,11 +142,11 @@ def test_resets_are_counted_in_updates_so_they_come_sooner_at_a_higher_ratio() -
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ReplayRatio(0), "a replay ratio must be positive"),
-        (lambda: ReplayRatio(2, reset_every=-1), "reset_every must not be negative"),
-        (lambda: ReplayRatio(2, encoder_shrink=0.5), "encoder_shrink needs it"),
-        (lambda: AdaptiveReplayRatio(low=0.0), "low and high must be positive"),
-        (lambda: AdaptiveReplayRatio(delta=-1.0), "not negative"),
+        (lambda: ReplayRatio(0), "replay_ratio: ratio must be above 0"),
+        (lambda: ReplayRatio(2, reset_every=-1), "reset_every must be at least 0"),
+        (lambda: ReplayRatio(2, encoder_shrink=0.5), "encoder_shrink needs reset_every"),
+        (lambda: AdaptiveReplayRatio(low=0.0), "low must be above 0"),
+        (lambda: AdaptiveReplayRatio(delta=-1.0), "delta must be at least 0, not -1"),
         (lambda: begin(ReplayRatio(2), AdaptiveReplayRatio()), "exclude each other: both claim the replay ratio"),
         (lambda: begin(AdaptiveReplayRatio(), network=NetworkConfig(hidden=())), "no hidden layer to watch"),
     ],

@@ -981,12 +981,12 @@ def test_the_most_overdue_are_reset_first_and_no_more_than_allowed() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ReDo(tau=-1), "tau and samples must not be negative"),
-        (lambda: ReDo(max_fraction=0.0), r"max_fraction lies in \(0, 1\]"),
+        (lambda: ReDo(tau=-1), "tau must be at least 0, not -1"),
+        (lambda: ReDo(max_fraction=0.0), "max_fraction must be above 0 and at most 1, not 0"),
         (lambda: ReGraMa(samples=0, mode="unit"), "at least 1|samples"),
-        (lambda: ContinualBackprop(rho=1.5), r"rho lies in \[0, 1\]"),
-        (lambda: ContinualBackprop(decay=1.0), r"decay in \[0, 1\)"),
-        (lambda: SelfNormalizedReset(percentile=0.0), r"percentile lies in \(0, 1\]"),
+        (lambda: ContinualBackprop(rho=1.5), "rho must be between 0 and 1, not 1.5"),
+        (lambda: ContinualBackprop(decay=1.0), "decay must be at least 0 and below 1, not 1"),
+        (lambda: SelfNormalizedReset(percentile=0.0), "percentile must be above 0 and at most 1, not 0"),
         (lambda: SelfNormalizedReset(expansion=0.5), "at least 1"),
     ],
 )

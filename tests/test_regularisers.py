@@ -496,7 +496,7 @@ class TestEveryPenalty:
 
     @pytest.mark.parametrize("name", PENALTIES)
     def test_out_of_range(self, name: str) -> None:
-        with pytest.raises(ValueError, match="weight must not be negative"):
+        with pytest.raises(ValueError, match="weight must be at least 0, not -1"):
             word(f"{name}(weight=-1)")
 
     def test_what_is_reset_as_a_whole_begins_anew(self) -> None:
@@ -680,7 +680,7 @@ class TestChain:
     def test_refusals(self) -> None:
         with pytest.raises(ValueError, match="chain: this dqn has no actor; it has critic"):
             made("chain(on=actor)", "dqn")
-        with pytest.raises(ValueError, match="must not be negative"):
+        with pytest.raises(ValueError, match="must be at least"):
             word("chain(ratio=-1)")
 
     def test_dropout_neither_draws_nor_churns(self) -> None:

@@ -656,8 +656,8 @@ def test_names() -> None:
 @pytest.mark.parametrize(("name", "options", "match"), [
     ("RandomLabels", dict(at=(200, 100)), "tasks overlap"),
     ("RandomLabels", dict(at=(100,), period=50), "give one of the two"),
-    ("RandomLabels", dict(abruptness=1.5), "abruptness lies between"),
-    ("RandomLabels", dict(order=(0, -1)), "order names levels"),
+    ("RandomLabels", dict(abruptness=1.5), "abruptness must be between 0 and 1, not 1.5"),
+    ("RandomLabels", dict(order=(0, -1)), "order must be at least 0, not -1"),
     ("RandomLabels", dict(period=7), "shorter than a minibatch of 8"),
     ("RandomLabels", dict(period=-1), "period must be at least"),
     ("RandomLabels", dict(stretch=0), "stretch must be at least 1"),
