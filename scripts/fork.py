@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="pliant fork", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of the runs to fork")
     parser.add_argument("--at", required=True, metavar="STEP", help="environment steps at which to fork, or latest")
-    parser.add_argument("--with", dest="sentences", action="append", default=[], metavar="SENTENCE",
+    parser.add_argument("--with", type=str, dest="sentences", action="append", default=[], metavar="SENTENCE",
                         help='an arm: interventions, such as "redo(tau=0.1) l2_init"; "" is the control')  # fmt: skip
     parser.add_argument("--diagnose", action="store_true", help="the arms that tell which part has lost plasticity")
     parser.add_argument("--why", action="store_true",
