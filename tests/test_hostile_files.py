@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import os
 import shlex
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import yaml
 from pliant.agents.words import LONGEST_SHOWN, SentenceError, parse, shorten
 from pliant.scripts.claim_cards import load_card
 from pliant.scripts.config import BadInput, load
+from pliant.scripts.config import parse as parse_line
 from pliant.scripts.main import main
 from pliant.scripts.study import load_study
 from pliant.scripts.sweep_slurm import Request
@@ -168,6 +171,28 @@ def test_an_array_runs_exactly_its_own_commands(
     assert main(["sweep", "study.yaml", f"--out={name}", "--dry-run"]) == 0
     shown = capsys.readouterr().out.splitlines()[1:]
     assert [shlex.split(line) for line in shown] == [["pliant", "train", *cell.words] for cell in cells]
+
+
+def test_a_run_writes_down_the_command_that_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the pool, whose folder begins with a dash; what it wrote down is read back by the parser, and does the run."""
+    monkeypatch.chdir(tmp_path)
+    root = "-x'; $(touch PWNED) && \\ `touch PWNED`"
+    arms = {root: {"words": ["layer_norm"], "flags": {"agent.epochs": 1}}}
+    flags = {"steps": 64, "evaluate_episodes": 0, "monitors": ["none"]}
+    write(tmp_path / "study.yaml", STUDY | {"baseline": None, "seeds": 1, "arms": arms, "flags": flags})
+    assert main(["sweep", "study.yaml", f"--out={root}", "--jobs", "1"]) == 0
+    (cell,) = load_study(tmp_path / "study.yaml").cells(Path(root))
+    folder = tmp_path / cell.folder
+    (session,) = json.loads((folder / "versions.json").read_text())
+    assert shlex.split(session["command"]) == ["pliant", "train", *cell.words]
+    assert parse_line(list(cell.words)).config == cell.config
+    assert load(folder) == replace(cell.config, run=None)
+    assert all((folder / name).exists() for name in ("output.log", "cost.jsonl", "DONE"))
+    capsys.readouterr()
+    assert main(["train", *cell.words]) == 0 and "is done" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([root, "study.yaml"])
 
 
 def test_times_and_partitions_of_slurm_are_taken() -> None:
