@@ -25,6 +25,7 @@ GpusPerRun: TypeAlias = Annotated[float, above(0, "GPUs", most=1_024, why="no ma
 HowManySeeds: TypeAlias = Annotated[int, at_least(0, "seeds", most=100_000, why="each is a run of every arm")]
 Replicates: TypeAlias = Annotated[int, at_least(1, "replicates", most=100_000, why="each is a run of every arm")]
 RunsPerJob: TypeAlias = Annotated[int, at_least(1, "runs", most=1_000_000, why="a job has an end")]
+ReplaySizes: TypeAlias = Annotated[int, at_least(1, "transitions", most=100_000_000, why="all are played and written")]
 Rounds: TypeAlias = Annotated[int, at_least(1, "rounds", most=1_000, why="a round takes minutes")]
 
 

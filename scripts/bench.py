@@ -23,11 +23,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pliant.agents.ranges import SomeTransitions
-from pliant.scripts.arguments import Parser, Rounds, SomeThreads, read
+from pliant.scripts.arguments import Parser, ReplaySizes, Rounds, SomeThreads, read
+from pliant.scripts.config import BadInput
+from pliant.scripts.main import COSTS
+from pliant.scripts.outputs import file_for
 
 
 @dataclass(frozen=True)
@@ -133,12 +136,17 @@ def measure_sb3(task: Task) -> float:
 MEASURES = {"pliant": measure_pliant, "sb3": measure_sb3}
 
 
+class MeasurementFailed(RuntimeError):
+    """The process that measures a library failed."""
+
+
 def _in_process(library: str, name: str, threads: int) -> float:
     command = [sys.executable, "-m", "pliant.scripts.bench", "measure", library, name, "--threads", str(threads)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command[2:])} failed:\n{done.stderr[-2000:]}")
+        lines = done.stderr.strip().splitlines() or ["without a word"]
+        raise MeasurementFailed(f"{' '.join(command[2:])} ended with exit code {done.returncode}: {lines[-1]}")
     return float(json.loads(done.stdout.splitlines()[-1])["seconds"])
 
 
@@ -229,7 +237,6 @@ def checkpoint_table(transitions: list[int]) -> list[str]:
 def interventions_table(rounds: int, threads: int, save: bool) -> list[str]:
     """Markdown rows of what each method costs; with `save` also kept where its card finds it."""
     from .bench_interventions import costs, table
-    from .main import COSTS
 
     agents = ["dqn", "sac"]
     found = costs(agents, rounds)
@@ -243,7 +250,6 @@ def interventions_table(rounds: int, threads: int, save: bool) -> list[str]:
 def monitors_table(rounds: int, threads: int, save: bool) -> list[str]:
     """Markdown rows of what each monitor costs, and of real training with the cheap ones."""
     from .bench_monitors import end_to_end, shares, table
-    from .main import COSTS
 
     agents = ["dqn", "sac"]
     found = shares(agents, rounds)
@@ -267,7 +273,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=read(Rounds), default=3, help="turns that each library takes")
     parser.add_argument("--threads", type=read(SomeThreads), default=1, help="threads of each process")
     parser.add_argument(
-        "--transitions", type=read(SomeTransitions), nargs="+", default=[100_000, 1_000_000],
+        "--transitions", type=read(ReplaySizes), nargs="+", default=[100_000, 1_000_000],
         help="replay sizes to save",
     )  # fmt: skip
     arguments = parser.parse_args(argv)
@@ -278,10 +284,17 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps({"seconds": MEASURES[arguments.library](TASKS[arguments.task])}))
         return 0
     wanted = arguments.only or tables
+    names = [name for name in TASKS if name in wanted]
+    if names and find_spec("stable_baselines3") is None:
+        others = " ".join(name for name in tables if name not in TASKS)
+        raise BadInput(f"--only {' '.join(names)} needs Stable-Baselines3: pip install 'pliant[peers]', or measure "
+                       f"without it: --only {others}")
+    if arguments.save:
+        file_for(COSTS, "--save")
     import torch
 
     print(f"Python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} cores\n")
-    if names := [name for name in TASKS if name in wanted]:
+    if names:
         print("\n".join(speed_table(names, arguments.rounds, arguments.threads)) + "\n")
     if "memory" in wanted:
         print("\n".join(memory_table()) + "\n")

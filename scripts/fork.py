@@ -51,8 +51,9 @@ from pliant.agents.files import read_json, write_whole
 from pliant.agents.hooks import At, Clock, Every, Intervention, derive_seed, sample_like_training
 from pliant.agents.log import METRICS, TIMING, read_metrics
 from pliant.agents.progress import Progress as RunProgress
-from pliant.agents.ranges import SomeEnvSteps, parameters_of
+from pliant.agents.ranges import COUNTED, SomeEnvSteps, parameters_of
 from pliant.agents.run import Run
+from pliant.agents.words import shorten
 from pliant.interventions import INTERVENTIONS
 from pliant.interventions.spec import Word, check, parse
 from pliant.interventions.watch import check_monitors, watch
@@ -251,9 +252,11 @@ def moment(text: str, parents: Sequence[Parent]) -> int:
             raise ValueError
         at = int(number) if "e" in plain.lower() else int(plain)
     except (ValueError, OverflowError):
-        raise BadInput(f"--at is a number of environment steps or latest, not {text!r}") from None
+        raise BadInput(f"--at is a number of environment steps or latest, not {shorten(text)}") from None
     if at < 1:
         raise BadInput(f"--at must be at least 1, not {at}: from the very start, use pliant train --interventions")
+    if at > COUNTED:
+        raise BadInput(f"--at must be at most {COUNTED:,}, not {shorten(text)}")
     return at
 
 

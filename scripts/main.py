@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 """Name, where its function lives, and one line for `pliant --help`."""
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+LONGEST_LINE = 2_000  # characters of an error's line
 COSTS = Path(__file__).resolve().parent / "costs.json"
 
 
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f" Did you mean '{close[0]}'?" if close else ""
-        print(f"error: unknown command {name!r}.{hint} known commands: {', '.join(COMMANDS)}", file=sys.stderr)
+        print(f"error: unknown command {name[:60]!r}.{hint} known commands: {', '.join(COMMANDS)}", file=sys.stderr)
         return BAD_INPUT
     bound_spinning()
     module, _, function = COMMANDS[name][0].partition(":")
@@ -92,8 +93,14 @@ def _told(error: Exception, code: int) -> int:
     """One line for an error of pliant's own making; anything else goes on as it came."""
     if type(error).__module__.partition(".")[0] != "pliant":
         raise error
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"error: {_as_line(str(error))}", file=sys.stderr)
     return code
+
+
+def _as_line(text: str) -> str:
+    """A text as one line of bounded length that any terminal can show: what is not printable is escaped."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 300]} ... {line[-250:]}"
 
 
 def interventions(argv: Sequence[str] | None = None) -> int:

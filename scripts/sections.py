@@ -6,9 +6,6 @@ line that names it.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import itertools
 import math
 import re
 import typing
@@ -21,7 +18,7 @@ from typing import Any, Literal, get_args
 from ..agents.words import LONGEST, control_character, one_line, shorten
 from ..interventions import INTERVENTIONS
 from ..interventions.spec import build, convert, did_you_mean
-from .config import BadInput, RunConfig, _flags, parse
+from .config import BadInput, RunConfig, parse
 from .yaml_file import read_yaml_file
 
 
@@ -85,18 +82,7 @@ def read_command(words: tuple[str, ...]) -> RunConfig:
         name = word[2:].partition("=")[0].replace("-", "_")
         if word.startswith("--") and "." not in name and name not in FLAGS:
             raise BadInput(f"unknown flag {word}.{did_you_mean(word, [_as_flag(n) for n in FLAGS])}")
-    told = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
-            config = parse(words, prog="pliant train").config
-    except SystemExit:
-        text = re.sub(r"[─-╿]+", " ", told.getvalue())
-        raise BadInput(" ".join(text.split())[:300]) from None
-    for word, after in itertools.pairwise((*words, "--")):
-        name = word[2:].replace("-", "_")
-        # A flag of several values would take none of them from `true`, and say nothing.
-        if word.startswith("--") and after.startswith("--") and not isinstance(_flags(config).get(name, False), bool):
-            raise BadInput(f"{word} needs a value, not true")
+    config = parse(words, prog="pliant train").config
     build(config.interventions, INTERVENTIONS)  # values out of range, and words that exclude each other
     device = "cpu" if config.device == "auto" else config.device
     every = config.checkpoint_every if "--checkpoint-every" in words else max(config.steps // 4, 1)

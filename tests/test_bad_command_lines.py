@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from processes import Command
 
 from pliant.agents.checkpoint import Checkpoints
 from pliant.scripts.claim_cards import load_card
@@ -40,6 +41,7 @@ TRAIN = r"""
 --steps nan | --steps & not a whole number
 --steps inf | --steps & not a whole number
 --steps 1e999 | --steps & not a whole number
+--steps 1e30 | --steps must be at most
 --steps | --steps needs a value
 --steps '' | --steps is empty
 --steps= | --steps is empty
@@ -50,8 +52,10 @@ TRAIN = r"""
 --seed '' | --seed is empty
 --num-envs 0 | --num-envs must be at least 1
 --num-envs -3 | --num-envs must be at least 1
+--num-envs 1000000000 | --num-envs must be at most
 --num-envs two | --num-envs & 'two' is not a whole number
 --threads -1 | --threads must be at least 0
+--threads 100000 | --threads must be at most
 --threads all | --threads
 --log-every 0 | --log-every must be at least 1
 --log-every nan | --log-every
@@ -59,6 +63,7 @@ TRAIN = r"""
 --keep-checkpoints 0 | --keep-checkpoints must be at least 1
 --evaluate-every -5 | --evaluate-every must be at least 0
 --evaluate-episodes -1 | --evaluate-episodes must be at least 0
+--evaluate-episodes 1e12 | --evaluate-episodes must be at most
 --device gpu | --device must be auto, cpu
 --device meta | --device must be auto, cpu
 --device cuda:99 --env CartPole-v1 | --device cuda:99 is not to be had here
@@ -131,20 +136,64 @@ TRAIN = r"""
 --env CartPole-v1 --monitors 'units(every=0)' | units
 --env CartPole-v1 --monitors 'probe(steps=-1)' | probe
 --env CartPole-v1 --monitors 'probe(modules=actor)' | probe
+--env CartPole-v1 --agent.gamma nan | gamma must be
+--env CartPole-v1 --agent.gamma 2 | gamma must be
+--env CartPole-v1 --agent.gamma -0.1 | gamma must be
 --env CartPole-v1 --agent.gamma high | --agent.gamma: 'high' is no number
 --env CartPole-v1 --agent.gamma '' | --agent.gamma is empty
+--env CartPole-v1 --agent.optimizer.lr inf | lr must be
+--env CartPole-v1 --agent.optimizer.lr nan | lr must be
+--env CartPole-v1 --agent.optimizer.lr 0 | lr must be
+--env CartPole-v1 --agent.optimizer.lr -1 | lr must be
+--env CartPole-v1 --agent.optimizer.beta1 1.5 | beta1 must be
+--env CartPole-v1 --agent.optimizer.max-grad-norm nan | max & grad & norm
+--env CartPole-v1 --agent.batch-size 0 | batch & size must be at least 1
+--env CartPole-v1 --agent.batch-size 1e12 | batch & size must be at most
+--env CartPole-v1 --agent.buffer-size 0 | buffer & size must be at least 1
+--env CartPole-v1 --agent.buffer-size 1e15 | buffer
+--env CartPole-v1 --agent.learning-starts -1 | learning & starts must be at least 0
+--env CartPole-v1 --agent.n-step 0 | step must be at least 1
+--env CartPole-v1 --agent.n-step 1000000 | step
+--env CartPole-v1 --agent.replay-ratio nan | ratio must be
+--env CartPole-v1 --agent.replay-ratio -1 | ratio must be
+--env CartPole-v1 --agent.replay-ratio 1e9 | ratio must be
+--env CartPole-v1 --agent.target-tau 2 | tau must be
+--env CartPole-v1 --agent.target-period 0 | period must be
+--env CartPole-v1 --agent.reward-clip nan | reward & clip must be
+--env CartPole-v1 --agent.priorities.alpha nan | alpha must be
+--env CartPole-v1 --agent.epsilon-end 2 | epsilon & end must be
+--env CartPole-v1 --agent.network.hidden 0 | hidden must be
+--env CartPole-v1 --agent.network.hidden 64 -1 | hidden must be
 --env CartPole-v1 --agent.network.hidden wide | --agent.network.hidden: 'wide'
+--env CartPole-v1 --agent.network.injections 1000000 | injections must be
 --env CartPole-v1 --agent.network.activation sigmoid | --agent.network.activation 'sigmoid' is none of relu
 --env CartPole-v1 --agent.network.body cnn | --agent.network.body 'cnn' is none of
 --env CartPole-v1 --agent.value-loss mae | --agent.value-loss 'mae' is none of
+--env CartPole-v1 --agent.head.bins 0 | bins must be
 --env CartPole-v1 --agent.double yes | yes
 --env CartPole-v1 --agent.double true | --agent.double takes no value
+--env CartPole-v1 --agent.double=0 | --agent.double takes no value
+--env CartPole-v1 --agent ppo --agent.entropy nan | entropy must be
+--env CartPole-v1 --agent ppo --agent.clip -1 | clip must be
+--env CartPole-v1 --agent ppo --agent.epochs 0 | epochs must be
+--env CartPole-v1 --agent ppo --agent.gae-lambda 2 | lambda must be
+--env CartPole-v1 --agent ppo --agent.rollout 0 | rollout must be
 --env CartPole-v1 --agent ppo --agent.double | --agent.double is an option of dqn, not of ppo
+--env Pendulum-v1 --agent sac --agent.temperature nan | temperature must be
+--env Pendulum-v1 --agent sac --agent.target-entropy nan | entropy must be
+--env Pendulum-v1 --agent sac --agent.critics 0 | critics must be
+--env Pendulum-v1 --agent sac --agent.critics 1000000 | critics must be
+--env Pendulum-v1 --agent sac --agent.dropout 2 | dropout must be
+--env CartPole-v1 --env.max-episode-steps -1 | max & episode & steps must be
 --env CartPole-v1 --env.drift rust | rust
 --env CartPole-v1 --env.drift '' | --env.drift is empty
 --env CartPole-v1 --env.drift 'observation_offset(scale=nan, every=100)' | observation_offset & scale
 --env CartPole-v1 --env.drift 'observation_offset(every=0)' | observation_offset & every
 --env MinAtar/Breakout-v1 --env.pixels 84 | no option --env.pixels
+--env ALE/Pong-v5 --env.frame-skip 0 | skip must be
+--env ALE/Pong-v5 --env.noop-max 1000000000 | noop & max must be
+--env ALE/Pong-v5 --env.sticky-actions 2 | sticky & actions must be
+--env ALE/Pong-v5 --env.sticky-actions nan | sticky & actions must be
 --learning-rate 1 | unknown option '--learning-rate'. Did you mean --agent.optimizer.lr?
 --lr 1 | unknown option '--lr'. Did you mean --agent.optimizer.lr?
 --total-timesteps 100 | Did you mean --steps?
@@ -335,10 +384,13 @@ run --at -1 --with redo | --at
 run --at nan --with redo | --at
 run --at inf --with redo | --at
 run --at 1.5 --with redo | --at
+run --at 1e300 --with redo | --at
+run --at 1000000 --with redo | ends at step 60, before 1,000,000
 run --at latest | nothing to compare
 run --at latest --with rdo | Did you mean 'redo'?
 run --at latest --with 'redo(' | redo(
 run --at latest --with 'redo(tau=nan)' | tau
+run --at latest --with layer_norm --for 10 | layer_norm
 run --at latest --with redo --reseed 0 | --reseed must be at least 1
 run --at latest --with redo --reseed 1000000000 | --reseed must be at most
 run --at latest --with redo --reseed x | --reseed must be a whole number
@@ -600,11 +652,15 @@ def rows(command: str) -> list[tuple[list[str], list[str]]]:
     found = []
     for row in TABLE[command].strip("\n").split("\n"):
         line, _, expected = row.partition(" | ")
-        words = shlex.split(line)
-        for name, text in SPECIAL.items():
-            words = [word.replace(name, text) for word in words]
-        found.append(([command, *words], expected.split(" & ")))
+        found.append(([command, *words_of(line)], expected.split(" & ")))
     return found
+
+
+def words_of(line: str) -> list[str]:
+    words = shlex.split(line)
+    for name, text in SPECIAL.items():
+        words = [word.replace(name, text) for word in words]
+    return words
 
 
 # ------------------------------------------------------------------------------------------------ the folder
@@ -818,3 +874,42 @@ def test_the_table_is_long_and_has_every_command() -> None:
     assert set(TABLE) == set(COMMANDS)
     assert len(lines) == len(set(lines)) >= 300
     assert all(text.strip() for command in TABLE for _, expected in rows(command) for text in expected)
+
+
+PROCESSES = """
+train --config ''
+train --steps 0
+train --run <surrogate>
+train --learning-rate 1
+train --env ALE/NoGame-v5
+train --env ALE/Pong-v5 --env.sticky-actions 2
+train --env Pendulum-v1 --agent sac --agent.dropout 2
+train --agent sac --env CartPole-v1
+train --run run --config run --agent.gamma 0.5
+evaluate code.pt
+evaluate script.pt
+evaluate run --out folder
+inspect run --monitors tandem
+inspect weights.pt --module nets_that_exit:Net --input 4
+fork run --at latest --with rdo
+bench --rounds -1
+sweep bomb.yaml
+report broken/versions_words --out report
+claims list card_results/card.yaml
+monitors unit
+"""
+
+
+def test_as_processes_they_print_nothing_else(sandbox: Path) -> None:
+    """Twenty of the lines, as processes of their own that run at the same time."""
+    before = snapshot(sandbox)
+    table = {tuple(line): expected for command in TABLE for line, expected in rows(command)}
+    lines = [words_of(line) for line in PROCESSES.strip().split("\n")]
+    assert len(lines) == 20 and not [line for line in lines if tuple(line) not in table]
+    commands = [Command(*line) for line in lines]
+    complaints = []
+    for line, command in zip(lines, commands, strict=True):
+        code = command.wait(120)
+        complaints += [f"{shlex.join(line)}: {c}" for c in wrong_with(code, "", command.said(), table[tuple(line)])]
+    assert not complaints, "\n".join(complaints)
+    assert snapshot(sandbox) == before
