@@ -152,9 +152,9 @@ def test_a_run_that_cannot_begin_leaves_nothing_on_disk(
     [
         ("file", "file is a file, not a folder"),
         ("file/x/y", "file is a file, not a folder"),
-        ("new/" + "x" * 300, "too long"),
-        ("new/" + "ü" * 140, "too long"),
-        ("new/" + "x/" * 2100, "too long"),
+        ("new/" + "x" * 300, "a name of 300 bytes"),
+        ("new/" + "ü" * 140, "a name of 280 bytes"),
+        ("new/" + "x/" * 2100, "a path of 4,"),
         ("new/" + ("x" * 200 + "/") * 20, "too long"),
         ("loop/x", "cannot be used: Too many levels"),
     ],
@@ -167,13 +167,14 @@ def test_a_place_that_can_be_no_folder_is_named(
     before = tree(tmp_path)
     assert call(tmp_path / name) == 2
     told = one_line(capsys)
-    assert told.startswith("error: --run ") and message in told and "Choose another --run" in told and len(told) < 500
+    assert told.startswith("error: --run ") and message in told and len(told) < 500
+    assert "Choose another --run" in told or "file systems take" in told
     assert tree(tmp_path) == before
 
 
 def test_names_that_no_system_has_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("~nobody-of-this-name/x") == 2
-    assert one_line(capsys).startswith("error: --run ~nobody-of-this-name/x: ")
+    assert (told := one_line(capsys)).startswith("error: --run ") and "~nobody-of-this-name/x" in told
     file = tmp_path / "config.yaml"
     file.write_text('run: "a\\0b"\n')
     assert main([*LINE, *QUIET, "--config", str(file)]) == 2
