@@ -432,11 +432,19 @@ class Replay:
         once; fractions are kept. Each batch is drawn when it is asked for, so that priorities set by the update before
         it count.
         """
-        new = self._head - max(self._credited, self._begin + self.learning_starts)
-        self._credit += sampling.replay_ratio * max(0, new) + max(0, sampling.extra_updates - self._extra)
+        self._credit = self._due(sampling)
         self._extra = max(self._extra, sampling.extra_updates)
         self._credited = self._head
         return self._owed(sampling)
+
+    def _due(self, sampling: Sampling) -> float:
+        """The updates that are owed by now."""
+        new = self._head - max(self._credited, self._begin + self.learning_starts)
+        return self._credit + sampling.replay_ratio * max(0, new) + max(0, sampling.extra_updates - self._extra)
+
+    def coming(self, sampling: Sampling) -> int:
+        """How many batches the next call of `batches` gives, if nothing changes meanwhile."""
+        return min(AT_ONCE, int(self._due(sampling) + 1e-9)) if self.available(sampling.n_step) else 0
 
     def _owed(self, sampling: Sampling) -> Iterator[Batch]:
         for _ in range(AT_ONCE):

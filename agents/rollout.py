@@ -129,6 +129,11 @@ class Rollout:
         self.finish(whole.obs)
         self.filled = 0
 
+    def coming(self, sampling: Sampling) -> int:
+        """How many batches the next call of `batches` gives at most."""
+        size = self.length * self.num_envs
+        return self.epochs * -(-size // self.batch_size) if self.filled == self.length else 0
+
     def owes(self, sampling: Sampling) -> bool:
         """Nothing is left over: all that is owed is made at once."""
         return False

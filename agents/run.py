@@ -3,19 +3,20 @@
 A run can be stopped anywhere and goes on to the same last bit, because all that it is stands in its parts' states:
 agent, memory, environments, log, clock and the observation at hand. Where very many updates are owed at once, the loop
 comes up for air between slices of them: it can be stopped there, and saves as often as if updates were steps.
+
+What takes long and only looks, an evaluation or a probe, is left at once when a stop is asked for, and done again from
+its beginning when the run goes on (`Run.unfinished`): nothing of it is in the record by then.
 """
 
 from __future__ import annotations
 
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -26,8 +27,11 @@ from .checkpoint import Checkpoints, Found, saved_steps
 from .hooks import Clock, Intervention, Update, When
 from .log import Log
 from .progress import Progress
-from .replay import Batch
-from .spaces import ActionSpec, Diverged, Episode, NotFinite, ObservationSpec, Step
+from .replay import AT_ONCE, Batch
+from .spaces import LONGEST_EPISODE, ActionSpec, Diverged, Episode, NotFinite, ObservationSpec, Step
+from .stopping import Asked, Interrupted, graceful_stop, heed, interruptible, never
+
+__all__ = ["Environments", "Run", "Watch", "graceful_stop", "play", "run_files"]
 
 
 class Environments(Protocol):
@@ -53,8 +57,16 @@ class Watch(Protocol):
     def firing(self, run: Any, part: Intervention) -> AbstractContextManager[None]: ...
     def between(self, run: Any, before: int) -> None: ...
     def publish(self, run: Any) -> None: ...
+    def heavy(self, clock: Clock, updates: int) -> bool: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Rescue(NamedTuple):
+    """A run as it was before the updates that are being made."""
+
+    steps: int
+    parts: dict[str, Any]
 
 
 class Run:
@@ -103,29 +115,51 @@ class Run:
         self.clock = Clock()
         self.obs: NDArray[Any] | None = None
         self.action: NDArray[Any] | None = None  # what was chosen, and could not be carried out
+        self.unfinished: dict[str, Any] | None = None  # what of a step was left undone, and comes before the next
+        self.rescue: Rescue | None = None
+        self.spent = False  # stopped in the midst of updates: what is saved is right, and this object is not
+        self.asked: Asked | None = None
         self.batch: Batch | None = None  # that of the latest update, for monitors that learn along
         self.seconds = {"act": 0.0, "env": 0.0, "update": 0.0}
 
-    def train(self, steps: int, stop: Callable[[], bool] = lambda: False) -> bool:
+    def train(self, steps: int, stop: Asked = never) -> bool:
         """Go on until `steps` environment steps are done, or `stop` says so; True in the first case.
 
-        Saves at the end in both, so that nothing is lost.
+        Saves at the end in both, so that nothing is lost. `stop` is asked between steps, and also in the midst of
+        evaluations and deep monitors, which are then done again when the run goes on.
 
         Raises:
             NotFinite: The environments gave a reward or an observation that is not a finite number. The run is saved as
                 it was before that step, and takes the same action when it goes on.
             Diverged: The agent's weights, losses or actions are no longer finite numbers. Nothing is saved.
+            RuntimeError: The run was stopped in the midst of updates; it goes on from its checkpoint alone.
         """
+        if self.spent:
+            raise RuntimeError(
+                "this run was stopped in the midst of updates and saved as it was before them: build it anew and "
+                "restore its checkpoint"
+            )
         if self.obs is None:
             self.obs = self.envs.reset()
             self.memory.start(self.obs)
-        while (self.clock.steps < steps or self.owing) and not stop():
-            updates = self.clock.updates
-            self.step()
-            if self.owing:
-                self.breathe(updates)
+        self.asked = None if stop is never else stop
+        self.rescue = None
+        try:
+            self.catch_up()
+            while (self.clock.steps < steps or self.owing) and not stop():
+                updates = self.clock.updates
+                self.step()
+                self.rest(updates)
+        except Interrupted:
+            if self.rescue is None:
+                self.save()
             else:
-                self.beat(self.clock.steps - self.envs.num_envs)
+                assert self.checkpoints is not None
+                self.spent = True
+                self.checkpoints.save(*self.rescue, self.memory)
+            return False
+        finally:
+            self.asked = None
         self.save()
         if self.monitors is not None:
             self.monitors.publish(self)
@@ -140,14 +174,64 @@ class Run:
         """One step in every environment, and the updates owed for it; of very many a slice, and each call that follows
         makes another, and takes no step until all are made."""
         step = None if self.owing else self.interact()
+        self.settle(step is not None, () if step is None else step.episodes)
+
+    def settle(self, stepped: bool, episodes: Sequence[Episode]) -> None:
+        """The updates owed after a step (if one was taken), and the record of the episodes that ended with it."""
         started = time.perf_counter()
-        due = step is not None and self._crossed(self.clock.steps - self.envs.num_envs, self.agent.config.update_every)
+        due = stepped and self._crossed(self.clock.steps - self.envs.num_envs, self.agent.config.update_every)
         if due or self.owing:
-            for batch in self.memory.batches(self.agent.sampling(self.clock)):
-                self.learn(batch)
-        for episode in step.episodes if step is not None else ():
+            with self._rescued(stepped, episodes):
+                for batch in self.memory.batches(self.agent.sampling(self.clock)):
+                    self.learn(batch)
+        for episode in episodes:
             self.log.episode(episode, self.clock)
         self.seconds["update"] += time.perf_counter() - started
+
+    def rest(self, updates: int) -> None:
+        """What is due after `settle`, before which so many updates were made."""
+        if self.owing:
+            self.breathe(updates)
+        else:
+            self.beat(self.clock.steps - self.envs.num_envs)
+
+    def catch_up(self) -> None:
+        """Do what was left undone of the latest step when the run was stopped."""
+        if self.unfinished is None:
+            return
+        left, self.unfinished = self.unfinished, None
+        if left["stage"] == "updates":
+            updates = self.clock.updates
+            self.settle(left["stepped"], [Episode(*episode) for episode in left["episodes"]])
+            self.rest(updates)
+        else:
+            self.beat(left["before"], left["stage"])
+
+    @contextmanager
+    def _rescued(self, stepped: bool, episodes: Sequence[Episode]) -> Iterator[None]:
+        """Updates at some of which a deep monitor looks, for long perhaps: keep the run as it is before them, to be
+        saved if a stop is asked for meanwhile. Such a moment is rare, and the copy takes less than the look."""
+        if self.asked is None or self.checkpoints is None or self.monitors is None:
+            yield
+            return
+        coming = getattr(self.memory, "coming", None)  # not every memory says
+        if not self.monitors.heavy(self.clock, AT_ONCE if coming is None else coming(self.agent.sampling(self.clock))):
+            yield
+            return
+        self.refuse_lost_weights()
+        self.unfinished = {"stage": "updates", "stepped": stepped, "episodes": [list(each) for each in episodes]}
+        self.rescue, self.unfinished = Rescue(self.clock.steps, copied(self._parts())), None
+        with interruptible(self.asked):
+            yield
+        self.rescue = None
+
+    @contextmanager
+    def _again(self, stage: str, before: int) -> Iterator[None]:
+        """What looks at a finished step and can be left: if it is, it is done again from its beginning."""
+        self.unfinished = {"stage": stage, "before": before}
+        with interruptible(self.asked):
+            yield
+        self.unfinished = None
 
     def interact(self) -> Step:
         """One step in every environment, and into memory."""
@@ -188,14 +272,22 @@ class Run:
         """Let the monitors take note that an intervention fires within the block."""
         return nullcontext() if self.monitors is None else self.monitors.firing(self, part)
 
-    def beat(self, before: int) -> None:
-        """What is due after the steps since `before`: log, evaluation, checkpoint, progress."""
-        if self.monitors is not None:
-            self.monitors.between(self, before)
-        if self.log.due(self.clock):
-            self.flush()
+    def beat(self, before: int, stage: str = "monitors") -> None:
+        """What is due after the steps since `before`: monitors that play, log, evaluation, checkpoint, progress.
+
+        Args:
+            stage: Where to begin, of a beat that was interrupted: at the monitors, or at the evaluation.
+        """
+        if stage == "monitors":
+            if self.monitors is not None:
+                with self._again("monitors", before):
+                    self.monitors.between(self, before)
+            if self.log.due(self.clock):
+                self.flush()
         if self.evaluate is not None and self._crossed(before, self.evaluate_every):
-            self.log.scalars(self.evaluate(self.agent), self.clock)
+            with self._again("evaluation", before):
+                values = self.evaluate(self.agent)
+            self.log.scalars(values, self.clock)
         if self._crossed(before, self.checkpoint_every):
             self.save()
         if self.progress is not None:
@@ -262,21 +354,26 @@ class Run:
         self.refuse_lost_weights()
         if self.checkpoints is None or self.obs is None:
             return
-        clock = self.clock
-        pending = {} if self.action is None else {"action": torch.from_numpy(np.ascontiguousarray(self.action))}
+        self.checkpoints.save(self.clock.steps, self._parts(), self.memory)
+
+    def _parts(self) -> dict[str, Any]:
+        """All that is saved, but for the replay's chunks."""
+        assert self.obs is not None
+        loop = {"clock": asdict(self.clock), "obs": torch.from_numpy(np.ascontiguousarray(self.obs))}
+        if self.action is not None:
+            loop["action"] = torch.from_numpy(np.ascontiguousarray(self.action))
+        if self.unfinished is not None:
+            loop["unfinished"] = self.unfinished
         parts = {
             "agent": self.agent.content(),
             "replay": self.memory.state_dict(),
             "envs": self.envs.state_dict(),
             "log": self.log.state_dict(),
-            "loop": {
-                "clock": asdict(clock),
-                "obs": torch.from_numpy(np.ascontiguousarray(self.obs)),
-            } | pending,
+            "loop": loop,
         }
         if self.monitors is not None:
             parts["monitors"] = self.monitors.state_dict()
-        self.checkpoints.save(clock.steps, parts, self.memory)
+        return parts
 
     def restore(self, found: Found, adopt: Callable[[dict[str, Any]], None] | None = None) -> None:
         """Become the run that a checkpoint holds. No file is changed: the log cuts its files when the run goes on.
@@ -289,6 +386,7 @@ class Run:
         self.clock = Clock(**loop["clock"])
         self.obs = loop["obs"].numpy()
         self.action = loop["action"].numpy() if "action" in loop else None
+        self.unfinished = loop.get("unfinished")
         (self.agent.load_state_dict if adopt is None else adopt)(found.load("agent")["state"])
         self.memory.load_state_dict(found.load("replay"))
         found.restore(self.memory)
@@ -296,6 +394,17 @@ class Run:
         self.log.load_state_dict(found.load("log"))
         if self.monitors is not None and "monitors" in found.parts:
             self.monitors.load_state_dict(found.load("monitors"))
+
+
+def copied(state: Any) -> Any:
+    """A state of dicts, lists, tuples and tensors that nothing writes to any more; the host waits for no device."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().clone()
+    if isinstance(state, dict):
+        return {key: copied(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(copied(value) for value in state)
+    return state
 
 
 def play(
@@ -306,41 +415,48 @@ def play(
 
     Each environment plays its share, so short episodes are not over-represented as they would be among the first to
     finish. `epsilon` is the probability of a random action, `frame` is called after every step (for a video).
+
+    An episode that does not end is cut after `envs.longest_episode` steps (27,000 if they do not say), and counts with
+    its return so far (`Episode.cut`). Can be left wherever it stands, if the caller allows it (`heed`).
     """
     quota = [episodes // envs.num_envs + (i < episodes % envs.num_envs) for i in range(envs.num_envs)]
     rng = np.random.default_rng(seed)
     done: list[list[Episode]] = [[] for _ in quota]
+    longest = getattr(envs, "longest_episode", LONGEST_EPISODE)
+    begun, now = [0] * envs.num_envs, 0
     obs = envs.reset()
     while any(len(mine) < share for mine, share in zip(done, quota, strict=True)):
+        heed()
         action = agent.act(obs).cpu().numpy()
         if epsilon > 0:
             random = rng.integers(agent.action.size, size=action.shape)
             action = np.where(rng.random(len(action)) < epsilon, random, action)
         step = envs.step(action)
         obs = step.obs
+        now += 1
         for episode in step.episodes:
             done[episode.env].append(episode)
+            begun[episode.env] = now
+        if now - min(begun) >= longest:
+            for episode in _cut(envs, [i for i, since in enumerate(begun) if now - since >= longest]):
+                done[episode.env].append(episode)
+                begun[episode.env] = now
+            obs = envs.obs  # type: ignore[attr-defined]
         if frame is not None:
             frame()
     return [episode for mine, share in zip(done, quota, strict=True) for episode in mine[:share]]
 
 
-@contextmanager
-def graceful_stop() -> Iterator[Callable[[], bool]]:
-    """SIGTERM and SIGINT ask for a stop, which the loop obeys once it stands at a step's end; a second one insists."""
-    received: list[int] = []
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    old = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+def _cut(envs: Environments, which: list[int]) -> Sequence[Episode]:
+    """End episodes that do not end by themselves (RuntimeError if the environments cannot)."""
+    cut = getattr(envs, "cut", None)
+    if cut is None:
+        raise RuntimeError(
+            f"an episode of {type(envs).__name__} does not end, and these environments have no cut(): give them a "
+            "time limit"
+        )
+    ended: Sequence[Episode] = cut(which)
+    return ended
 
 
 def run_files(folder: Path) -> list[str]:

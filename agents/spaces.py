@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+LONGEST_EPISODE = 27_000  # environment steps of an episode in evaluation: half an hour of Atari, 108,000 frames by 4
+
 Layout = Literal["same", "last", "none"]
 
 
@@ -95,6 +97,7 @@ class Episode(NamedTuple):
     """A finished episode: its environment, undiscounted and unclipped return, length in agent steps, and seed.
 
     `task` is the number of the task that a non-stationary problem showed when it began: for the log, never the agent.
+    `cut` says that an evaluation ended it, because it went on for too long.
     """
 
     env: int
@@ -102,6 +105,7 @@ class Episode(NamedTuple):
     length: int
     seed: int
     task: int | None = None
+    cut: bool = False
 
 
 class Step(NamedTuple):

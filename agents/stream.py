@@ -88,6 +88,10 @@ class Samples:
             obs, target = self.obs[row], self.target[row]
             yield Batch(obs, target, _number(target), self._zeros, obs, self._ones, self._index)
 
+    def coming(self, sampling: Sampling) -> int:
+        """How many batches the next call of `batches` gives."""
+        return self.owed
+
     def owes(self, sampling: Sampling) -> bool:
         """Nothing is left over: all that is owed is made at once."""
         return False

@@ -26,7 +26,7 @@ from ..agents.ranges import (
     check_numbers,
     check_value,
 )
-from ..agents.spaces import ObservationSpec
+from ..agents.spaces import LONGEST_EPISODE, ObservationSpec
 from .adapter import Envs, ListAdapter, NotReproduced, VectorAdapter, episode_seed
 from .schedule import Level
 
@@ -99,7 +99,8 @@ class EnvConfig:
     difficulty_ramping: bool = True
     """MinAtar: games get harder as they go on."""
     max_episode_steps: SomeEnvSteps | None = None
-    """Control and MinAtar: truncate after this many simulator steps (default: the task's own limit)."""
+    """Control and MinAtar: truncate after this many simulator steps (default: the task's own limit; evaluations cut an
+    episode after 27,000 agent steps)."""
     action_repeat: Annotated[int, at_least(1, "simulator steps", most=10_000, why="a step would take minutes")] = 1
     """Control: simulator steps per agent step; their rewards are summed."""
     pixels: Annotated[int, at_least(0, most=4_096, why="no renderer draws more")] = 0
@@ -197,6 +198,25 @@ def make(
     config = config or EnvConfig()
     kind = suite(name)
     _refuse_other_suites_options(name, kind, config)
+    envs = _made(name, kind, num_envs, seed, config, evaluation, drawn, at_steps, drift_seed)
+    envs.longest_episode = _longest_episode(kind, config)
+    return envs
+
+
+def _longest_episode(kind: Suite, config: EnvConfig) -> int:
+    """Environment steps after which evaluations cut an episode: the limit that the configuration sets, or else
+    `LONGEST_EPISODE`."""
+    if kind == "atari":
+        return -(-config.max_episode_frames // config.frame_skip)
+    if kind == "stream":
+        return max(LONGEST_EPISODE, config.stretch)
+    return LONGEST_EPISODE if config.max_episode_steps is None else -(-config.max_episode_steps // config.action_repeat)
+
+
+def _made(
+    name: str, kind: Suite, num_envs: int, seed: int, config: EnvConfig, evaluation: bool, drawn: bool,
+    at_steps: int | None, drift_seed: int | None,
+) -> Envs:  # fmt: skip
     if kind == "stream":
         from .streams import make_stream
 

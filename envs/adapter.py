@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..agents.spaces import (
+    LONGEST_EPISODE,
     ActionSpec,
     Diverged,
     Episode,
@@ -73,7 +74,8 @@ def describe_observation(space: Any, name: str, given: ObservationSpec | None = 
     try:
         if image is None:
             return observation_spec(space), "same"
-        shape, layout = image
+        shape: tuple[int, ...] = image[0]
+        layout = image[1]
         if given is not None and given.shape == tuple(space.shape):
             shape, layout = given.shape, "same"
         high = 1.0 if space.dtype == np.bool_ else float(np.max(space.high))
@@ -155,7 +157,8 @@ class Envs(ABC):
     """E environments that step together.
 
     Arrays handed out are the caller's: no simulator overwrites them. `final_obs` may be `obs` itself where no
-    episode ended. `frame_skip` is simulator frames per agent step; lengths count agent steps.
+    episode ended. `frame_skip` is simulator frames per agent step; lengths count agent steps, and so does
+    `longest_episode`, after which evaluations cut an episode.
     """
 
     def __init__(
@@ -176,6 +179,7 @@ class Envs(ABC):
         self.observation = observation
         self.action = action
         self.frame_skip = frame_skip
+        self.longest_episode = LONGEST_EPISODE
         self._run_seed = seed
         self._evaluation = evaluation
         self._dtype: Any = np.uint8 if observation.dtype == torch.uint8 else np.float32
@@ -265,6 +269,19 @@ class Envs(ABC):
                 raise
         self._obs = obs
         return Step(obs, reward.astype(np.float32), terminated, truncated, reset, final_obs, episodes)
+
+    def cut(self, envs: Sequence[int]) -> tuple[Episode, ...]:
+        """End the running episodes of some environments where they stand, and begin their next ones; what ended, in
+        order. `obs` then holds the first observations of those (NotFinite if they are no numbers)."""
+        which = list(envs)
+        episodes = tuple(self._finished(i)._replace(cut=True) for i in which)
+        obs = self.obs.copy()
+        self._next_episode(which)
+        self._begin(which, [self._seeds[i] for i in which], obs)
+        if not self._sound(obs):
+            self._refuse_obs(obs, "the first observation")
+        self._obs = obs
+        return episodes
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to simulate the running episodes again."""

@@ -177,7 +177,10 @@ class Monitor(Intervention):
         """Before an update at which it will measure: keep what is to be compared."""
 
     def measure(self, look: Look) -> Iterator[tuple[str, Tensor]]:
-        """What is found, by key: 0-d tensors are logged, others go through `finish` first. The host never waits."""
+        """What is found, by key: 0-d tensors are logged, others go through `finish` first. The host never waits.
+
+        A deep monitor that takes long calls `heed` in its loop, so that a run can be stopped meanwhile.
+        """
         return iter(())
 
     def follow(self, run: Any) -> None:
@@ -272,6 +275,8 @@ class Monitors:
         if len(self.parts) < len(parts):
             twice = [part.name for i, part in enumerate(parts) if part.name in {p.name for p in parts[:i]}]
             raise ValueError(f"the monitor {twice[0]} is given twice")
+        # An experiment of their own may take long, and asks whether a stop was asked for.
+        self.experimenting = [part for part in parts if part.group != "cheap" and not part.plays]
         self.followers = [part for part in parts if type(part).follow is not Monitor.follow]
         self.readings: dict[str, tuple[float, int]] = {}
         self.pages: list[_Page] = []
@@ -355,9 +360,19 @@ class Monitors:
         """Between two steps of the environments, of which `before` were done at the last call."""
         now: Clock = run.clock
         clock = Clock(now.steps, now.updates, before, now.updates, now.episodes, now.episodes)
-        for part in self.parts.values():
-            if part.plays and part.when(clock):
-                self.board.write(run.log, self._taken(now, (), part.between(run)))
+        # All are asked before anything is written, so that who is interrupted leaves nothing behind.
+        found = [list(part.between(run)) for part in self.parts.values() if part.plays and part.when(clock)]
+        for each in found:
+            self.board.write(run.log, self._taken(now, (), each))
+
+    def heavy(self, clock: Clock, updates: int) -> bool:
+        """May it take long to look at one of so many updates after `clock`?"""
+        if self.experimenting:
+            for _ in range(updates):
+                clock = clock.updated()
+                if any(part.when(clock) for part in self.experimenting):
+                    return True
+        return False
 
     def publish(self, run: Any) -> None:
         """Write to the run's log what has come in."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..agents.hooks import Unit
 from ..agents.ranges import Period, Samples
+from ..agents.stopping import heed
 from .monitor import Look, Monitor, beat
 from .parts import ENCODER
 from .surgery import load_layer_
@@ -58,6 +59,7 @@ class Criticality(Monitor):
         decisions = agent.decisions(batch)
         generator = look.generator("criticality")
         for name, layer in look.twin_survey.layers.items():
+            heed()
             component = name.partition(".")[0]
             # Of several networks, those that do not decide need not be asked.
             decides = component == "actor" or "actor" not in agent.components or name.startswith(ENCODER)

@@ -20,6 +20,7 @@ from torch import Generator, Tensor
 from ..agents.agent import Component
 from ..agents.hooks import Clock, Unit
 from ..agents.ranges import Period, Positive, Samples, at_least
+from ..agents.stopping import heed
 from .monitor import Finding, Look, Monitor, beat
 
 Loss = Callable[[], Tensor]
@@ -147,6 +148,7 @@ def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> t
     alphas, betas = start.new_zeros(steps), start.new_zeros(steps)
     vector, scale = start / start.norm(), start.new_zeros(())
     for j in range(steps):
+        heed()
         basis[j] = vector
         residual = product(vector)
         alphas[j] = vector @ residual
@@ -181,6 +183,7 @@ def traces(
     inside_square = alphas.square().sum() + 2 * betas.square().sum() - betas[-1].square()
     outside, outside_square = [], []
     for vector in vectors:
+        heed()
         vector = vector - basis.T @ (basis @ vector)
         found = product(vector)
         outside.append(vector @ found)

@@ -16,6 +16,7 @@ from ..agents.agent import Agent
 from ..agents.hooks import Clock, Unit
 from ..agents.ranges import Period, at_least
 from ..agents.replay import Batch
+from ..agents.stopping import heed
 from .monitor import Finding, Look, Monitor, beat
 from .monitor_curvature import Loss, gradient, trained
 from .pictures import heatmap
@@ -121,6 +122,7 @@ def gram(functions: Sequence[Loss], parameters: Sequence[Tensor], room: int = RO
         first = starts[touched[0]]
         rows = parameters[0].new_empty(len(functions), end - begin)
         for row, function in zip(rows, functions, strict=True):
+            heed()
             row.copy_(gradient(function(), [parameters[i] for i in touched])[begin - first : end - first])
         total += rows @ rows.T
     return total

@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 
 from ..agents.hooks import Clock, Unit
 from ..agents.ranges import Period, Positive, Samples, at_least
+from ..agents.stopping import heed
 from .monitor import Finding, Look, Monitor, beat
 from .monitor_curvature import Loss
 from .pictures import heatmap
@@ -119,6 +120,7 @@ def loss_slice(
         base = [p.clone() for p in parameters]
         row = []
         for x in places:
+            heed()
             torch._foreach_copy_(parameters, base)
             torch._foreach_add_(parameters, along, alpha=x)
             row.append(loss())

@@ -16,6 +16,7 @@ from ..agents.hooks import derive_seed
 from ..agents.ranges import Episodes, SomeEnvSteps, SomeShare
 from ..agents.replay import Batch
 from ..agents.run import Environments
+from ..agents.stopping import heed
 from .monitor import SAMPLES, Finding, Monitor, beat
 
 
@@ -118,6 +119,7 @@ def played(
     pieces = [Piece() for _ in shares]
     obs = envs.reset()
     while any(shares):
+        heed()
         action, bonus = (x.cpu().numpy() for x in agent.valued_policy(obs, generator))
         step = envs.step(action)
         ends = step.terminated | step.truncated | step.reset

@@ -51,6 +51,7 @@ from ..agents.networks import Dropout, Injection, Layer, all_layers
 from ..agents.optimizers import Adam, OptimizerConfig
 from ..agents.ranges import AT_ONCE, Positive, Samples, SomeUpdates, at_least, check_numbers
 from ..agents.replay import Batch
+from ..agents.stopping import heed
 from .foreign import read_network
 from .spec import did_you_mean
 
@@ -476,7 +477,10 @@ class Bench:
     @torch.no_grad()
     def outputs(self) -> Tensor:
         """On all states."""
-        parts = [self.forward(*(x[i : i + CHUNK] for x in self.inputs)) for i in range(0, self.samples, CHUNK)]
+        parts = []
+        for i in range(0, self.samples, CHUNK):
+            heed()
+            parts.append(self.forward(*(x[i : i + CHUNK] for x in self.inputs)))
         return torch.cat(parts)
 
     def draw_readouts(self, generator: Generator) -> None:
@@ -524,6 +528,7 @@ class Bench:
             wanted = goal + self.read(kind, start.outputs) if self.budget.relative else goal
         with torch.enable_grad():
             for index in order.unbind():
+                heed()
                 out = self.forward(*(x.index_select(0, index) for x in self.inputs))
                 loss = (self.read(kind, out, index) - wanted.index_select(0, index)).square().mean()
                 gradients = torch.autograd.grad(loss, self.weights, allow_unused=True, materialize_grads=True)

@@ -11,6 +11,7 @@ and, as JSON, next to the checkpoint (or to --out).
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from pliant.agents import Agent, Episode
-from pliant.agents.ranges import EnvSteps, Episodes, NumEnvs, Seed, Share
+from pliant.agents.ranges import EnvSteps, Episodes, NumEnvs, Seed, Share, SomeEnvSteps
 from pliant.agents.run import play
+from pliant.agents.stopping import signals_held
 from pliant.envs import EnvConfig, Envs, make, suite
 from pliant.envs.scores import human_normalised
 from pliant.scripts.arguments import Parser, read
@@ -41,6 +43,7 @@ class Score:
     returns: list[float]
     lengths: list[int]
     seeds: list[int]
+    cut: int = 0  # of these episodes, how many did not end by themselves, and count with their return so far
 
     @property
     def mean(self) -> float:
@@ -67,7 +70,18 @@ class Score:
             values |= {"eval/episodic_return_low": interval[0], "eval/episodic_return_high": interval[1]}
         if self.normalised is not None:
             values["eval/human_normalised"] = self.normalised
+        if self.cut:
+            values["eval/episodes_cut"] = self.cut
         return values
+
+    def cuts(self) -> str:
+        """One line on episodes that were cut; empty if none was."""
+        if not self.cut:
+            return ""
+        return (
+            f"{self.cut} of {len(self.returns)} episodes did not end within {max(self.lengths):,} steps; they were cut "
+            "there and count with their return so far"
+        )
 
     def __str__(self) -> str:
         interval = self.interval
@@ -79,26 +93,32 @@ class Score:
         ]
         if self.normalised is not None:
             lines.append(f"  human-normalised {self.normalised:.3f} (0 random, 1 human)")
+        if self.cut:
+            lines.append(f"  {self.cuts()}")
         return "\n".join(lines)
 
     def json(self) -> dict[str, Any]:
         return {
             "env": self.env, "mean": self.mean, "interval_95": self.interval, "human_normalised": self.normalised,
             "returns": self.returns, "lengths": self.lengths, "seeds": self.seeds,
-        }  # fmt: skip
+        } | ({"cut": self.cut} if self.cut else {})  # fmt: skip
 
 
 def score(
     agent: Agent, env: str, config: EnvConfig, episodes: int, *, seed: int = 0, epsilon: float = 0.0,
     num_envs: int = 8, video: Path | None = None, at_steps: int = 0, drift_seed: int | None = None,
+    longest: int | None = None,
 ) -> Score:  # fmt: skip
     """Play `episodes` episodes of the greedy policy on evaluation seeds.
 
-    A problem that drifts stands still as it is at `at_steps` environment steps of the run whose seed is `drift_seed`.
+    An episode that does not end is cut after `longest` environment steps, or as the environment's configuration says. A
+    problem that drifts stands still as it is at `at_steps` environment steps of the run whose seed is `drift_seed`.
     """
     envs = make(
         env, num_envs=1 if video else min(num_envs, episodes), seed=seed, config=config, evaluation=True,
         drawn=video is not None, at_steps=at_steps, drift_seed=drift_seed)  # fmt: skip
+    if longest is not None:
+        envs.longest_episode = longest
     try:
         check_fits(agent, envs)
         frames: list[Any] = []
@@ -117,7 +137,8 @@ def score(
 
 
 def summarise(env: str, episodes: list[Episode]) -> Score:
-    return Score(env, [e.ret for e in episodes], [e.length for e in episodes], [e.seed for e in episodes])
+    returns, lengths, seeds = ([getattr(e, name) for e in episodes] for name in ("ret", "length", "seed"))
+    return Score(env, returns, lengths, seeds, sum(e.cut for e in episodes))
 
 
 # ------------------------------------------------------------------------------------------------------ video
@@ -154,8 +175,15 @@ def write_gif(frames: list[Any], path: Path, fps: int = 15) -> None:
     from PIL import Image
 
     images = [Image.fromarray(np.asarray(frame)) for frame in frames]
+    scratch = path.with_name(f"{path.name}.tmp")  # writing takes seconds, and may be interrupted
     with written(path, "--video"):
-        images[0].save(path, save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
+        try:
+            images[0].save(
+                scratch, format="GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0
+            )
+            os.replace(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------------------------------------------ command line
@@ -173,6 +201,10 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--epsilon", type=read(Share), default=0.0, help="probability of a random action (default: 0)")
     parser.add_argument("--num-envs", type=read(NumEnvs), default=8, help="environments stepped together (default: 8)")
+    parser.add_argument(
+        "--max-episode-steps", type=read(SomeEnvSteps), metavar="N",
+        help="cut an episode after N steps (default: the limit that the run set for its environment, or else 27,000)",
+    )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="where the networks run (default: cpu)")
     parser.add_argument("--out", type=Path, help="where the result goes as JSON (default: beside the agent)")
     parser.add_argument("--video", type=Path, metavar="GIF", help="film the first 5,000 steps (one environment then)")
@@ -199,12 +231,12 @@ def main(argv: list[str] | None = None) -> int:
         result = score(
             agent, env, env_config, arguments.episodes, seed=arguments.seed, epsilon=arguments.epsilon,
             num_envs=arguments.num_envs, video=arguments.video, at_steps=at_steps,
-            drift_seed=config.seed if config is not None and same else None,
+            drift_seed=config.seed if config is not None and same else None, longest=arguments.max_episode_steps,
         )  # fmt: skip
     print(result)
     protocol = {"agent": saved.source, "seed": arguments.seed, "epsilon": arguments.epsilon}
     protocol |= {"at_steps": at_steps} if drifts else {}
-    with written(out, "--out"):
+    with written(out, "--out"), signals_held():
         out.write_text(json.dumps(protocol | result.json(), indent=1) + "\n", encoding="utf-8")
     print(f"written to {out}")
     return 0

@@ -1,7 +1,8 @@
 """The `pliant` command: train, evaluate, measure, and look up interventions.
 
 A subcommand is a function `main(argv) -> int` in a module that is imported when it is asked for. Exit codes: 0 done,
-2 bad input, 75 stopped by a signal after saving, 130 interrupted, 1 anything else.
+2 bad input, 75 stopped by a signal after saving, 130 or 143 ended by SIGINT or SIGTERM with nothing to save, 1 anything
+else.
 """
 
 from __future__ import annotations
@@ -9,10 +10,14 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module, metadata
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from pliant.scripts.spinning import bound_spinning
@@ -32,7 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Name, where its function lives, and one line for `pliant --help`."""
 
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 LONGEST_LINE = 2_000  # characters of an error's line
 COSTS = Path(__file__).resolve().parent / "costs.json"
 
@@ -80,13 +85,38 @@ def exit_code(command: Callable[[], int]) -> int:
     full disk, a folder in use, no good checkpoint) are one line too, but no fault of the command line: exit code 1.
     """
     try:
-        return command()
+        with _terminable():
+            return command()
     except (ValueError, ImportError) as error:
         return _told(error, BAD_INPUT)
     except (RuntimeError, OSError) as error:
         return _told(error, FAILED)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except Terminated:
+        return TERMINATED
+
+
+class Terminated(BaseException):
+    """SIGTERM was received, by a command that has nothing to save."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, so that what is half done is undone. `pliant train` deals with it
+    otherwise while it trains; and who ignores it, goes on ignoring it."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _told(error: Exception, code: int) -> int:

@@ -366,7 +366,7 @@ def work(job: Job) -> int:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
         os.dup2(output, stream.fileno())
-    from .main import exit_code
+    from .main import TERMINATED, exit_code
     from .train import train
 
     sys.argv = ["pliant", "train", *(job.words or ("--config", str(job.folder / "config.yaml")))]
@@ -378,7 +378,8 @@ def work(job: Job) -> int:
         return train(replace(job.config, threads=job.config.threads or 1), "in a pool")
 
     try:
-        return exit_code(run)
+        code = exit_code(run)
+        return STOPPED if code == TERMINATED else code  # before there was anything to save
     finally:
         line = {"cpu": round(time.process_time() - before, 3), "wall": round(time.monotonic() - started, 3)}
         try:

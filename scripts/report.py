@@ -32,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pliant.agents import Agent
 from pliant.agents.hooks import Clock
 from pliant.agents.ranges import Positive, SomeEnvSteps
+from pliant.agents.stopping import signals_held
 from pliant.envs import Envs, make
 from pliant.interventions import INTERVENTIONS
 from pliant.interventions.spec import build, did_you_mean
@@ -128,8 +129,8 @@ def make_report(
 
 
 def write(out: Path, report: Report, html: str, markdown: str) -> None:
-    """All files, the page last: whoever finds a new page finds everything that belongs to it."""
-    with written(out, "--out"):
+    """All files, the page last: whoever finds a new page finds everything that belongs to it. A signal waits for it."""
+    with written(out, "--out"), signals_held():
         shutil.rmtree(out / "figures", ignore_errors=True)
         (out / "figures").mkdir(parents=True, exist_ok=True)
         for name, picture in report.pictures.items():

@@ -18,6 +18,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from pliant.agents.hooks import derive_seed
 from pliant.agents.log import EVAL_BAND, Log
 from pliant.agents.progress import Progress
 from pliant.agents.run import Run, graceful_stop
+from pliant.agents.stopping import Interrupted, interruptible
 from pliant.agents.stream import NO_TARGETS
 from pliant.envs import Envs, make
 from pliant.interventions import INTERVENTIONS, watch
@@ -172,19 +174,17 @@ def _enter(folder: Path, config: RunConfig, run: Run, found: Found | None, befor
 def _in_folder(folder: Path, config: RunConfig, run: Run, monitors: Monitors) -> int:
     log, progress = run.log, run.progress
     assert progress is not None
-    log.hparams(flat_hparams(config), ("eval/episodic_return", "charts/episodic_return"))
-    log.text("run/summary", _summary(config, monitors))
-    log.text("run/config", f"```yaml\n{dump(config)}```")
     try:
         with graceful_stop() as stop:
-            finished = run.train(config.steps, stop)
+            log.hparams(flat_hparams(config), ("eval/episodic_return", "charts/episodic_return"))
+            log.text("run/summary", _summary(config, monitors))
+            log.text("run/config", f"```yaml\n{dump(config)}```")
+            finished = run.train(config.steps, stop) and _finished(folder, config, run, stop)
         if not finished:
             log.close("stopped")
             progress.close()
             print(f"stopped and saved at step {run.clock.steps:,}; the same command goes on", file=sys.stderr)
             return STOPPED
-        progress.close()
-        _finish(folder, config, run)
         log.close("done")
     except BaseException:
         log.close("failed")
@@ -204,9 +204,17 @@ def assembled(
     log.layout |= monitors.board.charts()
     if config.evaluate_episodes < 3:
         del log.layout["Overview"][EVAL_BAND]  # too few for an interval
+
+    def evaluated(agent: Agent) -> dict[str, float]:
+        if not config.evaluate_episodes:
+            return {}
+        found = _evaluate(agent, config, run.clock.steps)
+        if found.cut and progress is not None:
+            progress.note(f"evaluation at step {run.clock.steps:,}: {found.cuts()}")
+        return found.metrics()
+
     run = Run(
-        agent, envs, log=log, checkpoints=checkpoints, checkpoint_every=config.checkpoint_every,
-        evaluate=lambda agent: _evaluate(agent, config, run.clock.steps).metrics() if config.evaluate_episodes else {},
+        agent, envs, log=log, checkpoints=checkpoints, checkpoint_every=config.checkpoint_every, evaluate=evaluated,
         evaluate_every=config.evaluate_every, progress=progress, monitors=monitors,
         fresh_envs=lambda: make(
             config.env, num_envs=1, seed=derive_seed(config.seed, "monitors"), config=config.env_config,
@@ -233,6 +241,18 @@ def _summary(config: RunConfig, monitors: Monitors) -> str:
         rows = [f"| `{word}` | {text.partition(chr(10))[0]} |" for word, text in shown]
         lines += ["", *((f"| {title} | what it is |", "| --- | --- |", *rows) if rows else (f"No {title}s.",))]
     return "\n".join(lines) + "\n"
+
+
+def _finished(folder: Path, config: RunConfig, run: Run, stop: Callable[[], bool]) -> bool:
+    """The end of a run that has been saved: False if a stop is asked for before it is evaluated, which comes again."""
+    assert run.progress is not None
+    run.progress.close()
+    try:
+        with interruptible(stop):
+            _finish(folder, config, run)
+    except Interrupted:
+        return False
+    return True
 
 
 def _finish(folder: Path, config: RunConfig, run: Run) -> None:
