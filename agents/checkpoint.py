@@ -616,11 +616,11 @@ def unmake(made: Sequence[Path]) -> None:
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Is what was opened still what stands at a path?"""
+    """Is what was opened still what stands at a path? Yes where nobody can look: the next write tells why."""
     try:
         there = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
     mine = os.fstat(descriptor)
     return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
 

@@ -60,6 +60,7 @@ from pliant.interventions.watch import check_monitors, watch
 from pliant.scripts import stats
 from pliant.scripts.arguments import Jobs, Parser, Replicates, read
 from pliant.scripts.config import BadInput, RunConfig, _safe, _word_for_folder, bad_input, dump, load
+from pliant.scripts.folder import ELSEWHERE
 from pliant.scripts.own_modules import refuse_others
 from pliant.scripts.pool import Job, Progress, run_all
 
@@ -176,6 +177,10 @@ def _held(parents: Sequence[Parent]) -> Iterator[None]:
                 locks.append(RunLock(folder))
             except RunLocked as error:
                 raise BadInput(f"{folder.parent} is being forked already: {error}") from error
+            except FolderUnusable as error:
+                if error.errno not in ELSEWHERE:
+                    raise
+                raise BadInput(f"{error}. Forks stand in the folder of their run: copy it to another place") from error
         yield
     except BaseException:
         for lock in reversed(locks):

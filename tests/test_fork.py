@@ -403,6 +403,22 @@ def test_a_disk_that_is_full_takes_no_half_made_arm(
     assert tree(copy) == before
 
 
+@pytest.mark.parametrize(("number", "code"), [(errno.EROFS, 2), (errno.ENOSPC, 1)])
+def test_a_run_that_can_only_be_read_is_not_forked(
+    number: int, code: int, copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*arguments: Any, **more: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    before = tree(copy)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "mkdir", refuse)
+        assert forked(copy, "--at", "400", "--with", "l2") == code
+    told = one_line(capsys)
+    assert str(copy / "forks") in told and os.strerror(number) in told and ("copy it" in told) == (code == 2)
+    assert tree(copy) == before
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000])
 def test_a_damaged_lineage_is_named(text: str, parents: Any, tmp_path: Path) -> None:
     parent = fork.parent_of(parents("dqn"))
