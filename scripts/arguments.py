@@ -82,6 +82,8 @@ def _reworded(message: str, flags: Sequence[str]) -> str:
         flag = next((word.partition("=")[0] for word in words if word.startswith("-")), None)
         if flag is None:
             return f"{shorten(words[0])} belongs to no option" if words else "an empty word belongs to no option"
+        if flag in flags:
+            return f"{flag} is an option of another command"
         return f"unknown option {shorten(flag)}.{did_you_mean(flag, flags)}"
     if missing := re.fullmatch("the following arguments are required: (.*)", message):
         return f"{missing[1]} is missing" if "," not in missing[1] else f"{missing[1]} are missing"

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pliant.agents.words import shorten
 from pliant.scripts.arguments import HowManySeeds, Jobs, Parser, read
 from pliant.scripts.claim_cards import BUILT_IN, Arm, Card, find
 from pliant.scripts.claim_results import (
@@ -68,6 +69,9 @@ def main(argv: list[str] | None = None) -> int:
     folder_for(arguments.runs, "--runs")
     if getattr(arguments, "out", None) is not None:
         folder_for(arguments.out, "--out")
+    if arguments.command == "run" and not arguments.names and arguments.budget is None:
+        raise BadInput("name claims (`pliant claims` lists them), or give --budget TIME to run as many as fit")
+    budget = seconds(arguments.budget) if getattr(arguments, "budget", None) is not None else None
     cards = find(arguments.names)
     if not cards:
         raise BadInput(f"there are no cards in {BUILT_IN}: give the path of one")
@@ -75,9 +79,6 @@ def main(argv: list[str] | None = None) -> int:
         print(table([judge(card) for card in cards]))
         return 0
     if arguments.command == "run":
-        if not arguments.names and arguments.budget is None:
-            raise BadInput("name claims (`pliant claims` lists them), or give --budget TIME to run as many as fit")
-        budget = None if arguments.budget is None else seconds(arguments.budget)
         code = run_claims(cards, arguments.runs, budget, arguments.jobs or os.cpu_count() or 1, arguments.seeds)
         judged = [judge(card) for card in cards]
         print(table(judged))
@@ -98,8 +99,10 @@ def seconds(text: str) -> float:
     """`30m`, `90s`, `1h30m` in seconds (BadInput)."""
     found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
     total = sum(float(n) * u for n, u in zip(found.groups(), (3600, 60, 1), strict=True) if n) if found else 0.0
-    if not 0 < total < 1e9:
-        raise BadInput(f"--budget is a time like 30m, 90s or 1h30m, not {text!r}")
+    if total <= 0:
+        raise BadInput(f"--budget is a time like 30m, 90s or 1h30m, not {shorten(text)}")
+    if total > LONGEST_BUDGET:
+        raise BadInput(f"--budget must be at most {LONGEST_BUDGET // 3600:,}h, a year, not {shorten(text)}")
     return total
 
 

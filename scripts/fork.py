@@ -59,7 +59,7 @@ from pliant.interventions.spec import Word, check, parse
 from pliant.interventions.watch import check_monitors, watch
 from pliant.scripts import stats
 from pliant.scripts.arguments import Jobs, Parser, Replicates, read
-from pliant.scripts.config import BadInput, RunConfig, _safe, _word_for_folder, bad_input, dump, load
+from pliant.scripts.config import BadInput, RunConfig, _safe, _word_for_folder, bad_input, dump, load, usable_device
 from pliant.scripts.folder import ELSEWHERE
 from pliant.scripts.own_modules import refuse_others
 from pliant.scripts.pool import Job, Progress, run_all
@@ -321,9 +321,7 @@ def diagnosis(config: RunConfig) -> list[Arm]:
 
 def settled(config: RunConfig) -> RunConfig:
     """With device and threads as `pliant train` chooses them."""
-    from .train import _device
-
-    return replace(config, device=_device(config.device), threads=config.threads or torch.get_num_threads())
+    return replace(config, device=usable_device(config.device), threads=config.threads or torch.get_num_threads())
 
 
 # ------------------------------------------------------------------------------------------------ forking

@@ -59,6 +59,7 @@ from pliant.scripts.config import (
     known,
     parse,
     run_folder,
+    usable_device,
 )
 from pliant.scripts.evaluate import Score, score
 from pliant.scripts.folder import ELSEWHERE, check_not_lost, check_place, check_same_run, describe, is_done, sessions
@@ -83,7 +84,7 @@ def train(config: RunConfig, source: str = "") -> int:
     folder, most = run_folder(config), torch.get_num_threads()
     check_place(folder)
     given = threads.told(config, folder)
-    config = replace(config, device=_device(config.device), threads=given or 1)
+    config = replace(config, device=usable_device(config.device), threads=given or 1)
     check_same_run(folder, config)
     if is_done(folder, config):  # before the lock, so that a disk may be read-only by now
         print(ALREADY.format(folder=folder))
@@ -300,21 +301,6 @@ def _tensorboard() -> str:
     beside = Path(sys.executable).parent / "tensorboard"
     on_path = any((Path(place) / "tensorboard").exists() for place in os.get_exec_path())
     return "tensorboard" if on_path or not beside.exists() else os.path.relpath(beside)
-
-
-def _device(name: str) -> str:
-    """The device asked for; `auto` is the accelerator if there is one.
-
-    Raises:
-        BadInput: There is no such device here.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"--device {name} is not to be had here: {str(error).splitlines()[0]}") from None
-    return name
 
 
 if __name__ == "__main__":

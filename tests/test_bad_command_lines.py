@@ -136,64 +136,64 @@ TRAIN = r"""
 --env CartPole-v1 --monitors 'units(every=0)' | units
 --env CartPole-v1 --monitors 'probe(steps=-1)' | probe
 --env CartPole-v1 --monitors 'probe(modules=actor)' | probe
---env CartPole-v1 --agent.gamma nan | gamma must be
---env CartPole-v1 --agent.gamma 2 | gamma must be
---env CartPole-v1 --agent.gamma -0.1 | gamma must be
+--env CartPole-v1 --agent.gamma nan | --agent.gamma must be between 0 and 1
+--env CartPole-v1 --agent.gamma 2 | --agent.gamma must be between 0 and 1
+--env CartPole-v1 --agent.gamma -0.1 | --agent.gamma must be between 0 and 1
 --env CartPole-v1 --agent.gamma high | --agent.gamma: 'high' is no number
 --env CartPole-v1 --agent.gamma '' | --agent.gamma is empty
---env CartPole-v1 --agent.optimizer.lr inf | lr must be
---env CartPole-v1 --agent.optimizer.lr nan | lr must be
---env CartPole-v1 --agent.optimizer.lr 0 | lr must be
---env CartPole-v1 --agent.optimizer.lr -1 | lr must be
---env CartPole-v1 --agent.optimizer.beta1 1.5 | beta1 must be
---env CartPole-v1 --agent.optimizer.max-grad-norm nan | max & grad & norm
---env CartPole-v1 --agent.batch-size 0 | batch & size must be at least 1
---env CartPole-v1 --agent.batch-size 1e12 | batch & size must be at most
---env CartPole-v1 --agent.buffer-size 0 | buffer & size must be at least 1
+--env CartPole-v1 --agent.optimizer.lr inf | --agent.optimizer.lr must be a finite number
+--env CartPole-v1 --agent.optimizer.lr nan | --agent.optimizer.lr must be a finite number
+--env CartPole-v1 --agent.optimizer.lr 0 | --agent.optimizer.lr must be above 0
+--env CartPole-v1 --agent.optimizer.lr -1 | --agent.optimizer.lr must be above 0
+--env CartPole-v1 --agent.optimizer.beta1 1.5 | --agent.optimizer.beta1 must be at least 0 and below 1
+--env CartPole-v1 --agent.optimizer.max-grad-norm nan | --agent.optimizer.max-grad-norm must be a finite number
+--env CartPole-v1 --agent.batch-size 0 | --agent.batch-size must be at least 1
+--env CartPole-v1 --agent.batch-size 1e12 | --agent.batch-size must be at most 1,000,000
+--env CartPole-v1 --agent.buffer-size 0 | --agent.buffer-size must be at least 1
 --env CartPole-v1 --agent.buffer-size 1e15 | buffer
---env CartPole-v1 --agent.learning-starts -1 | learning & starts must be at least 0
---env CartPole-v1 --agent.n-step 0 | step must be at least 1
---env CartPole-v1 --agent.n-step 1000000 | step
---env CartPole-v1 --agent.replay-ratio nan | ratio must be
---env CartPole-v1 --agent.replay-ratio -1 | ratio must be
---env CartPole-v1 --agent.replay-ratio 1e9 | ratio must be
---env CartPole-v1 --agent.target-tau 2 | tau must be
---env CartPole-v1 --agent.target-period 0 | period must be
---env CartPole-v1 --agent.reward-clip nan | reward & clip must be
---env CartPole-v1 --agent.priorities.alpha nan | alpha must be
---env CartPole-v1 --agent.epsilon-end 2 | epsilon & end must be
---env CartPole-v1 --agent.network.hidden 0 | hidden must be
---env CartPole-v1 --agent.network.hidden 64 -1 | hidden must be
+--env CartPole-v1 --agent.learning-starts -1 | --agent.learning-starts must be at least 0
+--env CartPole-v1 --agent.n-step 0 | --agent.n-step must be at least 1
+--env CartPole-v1 --agent.n-step 1000000 | --agent.n-step must be at most 10,000
+--env CartPole-v1 --agent.replay-ratio nan | --agent.replay-ratio must be a finite number
+--env CartPole-v1 --agent.replay-ratio -1 | --agent.replay-ratio must be at least 0
+--env CartPole-v1 --agent.replay-ratio 1e9 | --agent.replay-ratio must be at most 10,000
+--env CartPole-v1 --agent.target-tau 2 | --agent.target-tau must be between 0 and 1
+--env CartPole-v1 --agent.target-period 0 | --agent.target-period must be at least 1
+--env CartPole-v1 --agent.reward-clip nan | --agent.reward-clip must be a finite number
+--env CartPole-v1 --agent.priorities.alpha nan | --agent.priorities.alpha must be between 0 and 10
+--env CartPole-v1 --agent.epsilon-end 2 | --agent.epsilon-end must be between 0 and 1
+--env CartPole-v1 --agent.network.hidden 0 | --agent.network.hidden must be at least 1
+--env CartPole-v1 --agent.network.hidden 64 -1 | --agent.network.hidden must be at least 1
 --env CartPole-v1 --agent.network.hidden wide | --agent.network.hidden: 'wide'
---env CartPole-v1 --agent.network.injections 1000000 | injections must be
+--env CartPole-v1 --agent.network.injections 1000000 | --agent.network.injections must be at most 100
 --env CartPole-v1 --agent.network.activation sigmoid | --agent.network.activation 'sigmoid' is none of relu
 --env CartPole-v1 --agent.network.body cnn | --agent.network.body 'cnn' is none of
 --env CartPole-v1 --agent.value-loss mae | --agent.value-loss 'mae' is none of
---env CartPole-v1 --agent.head.bins 0 | bins must be
+--env CartPole-v1 --agent.head.bins 0 | --agent.head.bins must be at least 2
 --env CartPole-v1 --agent.double yes | yes
 --env CartPole-v1 --agent.double true | --agent.double takes no value
 --env CartPole-v1 --agent.double=0 | --agent.double takes no value
---env CartPole-v1 --agent ppo --agent.entropy nan | entropy must be
---env CartPole-v1 --agent ppo --agent.clip -1 | clip must be
---env CartPole-v1 --agent ppo --agent.epochs 0 | epochs must be
---env CartPole-v1 --agent ppo --agent.gae-lambda 2 | lambda must be
---env CartPole-v1 --agent ppo --agent.rollout 0 | rollout must be
+--env CartPole-v1 --agent ppo --agent.entropy nan | --agent.entropy must be a finite number
+--env CartPole-v1 --agent ppo --agent.clip -1 | --agent.clip must be above 0
+--env CartPole-v1 --agent ppo --agent.epochs 0 | --agent.epochs must be at least 1
+--env CartPole-v1 --agent ppo --agent.gae-lambda 2 | --agent.gae-lambda must be between 0 and 1
+--env CartPole-v1 --agent ppo --agent.rollout 0 | --agent.rollout must be at least 1
 --env CartPole-v1 --agent ppo --agent.double | --agent.double is an option of dqn, not of ppo
---env Pendulum-v1 --agent sac --agent.temperature nan | temperature must be
---env Pendulum-v1 --agent sac --agent.target-entropy nan | entropy must be
---env Pendulum-v1 --agent sac --agent.critics 0 | critics must be
---env Pendulum-v1 --agent sac --agent.critics 1000000 | critics must be
---env Pendulum-v1 --agent sac --agent.dropout 2 | dropout must be
---env CartPole-v1 --env.max-episode-steps -1 | max & episode & steps must be
+--env Pendulum-v1 --agent sac --agent.temperature nan | --agent.temperature must be a finite number
+--env Pendulum-v1 --agent sac --agent.target-entropy nan | --agent.target-entropy must be a finite number
+--env Pendulum-v1 --agent sac --agent.critics 0 | --agent.critics must be at least 1
+--env Pendulum-v1 --agent sac --agent.critics 1000000 | --agent.critics must be at most 1,000
+--env Pendulum-v1 --agent sac --agent.dropout 2 | --agent.dropout must be at least 0 and below 1
+--env CartPole-v1 --env.max-episode-steps -1 | --env.max-episode-steps must be at least 1
 --env CartPole-v1 --env.drift rust | rust
 --env CartPole-v1 --env.drift '' | --env.drift is empty
 --env CartPole-v1 --env.drift 'observation_offset(scale=nan, every=100)' | observation_offset & scale
 --env CartPole-v1 --env.drift 'observation_offset(every=0)' | observation_offset & every
 --env MinAtar/Breakout-v1 --env.pixels 84 | no option --env.pixels
---env ALE/Pong-v5 --env.frame-skip 0 | skip must be
---env ALE/Pong-v5 --env.noop-max 1000000000 | noop & max must be
---env ALE/Pong-v5 --env.sticky-actions 2 | sticky & actions must be
---env ALE/Pong-v5 --env.sticky-actions nan | sticky & actions must be
+--env ALE/Pong-v5 --env.frame-skip 0 | --env.frame-skip must be at least 1
+--env ALE/Pong-v5 --env.noop-max 1000000000 | --env.noop-max must be at most 10,000
+--env ALE/Pong-v5 --env.sticky-actions 2 | --env.sticky-actions must be at least 0 and below 1
+--env ALE/Pong-v5 --env.sticky-actions nan | --env.sticky-actions must be at least 0 and below 1
 --learning-rate 1 | unknown option '--learning-rate'. Did you mean --agent.optimizer.lr?
 --lr 1 | unknown option '--lr'. Did you mean --agent.optimizer.lr?
 --total-timesteps 100 | Did you mean --steps?
@@ -219,6 +219,28 @@ TRAIN = r"""
 --env CartPole-v1 --env.time-limit 3 | Did you mean --env.max-episode-steps?
 --env.repeat-action-probability 3 | Did you mean --env.sticky-actions?
 --agent.qqqqqqqq 3 | dqn has no option --agent.qqqqqqqq
+--env CartPole-v1 --agent.network.hidden 1e15 | --agent.network.hidden must be at most
+--env CartPole-v1 --agent.value-loss c51 --agent.head.bins 1e12 | --agent.head.bins
+--env CartPole-v1 --agent.value-loss quantile --agent.head.quantiles 1e12 | --agent.head.quantiles
+--env CartPole-v1 --agent.buffer-size 1e11 | replay
+--env Pendulum-v1 --agent sac --env.pixels 1000000 | --env.pixels
+--env Pendulum-v1 --agent sac --env.action-repeat 1e15 | --env.action-repeat
+--env stream/RandomLabels --agent supervised --env.samples 1e15 | --env.samples
+--env stream/RandomLabels --agent supervised --env.features 1e15 | --env.features
+--env stream/RandomLabels --agent supervised --env.classes -1 | --env.classes
+--env stream/NoSuchProblem --agent supervised | NoSuchProblem
+--env nets_that_fail:Thing-v0 | nets_that_fail & ZeroDivisionError
+--env nets_that_exit:Thing-v0 | nets_that_exit
+--env nets_of_no_python:Thing-v0 | nets_of_no_python
+--env nets_of_a_user:Thing-v0 | Thing-v0
+--env nets_of_a_user: | nets_of_a_user
+--env :Thing-v0 | Thing-v0
+--env CartPole-v1 --interventions 'redo(layers=1)' | redo has no parameter 'layers'
+--env CartPole-v1 --interventions 'plasticity_injection(at=nan)' | plasticity_injection & at
+--env CartPole-v1 --interventions 'replay_ratio(0)' | ratio
+--env CartPole-v1 --interventions 'shrink_perturb(shrink=2)' | shrink_perturb
+--run broken/config_torn --env CartPole-v1 | broken/config_torn/config.yaml
+--run broken/config_empty --config run | broken/config_empty
 -x | unknown option '-x'
 -- | unknown option '--'
 dqn | belongs to no option: 'dqn'
@@ -254,6 +276,9 @@ agent.pt --env CartPol-v1 | CartPol-v1
 agent.pt --env Pendulum-v1 | Pendulum-v1
 agent.pt --env MountainCar-v0 | MountainCar-v0
 run --env Acrobot-v1 | Acrobot-v1
+broken/config_torn | config
+agent.pt --env nets_that_fail:Thing-v0 | nets_that_fail & ZeroDivisionError
+agent.pt --env nets_that_exit:Thing-v0 | nets_that_exit
 run --episodes 0 | --episodes must be at least 1
 run --episodes -1 | --episodes must be at least 1
 run --episodes 1e12 | --episodes must be at most
@@ -303,6 +328,8 @@ agent.pt --env Pendulum-v1 | Pendulum-v1
 agent.pt --env CartPole-v1 --interventions redo | interventions
 agent.pt --env CartPole-v1 --interventions rdo | Did you mean 'redo'?
 run --interventions redo | belongs to a run
+agent.pt --env nets_that_exit:Thing-v0 | nets_that_exit
+broken/config_torn | config
 run --monitors tandem | tandem
 run --monitors unit | Did you mean 'units'?
 run --monitors '' | --monitors is empty
@@ -485,7 +512,7 @@ small.yaml --budget soon | --budget is a time like 30m
 small.yaml --budget '' | --budget is empty
 small.yaml --budget 0s | --budget is a time like 30m
 small.yaml --budget -5m | --budget
-small.yaml --budget 99999999999999999999h | --budget
+small.yaml --budget 99999999999999999999h | --budget must be at most 8,784h
 small.yaml --jobs -1 | --jobs must be at least 0
 small.yaml --jobs 1000000 | --jobs must be at most
 small.yaml --gpus-per-run 0 | --gpus-per-run must be above 0
@@ -585,7 +612,7 @@ list card_results/card.yaml | card_results/results
 list <null> | NAME contains
 list ./<long>.yaml | File name too long
 list --runs '' | --runs is empty
-list --budget 3m | unknown option '--budget'
+list --budget 3m | --budget is an option of another command
 run | name claims
 run zzz | unknown claim 'zzz'
 run card.yaml --budget soon | --budget is a time like 30m, 90s or 1h30m, not 'soon'
@@ -593,7 +620,7 @@ run card.yaml --budget '' | --budget is empty
 run card.yaml --budget 0s | --budget is a time like
 run card.yaml --budget nan | --budget is a time like
 run card.yaml --budget=-30m | --budget is a time like
-run card.yaml --budget 99999999999999999999h | --budget
+run card.yaml --budget 99999999999999999999h | --budget must be at most 8,784h
 run card.yaml --jobs -1 | --jobs must be at least 0
 run card.yaml --jobs 1000000 | --jobs must be at most
 run card.yaml --jobs x | --jobs must be a whole number
@@ -609,7 +636,7 @@ render card.yaml --out FILE | --out FILE is a file
 render card.yaml --out FILE/x | --out FILE/x: FILE is a file, not a folder
 render card.yaml --out <long> | --out holds a name
 render zzz | unknown claim 'zzz'
-render --seeds 3 | unknown option '--seeds'
+render --seeds 3 | --seeds is an option of another command
 """
 
 INTERVENTIONS = r"""
