@@ -6,6 +6,7 @@ line that names it.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import typing
@@ -18,7 +19,7 @@ from typing import Any, Literal, get_args
 from ..agents.words import LONGEST, control_character, one_line, shorten
 from ..interventions import INTERVENTIONS
 from ..interventions.spec import build, convert, did_you_mean
-from .config import BadInput, RunConfig, parse
+from .config import BadInput, RunConfig, _flags, parse
 from .yaml_file import read_yaml_file
 
 
@@ -83,6 +84,11 @@ def read_command(words: tuple[str, ...]) -> RunConfig:
         if word.startswith("--") and "." not in name and name not in FLAGS:
             raise BadInput(f"unknown flag {word}.{did_you_mean(word, [_as_flag(n) for n in FLAGS])}")
     config = parse(words, prog="pliant train").config
+    for word, after in itertools.pairwise((*words, "--")):
+        name = word[2:].replace("-", "_")
+        # A flag of several values would take none of them from `true`, and say nothing.
+        if word.startswith("--") and after.startswith("--") and not isinstance(_flags(config).get(name, False), bool):
+            raise BadInput(f"{word} needs a value, not true")
     build(config.interventions, INTERVENTIONS)  # values out of range, and words that exclude each other
     device = "cpu" if config.device == "auto" else config.device
     every = config.checkpoint_every if "--checkpoint-every" in words else max(config.steps // 4, 1)
