@@ -66,7 +66,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     if arguments.command is None:
         arguments = parser.parse_args(["list", *words])
-    folder_for(arguments.runs, "--runs")
+    if arguments.command == "run":
+        folder_for(arguments.runs, "--runs")
     if getattr(arguments, "out", None) is not None:
         folder_for(arguments.out, "--out")
     if arguments.command == "run" and not arguments.names and arguments.budget is None:

@@ -13,10 +13,12 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,10 +28,15 @@ import pytest
 import torch
 from processes import Command
 
+from pliant.agents import DQN
 from pliant.agents.checkpoint import Checkpoints
+from pliant.agents.saved import BadFile
+from pliant.scripts import bench, outputs
 from pliant.scripts.claim_cards import load_card
 from pliant.scripts.claim_results import result_file
-from pliant.scripts.main import COMMANDS, main
+from pliant.scripts.config import AGENTS, BadInput, RunConfig, _flat, defaults
+from pliant.scripts.main import COMMANDS, exit_code, main
+from pliant.scripts.synonyms import _SYNONYMS
 
 SECONDS = 20  # of one line; what takes longer has begun to work
 
@@ -287,6 +294,8 @@ run --episodes nan | --episodes must be a whole number
 run --episodes '' | --episodes
 run --num-envs 0 | --num-envs must be at least 1
 run --num-envs 1000000000 | --num-envs must be at most
+run --max-episode-steps 0 | --max-episode-steps must be at least 1
+run --max-episode-steps nan | --max-episode-steps must be a whole number
 run --epsilon 2 | --epsilon must be between 0 and 1
 run --epsilon nan | --epsilon must be between 0 and 1
 run --epsilon -1 | --epsilon must be between 0 and 1
@@ -299,6 +308,8 @@ run --device '' | --device is empty
 run --out '' | --out is empty
 run --out gone/result.json | --out gone/result.json: there is no folder gone
 run --out folder | --out folder is a folder
+run --episodes 1000000 --out folder | --out folder is a folder
+run --episodes 1000000 --video folder | --video folder
 run --out FILE/result.json | --out FILE/result.json: FILE is a file
 run --out <long> | --out holds a name of 300 bytes
 run --video '' | --video is empty
@@ -940,3 +951,103 @@ def test_as_processes_they_print_nothing_else(sandbox: Path) -> None:
         complaints += [f"{shlex.join(line)}: {c}" for c in wrong_with(code, "", command.said(), table[tuple(line)])]
     assert not complaints, "\n".join(complaints)
     assert snapshot(sandbox) == before
+
+
+# ------------------------------------------------------------------------------------------------ what rows cannot say
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("text.txt", "torch did not write it"), ("empty", "it is empty"), ("truncated.pt", "damaged or incomplete"),
+        ("code.pt", "could run code"), ("script.pt", "TorchScript"), ("foreign.pt", "holds no agent"),
+        ("half.pt", "its part 'state' is missing"), ("folder", "it is a folder"),
+        ("shapes.pt", "does not describe a dqn"),
+    ],
+)  # fmt: skip
+def test_an_agent_that_is_none_is_refused_in_words_of_our_own(file: str, message: str, sandbox: Path) -> None:
+    with pytest.raises(BadFile, match=message) as caught:
+        DQN.load(file)
+    assert str(caught.value).startswith(file) and "weights_only" not in str(caught.value)
+
+
+def test_an_agent_whose_state_lacks_a_part_is_refused(sandbox: Path, tmp_path: Path) -> None:
+    content = torch.load("agent.pt", weights_only=True)
+    del content["state"]["generator"]
+    torch.save(content, tmp_path / "agent.pt")
+    with pytest.raises(BadFile, match="no whole state of a dqn"):
+        DQN.load(tmp_path / "agent.pt")
+    with pytest.raises(FileNotFoundError):
+        DQN.load(tmp_path / "gone.pt")
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_the_work(
+    sandbox: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever runs the tests may be root, for whom every folder can be written."""
+    monkeypatch.setattr(outputs.os, "access", lambda path, mode: False)
+    for line, flag in (
+        (["evaluate", "run", "--episodes", "1000000"], "--out"), (["inspect", "run", "--json", "x.json"], "--json"),
+        (["report", "run", "--out", "report"], "--out"), (["claims", "render", "card.yaml", "--out", "page"], "--out"),
+        (["bench", "--only", "interventions", "--save"], "--save"),
+    ):  # fmt: skip
+        with at_most(SECONDS):
+            assert main(line) == 2
+        assert wrong_with(2, *capfd.readouterr(), [f"error: {flag} ", "no permission"]) == []
+
+
+def test_what_the_system_refuses_after_all_is_told_by_its_flag(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"--out .*x\.json cannot be written: No space left"), outputs.written(
+        tmp_path / "x.json", "--out"
+    ):
+        raise OSError(28, "No space left on device")
+
+
+def test_without_the_peer_the_speed_tables_are_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "find_spec", lambda name: None)
+    assert main(["bench", "--only", "pong"]) == 2
+    expected = ["--only pong needs Stable-Baselines3", "pliant[peers]", "--only memory checkpoint"]
+    assert wrong_with(2, *capfd.readouterr(), expected) == []
+
+
+def test_a_measurement_that_fails_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    failed = subprocess.CompletedProcess([], 3, "", "Traceback\n  somewhere\nMemoryError: too much\n")
+    monkeypatch.setattr(bench.subprocess, "run", lambda *_, **__: failed)
+    monkeypatch.setattr(bench, "find_spec", lambda name: True)
+    assert main(["bench", "--only", "pong"]) == 1
+    line = r"error: .*measure pliant pong.* ended with exit code 3: MemoryError: too much\n"
+    assert re.fullmatch(line, capfd.readouterr().err)
+
+
+def test_an_error_of_any_text_is_a_line_that_a_terminal_can_show(capfd: pytest.CaptureFixture[str]) -> None:
+    def fails() -> int:
+        raise BadInput("a\nb\x1b[31m \udcff " + "long " * 10_000)
+
+    assert exit_code(fails) == 2
+    said = capfd.readouterr().err
+    assert said.startswith(r"error: a b\x1b[31m \udcff long") and said.count("\n") == 1 and len(said) < 2_100
+
+
+def test_a_report_is_renewed_and_figures_of_others_are_kept(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert main(["report", str(prepared / "run"), "--out", "report", "--no-flops"]) == 0
+    (tmp_path / "report" / "report.html").unlink()
+    before = snapshot(tmp_path)
+    assert main(["report", str(prepared / "run"), "--out", "report", "--no-flops"]) == 2
+    assert snapshot(tmp_path) == before
+
+
+def test_every_setting_that_is_suggested_is_one_of_some_agent_or_environment() -> None:
+    there = {field.name for field in fields(RunConfig)}
+    for agent in AGENTS:
+        there |= {f"agent.{name}" for name, _ in _flat(defaults(agent, "CartPole-v1").agent_config)}
+    there |= {f"env.{name}" for name, _ in _flat(defaults("dqn", "CartPole-v1").env_config)}
+    assert set(_SYNONYMS) <= there
+    assert not [word for words in _SYNONYMS.values() for word in words.split() if word in there]
