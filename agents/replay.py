@@ -137,7 +137,10 @@ class Replay:
         chunk_bytes: int = 8 * 2**20,
     ) -> None:
         if num_envs < 1 or capacity < num_envs:
-            raise ValueError(f"a replay of {capacity} transitions cannot hold one step of {num_envs} environments")
+            raise ValueError(
+                f"a replay of {capacity} transitions cannot hold one step of {num_envs} environments: give a larger "
+                "--agent.buffer-size, or fewer --num-envs"
+            )
         if learning_starts < 0 or (reward_clip is not None and reward_clip <= 0):
             raise ValueError(f"learning_starts {learning_starts} must not be negative, reward_clip {reward_clip} > 0")
         self.observation, self.action = observation, action

@@ -197,7 +197,8 @@ def _in_folder(folder: Path, config: RunConfig, run: Run, monitors: Monitors) ->
 def assembled(
     folder: Path, config: RunConfig, envs: Envs, agent: Agent, progress: Progress | None = None
 ) -> tuple[Run, Checkpoints, Log, Monitors]:
-    """A run in its folder, and its parts, before it is restored or begins (BadInput if a monitor does not fit)."""
+    """A run in its folder, and its parts, before it is restored or begins (BadInput: a monitor or the memory
+    does not fit)."""
     checkpoints = Checkpoints(folder, keep=config.keep_checkpoints)
     log = Log(folder, envs.frame_skip, log_every=config.log_every)
     with bad_input():
@@ -214,14 +215,15 @@ def assembled(
             progress.note(f"evaluation at step {run.clock.steps:,}: {found.cuts()}")
         return found.metrics()
 
-    run = Run(
-        agent, envs, log=log, checkpoints=checkpoints, checkpoint_every=config.checkpoint_every, evaluate=evaluated,
-        evaluate_every=config.evaluate_every, progress=progress, monitors=monitors,
-        fresh_envs=lambda: make(
-            config.env, num_envs=1, seed=derive_seed(config.seed, "monitors"), config=config.env_config,
-            at_steps=max(0, run.clock.steps - 1), drift_seed=config.seed,
-        ),
-    )  # fmt: skip
+    with bad_input():  # a memory that cannot be
+        run = Run(
+            agent, envs, log=log, checkpoints=checkpoints, checkpoint_every=config.checkpoint_every, evaluate=evaluated,
+            evaluate_every=config.evaluate_every, progress=progress, monitors=monitors,
+            fresh_envs=lambda: make(
+                config.env, num_envs=1, seed=derive_seed(config.seed, "monitors"), config=config.env_config,
+                at_steps=max(0, run.clock.steps - 1), drift_seed=config.seed,
+            ),
+        )  # fmt: skip
     return run, checkpoints, log, monitors
 
 

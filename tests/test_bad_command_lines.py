@@ -232,6 +232,7 @@ TRAIN = r"""
 --env CartPole-v1 --agent.buffer-size 1e11 | replay
 --env Pendulum-v1 --agent sac --env.pixels 1000000 | --env.pixels
 --env Pendulum-v1 --agent sac --env.action-repeat 1e15 | --env.action-repeat
+--env CartPole-v1 --num-envs 300 --agent.buffer-size 100 | a larger --agent.buffer-size, or fewer --num-envs
 --env stream/RandomLabels --agent supervised --env.samples 1e15 | --env.samples
 --env stream/RandomLabels --agent supervised --env.features 1e15 | --env.features
 --env stream/RandomLabels --agent supervised --env.classes -1 | --env.classes
