@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from torch import Generator, Tensor, nn
 
 from .heads import precise
 from .hooks import Clock, Compose, Intervention, Sampling, Update, derive_seed, restore_stream_
+from .memory import refuse_too_large
 from .networks import Dropout, Trace
 from .ranges import OutOfRange, check_numbers
 from .replay import Batch, Replay
@@ -76,6 +78,7 @@ class Agent(ABC):
     name: ClassVar[str]
     config_class: ClassVar[type[Any]]
     learns_from_targets: ClassVar[bool] = False  # and so needs environments that tell what should have been said
+    slow: ClassVar[tuple[str, ...]] = ()  # the components that bootstrap from a slow copy of themselves
     values_are_returns: ClassVar[bool] = True  # so that they can be compared with what follows
 
     def __init__(
@@ -106,6 +109,47 @@ class Agent(ABC):
     @abstractmethod
     def build(self, generator: Generator) -> None:
         """Fill `components`."""
+
+    def networks(self, generator: Generator) -> dict[str, nn.Module]:
+        """The networks that learn, by component, newly born on the CPU, for `built`."""
+        raise NotImplementedError
+
+    def built(self, generator: Generator) -> dict[str, Any]:
+        """The agent's `networks`, once a sketch of them without memory has shown that they fit.
+
+        Raises:
+            TooLarge: They do not fit with gradients, optimizer and slow copies, or a batch does not.
+        """
+        with torch.device("meta"):
+            sketch = self.networks(generator)
+        weights = needed = 0
+        for name, network in sketch.items():
+            learnt = sum(p.nbytes for p in network.parameters() if p.requires_grad)
+            rest = sum(x.nbytes for x in (*network.parameters(), *network.buffers())) - learnt
+            weights += sum(p.numel() for p in network.parameters())
+            # Of what learns the weights, their gradients and two moments; a slow copy holds the weights alone.
+            needed += 4 * learnt + rest + (learnt + rest if name in self.slow else 0)
+        refuse_too_large(
+            f"an agent whose networks have {weights:,} weights", needed, self.device,
+            "give smaller widths in --agent.network.hidden, or less of what multiplies networks and their outputs",
+        )  # fmt: skip
+        refuse_too_large(
+            f"a batch of {self.batch():,} transitions", self.batch() * self.bytes_per_sample(), self.device,
+            "give a smaller --agent.batch-size, or a head with fewer outputs",
+        )  # fmt: skip
+        return self.networks(generator)
+
+    def batch(self) -> int:
+        """Transitions in a batch, as far as the configuration says it."""
+        return int(getattr(self.config, "batch_size", 0))
+
+    def bytes_per_sample(self) -> int:
+        """Bytes that a transition of a batch takes at the very least while it is learnt from: both observations, as
+        stored and as floats, and what the loss compares."""
+        numbers = math.prod(self.observation.shape)
+        stored = 0 if self.observation.dtype == torch.float32 else self.observation.dtype.itemsize
+        head = getattr(self, "head", None)
+        return 2 * numbers * (4 + stored) + (4 * head.scratch if head is not None else 0)
 
     @abstractmethod
     def act(self, obs: NDArray[Any] | Tensor, clock: Clock | None = None) -> Tensor:
@@ -222,8 +266,18 @@ class Agent(ABC):
         return self.interventions.schedule(Sampling(c.batch_size, c.n_step, c.gamma, c.replay_ratio), clock)
 
     def memory(self, num_envs: int = 1, seed: int | None = None) -> Replay:
-        """The replay that the configuration describes, on the agent's device."""
+        """The replay that the configuration describes, on the agent's device.
+
+        Raises:
+            ValueError: It does not fit into memory, or no window of `n_step` rewards fits into it.
+        """
         c = self.config
+        if (waiting := (c.n_step - 1) * num_envs) >= c.buffer_size:
+            raise OutOfRange(
+                "--agent.n-step",
+                f"must be smaller than {c.n_step:,}: the newest {waiting:,} transitions of {num_envs:,} environments "
+                f"wait for their windows, and the replay holds {c.buffer_size:,}",
+            )
         return Replay(
             self.observation, self.action, capacity=c.buffer_size, num_envs=num_envs, device=self.device,
             seed=derive_seed(self.seed if seed is None else seed, "replay"), learning_starts=c.learning_starts,

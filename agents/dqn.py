@@ -107,6 +107,7 @@ class DQN(Agent):
 
     name = "dqn"
     config_class = DQNConfig
+    slow = ("critic",)
     config: DQNConfig
 
     def build(self, generator: Generator) -> None:
@@ -114,14 +115,18 @@ class DQN(Agent):
         if not self.action.discrete:
             raise ValueError("dqn needs discrete actions; for continuous ones use sac")
         self.head = build_head(c.value_loss, c.head, gamma=c.gamma, n_step=c.n_step).to(self.device)
-        online = QNetwork(
-            self.observation, self.action.size, self.head.outputs, c.network, generator, dueling=c.dueling
-        ).to(self.device)
+        online = self.built(generator)["critic"].to(self.device)
         slow = self.slow_copy(online)
         self.critic = Component(online, build_optimizer(online.parameters(), c.optimizer), slow)
         self.components = {"critic": self.critic}
         self.actor = slow if c.act_with_target else online
         self.target_beat = Every(c.target_period)
+
+    def networks(self, generator: Generator) -> dict[str, nn.Module]:
+        c = self.config
+        return {"critic": QNetwork(
+            self.observation, self.action.size, self.head.outputs, c.network, generator, dueling=c.dueling
+        )}  # fmt: skip
 
     def epsilon(self, clock: Clock) -> float:
         """Probability of a random action: 1 before learning starts, then linear in environment steps."""

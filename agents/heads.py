@@ -100,6 +100,11 @@ class ValueHead(nn.Module):
     def __init__(self, config: HeadConfig = DEFAULT, gamma: float = 0.99) -> None:
         super().__init__()
 
+    @property
+    def scratch(self) -> int:
+        """Numbers that the loss of one sample holds at once."""
+        return self.outputs
+
     def constant(self, name: str, values: Tensor) -> None:
         """A buffer that moves with the head and is not saved, since the configuration implies it."""
         self.register_buffer(name, values, persistent=False)
@@ -261,6 +266,10 @@ class Quantile(ValueHead):
     """Quantiles of the return, by quantile Huber regression (Dabney et al. 2018, 1710.10044, eq. 10)."""
 
     levels: Tensor  # [N, 1]
+
+    @property
+    def scratch(self) -> int:
+        return self.outputs**2
 
     def __init__(self, config: HeadConfig = DEFAULT, gamma: float = 0.99) -> None:
         super().__init__(config, gamma)

@@ -8,6 +8,41 @@ from pathlib import Path
 import torch
 
 CGROUPS = Path("/sys/fs/cgroup")
+HEADROOM = 0.9  # of the available memory; the rest is left to everything else
+SMALL = 256 * 2**20  # bytes that are there without asking, for an agent may be built a thousand times
+
+
+class TooLarge(ValueError):
+    """Something does not fit into the memory of its device. The message says what it needs and what there is."""
+
+
+def refuse_too_large(what: str, nbytes: int, device: torch.device | str, way_out: str) -> None:
+    """Refuse what does not fit into the memory that a device has to spare, before it is allocated.
+
+    Args:
+        what: What is to be allocated, as the subject of a sentence in the singular.
+        nbytes: Bytes that it takes.
+        way_out: What makes it smaller, as a request.
+
+    Raises:
+        TooLarge: It does not fit.
+    """
+    if nbytes <= SMALL:
+        return
+    spare = int(available_memory(device) * HEADROOM)
+    if nbytes > spare:
+        raise TooLarge(
+            f"{what} takes {in_bytes(nbytes)}, but {device} has {in_bytes(spare)} to spare: {way_out}"
+        )
+
+
+def in_bytes(count: float) -> str:
+    """A number of bytes as people read it: 7.2 kB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} PB"
 
 
 def available_memory(device: torch.device | str) -> int:

@@ -133,6 +133,12 @@ def _draw_orthogonal(shape: torch.Size, fan_in: int, is_bias: bool, gain: float,
 LAWS = {"torch": _draw_torch, "orthogonal": _draw_orthogonal}
 
 
+def blank(kind: type[nn.Module], *sizes: int, **settings: int) -> Any:
+    """A linear map or a convolution without weights yet; in a sketch (`with torch.device("meta")`) without memory."""
+    device = "meta" if torch.get_default_device().type == "meta" else "cpu"
+    return nn.utils.skip_init(kind, *sizes, device=device, **settings)
+
+
 class Layer(nn.Module):
     """Linear map → (dropout) → norm → activation.
 
@@ -205,7 +211,9 @@ class Layer(nn.Module):
 
     @torch.no_grad()
     def load_fresh(self, generator: Generator) -> None:
-        """Draw this layer anew, in place."""
+        """Draw this layer anew, in place; a sketch has nothing to be drawn."""
+        if self.linear.weight.is_meta:
+            return
         parameters = dict(self.named_parameters())
         for name, value in self.fresh(generator).items():
             parameters[name].copy_(value)
@@ -299,14 +307,14 @@ class Bricklayer:
         c = self.config
         normed = c.norm_placement in ("all", "dense") or (c.norm_placement == "last" and last)
         return Layer(
-            nn.utils.skip_init(nn.Linear, inputs, units), self.generator,
+            blank(nn.Linear, inputs, units), self.generator,
             activation=c.activation, norm=c.norm if normed else "none", dropout=self.dropout, init=c.init,
         )  # fmt: skip
 
     def conv(self, inputs: int, channels: int, kernel: int, stride: int = 1, padding: int = 0) -> Layer:
         """A convolution; `size` is its input's on the way in, and its output's afterwards."""
         c = self.config
-        linear = nn.utils.skip_init(nn.Conv2d, inputs, channels, kernel, stride=stride, padding=padding)
+        linear = blank(nn.Conv2d, inputs, channels, kernel, stride=stride, padding=padding)
         self.size = tuple((n + 2 * padding - kernel) // stride + 1 for n in self.size)
         if min(self.size) < 1:
             raise RuntimeError("nothing is left of the image")
@@ -318,7 +326,7 @@ class Bricklayer:
 
     def output(self, inputs: int, outputs: int, gain: float | None = None) -> Layer:
         """An output layer; `gain` scales orthogonal weights."""
-        linear = nn.utils.skip_init(nn.Linear, inputs, outputs)
+        linear = blank(nn.Linear, inputs, outputs)
         return Layer(linear, self.generator, activation="identity", init=self.config.init, output=True, gain=gain)
 
     def channels(self, n: int) -> int:
@@ -418,7 +426,7 @@ class Residual(nn.Module):
         # The stream itself is activated before the first convolution, which therefore reads `copies` as many channels.
         self.entry = ACTIVATIONS[build.config.activation]()
         self.inner = build.conv(channels * COPIES.get(build.config.activation, 1), channels, 3, padding=1)
-        linear = nn.utils.skip_init(nn.Conv2d, self.inner.features, channels, 3, padding=1)
+        linear = blank(nn.Conv2d, self.inner.features, channels, 3, padding=1)
         self.outer = Layer(linear, build.generator, activation="identity", init=build.config.init, output=True)
 
     def forward(self, x: Tensor, trace: Trace | None = None) -> Tensor:
@@ -430,7 +438,7 @@ class ImpalaStage(nn.Module):
 
     def __init__(self, inputs: int, channels: int, build: Bricklayer) -> None:
         super().__init__()
-        linear = nn.utils.skip_init(nn.Conv2d, inputs, channels, 3, padding=1)
+        linear = blank(nn.Conv2d, inputs, channels, 3, padding=1)
         self.stem = Layer(linear, build.generator, activation="identity", init=build.config.init, output=True)
         build.size = tuple((n + 1) // 2 for n in build.size)
         self.first = Residual(channels, build)
@@ -562,7 +570,7 @@ class Projection(nn.Module):
     def __init__(self, inputs: int, units: int, build: Bricklayer) -> None:
         super().__init__()
         self.layer = Layer(
-            nn.utils.skip_init(nn.Linear, inputs, units), build.generator,
+            blank(nn.Linear, inputs, units), build.generator,
             activation="tanh", norm="layer_norm", init=build.config.init,
         )  # fmt: skip
         self.features = units

@@ -192,14 +192,8 @@ class PPO(Agent):
     def build(self, generator: Generator) -> None:
         c = self.config
         self.head = build_head(c.value_loss, c.head, gamma=c.gamma).to(self.device)
-        critic = ValueNetwork(self.observation, self.head.outputs, c.network, generator)
         self.shared = self.observation.pixels
-        features = critic.body.features if self.shared else critic.encoder.features
-        actor = PolicyNetwork(
-            features, self.action.size, c.actor_network, generator,
-            log_std=None if self.action.discrete else c.initial_log_std,
-        )  # fmt: skip
-        critic, actor = critic.to(self.device), actor.to(self.device)
+        critic, actor = (network.to(self.device) for network in self.built(generator).values())
         optimizer = build_optimizer([*critic.parameters(), *actor.parameters()], c.optimizer)
         self.critic, self.actor = Component(critic, optimizer), Component(actor, optimizer)
         self.components = {"critic": self.critic, "actor": self.actor}
@@ -208,6 +202,18 @@ class PPO(Agent):
         if not self.action.discrete:
             low, high = torch.tensor(self.action.low), torch.tensor(self.action.high)
             self.center, self.scale = ((high + low) / 2).to(self.device), ((high - low) / 2).to(self.device)
+
+    def networks(self, generator: Generator) -> dict[str, nn.Module]:
+        c = self.config
+        critic = ValueNetwork(self.observation, self.head.outputs, c.network, generator)
+        actor = PolicyNetwork(
+            critic.body.features if self.shared else critic.encoder.features, self.action.size, c.actor_network,
+            generator, log_std=None if self.action.discrete else c.initial_log_std,
+        )  # fmt: skip
+        return {"critic": critic, "actor": actor}
+
+    def batch(self) -> int:
+        return 0  # a minibatch is no larger than the rollout, whose memory is checked
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
         yield from super().modules()

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .hooks import Sampling
-from .memory import available_memory
+from .memory import HEADROOM, TooLarge, available_memory, in_bytes
 from .priorities import Priorities, PrioritisedConfig
 from .spaces import ActionSpec, ObservationSpec, Step
 
@@ -37,7 +37,6 @@ __all__ = ["Batch", "PrioritisedConfig", "Replay", "ReplayTooLarge"]
 SHORT_EPISODE = 64  # mean length from which on the final frames of episodes find room beside `capacity` transitions
 NOBODY = np.empty(0, np.int64)
 AT_ONCE = 256  # updates between which a run is not asked whether it is to stop
-HEADROOM = 0.9  # of the available memory; the rest is left to networks and system
 
 
 class Batch(NamedTuple):
@@ -70,7 +69,7 @@ class Batch(NamedTuple):
         return cls(obs, action, reward, discount, next_obs, torch.ones_like(reward), index)
 
 
-class ReplayTooLarge(ValueError):
+class ReplayTooLarge(TooLarge):
     """A replay that does not fit into the memory of its device."""
 
 
@@ -194,8 +193,8 @@ class Replay:
     def describe(self) -> str:
         """One line for people: capacity, device and memory."""
         return (
-            f"replay: {self.capacity:,} transitions of {_bytes(self.bytes_per_transition)} "
-            f"on {self.device} = {_bytes(self.nbytes)}"
+            f"replay: {self.capacity:,} transitions of {in_bytes(self.bytes_per_transition)} "
+            f"on {self.device} = {in_bytes(self.nbytes)}"
         )
 
     def _refuse_if_too_large(self, prioritised: bool) -> None:
@@ -208,8 +207,8 @@ class Replay:
 
         fits = bisect_right(range(self.capacity), spare, key=size) - 1
         raise ReplayTooLarge(
-            f"a replay of {self.capacity:,} transitions takes {_bytes(self._layout.nbytes)}, but {self.device} has "
-            f"{_bytes(spare)} to spare: "
+            f"a replay of {self.capacity:,} transitions takes {in_bytes(self._layout.nbytes)}, but {self.device} has "
+            f"{in_bytes(spare)} to spare: "
             + (f"--agent.buffer-size {fits} fits" if fits >= self.num_envs else "not even one transition fits")
         )
 
@@ -567,12 +566,3 @@ class Replay:
             if kind == other and begin.isdigit() and int(begin) < len(ring):
                 return kind, ring, int(begin)
         raise ValueError(f"a replay of {self._layout.transitions} transitions has no chunk {name!r}")
-
-
-def _bytes(count: float) -> str:
-    """Bytes in the decimal unit that leaves one to three digits before the point."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

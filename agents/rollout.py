@@ -5,6 +5,7 @@ To the loop it is a memory like `Replay`; what is different is what `batches` gi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from .hooks import Sampling
+from .memory import refuse_too_large
 from .spaces import ActionSpec, ObservationSpec, Step
 
 
@@ -60,6 +62,7 @@ class Rollout:
 
     Raises:
         ValueError: A size is out of range.
+        TooLarge: It does not fit into memory.
     """
 
     def __init__(
@@ -69,6 +72,10 @@ class Rollout:
     ) -> None:  # fmt: skip
         if min(length, num_envs, batch_size, epochs) < 1:
             raise ValueError("a rollout needs at least one step, environment, epoch and transition in a batch")
+        refuse_too_large(
+            f"a rollout of {length:,} steps of {num_envs:,} environments",
+            self.size_of(observation, action, length, num_envs), "cpu", "give a smaller --agent.rollout or --num-envs",
+        )  # fmt: skip
         self.length, self.num_envs, self.epochs, self.lam = length, num_envs, epochs, lam
         self.batch_size = min(batch_size, length * num_envs)
         self.device = device
@@ -89,6 +96,13 @@ class Rollout:
         self.filled = 0
         self.held: RolloutBatch | None = None  # the last complete rollout, for whoever looks
         self.latest: NDArray[Any] | None = None
+
+    @staticmethod
+    def size_of(observation: ObservationSpec, action: ActionSpec, length: int, num_envs: int) -> int:
+        """Bytes that a rollout takes while it is learnt from: what is recorded, and a copy of it."""
+        seen = 2 * math.prod(observation.shape) * observation.dtype.itemsize
+        acted = 8 if action.discrete else 4 * action.size
+        return 2 * length * num_envs * (seen + acted + 32)
 
     def __len__(self) -> int:
         return self.filled * self.num_envs

@@ -43,7 +43,7 @@ from .ranges import (
 )
 from .replay import Batch
 
-Critics: TypeAlias = Annotated[int, at_least(1, most=1_000, why="each is a network")]
+Critics: TypeAlias = Annotated[int, at_least(1, most=100, why="each is a network")]
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,7 @@ class SAC(Agent):
 
     name = "sac"
     config_class = SACConfig
+    slow = ("critic",)
     config: SACConfig
 
     def build(self, generator: Generator) -> None:
@@ -138,15 +139,7 @@ class SAC(Agent):
         low, high = torch.tensor(self.action.low), torch.tensor(self.action.high)
         self.center, self.scale = ((high + low) / 2).to(self.device), ((high - low) / 2).to(self.device)
         self.head = build_head(c.value_loss, c.head, gamma=c.gamma, n_step=c.n_step).to(self.device)
-        online = Critic(
-            self.observation, self.action.size, self.head.outputs, c.network, generator,
-            size=c.critics, projection=c.projection, dropout=c.dropout,
-        )  # fmt: skip
-        actor = Actor(
-            online.encoder.features, self.action.size, c.actor_network, generator,
-            projection=c.projection if self.observation.pixels else 0,
-        )  # fmt: skip
-        online, actor = online.to(self.device), actor.to(self.device)
+        online, actor = (network.to(self.device) for network in self.built(generator).values())
         self.temperature = Temperature(c.temperature or c.initial_temperature).to(self.device)
         self.target_entropy = c.target_entropy * self.action.size
         self.critic = Component(online, build_optimizer(online.parameters(), c.optimizer), self.slow_copy(online))
@@ -155,6 +148,18 @@ class SAC(Agent):
         self.tuner = Component(self.temperature, temperature_optimizer)
         self.components = {"critic": self.critic, "actor": self.actor, "temperature": self.tuner}
         self.target_beat, self.actor_beat = Every(c.target_period), Every(c.actor_period)
+
+    def networks(self, generator: Generator) -> dict[str, nn.Module]:
+        c = self.config
+        critic = Critic(
+            self.observation, self.action.size, self.head.outputs, c.network, generator,
+            size=c.critics, projection=c.projection, dropout=c.dropout,
+        )  # fmt: skip
+        actor = Actor(
+            critic.encoder.features, self.action.size, c.actor_network, generator,
+            projection=c.projection if self.observation.pixels else 0,
+        )  # fmt: skip
+        return {"critic": critic, "actor": actor}
 
     def policy(self, encoded: Tensor, trace: Trace | None = None) -> tuple[Tensor, Tensor]:
         """A sampled action in [-1, 1] [B, A] and its log-probability [B] (appendix C: the change of variables)."""

@@ -6,6 +6,7 @@ just been seen, with what should have been said to them, one sample of every env
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from .hooks import Sampling
+from .memory import refuse_too_large
 from .replay import Batch
 from .spaces import ActionSpec, ObservationSpec, Step
 
@@ -34,6 +36,7 @@ class Samples:
 
     Raises:
         ValueError: A size is out of range.
+        TooLarge: It does not fit into memory.
     """
 
     def __init__(
@@ -44,6 +47,11 @@ class Samples:
             raise ValueError("a stream's memory needs at least one sample, environment and update")
         self.num_envs, self.updates, self.device = num_envs, updates, device
         self.rows = -(-capacity // num_envs)
+        each = math.prod(observation.shape) * observation.dtype.itemsize + 8 * (1 if action.discrete else action.size)
+        refuse_too_large(
+            f"a memory of {self.rows * num_envs:,} samples", self.rows * num_envs * each, device,
+            "give a smaller --agent.buffer-size or --num-envs",
+        )  # fmt: skip
         self.generator = Generator(device).manual_seed(seed)
         shape, kind = (self.rows, num_envs), torch.int64 if action.discrete else torch.float32
         self.obs = torch.zeros((*shape, *observation.shape), dtype=observation.dtype, device=device)

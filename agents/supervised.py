@@ -126,14 +126,16 @@ class Supervised(Agent):
                 "cross-entropy: leave it at auto"
             )
         self.head: ValueHead | None = None
-        outputs = self.action.size
         if not self.action.discrete:
             self.head = build_head("mse" if c.value_loss == "auto" else c.value_loss, c.head, gamma=0.0)
             self.head = self.head.to(self.device)
-            outputs *= self.head.outputs
-        online = Predictor(self.observation, outputs, c.network, generator).to(self.device)
+        online = self.built(generator)["critic"].to(self.device)
         self.critic = Component(online, build_optimizer(online.parameters(), c.optimizer))
         self.components = {"critic": self.critic}
+
+    def networks(self, generator: Generator) -> dict[str, nn.Module]:
+        outputs = self.action.size * (1 if self.head is None else self.head.outputs)
+        return {"critic": Predictor(self.observation, outputs, self.config.network, generator)}
 
     @torch.no_grad()
     def act(self, obs: NDArray[Any] | Tensor, clock: Clock | None = None) -> Tensor:

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
+from ..agents.memory import refuse_too_large
 from ..agents.ranges import (
     AT_ONCE,
     EnvSteps,
@@ -192,12 +193,15 @@ def make(
     Raises:
         ValueError: An option that the environment does not have, or a drift that does not fit it.
         UnknownEnvironment: No environment has this name.
+        TooLarge: They do not fit into memory.
     """
     check_value(num_envs, NumEnvs, "num_envs")
     check_value(seed, Seed, "seed")
     config = config or EnvConfig()
     kind = suite(name)
     _refuse_other_suites_options(name, kind, config)
+    what = f"the memory of {num_envs:,} environments {name}"
+    refuse_too_large(what, _bytes_needed(kind, num_envs, config), "cpu", WAY_OUT[kind])
     envs = _made(name, kind, num_envs, seed, config, evaluation, drawn, at_steps, drift_seed)
     envs.longest_episode = _longest_episode(kind, config)
     return envs
@@ -239,6 +243,25 @@ def _made(
 
         return make_control(name, num_envs, seed, config, evaluation, drawn, drift)
     return build(name, num_envs, seed, config, evaluation, drift)
+
+
+def _bytes_needed(kind: Suite, num_envs: int, config: EnvConfig) -> int:
+    """Bytes that environments of a suite take at the very least: simulators as measured, and frames of three copies
+    (the simulator's, the stack, the observation)."""
+    if kind == "stream":
+        # The inputs that there are, drawn in double precision, and as many again for a minibatch.
+        return 12 * (config.features or 64) * (config.samples + num_envs)
+    if kind == "atari":
+        return num_envs * (1_500_000 + 3 * 84 * 84 * (config.frame_stack or 4))
+    stack = 3 if config.frame_stack is None else config.frame_stack
+    return num_envs * (3_000 + 3 * 3 * config.pixels**2 * stack)
+
+
+WAY_OUT = {
+    "stream": "give fewer --num-envs, or smaller --env.samples or --env.features",
+    "atari": "give fewer --num-envs or a smaller --env.frame-stack", "minatar": "give fewer --num-envs",
+    "control": "give fewer --num-envs, or smaller --env.pixels or --env.frame-stack",
+}  # fmt: skip
 
 
 def wrap(

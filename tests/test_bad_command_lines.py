@@ -189,7 +189,7 @@ TRAIN = r"""
 --env Pendulum-v1 --agent sac --agent.temperature nan | --agent.temperature must be a finite number
 --env Pendulum-v1 --agent sac --agent.target-entropy nan | --agent.target-entropy must be a finite number
 --env Pendulum-v1 --agent sac --agent.critics 0 | --agent.critics must be at least 1
---env Pendulum-v1 --agent sac --agent.critics 1000000 | --agent.critics must be at most 1,000
+--env Pendulum-v1 --agent sac --agent.critics 1000000 | --agent.critics must be at most 100,
 --env Pendulum-v1 --agent sac --agent.dropout 2 | --agent.dropout must be at least 0 and below 1
 --env CartPole-v1 --env.max-episode-steps -1 | --env.max-episode-steps must be at least 1
 --env CartPole-v1 --env.drift rust | rust

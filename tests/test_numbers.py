@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import math
 import pkgutil
+import resource
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from importlib import import_module
@@ -13,11 +14,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+import torch
+from gymnasium.spaces import Box
 
 import pliant.agents
 import pliant.envs
+from pliant.agents import DQN, PPO, SAC, Supervised
 from pliant.agents.dqn import DQNConfig
 from pliant.agents.hooks import At, Every, Intervention, When
+from pliant.agents.networks import NetworkConfig
 from pliant.agents.ranges import (
     OutOfRange,
     Range,
@@ -28,6 +33,8 @@ from pliant.agents.ranges import (
     parameter_hints,
     parameters_of,
 )
+from pliant.agents.sac import SACConfig
+from pliant.agents.spaces import ObservationSpec
 from pliant.agents.words import SentenceError, Word, resolve
 from pliant.envs.drift import DRIFTS
 from pliant.envs.schedule import Schedule
@@ -227,7 +234,7 @@ def test_interventions_of_ones_own_are_checked_by_their_annotations() -> None:
         ("--agent ppo --agent.entropy nan", "--agent.entropy must be a finite number, at least 0, not nan"),
         ("--agent sac --agent.temperature nan", "--agent.temperature must be a finite number, at least 0, not nan"),
         ("--agent sac --agent.target-entropy nan", "--agent.target-entropy must be a finite number"),
-        ("--agent sac --agent.critics 1000000", "--agent.critics must be at most 1,000, not 1,000,000"),
+        ("--agent sac --agent.critics 1000000", "--agent.critics must be at most 100, not 1,000,000"),
         ("--agent sac --agent.target-critics 3", "--agent.target-critics must be at most critics = 2, not 3"),
         ("--agent sac --agent.actor-optimizer.lr nan", "--agent.actor-optimizer.lr must be"),
         ("--env ALE/Pong-v5 --env.noop-max 1000000000", "--env.noop-max must be at most 10,000 frames, not 1,000,000"),
@@ -281,6 +288,87 @@ def flags_of(kind: type[Any], prefix: str) -> Iterator[str]:
             yield from flags_of(hint, flag)
         elif any(number is float for _, number, _ in numeric_leaves(hint)):
             yield flag
+
+
+# ------------------------------------------------------------------------------------------------ memory
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("--agent.network.hidden 1000000 1000000",
+         "an agent whose networks have 1,000,008,000,002 weights takes 20 TB, but cpu has 8 GB to spare: give "
+         "smaller widths in --agent.network.hidden"),
+        ("--agent ppo --agent.actor-network.hidden 1000000 1000000", "an agent whose networks have 1,000,008,0"),
+        ("--agent supervised --env stream/RandomLabels --agent.network.hidden 1000000 1000000", "an agent whose netw"),
+        ("--agent sac --env Pendulum-v1 --agent.critics 100 --agent.network.hidden 10000 10000",
+         "an agent whose networks have 10,00"),
+        ("--agent.network.hidden 3000 3000 --agent.network.injections 100", "an agent whose networks have 1,8"),
+        ("--env ALE/Pong-v5 --agent.network.width 10000", "an agent whose networks have "),
+        ("--agent.head.bins 100000 --agent.value-loss c51 --agent.network.hidden 10000",
+         "an agent whose networks have 2,000,"),
+        ("--agent.value-loss quantile --agent.head.quantiles 10000", "a batch of 64 transitions takes 25.6 GB, but"),
+        ("--agent.batch-size 1000000 --env ALE/Pong-v5", "a batch of 1,000,000 transitions takes 282 GB, but cpu"),
+        ("--agent ppo --agent.rollout 1000000000", "a rollout of 1,000,000,000 steps of 1 environments takes"),
+        ("--agent supervised --env stream/RandomLabels --agent.buffer-size 1000000000",
+         "a memory of 1,000,000,000 samples takes"),
+        ("--agent.buffer-size 1000000000", "a replay of 1,000,000,000 transitions takes"),
+        ("--agent.n-step 60 --num-envs 20 --agent.buffer-size 1000", "--agent.n-step must be smaller than 60: the n"),
+        ("--env ALE/Pong-v5 --num-envs 60000", "the memory of 60,000 environments ALE/Pong-v5 takes 95.1 GB"),
+        ("--env ALE/Pong-v5 --env.frame-stack 1000 --num-envs 1000", "the memory of 1,000 environments ALE/Pong-v5 ta"),
+        ("--env CartPole-v1 --env.pixels 4096 --num-envs 64", "the memory of 64 environments CartPole-v1 takes 29 GB"),
+        ("--agent supervised --env stream/RandomLabels --env.samples 1000000000",
+         "the memory of 1 environments stream/RandomLabels takes 768 GB"),
+    ],
+)  # fmt: skip
+def test_what_would_exhaust_memory_is_refused_before_it_is_allocated(
+    line: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("memory", "replay"):
+        monkeypatch.setattr(f"pliant.agents.{module}.available_memory", lambda device: int(8e9 / 0.9) + 1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    given = ["--env", "CartPole-v1"] if "--env " not in line else []
+    words = [*given, "--threads", "1", "--run", str(tmp_path / "run"), *line.split()]
+    assert main.exit_code(lambda: train.main(words)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {told}") and said.count("\n") == 1, said
+    assert not (tmp_path / "run").exists()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000, "kB: nothing large was allocated"
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [
+        lambda: DQN((4,), 2), lambda: DQN((4,), 2, DQNConfig(dueling=True, value_loss="quantile")),
+        lambda: DQN(ObservationSpec((4, 84, 84), torch.uint8), 3),
+        lambda: DQN(ObservationSpec((4, 84, 84), torch.uint8), 3, DQNConfig(network=NetworkConfig(body="impala"))),
+        lambda: SAC((4,), Box(-1, 1, (2,)), SACConfig(dropout=0.1)), lambda: PPO((4,), 2),
+        lambda: SAC(ObservationSpec((9, 84, 84), torch.uint8), Box(-1, 1, (2,))),
+        lambda: PPO((4,), Box(-1, 1, (2,))), lambda: Supervised((4,), 10),
+        lambda: DQN((4,), 2, DQNConfig(network=NetworkConfig(injections=2, norm="layer_norm"))),
+    ],
+)  # fmt: skip
+def test_the_sketch_has_the_size_of_the_agent_and_draws_nothing(agent: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(
+        "pliant.agents.agent.refuse_too_large", lambda what, nbytes, device, way_out: asked.append(nbytes)
+    )
+    built = agent()
+    held = 0
+    for component in built.components.values():
+        if component.online is getattr(built, "temperature", None):
+            continue
+        for p in component.online.parameters():
+            held += p.nbytes * (4 if p.requires_grad else 1)
+        held += sum(b.nbytes for b in component.online.buffers())
+        if component.target is not None:
+            held += sum(x.nbytes for x in (*component.target.parameters(), *component.target.buffers()))
+    assert asked[0] == held
+    with torch.device("meta"):
+        generator = torch.Generator().manual_seed(0)
+        state = generator.get_state()
+        built.networks(generator)
+    assert torch.equal(generator.get_state(), state)
 
 
 # ------------------------------------------------------------------------------------------------ argparse
