@@ -226,6 +226,9 @@ TRAIN = r"""
 --env CartPole-v1 --env.time-limit 3 | Did you mean --env.max-episode-steps?
 --env.repeat-action-probability 3 | Did you mean --env.sticky-actions?
 --agent.qqqqqqqq 3 | dqn has no option --agent.qqqqqqqq
+--env CartPole-v1 --agent.network.hidden 1000000000 1000000000 | to spare
+--env CartPole-v1 --agent.network.hidden 300000 300000 | to spare
+--env CartPole-v1 --agent ppo --agent.rollout 1000000000000 | rollout
 --env CartPole-v1 --agent.network.hidden 1e15 | --agent.network.hidden must be at most
 --env CartPole-v1 --agent.value-loss c51 --agent.head.bins 1e12 | --agent.head.bins
 --env CartPole-v1 --agent.value-loss quantile --agent.head.quantiles 1e12 | --agent.head.quantiles
