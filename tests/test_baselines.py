@@ -468,7 +468,7 @@ def test_the_placebo_of_a_method_with_memory_goes_on() -> None:
         ("matched_random('matched_random(redo)')", "matched_random resets no units"),
         ("matched_random(reset_optimizer)", "what does: bbf, continual_backprop, fresh_agent, hare_tortoise"),
         ("matched_random(rdo)", "unknown intervention 'rdo'. Did you mean 'redo'?"),
-        ("matched_random('redo(tau=-1)')", "tau and samples must not be negative"),
+        ("matched_random('redo(tau=-1)')", "tau must be at least 0, not -1"),
         ("matched_random", "matched_random needs a value for 'like'"),
     ],
 )

@@ -267,7 +267,7 @@ def test_shapes_and_kinds(name: str, wide: bool) -> None:
         assert (step.reward.shape, step.reward.dtype) == ((E,), np.float32)
         for flag in (step.terminated, step.truncated, step.reset):
             assert (flag.shape, flag.dtype) == ((E,), np.bool_)
-        kinds = (int, float, int, int, type(None))
+        kinds = (int, float, int, int, type(None), bool)
         assert all(type(x) is t for e in step.episodes for x, t in zip(e, kinds, strict=True))
 
 
@@ -283,7 +283,7 @@ def test_flags_and_episodes_agree(name: str) -> None:
         assert not (step.truncated & ~step.reset).any()
         going = ~step.reset
         assert np.array_equal(step.final_obs[going], step.obs[going])
-        for env, ret, length, seed, _ in step.episodes:
+        for env, ret, length, seed, _, _ in step.episodes:
             assert ret == pytest.approx(returns[env], rel=1e-5)
             assert length == lengths[env]
             assert seed == episode_seed(0, env, numbers[env])

@@ -465,7 +465,7 @@ def test_how_a_condition_is_written() -> None:
     with pytest.raises(ValueError, match="either below or above"):
         When("x")
     for bound in (math.nan, math.inf):
-        with pytest.raises(ValueError, match="no bound that a measurement can cross"):
+        with pytest.raises(ValueError, match="must be a finite number"):
             When("x", above=bound)
     with pytest.raises(ValueError, match="patience"):
         When("x", above=1, patience=0)
@@ -531,7 +531,7 @@ def test_words_that_wait_are_checked() -> None:
         ("redo(when=3)", "expects str"),
         ("redo(when='critic/dead_fraction > 0', every=10)", "'every' and 'when' exclude each other"),
         ("redo(patience=3)", "'patience' needs when="),
-        ("redo(when='critic/dead_fraction > 0', patience=0)", "patience is at least 1"),
+        ("redo(when='critic/dead_fraction > 0', patience=0)", "patience must be at least 1 measurement"),
         ("redo(when='critic/dead_fraction > 0', wen=1)", "Did you mean 'when'|no parameter 'wen'"),
         ("plasticity_injection", "needs a moment"),
     ):

@@ -93,10 +93,10 @@ def test_literally() -> None:
     [
         ({}, "one of the two"),
         ({"every": 5, "at": (5,)}, "one of the two"),
-        ({"every": -5}, "at least one step"),
+        ({"every": -5}, "every must be at least 0"),
         ({"at": (5, 5)}, "overlap"),
         ({"at": (7, 5)}, "overlap"),
-        ({"at": (0, 5)}, "overlap"),
+        ({"at": (0, 5)}, "at must be at least 1"),
         ({"every": 5, "order": (0, -1)}, "order"),
         ({"every": 5, "abruptness": 1.5}, "abruptness"),
         ({"every": 5, "abruptness": -0.1}, "abruptness"),
