@@ -1,7 +1,3 @@
-# make train   sets up what is missing and trains; ARGS='…' is any other command line of `pliant train`
-# make test    sets up what is missing and passes the tests
-# make check   style and types
-
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -12,23 +8,34 @@ ARGS ?= --agent dqn --env ALE/Freeway-v5 --steps 24000 --num-envs 4 --seed 1 \
 	--agent.buffer-size 24000 --agent.learning-starts 2000 --agent.epsilon-steps 10000 \
 	--agent.target-period 500 --agent.optimizer.lr 2e-4 --evaluate-episodes 4
 
-.PHONY: train test check clean
+PACKAGES := common agents envs interventions monitors lab scripts
 
-train: $(READY)
+.PHONY: help train test check format clean
+
+help:  ## list what make can do (the default)
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
+
+train: $(READY)  ## set up what is missing and train; ARGS='...' is any other command line of `pliant train`
 	$(BIN)/pliant train $(ARGS)
 
-test: $(READY)
+test: $(READY)  ## set up what is missing and pass the tests; TESTS='...' names files or options of pytest
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(TESTS)
 
-check: $(READY)
+check: $(READY)  ## style, format, types, and the direction of imports
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache --no-logo
 	mkdir -p .typecheck && ln -sfn .. .typecheck/pliant
-	MYPYPATH=.typecheck $(BIN)/mypy -p pliant.agents -p pliant.envs -p pliant.interventions -p pliant.scripts
+	MYPYPATH=.typecheck $(BIN)/mypy $(PACKAGES:%=-p pliant.%)
+
+format: $(READY)  ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-clean:
-	rm -rf $(VENV) .typecheck .pytest_cache .ruff_cache .mypy_cache build *.egg-info
+clean:  ## remove the environment and all caches
+	rm -rf $(VENV) .typecheck .pytest_cache .ruff_cache .mypy_cache .import_linter_cache build *.egg-info

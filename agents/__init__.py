@@ -1,16 +1,37 @@
 """Agents that learn, and what they are made of."""
 
+from ..common.spaces import ActionSpec, Episode, ObservationSpec, Step
 from .agent import Agent, Component
 from .dqn import DQN, DQNConfig
 from .hooks import At, Clock, Compose, Every, Intervention, Sampling, Update
 from .ppo import PPO, PPOConfig
 from .replay import Batch, PrioritisedConfig, Replay
 from .sac import SAC, SACConfig
-from .spaces import ActionSpec, Episode, ObservationSpec, Step
 from .supervised import Supervised, SupervisedConfig
 
 __all__ = [
-    "DQN", "PPO", "SAC", "ActionSpec", "Agent", "At", "Batch", "Clock", "Component", "Compose", "DQNConfig", "Episode",
-    "Every", "Intervention", "ObservationSpec", "PPOConfig", "PrioritisedConfig", "Replay", "SACConfig", "Sampling",
-    "Step", "Supervised", "SupervisedConfig", "Update",
-]  # fmt: skip
+    "DQN",
+    "PPO",
+    "SAC",
+    "ActionSpec",
+    "Agent",
+    "At",
+    "Batch",
+    "Clock",
+    "Component",
+    "Compose",
+    "DQNConfig",
+    "Episode",
+    "Every",
+    "Intervention",
+    "ObservationSpec",
+    "PPOConfig",
+    "PrioritisedConfig",
+    "Replay",
+    "SACConfig",
+    "Sampling",
+    "Step",
+    "Supervised",
+    "SupervisedConfig",
+    "Update",
+]

@@ -28,14 +28,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
+from ..common.memory import refuse_too_large
+from ..common.ranges import OutOfRange, check_numbers
+from ..common.seeds import derive_seed
+from ..common.spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
 from .heads import precise
-from .hooks import Clock, Compose, Intervention, Sampling, Update, derive_seed, restore_stream_
-from .memory import refuse_too_large
+from .hooks import Clock, Compose, Intervention, Sampling, Update, restore_stream_
 from .networks import Dropout, Trace
-from .ranges import OutOfRange, check_numbers
 from .replay import Batch, Replay
 from .saved import BadFile, check_is_agent, read_agent
-from .spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
 
 FORMAT = 1
 
@@ -82,9 +83,15 @@ class Agent(ABC):
     values_are_returns: ClassVar[bool] = True  # so that they can be compared with what follows
 
     def __init__(
-        self, observation: Any, action: Any, config: Any = None, *, interventions: Sequence[Intervention] = (),
-        seed: int = 0, device: str | torch.device = "cpu",
-    ) -> None:  # fmt: skip
+        self,
+        observation: Any,
+        action: Any,
+        config: Any = None,
+        *,
+        interventions: Sequence[Intervention] = (),
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+    ) -> None:
         self.observation: ObservationSpec = observation_spec(observation)
         self.action: ActionSpec = action_spec(action)
         # With its index, as tensors tell it, so that the two can be compared.
@@ -130,13 +137,17 @@ class Agent(ABC):
             # Of what learns the weights, their gradients and two moments; a slow copy holds the weights alone.
             needed += 4 * learnt + rest + (learnt + rest if name in self.slow else 0)
         refuse_too_large(
-            f"an agent whose networks have {weights:,} weights", needed, self.device,
+            f"an agent whose networks have {weights:,} weights",
+            needed,
+            self.device,
             "give smaller widths in --agent.network.hidden, or less of what multiplies networks and their outputs",
-        )  # fmt: skip
+        )
         refuse_too_large(
-            f"a batch of {self.batch():,} transitions", self.batch() * self.bytes_per_sample(), self.device,
+            f"a batch of {self.batch():,} transitions",
+            self.batch() * self.bytes_per_sample(),
+            self.device,
             "give a smaller --agent.batch-size, or a head with fewer outputs",
-        )  # fmt: skip
+        )
         return self.networks(generator)
 
     def batch(self) -> int:
@@ -279,18 +290,27 @@ class Agent(ABC):
                 f"wait for their windows, and the replay holds {c.buffer_size:,}",
             )
         return Replay(
-            self.observation, self.action, capacity=c.buffer_size, num_envs=num_envs, device=self.device,
-            seed=derive_seed(self.seed if seed is None else seed, "replay"), learning_starts=c.learning_starts,
-            reward_clip=c.reward_clip or None, prioritised=c.priorities if getattr(c, "prioritised", False) else None,
-        )  # fmt: skip
+            self.observation,
+            self.action,
+            capacity=c.buffer_size,
+            num_envs=num_envs,
+            device=self.device,
+            seed=derive_seed(self.seed if seed is None else seed, "replay"),
+            learning_starts=c.learning_starts,
+            reward_clip=c.reward_clip or None,
+            prioritised=c.priorities if getattr(c, "prioritised", False) else None,
+        )
 
     def describe_memory(self, num_envs: int = 1) -> str:
         """One line: what `memory` will take, before anything is allocated."""
         c = self.config
         size = Replay.size_of(
-            self.observation, self.action, capacity=c.buffer_size, num_envs=num_envs,
+            self.observation,
+            self.action,
+            capacity=c.buffer_size,
+            num_envs=num_envs,
             prioritised=getattr(c, "prioritised", False),
-        )  # fmt: skip
+        )
         return f"replay: {c.buffer_size:,} transitions take {size / 1e9:.3g} GB on {self.device}"
 
     def penalised(self, loss: Tensor, component: str, own: Tensor | None = None) -> Tensor:
@@ -440,9 +460,12 @@ class Agent(ABC):
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, interventions: Sequence[Intervention] = (),
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        interventions: Sequence[Intervention] = (),
         device: str | torch.device = "cpu",
-    ) -> Self:  # fmt: skip
+    ) -> Self:
         """The agent that `save` wrote, ready to act and to learn on.
 
         Raises:
@@ -456,9 +479,13 @@ class Agent(ABC):
 
     @classmethod
     def from_content(
-        cls, content: Any, path: str | os.PathLike[str], *, interventions: Sequence[Intervention] = (),
+        cls,
+        content: Any,
+        path: str | os.PathLike[str],
+        *,
+        interventions: Sequence[Intervention] = (),
         device: str | torch.device = "cpu",
-    ) -> Self:  # fmt: skip
+    ) -> Self:
         """The agent that `content` described; `path` says in errors where it came from (BadFile, ValueError)."""
         check_is_agent(content, path)
         if content["agent"] != cls.name:
@@ -548,10 +575,13 @@ def beyond_first_order(x: Tensor) -> Tensor:
 def plain(config: Any) -> dict[str, Any]:
     """A configuration as nested dicts of numbers, strings and lists."""
     return {
-        f.name: plain(value) if is_dataclass(value := getattr(config, f.name))
-        else list(value) if isinstance(value, tuple) else value
+        f.name: plain(value)
+        if is_dataclass(value := getattr(config, f.name))
+        else list(value)
+        if isinstance(value, tuple)
+        else value
         for f in fields(config)
-    }  # fmt: skip
+    }
 
 
 def restore(cls: type[Any], values: dict[str, Any]) -> Any:
@@ -561,8 +591,11 @@ def restore(cls: type[Any], values: dict[str, Any]) -> Any:
     if unknown:
         raise ValueError(f"{cls.__name__} has no field {', '.join(sorted(unknown))}")
     given = {
-        name: restore(type(old), value) if is_dataclass(old := getattr(default, name))
-        else tuple(value) if isinstance(old, tuple) else value
+        name: restore(type(old), value)
+        if is_dataclass(old := getattr(default, name))
+        else tuple(value)
+        if isinstance(old, tuple)
+        else value
         for name, value in values.items()
-    }  # fmt: skip
+    }
     return cls(**given)

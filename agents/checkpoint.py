@@ -43,7 +43,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 
-from .files import DONE, is_count, sync_folder
+from ..common.files import DONE, is_count, sync_folder
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

@@ -15,12 +15,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
+from ..common.ranges import (
+    EnvSteps,
+    NotNegative,
+    NStep,
+    Ratio,
+    Samples,
+    Share,
+    SomeEnvSteps,
+    SomeTransitions,
+    SomeUpdates,
+)
 from .agent import Agent, Component, check_off_policy, sync_target_
 from .heads import HeadConfig, HeadName, build_head
 from .hooks import Clock, Every, Update
 from .networks import NetworkConfig, QNetwork, Trace
 from .optimizers import OptimizerConfig, build_optimizer, step
-from .ranges import EnvSteps, NotNegative, NStep, Ratio, Samples, Share, SomeEnvSteps, SomeTransitions, SomeUpdates
 from .replay import Batch, PrioritisedConfig
 
 
@@ -89,16 +99,31 @@ class DQNConfig:
         """
         if suite == "minatar":
             return cls(
-                network=NetworkConfig(hidden=(128,)), optimizer=OptimizerConfig(lr=2.5e-4), batch_size=32,
-                buffer_size=100_000, learning_starts=5_000, replay_ratio=1.0, update_every=1, target_period=1_000,
-                epsilon_steps=100_000, epsilon_end=0.1,
-            )  # fmt: skip
+                network=NetworkConfig(hidden=(128,)),
+                optimizer=OptimizerConfig(lr=2.5e-4),
+                batch_size=32,
+                buffer_size=100_000,
+                learning_starts=5_000,
+                replay_ratio=1.0,
+                update_every=1,
+                target_period=1_000,
+                epsilon_steps=100_000,
+                epsilon_end=0.1,
+            )
         if suite == "atari":
             return cls(
-                network=NetworkConfig(hidden=(512,)), optimizer=OptimizerConfig(lr=6.25e-5, eps=1.5e-4), batch_size=32,
-                buffer_size=1_000_000, learning_starts=20_000, replay_ratio=0.25, update_every=4, reward_clip=1.0,
-                target_period=2_000, epsilon_steps=250_000, epsilon_end=0.01,
-            )  # fmt: skip
+                network=NetworkConfig(hidden=(512,)),
+                optimizer=OptimizerConfig(lr=6.25e-5, eps=1.5e-4),
+                batch_size=32,
+                buffer_size=1_000_000,
+                learning_starts=20_000,
+                replay_ratio=0.25,
+                update_every=4,
+                reward_clip=1.0,
+                target_period=2_000,
+                epsilon_steps=250_000,
+                epsilon_end=0.01,
+            )
         return cls()
 
 
@@ -124,9 +149,11 @@ class DQN(Agent):
 
     def networks(self, generator: Generator) -> dict[str, nn.Module]:
         c = self.config
-        return {"critic": QNetwork(
-            self.observation, self.action.size, self.head.outputs, c.network, generator, dueling=c.dueling
-        )}  # fmt: skip
+        return {
+            "critic": QNetwork(
+                self.observation, self.action.size, self.head.outputs, c.network, generator, dueling=c.dueling
+            )
+        }
 
     def epsilon(self, clock: Clock) -> float:
         """Probability of a random action: 1 before learning starts, then linear in environment steps."""

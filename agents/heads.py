@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .ranges import NotNegative, Number, Positive, SomeShare, at_least, check_numbers
+from ..common.ranges import NotNegative, Number, Positive, SomeShare, at_least, check_numbers
 
 HeadName = Literal["mse", "huber", "c51", "two_hot", "hl_gauss", "quantile", "symlog", "value_mapping"]
 MappingName = Literal["log", "loglin"]
@@ -373,9 +373,15 @@ class ValueMapping(ValueHead):
 
 
 HEADS: dict[str, type[ValueHead]] = {
-    "mse": MSE, "huber": Huber, "c51": C51, "two_hot": TwoHot, "hl_gauss": HLGauss, "quantile": Quantile,
-    "symlog": Symlog, "value_mapping": ValueMapping,
-}  # fmt: skip
+    "mse": MSE,
+    "huber": Huber,
+    "c51": C51,
+    "two_hot": TwoHot,
+    "hl_gauss": HLGauss,
+    "quantile": Quantile,
+    "symlog": Symlog,
+    "value_mapping": ValueMapping,
+}
 
 
 def build_head(name: str, config: HeadConfig = DEFAULT, *, gamma: float = 0.99, n_step: int = 1) -> ValueHead:

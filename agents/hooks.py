@@ -14,11 +14,11 @@ from itertools import combinations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
-import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from .ranges import Moment, Number, Period, Start, Updates, at_least, check_numbers, checked
+from ..common.ranges import Moment, Number, Period, Start, Updates, at_least, check_numbers, checked
+from ..common.seeds import derive_seed
 
 if TYPE_CHECKING:
     from .agent import Agent
@@ -150,9 +150,14 @@ class When:
 
     @checked
     def __init__(
-        self, metric: str, *, below: Number | None = None, above: Number | None = None, patience: Patience = 1,
+        self,
+        metric: str,
+        *,
+        below: Number | None = None,
+        above: Number | None = None,
+        patience: Patience = 1,
         cooldown: Updates = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if (below is None) == (above is None):
             raise ValueError(f"when {metric} is what: give either below or above")
         self.metric, self.below, self.above = metric, below, above
@@ -477,9 +482,3 @@ def restore_stream_(generator: Generator, state: Tensor, seed: int) -> None:
         generator.set_state(state.cpu())
     else:
         generator.manual_seed(seed)
-
-
-def derive_seed(seed: int, purpose: str) -> int:
-    """A seed of its own for each purpose, so that streams never share draws."""
-    entropy = [seed, *purpose.encode()]
-    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)

@@ -44,9 +44,9 @@ from tensorboard.plugins.text.plugin_data_pb2 import TextPluginData
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 
-from .files import sync_folder
+from ..common.files import sync_folder
+from ..common.spaces import Episode
 from .hooks import Clock
-from .spaces import Episode
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
 EVENTS = re.compile(r"events\.out\.tfevents\.(\d{10})\..*\.pliant")
@@ -72,7 +72,7 @@ LAYOUT: dict[str, Charts] = {
         EVAL_BAND: (Band("eval/episodic_return", "eval/episodic_return_low", "eval/episodic_return_high"),),
         "agent steps per second": ("^charts/SPS$",),
         "gradient steps": ("^charts/gradient_steps$",),
-    },
+    }
 }
 
 

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from .ranges import above, at_least, check_numbers
-from .spaces import ObservationSpec
+from ..common.ranges import above, at_least, check_numbers
+from ..common.spaces import ObservationSpec
 
 Trace = list[Tensor]
 BodyName = Literal["auto", "mlp", "minatar", "nature", "impala", "drq"]
@@ -112,9 +112,16 @@ class Dropout(nn.Module):
 
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU, "leaky_relu": nn.LeakyReLU,
-    "crelu": CReLU, "fourier": Fourier, "identity": nn.Identity,
-}  # fmt: skip
+    "relu": ReLU,
+    "tanh": nn.Tanh,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "leaky_relu": nn.LeakyReLU,
+    "crelu": CReLU,
+    "fourier": Fourier,
+    "identity": nn.Identity,
+}
 COPIES = {"crelu": 2, "fourier": 2}
 """Outputs that a unit has, where it has more than one."""
 
@@ -146,10 +153,18 @@ class Layer(nn.Module):
     """
 
     def __init__(
-        self, linear: nn.Linear | nn.Conv2d, generator: Generator, *, activation: str = "relu", norm: str = "none",
-        dropout: float = 0.0, init: str = "torch", output: bool = False, shape: tuple[int, ...] = (),
+        self,
+        linear: nn.Linear | nn.Conv2d,
+        generator: Generator,
+        *,
+        activation: str = "relu",
+        norm: str = "none",
+        dropout: float = 0.0,
+        init: str = "torch",
+        output: bool = False,
+        shape: tuple[int, ...] = (),
         gain: float | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.linear = linear
         self.is_output = output
@@ -294,7 +309,7 @@ class Injection(nn.Module):
         return logits
 
 
-class Bricklayer:
+class LayerBuilder:
     """Builds layers of one style from one generator; keeps constructors short."""
 
     def __init__(self, config: NetworkConfig, generator: Generator, *, dropout: float = 0.0) -> None:
@@ -307,9 +322,13 @@ class Bricklayer:
         c = self.config
         normed = c.norm_placement in ("all", "dense") or (c.norm_placement == "last" and last)
         return Layer(
-            blank(nn.Linear, inputs, units), self.generator,
-            activation=c.activation, norm=c.norm if normed else "none", dropout=self.dropout, init=c.init,
-        )  # fmt: skip
+            blank(nn.Linear, inputs, units),
+            self.generator,
+            activation=c.activation,
+            norm=c.norm if normed else "none",
+            dropout=self.dropout,
+            init=c.init,
+        )
 
     def conv(self, inputs: int, channels: int, kernel: int, stride: int = 1, padding: int = 0) -> Layer:
         """A convolution; `size` is its input's on the way in, and its output's afterwards."""
@@ -320,9 +339,13 @@ class Bricklayer:
             raise RuntimeError("nothing is left of the image")
         normed = c.norm_placement in ("all", "encoder")
         return Layer(
-            linear, self.generator, activation=c.activation, norm=c.norm if normed else "none", init=c.init,
+            linear,
+            self.generator,
+            activation=c.activation,
+            norm=c.norm if normed else "none",
+            init=c.init,
             shape=(channels, *self.size) if c.norm_conv == "ln_chw" else (),
-        )  # fmt: skip
+        )
 
     def output(self, inputs: int, outputs: int, gain: float | None = None) -> Layer:
         """An output layer; `gain` scales orthogonal weights."""
@@ -336,7 +359,7 @@ class Bricklayer:
 class Dense(nn.Module):
     """Hidden dense layers in a row."""
 
-    def __init__(self, inputs: int, hidden: Sequence[int], build: Bricklayer) -> None:
+    def __init__(self, inputs: int, hidden: Sequence[int], build: LayerBuilder) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
         for i, units in enumerate(hidden):
@@ -386,7 +409,7 @@ class Pixels(nn.Module):
 class NatureCNN(Pixels):
     """Mnih et al. 2015, "Human-level control through deep reinforcement learning", Nature 518, Methods."""
 
-    def __init__(self, observation: ObservationSpec, build: Bricklayer) -> None:
+    def __init__(self, observation: ObservationSpec, build: LayerBuilder) -> None:
         super().__init__(observation)
         inputs = observation.shape[0]
         for channels, kernel, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
@@ -399,7 +422,7 @@ class NatureCNN(Pixels):
 class MinAtarCNN(Pixels):
     """One 3x3 convolution of 16 channels (Young & Tian 2019, 1903.03176)."""
 
-    def __init__(self, observation: ObservationSpec, build: Bricklayer) -> None:
+    def __init__(self, observation: ObservationSpec, build: LayerBuilder) -> None:
         super().__init__(observation)
         self.blocks.append(build.conv(observation.shape[0], build.channels(16), 3))
         self._measure(observation)
@@ -408,7 +431,7 @@ class MinAtarCNN(Pixels):
 class DrQCNN(Pixels):
     """Four 3x3 convolutions of 32 channels, the first of stride 2 (Yarats et al. 2021, 2107.09645)."""
 
-    def __init__(self, observation: ObservationSpec, build: Bricklayer) -> None:
+    def __init__(self, observation: ObservationSpec, build: LayerBuilder) -> None:
         super().__init__(observation)
         inputs = observation.shape[0]
         for stride in (2, 1, 1, 1):
@@ -421,7 +444,7 @@ class DrQCNN(Pixels):
 class Residual(nn.Module):
     """x + conv(act(conv(act(x)))): its last convolution joins the residual stream, so its outputs are no units."""
 
-    def __init__(self, channels: int, build: Bricklayer) -> None:
+    def __init__(self, channels: int, build: LayerBuilder) -> None:
         super().__init__()
         # The stream itself is activated before the first convolution, which therefore reads `copies` as many channels.
         self.entry = ACTIVATIONS[build.config.activation]()
@@ -436,7 +459,7 @@ class Residual(nn.Module):
 class ImpalaStage(nn.Module):
     """Convolution, 3x3 max-pool of stride 2, two residual blocks."""
 
-    def __init__(self, inputs: int, channels: int, build: Bricklayer) -> None:
+    def __init__(self, inputs: int, channels: int, build: LayerBuilder) -> None:
         super().__init__()
         linear = blank(nn.Conv2d, inputs, channels, 3, padding=1)
         self.stem = Layer(linear, build.generator, activation="identity", init=build.config.init, output=True)
@@ -452,7 +475,7 @@ class ImpalaStage(nn.Module):
 class ImpalaCNN(Pixels):
     """Three stages of 16, 32 and 32 channels (Espeholt et al. 2018, 1802.01561, figure 3, right)."""
 
-    def __init__(self, observation: ObservationSpec, build: Bricklayer) -> None:
+    def __init__(self, observation: ObservationSpec, build: LayerBuilder) -> None:
         super().__init__(observation)
         inputs = observation.shape[0]
         for channels in (16, 32, 32):
@@ -469,11 +492,14 @@ class ImpalaCNN(Pixels):
 
 
 BODIES: dict[str, type[NatureCNN] | type[MinAtarCNN] | type[DrQCNN] | type[ImpalaCNN]] = {
-    "nature": NatureCNN, "minatar": MinAtarCNN, "drq": DrQCNN, "impala": ImpalaCNN,
-}  # fmt: skip
+    "nature": NatureCNN,
+    "minatar": MinAtarCNN,
+    "drq": DrQCNN,
+    "impala": ImpalaCNN,
+}
 
 
-def build_encoder(observation: ObservationSpec, build: Bricklayer, default: BodyName = "nature") -> Vectors | Pixels:
+def build_encoder(observation: ObservationSpec, build: LayerBuilder, default: BodyName = "nature") -> Vectors | Pixels:
     """The encoder that a configuration asks for; `default` is what `auto` means for large images."""
     body = build.config.body
     if body == "auto":
@@ -501,11 +527,9 @@ def build_encoder(observation: ObservationSpec, build: Bricklayer, default: Body
 class ValueNetwork(nn.Module):
     """Observations [B, *obs] → logits [B, outputs]; `encoder` and the shared dense layers are what the actor reads."""
 
-    def __init__(
-        self, observation: ObservationSpec, outputs: int, config: NetworkConfig, generator: Generator
-    ) -> None:
+    def __init__(self, observation: ObservationSpec, outputs: int, config: NetworkConfig, generator: Generator) -> None:
         super().__init__()
-        build = Bricklayer(config, generator)
+        build = LayerBuilder(config, generator)
         self.encoder = build_encoder(observation, build)
         self.body = Dense(self.encoder.features, config.hidden, build)
         self.output = build.output(self.body.features, outputs)
@@ -527,11 +551,17 @@ class QNetwork(nn.Module):
     """
 
     def __init__(
-        self, observation: ObservationSpec, actions: int, outputs: int, config: NetworkConfig, generator: Generator, *,
+        self,
+        observation: ObservationSpec,
+        actions: int,
+        outputs: int,
+        config: NetworkConfig,
+        generator: Generator,
+        *,
         dueling: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
-        build = Bricklayer(config, generator)
+        build = LayerBuilder(config, generator)
         self.actions, self.outputs, self.dueling = actions, outputs, dueling
         self.encoder = build_encoder(observation, build)
         self.head = Dense(self.encoder.features, config.hidden, build)
@@ -567,12 +597,15 @@ class QNetwork(nn.Module):
 class Projection(nn.Module):
     """Image features → layer-normalised tanh features of a small width (Yarats et al. 2021, 2107.09645)."""
 
-    def __init__(self, inputs: int, units: int, build: Bricklayer) -> None:
+    def __init__(self, inputs: int, units: int, build: LayerBuilder) -> None:
         super().__init__()
         self.layer = Layer(
-            blank(nn.Linear, inputs, units), build.generator,
-            activation="tanh", norm="layer_norm", init=build.config.init,
-        )  # fmt: skip
+            blank(nn.Linear, inputs, units),
+            build.generator,
+            activation="tanh",
+            norm="layer_norm",
+            init=build.config.init,
+        )
         self.features = units
 
     def forward(self, x: Tensor, trace: Trace | None = None) -> Tensor:
@@ -582,7 +615,7 @@ class Projection(nn.Module):
 class QFunction(nn.Module):
     """Features and action → logits [B, outputs]."""
 
-    def __init__(self, features: int, action: int, outputs: int, hidden: Sequence[int], build: Bricklayer) -> None:
+    def __init__(self, features: int, action: int, outputs: int, hidden: Sequence[int], build: LayerBuilder) -> None:
         super().__init__()
         self.body = Dense(features + action, hidden, build)
         self.output = build.output(self.body.features, outputs)
@@ -610,17 +643,23 @@ class Critic(nn.Module):
     """N action-value functions on one encoder: [B, *obs], [B, A] → logits [N, B, outputs]."""
 
     def __init__(
-        self, observation: ObservationSpec, action: int, outputs: int, config: NetworkConfig, generator: Generator, *,
-        size: int = 2, projection: int = 50, dropout: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        observation: ObservationSpec,
+        action: int,
+        outputs: int,
+        config: NetworkConfig,
+        generator: Generator,
+        *,
+        size: int = 2,
+        projection: int = 50,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
-        build = Bricklayer(config, generator, dropout=dropout)
+        build = LayerBuilder(config, generator, dropout=dropout)
         self.encoder = build_encoder(observation, build, default="drq")
         self.projection = Projection(self.encoder.features, projection, build) if observation.pixels else None
         features = self.projection.features if self.projection else self.encoder.features
-        self.members = nn.ModuleList(
-            QFunction(features, action, outputs, config.hidden, build) for _ in range(size)
-        )
+        self.members = nn.ModuleList(QFunction(features, action, outputs, config.hidden, build) for _ in range(size))
 
     def values(self, encoded: Tensor, action: Tensor, trace: Trace | None = None) -> Tensor:
         """Logits [N, B, outputs] from the encoder's output."""
@@ -642,7 +681,7 @@ class Actor(nn.Module):
         self, features: int, action: int, config: NetworkConfig, generator: Generator, *, projection: int = 0
     ) -> None:
         super().__init__()
-        build = Bricklayer(config, generator)
+        build = LayerBuilder(config, generator)
         self.projection = Projection(features, projection, build) if projection else None
         self.body = Dense(projection or features, config.hidden, build)
         self.output = build.output(self.body.features, 2 * action)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .ranges import NotNegative, Positive, ShareBelow, check_numbers
+from ..common.ranges import NotNegative, Positive, ShareBelow, check_numbers
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,13 @@ class Adam(torch.optim.AdamW):
 
     def __init__(self, parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> None:
         super().__init__(
-            list(parameters), lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps,
-            weight_decay=config.weight_decay, fused=True,
-        )  # fmt: skip
+            list(parameters),
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
         for group in self.param_groups:
             for p in group["params"]:
                 self.state[p] = {
@@ -110,10 +114,22 @@ class Adam(torch.optim.AdamW):
         steps = [state["step"] for state in states]
         torch._foreach_add_(steps, 1)
         torch._fused_adamw_(
-            parameters, gradients, [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states], [], steps,
-            lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"],
-            eps=group["eps"], amsgrad=False, maximize=False, grad_scale=None, found_inf=None,
-        )  # fmt: skip
+            parameters,
+            gradients,
+            [s["exp_avg"] for s in states],
+            [s["exp_avg_sq"] for s in states],
+            [],
+            steps,
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+            grad_scale=None,
+            found_inf=None,
+        )
 
     def _apply_aged(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> None:
         """The same step, every weight corrected by its own age."""

@@ -22,12 +22,23 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
+from ..common.ranges import (
+    EnvSteps,
+    NotNegative,
+    Positive,
+    Samples,
+    Share,
+    SomeEnvSteps,
+    at_least,
+    between,
+    check_numbers,
+)
+from ..common.seeds import derive_seed
 from .agent import Agent, Component, beyond_first_order, categorical_kl, gaussian_kl
 from .heads import HeadConfig, HeadName, build_head, precise
-from .hooks import Clock, Sampling, Update, derive_seed
-from .networks import Bricklayer, Dense, NetworkConfig, Trace, ValueNetwork
+from .hooks import Clock, Sampling, Update
+from .networks import Dense, LayerBuilder, NetworkConfig, Trace, ValueNetwork
 from .optimizers import OptimizerConfig, build_optimizer, step
-from .ranges import EnvSteps, NotNegative, Positive, Samples, Share, SomeEnvSteps, at_least, between, check_numbers
 from .replay import Batch
 from .rollout import Judged, Rollout, RolloutBatch, RolloutParts
 
@@ -65,8 +76,9 @@ class PPOConfig:
 
     # Component → names of the fields that shape its network and its optimizer.
     parts: ClassVar[dict[str, tuple[str, str]]] = {
-        "critic": ("network", "optimizer"), "actor": ("actor_network", "optimizer"),
-    }  # fmt: skip
+        "critic": ("network", "optimizer"),
+        "actor": ("actor_network", "optimizer"),
+    }
     # The loop looks for batches after every step; whether there are any is the rollout's business.
     update_every: ClassVar[int] = 1
 
@@ -76,9 +88,7 @@ class PPOConfig:
     actor_network: NetworkConfig = field(
         default_factory=lambda: NetworkConfig(hidden=(64, 64), activation="tanh", init="orthogonal")
     )
-    optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(lr=3e-4, eps=1e-5, max_grad_norm=0.5)
-    )
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=3e-4, eps=1e-5, max_grad_norm=0.5))
     anneal_steps: EnvSteps = 0
     rollout: SomeEnvSteps = 2048
     epochs: Annotated[int, at_least(1, most=1_000, why="a round of learning would take hours")] = 10
@@ -100,8 +110,10 @@ class PPOConfig:
     def __post_init__(self) -> None:
         check_numbers(self)
         if self.value_loss not in SCALAR_TARGETS:
-            raise ValueError(f"ppo regresses on returns, and {self.value_loss} on distributions of them; use "
-                             f"{', '.join(SCALAR_TARGETS)}")
+            raise ValueError(
+                f"ppo regresses on returns, and {self.value_loss} on distributions of them; use "
+                f"{', '.join(SCALAR_TARGETS)}"
+            )
         if self.clip_value and self.value_loss != "mse":
             raise ValueError(f"clip_value bounds how a number moves: with value_loss {self.value_loss} it must be 0")
 
@@ -122,10 +134,17 @@ class PPOConfig:
             atari = suite == "atari"
             network = NetworkConfig(hidden=(512,) if atari else (128,), init="orthogonal")
             return cls(
-                network=network, actor_network=NetworkConfig(hidden=(), init="orthogonal"), rollout=128,
-                epochs=3 if atari else 4, batch_size=256, entropy=0.01, clip=0.1, reward_clip=1.0 if atari else 0.0,
-                value_weight=2.0 if atari else 0.5, optimizer=OptimizerConfig(lr=2.5e-4, eps=1e-5, max_grad_norm=0.5),
-            )  # fmt: skip
+                network=network,
+                actor_network=NetworkConfig(hidden=(), init="orthogonal"),
+                rollout=128,
+                epochs=3 if atari else 4,
+                batch_size=256,
+                entropy=0.01,
+                clip=0.1,
+                reward_clip=1.0 if atari else 0.0,
+                value_weight=2.0 if atari else 0.5,
+                optimizer=OptimizerConfig(lr=2.5e-4, eps=1e-5, max_grad_norm=0.5),
+            )
         return cls()
 
 
@@ -136,7 +155,7 @@ class PolicyNetwork(nn.Module):
         self, features: int, outputs: int, config: NetworkConfig, generator: Generator, *, log_std: float | None
     ) -> None:
         super().__init__()
-        build = Bricklayer(config, generator)
+        build = LayerBuilder(config, generator)
         self.body = Dense(features, config.hidden, build)
         self.output = build.output(self.body.features, outputs, gain=0.01)
         self.log_std = None if log_std is None else nn.Parameter(torch.full((outputs,), log_std))
@@ -207,9 +226,12 @@ class PPO(Agent):
         c = self.config
         critic = ValueNetwork(self.observation, self.head.outputs, c.network, generator)
         actor = PolicyNetwork(
-            critic.body.features if self.shared else critic.encoder.features, self.action.size, c.actor_network,
-            generator, log_std=None if self.action.discrete else c.initial_log_std,
-        )  # fmt: skip
+            critic.body.features if self.shared else critic.encoder.features,
+            self.action.size,
+            c.actor_network,
+            generator,
+            log_std=None if self.action.discrete else c.initial_log_std,
+        )
         return {"critic": critic, "actor": actor}
 
     def batch(self) -> int:
@@ -288,11 +310,19 @@ class PPO(Agent):
         """The rollout that the configuration describes, on the agent's device."""
         c = self.config
         return Rollout(
-            self.observation, self.action, length=c.rollout, num_envs=num_envs, batch_size=c.batch_size,
-            epochs=c.epochs, lam=c.gae_lambda, device=self.device,
+            self.observation,
+            self.action,
+            length=c.rollout,
+            num_envs=num_envs,
+            batch_size=c.batch_size,
+            epochs=c.epochs,
+            lam=c.gae_lambda,
+            device=self.device,
             seed=derive_seed(self.seed if seed is None else seed, "rollout"),
-            judge=self.judge, scale=self.scaled, finish=self.finish,
-        )  # fmt: skip
+            judge=self.judge,
+            scale=self.scaled,
+            finish=self.finish,
+        )
 
     def describe_memory(self, num_envs: int = 1) -> str:
         size = 2 * self.config.rollout * num_envs * math.prod(self.observation.shape)
@@ -369,11 +399,14 @@ class PPO(Agent):
         value, gain = self.head.value(logits.detach()), log_ratio.expm1()
         error, divergence = batch.ret - value, beyond_first_order(precise(log_ratio)).mean()
         parts = {
-            "losses/policy_loss": policy_loss.detach(), "losses/value_loss": value_loss.detach(),
-            "losses/entropy": entropy.detach(), "losses/approx_kl": divergence.to(log_ratio.dtype),
-            "losses/clip_fraction": (gain.abs() > c.clip).float().mean(), "losses/values": value.mean(),
+            "losses/policy_loss": policy_loss.detach(),
+            "losses/value_loss": value_loss.detach(),
+            "losses/entropy": entropy.detach(),
+            "losses/approx_kl": divergence.to(log_ratio.dtype),
+            "losses/clip_fraction": (gain.abs() > c.clip).float().mean(),
+            "losses/values": value.mean(),
             "losses/explained_variance": 1 - error.var() / (batch.ret.var() + 1e-8),
-        }  # fmt: skip
+        }
         return loss, parts, error.abs(), traces
 
     def learning_rate(self, clock: Clock) -> float:
@@ -438,9 +471,7 @@ class PPO(Agent):
             loss, entropy, _ = self.policy_loss(batch, self.read(batch.obs)[1])
             return loss - c.entropy * entropy
 
-        return {
-            "critic": lambda: c.value_weight * self.value_loss(batch, self.read(batch.obs)[0]), "actor": policy,
-        }  # fmt: skip
+        return {"critic": lambda: c.value_weight * self.value_loss(batch, self.read(batch.obs)[0]), "actor": policy}
 
     def predictions(
         self, component: str, obs: Tensor, action: Tensor, networks: Mapping[str, nn.Module] | None = None
@@ -468,8 +499,9 @@ class PPO(Agent):
     def probed(self, batch: Batch) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
         x = self.normal(batch.obs)
         found: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {
-            "critic": (self.critic.online, (x,)), "actor": (self.actor.online, (self.read(batch.obs)[1],)),
-        }  # fmt: skip
+            "critic": (self.critic.online, (x,)),
+            "actor": (self.actor.online, (self.read(batch.obs)[1],)),
+        }
         if self.shared:
             found["encoder"] = (self.critic.online.encoder, (x,))
         return found

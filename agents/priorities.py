@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from .ranges import Positive, Share, SomeEnvSteps, between, check_numbers
+from ..common.ranges import Positive, Share, SomeEnvSteps, between, check_numbers
 
 BLOCK = 128
 

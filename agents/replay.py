@@ -27,10 +27,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..common.memory import HEADROOM, TooLarge, available_memory, in_bytes
+from ..common.spaces import ActionSpec, ObservationSpec, Step
 from .hooks import Sampling
-from .memory import HEADROOM, TooLarge, available_memory, in_bytes
 from .priorities import Priorities, PrioritisedConfig
-from .spaces import ActionSpec, ObservationSpec, Step
 
 __all__ = ["Batch", "PrioritisedConfig", "Replay", "ReplayTooLarge"]
 
@@ -56,9 +56,16 @@ class Batch(NamedTuple):
 
     @classmethod
     def of(
-        cls, obs: Any, action: Any, reward: Any, next_obs: Any, terminated: Any, *, gamma: float = 0.99,
+        cls,
+        obs: Any,
+        action: Any,
+        reward: Any,
+        next_obs: Any,
+        terminated: Any,
+        *,
+        gamma: float = 0.99,
         device: torch.device | str = "cpu",
-    ) -> Batch:  # fmt: skip
+    ) -> Batch:
         """A batch of one-step transitions from arrays of anybody's replay; `terminated` stops bootstrapping."""
         obs, next_obs = (torch.as_tensor(x, device=device) for x in (obs, next_obs))
         action = torch.as_tensor(action, device=device)

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
+from ..common.memory import refuse_too_large
+from ..common.spaces import ActionSpec, ObservationSpec, Step
 from .hooks import Sampling
-from .memory import refuse_too_large
-from .spaces import ActionSpec, ObservationSpec, Step
 
 
 class RolloutBatch(NamedTuple):
@@ -66,16 +66,29 @@ class Rollout:
     """
 
     def __init__(
-        self, observation: ObservationSpec, action: ActionSpec, *, length: int, num_envs: int, batch_size: int,
-        epochs: int, lam: float, device: torch.device, seed: int, judge: Callable[[RolloutParts], Judged],
-        scale: Callable[[Tensor, Tensor, Tensor], Tensor], finish: Callable[[Tensor], None],
-    ) -> None:  # fmt: skip
+        self,
+        observation: ObservationSpec,
+        action: ActionSpec,
+        *,
+        length: int,
+        num_envs: int,
+        batch_size: int,
+        epochs: int,
+        lam: float,
+        device: torch.device,
+        seed: int,
+        judge: Callable[[RolloutParts], Judged],
+        scale: Callable[[Tensor, Tensor, Tensor], Tensor],
+        finish: Callable[[Tensor], None],
+    ) -> None:
         if min(length, num_envs, batch_size, epochs) < 1:
             raise ValueError("a rollout needs at least one step, environment, epoch and transition in a batch")
         refuse_too_large(
             f"a rollout of {length:,} steps of {num_envs:,} environments",
-            self.size_of(observation, action, length, num_envs), "cpu", "give a smaller --agent.rollout or --num-envs",
-        )  # fmt: skip
+            self.size_of(observation, action, length, num_envs),
+            "cpu",
+            "give a smaller --agent.rollout or --num-envs",
+        )
         self.length, self.num_envs, self.epochs, self.lam = length, num_envs, epochs, lam
         self.batch_size = min(batch_size, length * num_envs)
         self.device = device
@@ -175,11 +188,18 @@ class Rollout:
         advantage = torch.stack(backwards[::-1])
         index = torch.arange(self.length * self.num_envs, device=self.device)
         return RolloutBatch(
-            obs=obs.flatten(0, 1), action=action.flatten(0, 1), reward=reward.flatten(),
-            discount=discount.flatten(), next_obs=next_obs.flatten(0, 1), weight=torch.ones_like(reward).flatten(),
-            index=index, log_prob=judged.log_prob.flatten(), value=judged.value.flatten(),
-            advantage=advantage.flatten(), ret=(advantage + judged.value).flatten(),
-        )  # fmt: skip
+            obs=obs.flatten(0, 1),
+            action=action.flatten(0, 1),
+            reward=reward.flatten(),
+            discount=discount.flatten(),
+            next_obs=next_obs.flatten(0, 1),
+            weight=torch.ones_like(reward).flatten(),
+            index=index,
+            log_prob=judged.log_prob.flatten(),
+            value=judged.value.flatten(),
+            advantage=advantage.flatten(),
+            ret=(advantage + judged.value).flatten(),
+        )
 
     def _present(self, name: str) -> Tensor:
         """One of the records on the device, in memory that the next rollout does not write to."""
@@ -210,18 +230,24 @@ class Rollout:
         tensors = {name: getattr(self, name)[: self.filled].clone() for name in NAMES}
         held = None if self.held is None else [part.clone() for part in self.held]
         return {
-            "tensors": tensors, "filled": self.filled, "held": held, "carry": self.carry.clone(),
-            "generator": self.generator.get_state(), "made_for": self._made_for(),
+            "tensors": tensors,
+            "filled": self.filled,
+            "held": held,
+            "carry": self.carry.clone(),
+            "generator": self.generator.get_state(),
+            "made_for": self._made_for(),
             "latest": None if self.latest is None else torch.from_numpy(self.latest.copy()),
-        }  # fmt: skip
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave (ValueError if it was of another shape)."""
         saved = state["made_for"]
         saved = dict(zip(("length", "num_envs"), saved, strict=True)) if isinstance(saved, list) else saved
         if saved != self._made_for():
-            raise ValueError(f"the saved rollout is of {saved['length']} steps of {saved['num_envs']} environments, "
-                             f"not of {self.length} of {self.num_envs}")
+            raise ValueError(
+                f"the saved rollout is of {saved['length']} steps of {saved['num_envs']} environments, "
+                f"not of {self.length} of {self.num_envs}"
+            )
         self.filled = state["filled"]
         for name in NAMES:
             getattr(self, name)[: self.filled].copy_(state["tensors"][name])

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..common.spaces import LONGEST_EPISODE, ActionSpec, Diverged, Episode, NotFinite, ObservationSpec, Step
 from .agent import Agent
 from .checkpoint import Checkpoints, Found, saved_steps
 from .hooks import Clock, Intervention, Update, When
 from .log import Log
 from .progress import Progress
 from .replay import AT_ONCE, Batch
-from .spaces import LONGEST_EPISODE, ActionSpec, Diverged, Episode, NotFinite, ObservationSpec, Step
 from .stopping import Asked, Interrupted, graceful_stop, heed, interruptible, never
 
 __all__ = ["Environments", "Run", "Watch", "graceful_stop", "play", "run_files"]
@@ -50,7 +50,7 @@ class Environments(Protocol):
 
 
 class Watch(Protocol):
-    """What looks at a run without touching it; `pliant.interventions.watch` gives it."""
+    """What looks at a run without touching it; `pliant.monitors.registry` gives it."""
 
     def before_update(self, run: Any) -> None: ...
     def after_update(self, run: Any, update: Update) -> None: ...
@@ -90,11 +90,19 @@ class Run:
     """
 
     def __init__(
-        self, agent: Agent, envs: Environments, *, log: Log | None = None, checkpoints: Checkpoints | None = None,
-        checkpoint_every: int = 0, evaluate: Callable[[Agent], dict[str, float]] | None = None,
-        evaluate_every: int = 0, progress: Progress | None = None, monitors: Watch | None = None,
+        self,
+        agent: Agent,
+        envs: Environments,
+        *,
+        log: Log | None = None,
+        checkpoints: Checkpoints | None = None,
+        checkpoint_every: int = 0,
+        evaluate: Callable[[Agent], dict[str, float]] | None = None,
+        evaluate_every: int = 0,
+        progress: Progress | None = None,
+        monitors: Watch | None = None,
         fresh_envs: Callable[[], Environments] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         waiting = [p for p in agent.interventions if isinstance(p.when, When) and p.when.readings is None]
         if waiting:
             raise ValueError(
@@ -408,9 +416,14 @@ def copied(state: Any) -> Any:
 
 
 def play(
-    agent: Agent, envs: Environments, episodes: int, *, epsilon: float = 0.0, seed: int = 0,
+    agent: Agent,
+    envs: Environments,
+    episodes: int,
+    *,
+    epsilon: float = 0.0,
+    seed: int = 0,
     frame: Callable[[], None] | None = None,
-) -> list[Episode]:  # fmt: skip
+) -> list[Episode]:
     """Episodes of the greedy policy, without touching the agent's random stream.
 
     Each environment plays its share, so short episodes are not over-represented as they would be among the first to

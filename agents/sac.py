@@ -21,12 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
-from .agent import Agent, Component, check_off_policy, gaussian_kl, sync_target_
-from .heads import HeadConfig, HeadName, build_head
-from .hooks import Clock, Every, Update
-from .networks import Actor, Critic, NetworkConfig, Trace, Units
-from .optimizers import OptimizerConfig, build_optimizer, step
-from .ranges import (
+from ..common.ranges import (
     EnvSteps,
     NotNegative,
     NStep,
@@ -41,6 +36,11 @@ from .ranges import (
     SomeUpdates,
     at_least,
 )
+from .agent import Agent, Component, check_off_policy, gaussian_kl, sync_target_
+from .heads import HeadConfig, HeadName, build_head
+from .hooks import Clock, Every, Update
+from .networks import Actor, Critic, NetworkConfig, Trace, Units
+from .optimizers import OptimizerConfig, build_optimizer, step
 from .replay import Batch
 
 Critics: TypeAlias = Annotated[int, at_least(1, most=100, why="each is a network")]
@@ -81,8 +81,9 @@ class SACConfig:
 
     # Component → names of the fields that shape its network and its optimizer.
     parts: ClassVar[dict[str, tuple[str, str]]] = {
-        "critic": ("network", "optimizer"), "actor": ("actor_network", "actor_optimizer"),
-    }  # fmt: skip
+        "critic": ("network", "optimizer"),
+        "actor": ("actor_network", "actor_optimizer"),
+    }
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
     actor_network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -152,13 +153,22 @@ class SAC(Agent):
     def networks(self, generator: Generator) -> dict[str, nn.Module]:
         c = self.config
         critic = Critic(
-            self.observation, self.action.size, self.head.outputs, c.network, generator,
-            size=c.critics, projection=c.projection, dropout=c.dropout,
-        )  # fmt: skip
+            self.observation,
+            self.action.size,
+            self.head.outputs,
+            c.network,
+            generator,
+            size=c.critics,
+            projection=c.projection,
+            dropout=c.dropout,
+        )
         actor = Actor(
-            critic.encoder.features, self.action.size, c.actor_network, generator,
+            critic.encoder.features,
+            self.action.size,
+            c.actor_network,
+            generator,
             projection=c.projection if self.observation.pixels else 0,
-        )  # fmt: skip
+        )
         return {"critic": critic, "actor": actor}
 
     def policy(self, encoded: Tensor, trace: Trace | None = None) -> tuple[Tensor, Tensor]:
@@ -304,9 +314,11 @@ class SAC(Agent):
         loss, error, values, trace = self.critic_loss(batch)
         step(self.penalised(loss, "critic"), self.critic.optimizer, c.optimizer.max_grad_norm)
         metrics = {
-            "losses/qf_loss": loss.detach(), "losses/td_error": error.mean(), "losses/q_values": values.mean(),
+            "losses/qf_loss": loss.detach(),
+            "losses/td_error": error.mean(),
+            "losses/q_values": values.mean(),
             "losses/q_magnitude": values.abs().mean(),
-        }  # fmt: skip
+        }
         activations = {"critic": [h.detach() for h in trace]}
         if self.actor_beat(clock):
             actor_loss, log_prob, trace = self.actor_loss(batch)

@@ -80,6 +80,11 @@ def check_is_agent(content: Any, path: str | os.PathLike[str]) -> None:
 
 
 _PARTS: dict[str, type[Any]] = {
-    "format": int, "interventions": list, "observation": dict, "action": dict, "config": dict, "seed": int,
+    "format": int,
+    "interventions": list,
+    "observation": dict,
+    "action": dict,
+    "config": dict,
+    "seed": int,
     "state": dict,
-}  # fmt: skip
+}

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
+from ..common.memory import refuse_too_large
+from ..common.spaces import ActionSpec, ObservationSpec, Step
 from .hooks import Sampling
-from .memory import refuse_too_large
 from .replay import Batch
-from .spaces import ActionSpec, ObservationSpec, Step
 
 
 class Samples:
@@ -40,18 +40,27 @@ class Samples:
     """
 
     def __init__(
-        self, observation: ObservationSpec, action: ActionSpec, *, capacity: int, num_envs: int, updates: int,
-        device: torch.device, seed: int,
-    ) -> None:  # fmt: skip
+        self,
+        observation: ObservationSpec,
+        action: ActionSpec,
+        *,
+        capacity: int,
+        num_envs: int,
+        updates: int,
+        device: torch.device,
+        seed: int,
+    ) -> None:
         if min(capacity, num_envs, updates) < 1:
             raise ValueError("a stream's memory needs at least one sample, environment and update")
         self.num_envs, self.updates, self.device = num_envs, updates, device
         self.rows = -(-capacity // num_envs)
         each = math.prod(observation.shape) * observation.dtype.itemsize + 8 * (1 if action.discrete else action.size)
         refuse_too_large(
-            f"a memory of {self.rows * num_envs:,} samples", self.rows * num_envs * each, device,
+            f"a memory of {self.rows * num_envs:,} samples",
+            self.rows * num_envs * each,
+            device,
             "give a smaller --agent.buffer-size or --num-envs",
-        )  # fmt: skip
+        )
         self.generator = Generator(device).manual_seed(seed)
         shape, kind = (self.rows, num_envs), torch.int64 if action.discrete else torch.float32
         self.obs = torch.zeros((*shape, *observation.shape), dtype=observation.dtype, device=device)
@@ -136,16 +145,22 @@ class Samples:
         """Everything; between two calls of `batches`, where a run is saved."""
         filled = min(self.seen, self.rows)
         return {
-            "obs": self.obs[:filled].clone(), "target": self.target[:filled].clone(), "seen": self.seen,
-            "owed": self.owed, "generator": self.generator.get_state(), "made_for": self._made_for(),
+            "obs": self.obs[:filled].clone(),
+            "target": self.target[:filled].clone(),
+            "seen": self.seen,
+            "owed": self.owed,
+            "generator": self.generator.get_state(),
+            "made_for": self._made_for(),
             "latest": None if self.latest is None else torch.from_numpy(self.latest.copy()),
-        }  # fmt: skip
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave (ValueError if it was of another shape)."""
         if (saved := state["made_for"] | {"device": self.device.type}) != self._made_for():
-            raise ValueError(f"the saved samples are of {saved['num_envs']} environments and {saved['rows']} "
-                             f"minibatches, not of {self.num_envs} and {self.rows}")
+            raise ValueError(
+                f"the saved samples are of {saved['num_envs']} environments and {saved['rows']} "
+                f"minibatches, not of {self.num_envs} and {self.rows}"
+            )
         filled = min(state["seen"], self.rows)
         self.obs[:filled].copy_(state["obs"])
         self.target[:filled].copy_(state["target"])

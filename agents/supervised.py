@@ -21,14 +21,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
+from ..common.ranges import SomeTransitions, at_least, check_numbers
+from ..common.seeds import derive_seed
+from ..common.spaces import ObservationSpec
 from .agent import Agent, Component
 from .heads import HeadConfig, HeadName, ValueHead, build_head
-from .hooks import Clock, Sampling, Update, derive_seed
+from .hooks import Clock, Sampling, Update
 from .networks import Injection, NetworkConfig, Trace, ValueNetwork
 from .optimizers import OptimizerConfig, build_optimizer, step
-from .ranges import SomeTransitions, at_least, check_numbers
 from .replay import Batch
-from .spaces import ObservationSpec
 from .stream import Samples
 
 # Heads whose target is a number; the others need the distribution of what follows.
@@ -79,9 +80,7 @@ class SupervisedConfig:
 class Predictor(ValueNetwork):
     """Observations [B, *obs] → logits [B, outputs], with room for plasticity injections into what is dense."""
 
-    def __init__(
-        self, observation: ObservationSpec, outputs: int, config: NetworkConfig, generator: Generator
-    ) -> None:
+    def __init__(self, observation: ObservationSpec, outputs: int, config: NetworkConfig, generator: Generator) -> None:
         super().__init__(observation, outputs, config, generator)
         self.injection = Injection(self.head_modules(), config.injections) if config.injections else None
 
@@ -157,9 +156,14 @@ class Supervised(Agent):
         """The latest samples, on the agent's device."""
         c = self.config
         return Samples(
-            self.observation, self.action, capacity=c.buffer_size, num_envs=num_envs, updates=c.updates_per_step,
-            device=self.device, seed=derive_seed(self.seed if seed is None else seed, "samples"),
-        )  # fmt: skip
+            self.observation,
+            self.action,
+            capacity=c.buffer_size,
+            num_envs=num_envs,
+            updates=c.updates_per_step,
+            device=self.device,
+            seed=derive_seed(self.seed if seed is None else seed, "samples"),
+        )
 
     def describe_memory(self, num_envs: int = 1) -> str:
         samples = -(-self.config.buffer_size // num_envs) * num_envs

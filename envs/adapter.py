@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..agents.spaces import (
+from ..common.spaces import (
     LONGEST_EPISODE,
     ActionSpec,
     Diverged,

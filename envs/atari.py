@@ -20,11 +20,12 @@ import gymnasium
 import numpy as np
 import torch
 
-from ..agents.spaces import ObservationSpec
+from ..common.spaces import ObservationSpec
 from .adapter import Array, Envs, ListAdapter, VectorAdapter
+from .errors import NoSuchName
 
 if TYPE_CHECKING:
-    from . import EnvConfig
+    from .config import EnvConfig
     from .drift import Drifts
 
 # Cartridges for two or more players only; gymnasium has no id for them either.
@@ -216,9 +217,14 @@ class AtariListAdapter(ListAdapter):
 
 
 def _one_by_one(
-    name: str, num_envs: int, seed: int, config: EnvConfig, evaluation: bool, spec: ObservationSpec,
+    name: str,
+    num_envs: int,
+    seed: int,
+    config: EnvConfig,
+    evaluation: bool,
+    spec: ObservationSpec,
     drift: Drifts | None,
-) -> Envs:  # fmt: skip
+) -> Envs:
     from .drift_games import Games, Several
 
     if config.continuous:
@@ -248,20 +254,24 @@ def _one_by_one(
     if drift is not None:
         envs = drift.around(envs, name, pixels=True)
     return AtariListAdapter(
-        envs, terminal_on_life_loss=config.terminal_on_life_loss, name=name, observation=spec, seed=seed,
-        evaluation=evaluation, frame_skip=config.frame_skip, drift=drift,
-    )  # fmt: skip
+        envs,
+        terminal_on_life_loss=config.terminal_on_life_loss,
+        name=name,
+        observation=spec,
+        seed=seed,
+        evaluation=evaluation,
+        frame_skip=config.frame_skip,
+        drift=drift,
+    )
 
 
 def make_atari(
     name: str, num_envs: int, seed: int, config: EnvConfig, evaluation: bool, drift: Drifts | None = None
 ) -> Envs:
     """`num_envs` games of one name; see `pliant.envs.make`."""
-    from . import unknown
-
     rom = roms().get(name)
     if rom is None:
-        raise unknown(name)
+        raise NoSuchName(name)
     if config.continuous and config.full_action_space:
         raise ValueError(f"{name}: continuous actions have no full_action_space; set one of the two")
     stack = 4 if config.frame_stack is None else config.frame_stack

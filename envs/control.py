@@ -21,11 +21,13 @@ import gymnasium
 import numpy as np
 import torch
 
-from ..agents.spaces import ObservationSpec
+from ..common.spaces import ObservationSpec
+from . import modules
 from .adapter import Array, Envs, ListAdapter
+from .errors import MissingPackage, NoSuchName, RenderingUnavailable
 
 if TYPE_CHECKING:
-    from . import EnvConfig
+    from .config import EnvConfig
     from .drift import Drifts
 
 
@@ -101,21 +103,24 @@ class Pixels(gymnasium.Wrapper[Array, Any, Any, Any]):
 
 
 def make_control(
-    name: str, num_envs: int, seed: int, config: EnvConfig, evaluation: bool, drawn: bool = False,
+    name: str,
+    num_envs: int,
+    seed: int,
+    config: EnvConfig,
+    evaluation: bool,
+    drawn: bool = False,
     drift: Drifts | None = None,
-) -> Envs:  # fmt: skip
+) -> Envs:
     """`num_envs` environments of one gymnasium id; see `pliant.envs.make`."""
-    from . import modules, unknown
-
     own = modules.imported(name)
     try:
         spec = gymnasium.spec(own)
     except gymnasium.error.Error:
-        raise (unknown(name) if own == name else modules.not_registered(name)) from None
+        raise (NoSuchName(name) if own == name else modules.not_registered(name)) from None
     if own != name:
         modules.check_entry_point(name, spec)
     if spec.entry_point == "ale_py.env:AtariEnv":  # an older id, there once ale_py is imported
-        raise unknown(name)
+        raise NoSuchName(name)
     if config.frame_stack is not None and not config.pixels:
         raise ValueError(f"{name}: frame_stack stacks drawn frames; set pixels too (for instance pixels=84)")
     stack = 3 if config.frame_stack is None else config.frame_stack
@@ -141,9 +146,7 @@ def _pixel_spec(side: int, stack: int) -> ObservationSpec:
 
 
 def _install(spec: Any, error: Exception) -> str:
-    commands = {
-        "mujoco": "pliant[mujoco]", "box2d": "pliant[box2d]", "classic_control": "gymnasium[classic-control]"
-    }  # fmt: skip
+    commands = {"mujoco": "pliant[mujoco]", "box2d": "pliant[box2d]", "classic_control": "gymnasium[classic-control]"}
     for package, command in commands.items():
         if str(spec.entry_point).startswith(f"gymnasium.envs.{package}"):
             return f"pip install '{command}'"
@@ -170,8 +173,6 @@ def _without_noise(spec: Any) -> Iterator[None]:
 def _without_advice() -> Iterator[None]:
     """Hear MuJoCo's warnings, and pass on all but those of features that it is to lose: a user of gymnasium's models
     cannot change them. By itself MuJoCo prints them, and writes them into a file in the current folder."""
-    from . import RenderingUnavailable
-
     try:
         import mujoco
     except ImportError:  # gymnasium tells it, with the remedy
@@ -212,8 +213,6 @@ def _import_quietly(spec: Any) -> None:
 
 
 def _build(name: str, spec: Any, config: EnvConfig, drawn: bool) -> gymnasium.Env[Any, Any]:
-    from . import MissingPackage, RenderingUnavailable
-
     mujoco = str(spec.entry_point).startswith("gymnasium.envs.mujoco")
     options: dict[str, Any] = {"max_episode_steps": config.max_episode_steps}
     if config.pixels or drawn:

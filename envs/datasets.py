@@ -52,7 +52,7 @@ def load(name: str, data: str) -> Images:
 
 @lru_cache(maxsize=2)
 def _read(name: str, folder: Path) -> Images:
-    return READERS[name](name, folder)
+    return CONSUMERS[name](name, folder)
 
 
 def _made(name: str, train: Array, train_labels: Array, test: Array, test_labels: Array, classes: int) -> Images:
@@ -97,8 +97,9 @@ def _mnist(name: str, folder: Path) -> Images:
     places = [folder, folder / "raw", folder / name / "raw", folder / name]
     train, train_labels, test, test_labels = (
         _idx(_find(name, places, f"{which}-{what}", f"idx{dimensions}-ubyte"), dimensions)
-        for which in ("train", "t10k") for what, dimensions in (("images", 3), ("labels", 1))
-    )  # fmt: skip
+        for which in ("train", "t10k")
+        for what, dimensions in (("images", 3), ("labels", 1))
+    )
     return _made(name, train[:, None], train_labels, test[:, None], test_labels, 10)
 
 
@@ -242,7 +243,11 @@ def _pictures(folder: Path, classes: list[str]) -> tuple[Array, Array]:
     return np.stack(found), np.asarray(labels, np.int64)
 
 
-READERS: dict[str, Callable[[str, Path], Images]] = {
-    "MNIST": _mnist, "FashionMNIST": _mnist, "CIFAR10": _cifar, "CIFAR100": _cifar, "Images": _folder,
-}  # fmt: skip
-NAMES = ("Digits", *READERS)
+CONSUMERS: dict[str, Callable[[str, Path], Images]] = {
+    "MNIST": _mnist,
+    "FashionMNIST": _mnist,
+    "CIFAR10": _cifar,
+    "CIFAR100": _cifar,
+    "Images": _folder,
+}
+NAMES = ("Digits", *CONSUMERS)

@@ -24,7 +24,7 @@ from typing import Any
 
 import gymnasium
 
-from ..agents.words import SentenceError, Word, one_line, parse, resolve
+from ..common.specs import Spec, SpecError, one_line, parse, resolve
 from .drift_games import Games, Modes
 from .drift_physics import ActuatorStrength, Friction, Gravity
 from .drift_signals import FlipRewards, ObservationOffset, PermuteActions, PermuteObservations, ScaleRewards
@@ -84,39 +84,48 @@ class DriftError(ValueError):
 # ------------------------------------------------------------------------------------------------------ the words
 
 DRIFTS: dict[str, type[Drift]] = {
-    kind.name: kind for kind in (
-        ActuatorStrength, FlipRewards, Friction, Games, Gravity, Modes, ObservationOffset, PermuteActions,
-        PermuteObservations, ScaleRewards,
+    kind.name: kind
+    for kind in (
+        ActuatorStrength,
+        FlipRewards,
+        Friction,
+        Games,
+        Gravity,
+        Modes,
+        ObservationOffset,
+        PermuteActions,
+        PermuteObservations,
+        ScaleRewards,
     )
-}  # fmt: skip
+}
 """Every kind of drift by the word that names it."""
 
 
 def build(words: Iterable[str]) -> list[Drift]:
-    """What the words name (SentenceError)."""
+    """What the words name (SpecError)."""
     parts: list[Drift] = []
     for word, arguments in _resolved(words):
         try:
             part = DRIFTS[word.name](**arguments)
         except ValueError as error:
-            raise SentenceError(f"{Word(word.name, arguments)}: {one_line(error)}") from error
+            raise SpecError(f"{Spec(word.name, arguments)}: {one_line(error)}") from error
         for other in parts:
             if other.name == part.name:
-                raise SentenceError(f"{part.name} is given twice; one word says all of its levels")
+                raise SpecError(f"{part.name} is given twice; one word says all of its levels")
             if other.name in part.excludes or part.name in other.excludes:
-                raise SentenceError(f"{other.name} and {part.name} exclude each other")
+                raise SpecError(f"{other.name} and {part.name} exclude each other")
         parts.append(part)
     return parts
 
 
 def check(words: Iterable[str]) -> tuple[str, ...]:
-    """The words in canonical spelling, every name, parameter and schedule checked (SentenceError)."""
+    """The words in canonical spelling, every name, parameter and schedule checked (SpecError)."""
     words = tuple(words)
     build(words)
-    return tuple(str(Word(word.name, arguments)) for word, arguments in _resolved(words))
+    return tuple(str(Spec(word.name, arguments)) for word, arguments in _resolved(words))
 
 
-def _resolved(words: Iterable[str]) -> list[tuple[Word, dict[str, Any]]]:
+def _resolved(words: Iterable[str]) -> list[tuple[Spec, dict[str, Any]]]:
     registry: Mapping[str, Callable[..., Any]] = DRIFTS
     read = [parse(word, "drift", ObservationOffset.example) for word in words]
     return [(word, resolve(word, registry, "drift")) for word in read]

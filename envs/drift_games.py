@@ -9,8 +9,8 @@ from typing import Annotated, Any, TypeAlias
 
 import gymnasium
 
-from ..agents.ranges import EnvSteps, Share, SomeEnvSteps, at_least
-from ..agents.words import did_you_mean
+from ..common.ranges import EnvSteps, Share, SomeEnvSteps, at_least
+from ..common.specs import did_you_mean
 from .adapter import Array
 from .drifting import Drift, Target
 from .schedule import Level
@@ -83,9 +83,13 @@ class Games(Drift):
     numeric = False
 
     def __init__(
-        self, levels: tuple[str, ...] = (), every: EnvSteps = 0, at: tuple[SomeEnvSteps, ...] = (),
-        order: tuple[Level, ...] = (), abruptness: Share = 1.0,
-    ) -> None:  # fmt: skip
+        self,
+        levels: tuple[str, ...] = (),
+        every: EnvSteps = 0,
+        at: tuple[SomeEnvSteps, ...] = (),
+        order: tuple[Level, ...] = (),
+        abruptness: Share = 1.0,
+    ) -> None:
         levels = tuple(map(_bare, levels))
         if twice := [game for game in levels if levels.count(game) > 1]:
             raise ValueError(f"{twice[0]} is given twice; order=(0, 1, 0) says what comes back")
@@ -145,9 +149,13 @@ class Modes(Drift):
     numeric = False
 
     def __init__(
-        self, levels: tuple[Mode | tuple[Mode, Mode], ...] = (), every: EnvSteps = 0, at: tuple[SomeEnvSteps, ...] = (),
-        order: tuple[Level, ...] = (), abruptness: Share = 1.0,
-    ) -> None:  # fmt: skip
+        self,
+        levels: tuple[Mode | tuple[Mode, Mode], ...] = (),
+        every: EnvSteps = 0,
+        at: tuple[SomeEnvSteps, ...] = (),
+        order: tuple[Level, ...] = (),
+        abruptness: Share = 1.0,
+    ) -> None:
         super().__init__(every, at, order, abruptness, levels, None)
 
     def bind(self, target: Target) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from ..agents.ranges import EnvSteps, NotNegative, Positive, Seed, Share, SomeEnvSteps
+from ..common.ranges import EnvSteps, NotNegative, Positive, Seed, Share, SomeEnvSteps
 from .adapter import Array
 from .drifting import Changes, Drift, First, Target
 from .schedule import Level
@@ -21,9 +21,18 @@ class _Physics(Drift):
     unit = "factors"
 
     def __init__(
-        self, low: float, high: float, every: int, at: tuple[int, ...], order: tuple[int, ...], abruptness: float,
-        levels: tuple[float, ...], first: First, changes: Changes, seed: int | None,
-    ) -> None:  # fmt: skip
+        self,
+        low: float,
+        high: float,
+        every: int,
+        at: tuple[int, ...],
+        order: tuple[int, ...],
+        abruptness: float,
+        levels: tuple[float, ...],
+        first: First,
+        changes: Changes,
+        seed: int | None,
+    ) -> None:
         super().__init__(every, at, order, abruptness, levels, seed, changes)
         if low > high:
             raise ValueError(f"levels are drawn between low and high, which rise: {low}, {high}")
@@ -83,10 +92,18 @@ class Friction(_Physics):
     unit = "coefficients of friction"
 
     def __init__(
-        self, low: Positive = 0.02, high: Positive = 2.0, every: EnvSteps = 0, at: tuple[SomeEnvSteps, ...] = (),
-        order: tuple[Level, ...] = (), abruptness: Share = 1.0, levels: tuple[NotNegative, ...] = (),
-        first: First = "drawn", changes: Changes = "episode", seed: Seed | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        low: Positive = 0.02,
+        high: Positive = 2.0,
+        every: EnvSteps = 0,
+        at: tuple[SomeEnvSteps, ...] = (),
+        order: tuple[Level, ...] = (),
+        abruptness: Share = 1.0,
+        levels: tuple[NotNegative, ...] = (),
+        first: First = "drawn",
+        changes: Changes = "episode",
+        seed: Seed | None = None,
+    ) -> None:
         super().__init__(low, high, every, at, order, abruptness, levels, first, changes, seed)
 
     def bind(self, target: Target) -> None:
@@ -136,10 +153,18 @@ class Gravity(_Factor):
     example = "gravity(every=500000)"
 
     def __init__(
-        self, low: Positive = 0.5, high: Positive = 2.0, every: EnvSteps = 0, at: tuple[SomeEnvSteps, ...] = (),
-        order: tuple[Level, ...] = (), abruptness: Share = 1.0, levels: tuple[NotNegative, ...] = (),
-        first: First = "none", changes: Changes = "episode", seed: Seed | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        low: Positive = 0.5,
+        high: Positive = 2.0,
+        every: EnvSteps = 0,
+        at: tuple[SomeEnvSteps, ...] = (),
+        order: tuple[Level, ...] = (),
+        abruptness: Share = 1.0,
+        levels: tuple[NotNegative, ...] = (),
+        first: First = "none",
+        changes: Changes = "episode",
+        seed: Seed | None = None,
+    ) -> None:
         super().__init__(low, high, every, at, order, abruptness, levels, first, changes, seed)
 
     def bind(self, target: Target) -> None:
@@ -197,10 +222,18 @@ class ActuatorStrength(_Factor):
     example = "actuator_strength(every=500000)"
 
     def __init__(
-        self, low: Positive = 0.3, high: Positive = 1.5, every: EnvSteps = 0, at: tuple[SomeEnvSteps, ...] = (),
-        order: tuple[Level, ...] = (), abruptness: Share = 1.0, levels: tuple[NotNegative, ...] = (),
-        first: First = "none", changes: Changes = "episode", seed: Seed | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        low: Positive = 0.3,
+        high: Positive = 1.5,
+        every: EnvSteps = 0,
+        at: tuple[SomeEnvSteps, ...] = (),
+        order: tuple[Level, ...] = (),
+        abruptness: Share = 1.0,
+        levels: tuple[NotNegative, ...] = (),
+        first: First = "none",
+        changes: Changes = "episode",
+        seed: Seed | None = None,
+    ) -> None:
         super().__init__(low, high, every, at, order, abruptness, levels, first, changes, seed)
 
     def bind(self, target: Target) -> None:

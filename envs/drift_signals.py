@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 
-from ..agents.ranges import EnvSteps, NotNegative, Number, Positive, Seed, Share, SomeEnvSteps, above, at_least, between
+from ..common.ranges import EnvSteps, NotNegative, Number, Positive, Seed, Share, SomeEnvSteps, above, at_least, between
 from .adapter import Array
 from .drifting import Changes, Drift, First, Target
 from .schedule import Level
@@ -51,10 +51,17 @@ class ObservationOffset(Drift):
     example = "observation_offset(scale=2.0, every=160000)"
 
     def __init__(
-        self, scale: NotNegative = 2.0, every: EnvSteps = 0, at: tuple[SomeEnvSteps, ...] = (),
-        order: tuple[Level, ...] = (), abruptness: Share = 1.0, levels: tuple[tuple[Number, ...], ...] = (),
-        first: First = "none", changes: Changes = "episode", seed: Seed | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        scale: NotNegative = 2.0,
+        every: EnvSteps = 0,
+        at: tuple[SomeEnvSteps, ...] = (),
+        order: tuple[Level, ...] = (),
+        abruptness: Share = 1.0,
+        levels: tuple[tuple[Number, ...], ...] = (),
+        first: First = "none",
+        changes: Changes = "episode",
+        seed: Seed | None = None,
+    ) -> None:
         super().__init__(every, at, order, abruptness, levels, seed, changes)
         self.scale, self.first = scale, first
 
@@ -84,9 +91,15 @@ class _Permutation(Drift):
     signs = False
 
     def __init__(
-        self, every: int, at: tuple[int, ...], order: tuple[int, ...], abruptness: float,
-        levels: tuple[tuple[int, ...], ...], first: First, seed: int | None,
-    ) -> None:  # fmt: skip
+        self,
+        every: int,
+        at: tuple[int, ...],
+        order: tuple[int, ...],
+        abruptness: float,
+        levels: tuple[tuple[int, ...], ...],
+        first: First,
+        seed: int | None,
+    ) -> None:
         super().__init__(every, at, order, abruptness, levels, seed)
         self.first = first
 
@@ -144,10 +157,15 @@ class PermuteObservations(_Permutation):
     example = "permute_observations(every=100000)"
 
     def __init__(
-        self, every: EnvSteps = 0, at: tuple[SomeEnvSteps, ...] = (), order: tuple[Level, ...] = (),
-        abruptness: Share = 1.0, levels: tuple[tuple[Place, ...], ...] = (), first: First = "none",
+        self,
+        every: EnvSteps = 0,
+        at: tuple[SomeEnvSteps, ...] = (),
+        order: tuple[Level, ...] = (),
+        abruptness: Share = 1.0,
+        levels: tuple[tuple[Place, ...], ...] = (),
+        first: First = "none",
         seed: Seed | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(every, at, order, abruptness, levels, first, seed)
 
     def bind(self, target: Target) -> None:
@@ -185,10 +203,16 @@ class PermuteActions(_Permutation):
     example = "permute_actions(every=100000)"
 
     def __init__(
-        self, every: EnvSteps = 0, at: tuple[SomeEnvSteps, ...] = (), order: tuple[Level, ...] = (),
-        abruptness: Share = 1.0, levels: tuple[tuple[Place, ...], ...] = (), first: First = "none", signs: bool = False,
+        self,
+        every: EnvSteps = 0,
+        at: tuple[SomeEnvSteps, ...] = (),
+        order: tuple[Level, ...] = (),
+        abruptness: Share = 1.0,
+        levels: tuple[tuple[Place, ...], ...] = (),
+        first: First = "none",
+        signs: bool = False,
         seed: Seed | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(every, at, order, abruptness, levels, first, seed)
         if signs and levels:
             raise ValueError("signs are drawn, and the levels are given: leave one of the two out")
@@ -239,9 +263,13 @@ class FlipRewards(Drift):
     numeric = False
 
     def __init__(
-        self, every: EnvSteps = 0, at: tuple[SomeEnvSteps, ...] = (), order: tuple[Level, ...] = (),
-        abruptness: Share = 1.0, levels: tuple[Sign, ...] = (),
-    ) -> None:  # fmt: skip
+        self,
+        every: EnvSteps = 0,
+        at: tuple[SomeEnvSteps, ...] = (),
+        order: tuple[Level, ...] = (),
+        abruptness: Share = 1.0,
+        levels: tuple[Sign, ...] = (),
+    ) -> None:
         super().__init__(every, at, order, abruptness, levels, None)
         if any(level not in (-1, 1) for level in levels):
             raise ValueError(f"levels are signs, 1 or -1, not {levels}; scale_rewards takes other factors")
@@ -284,10 +312,18 @@ class ScaleRewards(Drift):
     example = "scale_rewards(every=100000)"
 
     def __init__(
-        self, low: Positive = 0.1, high: Positive = 10.0, every: EnvSteps = 0, at: tuple[SomeEnvSteps, ...] = (),
-        order: tuple[Level, ...] = (), abruptness: Share = 1.0, levels: tuple[Factor, ...] = (),
-        first: First = "none", changes: Changes = "episode", seed: Seed | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        low: Positive = 0.1,
+        high: Positive = 10.0,
+        every: EnvSteps = 0,
+        at: tuple[SomeEnvSteps, ...] = (),
+        order: tuple[Level, ...] = (),
+        abruptness: Share = 1.0,
+        levels: tuple[Factor, ...] = (),
+        first: First = "none",
+        changes: Changes = "episode",
+        seed: Seed | None = None,
+    ) -> None:
         super().__init__(every, at, order, abruptness, levels, seed, changes)
         if low > high:
             raise ValueError(f"factors are drawn between low and high, which rise: {low}, {high}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import gymnasium
 import numpy as np
 
-from ..agents.ranges import EnvSteps, Seed, Share, SomeEnvSteps, checked
+from ..common.ranges import EnvSteps, Seed, Share, SomeEnvSteps, checked
 from .adapter import Array
 from .schedule import Level, Moment, Schedule
 
@@ -51,9 +51,15 @@ class Drift(ABC):
             cls.__init__ = checked(cls.__dict__["__init__"])  # type: ignore[method-assign]
 
     def __init__(
-        self, every: EnvSteps, at: tuple[SomeEnvSteps, ...], order: tuple[Level, ...], abruptness: Share,
-        levels: Sequence[Any], seed: Seed | None, changes: Changes = "episode",
-    ) -> None:  # fmt: skip
+        self,
+        every: EnvSteps,
+        at: tuple[SomeEnvSteps, ...],
+        order: tuple[Level, ...],
+        abruptness: Share,
+        levels: Sequence[Any],
+        seed: Seed | None,
+        changes: Changes = "episode",
+    ) -> None:
         if levels and order and max(order) >= len(levels):
             raise ValueError(f"order shows level {max(order)}, and the last of the {len(levels)} is {len(levels) - 1}")
         self.schedule = Schedule(every, tuple(at), tuple(order) or tuple(range(len(levels))), abruptness)

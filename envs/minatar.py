@@ -13,9 +13,10 @@ import gymnasium
 import numpy as np
 
 from .adapter import Array, Envs, ListAdapter
+from .errors import MissingPackage, NoSuchName
 
 if TYPE_CHECKING:
-    from . import EnvConfig
+    from .config import EnvConfig
     from .drift import Drifts
 
 HOW_TO_INSTALL = "MinAtar is missing: pip install 'pliant[minatar]'"
@@ -76,11 +77,10 @@ def make_minatar(
     name: str, num_envs: int, seed: int, config: EnvConfig, evaluation: bool, drift: Drifts | None = None
 ) -> Envs:
     """`num_envs` games of one name; see `pliant.envs.make`."""
-    from . import MissingPackage, unknown
     from .drift_games import Games, Several
 
     if name not in names():
-        raise unknown(name)
+        raise NoSuchName(name)
     if find_spec("minatar") is None:
         raise MissingPackage(f"{name}: {HOW_TO_INSTALL}")
     game, version = name.removeprefix("MinAtar/").rsplit("-v", 1)

@@ -15,7 +15,8 @@ from typing import Any
 
 import gymnasium
 
-from . import UnknownEnvironment, _bare
+from .errors import UnknownEnvironment
+from .spelling import bare
 
 _registered: dict[str, set[str]] = {}
 """What each module registered when it was imported here."""
@@ -88,7 +89,7 @@ def not_registered(name: str) -> UnknownEnvironment:
     holder = sys.modules[module]
     where = f"{module} ({getattr(holder, '__file__', None) or 'a folder without __init__.py'})"
     own = sorted(id for id in gymnasium.registry if id in _registered.get(module, ()) or _is_of(id, module))
-    near = [id for bare in get_close_matches(_bare(rest), map(_bare, own), n=1) for id in own if _bare(id) == bare]
+    near = [id for key in get_close_matches(bare(rest), map(bare, own), n=1) for id in own if bare(id) == key]
     given = getattr(holder, rest, None)
     if near:
         hint = f"did you mean {_listed(module, near, ' or ')}?"
@@ -113,8 +114,9 @@ def check_entry_point(name: str, spec: Any) -> None:
         return
     module, _, attribute = spec.entry_point.partition(":")
     if not hasattr(load(module, name), attribute):
-        raise UnknownEnvironment(f"{name} is registered with entry_point={spec.entry_point!r}, and {module} has no "
-                                 f"{attribute}")  # fmt: skip
+        raise UnknownEnvironment(
+            f"{name} is registered with entry_point={spec.entry_point!r}, and {module} has no {attribute}"
+        )
 
 
 def sources(name: str) -> dict[str, str]:

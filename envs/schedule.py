@@ -6,7 +6,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple, TypeAlias
 
-from ..agents.ranges import EnvSteps, Share, SomeEnvSteps, at_least, check_numbers
+from ..common.ranges import EnvSteps, Share, SomeEnvSteps, at_least, check_numbers
 
 Level: TypeAlias = Annotated[int, at_least(0, most=1_000_000, why="a level may be drawn from all before it")]
 """The number of a level."""

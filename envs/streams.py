@@ -35,14 +35,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 
-from ..agents.hooks import derive_seed
-from ..agents.spaces import ActionSpec, Episode, ObservationSpec, Step
+from ..common.seeds import derive_seed
+from ..common.spaces import ActionSpec, Episode, ObservationSpec, Step
 from . import datasets
 from .adapter import Array, Envs, refuse_lost_actions
+from .errors import NoSuchName
 from .schedule import Moment, Schedule
 
 if TYPE_CHECKING:
-    from . import EnvConfig
+    from .config import EnvConfig
 
 BLOCK = 4096  # samples that are drawn together where every one is new
 STRETCH = 50  # steps of an episode
@@ -76,9 +77,18 @@ class Stream(Envs):
     period: int  # environment steps that a task lasts, if the configuration does not say
 
     def __init__(
-        self, name: str, num_envs: int, observation: ObservationSpec, action: ActionSpec, config: EnvConfig, *,
-        seed: int, level_seed: int, evaluation: bool, stands: int | None,
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        num_envs: int,
+        observation: ObservationSpec,
+        action: ActionSpec,
+        config: EnvConfig,
+        *,
+        seed: int,
+        level_seed: int,
+        evaluation: bool,
+        stands: int | None,
+    ) -> None:
         super().__init__(name, num_envs, observation, action, seed=seed, evaluation=evaluation)
         self.tells_targets = True
         self.level_seed, self.stands = level_seed, stands
@@ -125,8 +135,9 @@ class Stream(Envs):
         action = np.asarray(action)
         if action.shape != self._action_shape or (self.action.discrete and action.dtype.kind not in "iu"):
             kind = "integer actions" if self.action.discrete else "actions"
-            raise ValueError(f"{self.name} takes {kind} of shape {self._action_shape}, not {action.dtype} of shape "
-                             f"{action.shape}")  # fmt: skip
+            raise ValueError(
+                f"{self.name} takes {kind} of shape {self._action_shape}, not {action.dtype} of shape {action.shape}"
+            )
         if not self.action.discrete:
             refuse_lost_actions(action, self.name)
         target, task = self._target, self._task
@@ -141,9 +152,15 @@ class Stream(Envs):
             episodes = self._finish(task)
         obs = self._show()
         return Step(
-            obs, reward.astype(np.float32), np.ones(self.num_envs, np.bool_), np.zeros(self.num_envs, np.bool_),
-            np.full(self.num_envs, ended), obs, episodes, target=target,
-        )  # fmt: skip
+            obs,
+            reward.astype(np.float32),
+            np.ones(self.num_envs, np.bool_),
+            np.zeros(self.num_envs, np.bool_),
+            np.full(self.num_envs, ended),
+            obs,
+            episodes,
+            target=target,
+        )
 
     def _finish(self, task: int) -> tuple[Episode, ...]:
         returns = self._sums.tolist() if self._evaluation else [float(self._sums.mean())]
@@ -192,9 +209,7 @@ class Stream(Envs):
         """Samples [count, …] of which every one is new; `make` draws a block of them from a random stream."""
         return self._in_parts("samples", wanted, BLOCK, make)
 
-    def _in_parts(
-        self, purpose: str, wanted: Draw, size: int, make: Callable[[np.random.Generator], Array]
-    ) -> Array:
+    def _in_parts(self, purpose: str, wanted: Draw, size: int, make: Callable[[np.random.Generator], Array]) -> Array:
         """Some rows of the parts, of `size` rows each, that a task is made of; each part has a random stream."""
         parts = []
         first, left = wanted.first, wanted.number
@@ -233,10 +248,16 @@ class Stream(Envs):
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, and the returns of the running stretch."""
         return {
-            "name": self.name, "seed": self._run_seed, "level_seed": self.level_seed, "evaluation": self._evaluation,
-            "num_envs": self.num_envs, "taken": self.taken, "sums": self._sums.tolist(), "length": self._length,
+            "name": self.name,
+            "seed": self._run_seed,
+            "level_seed": self.level_seed,
+            "evaluation": self._evaluation,
+            "num_envs": self.num_envs,
+            "taken": self.taken,
+            "sums": self._sums.tolist(),
+            "length": self._length,
             "started": self._target is not None,
-        }  # fmt: skip
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state` was taken (ValueError if it is of another stream)."""
@@ -279,9 +300,7 @@ def _numbers(bound: float, size: int = 1) -> ActionSpec:
     return ActionSpec(size, discrete=False, low=(-bound,) * size, high=(bound,) * size)
 
 
-def _mixed(
-    old: Callable[[], Array], new: Callable[[], Array], blend: float, thresholds: Callable[[], Array]
-) -> Array:
+def _mixed(old: Callable[[], Array], new: Callable[[], Array], blend: float, thresholds: Callable[[], Array]) -> Array:
     """What the old level has, or the new one where a sample's threshold [count] has been passed."""
     shown = old()
     if blend == 0:
@@ -321,11 +340,12 @@ class RandomLabels(Stream):
     def draw(self, wanted: Draw) -> tuple[Array, Array]:
         places = self.walk(wanted, self.size)
         target = _mixed(
-            lambda: self.labels(wanted.level)[places], lambda: self.labels(wanted.next_level)[places], wanted.blend,
+            lambda: self.labels(wanted.level)[places],
+            lambda: self.labels(wanted.next_level)[places],
+            wanted.blend,
             lambda: self.thresholds(wanted.task, self.size)[places],
-        )  # fmt: skip
+        )
         return self.inputs[places], target
-
 
 
 class RandomTargets(Stream):
@@ -340,21 +360,22 @@ class RandomTargets(Stream):
 
     def __init__(self, name: str, num_envs: int, config: EnvConfig, **options: Any) -> None:
         self.size, self.target_drift = config.samples or 512, config.target_drift
-        super().__init__(
-            name, num_envs, ObservationSpec((config.features or 64,)), _numbers(3.0), config, **options
-        )
+        super().__init__(name, num_envs, ObservationSpec((config.features or 64,)), _numbers(3.0), config, **options)
         self.inputs = self.of_level("inputs").normal(size=(self.size, *self.observation.shape)).astype(np.float32)
 
     def targets(self, level: int) -> Array:
         """The targets of a level [samples, 1] float32."""
-        return self.kept("targets", level, lambda: (
-            self.of_level("targets", level).normal(size=(self.size, 1)) + self.target_drift * level
-        ).astype(np.float32))  # fmt: skip
+        return self.kept(
+            "targets",
+            level,
+            lambda: (self.of_level("targets", level).normal(size=(self.size, 1)) + self.target_drift * level).astype(
+                np.float32
+            ),
+        )
 
     def draw(self, wanted: Draw) -> tuple[Array, Array]:
         places = self.walk(wanted, self.size)
         return self.inputs[places], _moved(self.targets, wanted, places)
-
 
 
 def _moved(of_level: Callable[[int], Array], wanted: Draw, places: Array) -> Array:
@@ -415,9 +436,12 @@ class SlowRegression(Stream):
 
     def draw(self, wanted: Draw) -> tuple[Array, Array]:
         fast = self.bits - self.slow
-        drawn = self.fresh(wanted, lambda rng: np.concatenate(
-            [rng.integers(2, size=(BLOCK, fast)).astype(np.float32), rng.random((BLOCK, 1), np.float32)], axis=1
-        ))  # fmt: skip
+        drawn = self.fresh(
+            wanted,
+            lambda rng: np.concatenate(
+                [rng.integers(2, size=(BLOCK, fast)).astype(np.float32), rng.random((BLOCK, 1), np.float32)], axis=1
+            ),
+        )
         slow = np.broadcast_to(self.slow_bits(wanted.level), (wanted.number, self.slow))
         if wanted.blend:
             slow = np.where(drawn[:, fast:] < wanted.blend, self.slow_bits(wanted.next_level), slow)
@@ -471,9 +495,7 @@ class ImageStream(Stream):
         found = datasets.load(source, config.data)
         self.high, self.classes = found.high, found.classes
         tested = options["evaluation"] and self.tests
-        self.images, self.true_labels = (
-            (found.test, found.test_labels) if tested else (found.train, found.train_labels)
-        )
+        self.images, self.true_labels = (found.test, found.test_labels) if tested else (found.train, found.train_labels)
         wanted = config.samples or min(self.fewer or len(found.train), len(found.train))
         if wanted > len(found.train):
             raise ValueError(f"{name} has {len(found.train):,} images for training, and samples is {wanted:,}")
@@ -508,11 +530,13 @@ class ImageStream(Stream):
         places = self.walk(wanted, self.size)
         shown, named = (
             _mixed(
-                partial(of_level, wanted.level, places), partial(of_level, wanted.next_level, places), wanted.blend,
+                partial(of_level, wanted.level, places),
+                partial(of_level, wanted.next_level, places),
+                wanted.blend,
                 lambda: self.thresholds(wanted.task, self.size)[places],
             )
             for of_level in (self.shown, self.named)
-        )  # fmt: skip
+        )
         return self.seen(shown), named
 
     def shown(self, level: int, places: Array) -> Array:
@@ -623,21 +647,30 @@ class WarmStart(ImageStream):
 # ------------------------------------------------------------------------------------------------ by name
 
 SYNTHETIC: dict[str, Callable[..., Stream]] = {
-    "RandomLabels": RandomLabels, "RandomTargets": RandomTargets, "SlowRegression": SlowRegression,
+    "RandomLabels": RandomLabels,
+    "RandomTargets": RandomTargets,
+    "SlowRegression": SlowRegression,
     "ShiftingPairs": ShiftingPairs,
-}  # fmt: skip
+}
 OF_IMAGES: dict[str, Callable[..., Stream]] = {
-    "Permuted": Permuted, "Shuffled": Shuffled, "WarmStart": WarmStart, "RandomLabels": RandomImageLabels,
-}  # fmt: skip
+    "Permuted": Permuted,
+    "Shuffled": Shuffled,
+    "WarmStart": WarmStart,
+    "RandomLabels": RandomImageLabels,
+}
 # Which options a kind of stream heeds, beside those of the schedule; the others must keep their defaults.
 OPTIONS = {
-    "RandomLabels": "samples classes features", "RandomTargets": "samples features target_drift", "SlowRegression": "",
+    "RandomLabels": "samples classes features",
+    "RandomTargets": "samples features target_drift",
+    "SlowRegression": "",
     "ShiftingPairs": "",
-}  # fmt: skip
+}
 IMAGE_OPTIONS = {
-    "Permuted": "samples data", "Shuffled": "samples data flat", "WarmStart": "samples data flat",
+    "Permuted": "samples data",
+    "Shuffled": "samples data flat",
+    "WarmStart": "samples data flat",
     "RandomLabels": "samples classes data flat",
-}  # fmt: skip
+}
 DETAILS = ("samples", "classes", "features", "target_drift", "data", "flat")
 
 
@@ -670,12 +703,10 @@ def make_stream(
         UnknownEnvironment: There is no stream of this name.
         ValueError: An option that this stream does not have, a schedule whose tasks overlap, or files that are missing.
     """
-    from . import unknown
-
     known = _known()
     short = name.removeprefix("stream/")
     if short not in known:
-        raise unknown(name)
+        raise NoSuchName(name)
     build, options = known[short]
     blank = type(config)()
     for option in DETAILS:
@@ -686,6 +717,4 @@ def make_stream(
             raise ValueError(
                 f"{name} has no option {option} (given: {given}); it belongs to {', '.join(having[:4])}{others}"
             )
-    return build(
-        name, num_envs, config, seed=seed, level_seed=level_seed, evaluation=evaluation, stands=stands
-    )
+    return build(name, num_envs, config, seed=seed, level_seed=level_seed, evaluation=evaluation, stands=stands)

@@ -1,52 +1,30 @@
-"""What is done to agents so that they keep learning. The protocol is that of `pliant.agents.hooks`."""
+"""Methods that keep agents learning. The protocol is that of `pliant.agents.hooks`."""
+
+from typing import Any
 
 from ..agents.hooks import At, Clock, Compose, Every, Intervention, Sampling, Update, When, sample_like_training
-from .activation import Activation
-from .adaptive_replay_ratio import AdaptiveReplayRatio
-from .bbf import BBF
-from .chain import Chain
-from .continual_backprop import ContinualBackprop
-from .crelu import CReLU
-from .fourier import Fourier
-from .fresh_agent import FreshAgent
-from .hare_tortoise import HareTortoise
-from .heavy_priming import HeavyPriming
-from .l2 import L2
-from .l2_init import L2Init
-from .layer_norm import LayerNorm
-from .linear import Linear
-from .matched_random import MatchedRandom
-from .parseval import Parseval
-from .plasticity_injection import PlasticityInjection
-from .random_shift import RandomShift
-from .redo import ReDo
-from .regrama import ReGraMa
-from .replay_ratio import ReplayRatio
-from .reset import Reset
-from .reset_optimizer import ResetOptimizer
-from .reset_target import ResetTarget
-from .self_normalized_reset import SelfNormalizedReset
-from .shrink_perturb import ShrinkPerturb
-from .spectral import Spectral
-from .value_losses import C51, MSE, HLGauss, Huber, Quantile, Symlog, TwoHot
-from .value_mapping import ValueMapping
-from .wasserstein import Wasserstein
-
-INTERVENTIONS: dict[str, type[Intervention]] = {
-    kind.name: kind
-    for kind in (
-        C51, L2, MSE, Activation, AdaptiveReplayRatio, BBF, Chain, ContinualBackprop, CReLU, Fourier, FreshAgent,
-        HareTortoise, HeavyPriming, HLGauss, Huber, L2Init, LayerNorm, Linear, MatchedRandom, Parseval,
-        PlasticityInjection, Quantile, RandomShift, ReDo, ReGraMa, ReplayRatio, Reset, ResetOptimizer, ResetTarget,
-        SelfNormalizedReset, ShrinkPerturb, Spectral, Symlog, TwoHot, ValueMapping, Wasserstein,
-    )
-}  # fmt: skip
-"""Every intervention by the word that names it in a sentence."""
-
-from .elsewhere import Learner, Plasticity, attach, attachable  # noqa: E402  (reads the list above)
-from .watch import MONITORS, watch  # noqa: E402
+from .external.attach import Learner, Plasticity, attach, attachable
+from .registry import INTERVENTIONS
 
 __all__ = [
-    "INTERVENTIONS", "MONITORS", "At", "Clock", "Compose", "Every", "Intervention", "Learner", "Plasticity", "Sampling",
-    "Update", "When", "attach", "attachable", "sample_like_training", "watch",
-]  # fmt: skip
+    "INTERVENTIONS",
+    "At",
+    "Clock",
+    "Compose",
+    "Every",
+    "Intervention",
+    "Learner",
+    "Plasticity",
+    "Sampling",
+    "Update",
+    "When",
+    "attach",
+    "attachable",
+    "sample_like_training",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("MONITORS", "watch"):
+        raise AttributeError(f"pliant.interventions.{name} is now pliant.monitors.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

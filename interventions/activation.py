@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from ..agents.networks import ActivationName
-from .activations import Activating
+from .core.activations import Activating
 
 
 class Activation(Activating):

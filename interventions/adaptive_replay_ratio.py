@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..agents.agent import Agent
 from ..agents.hooks import Clock, Every, Intervention, Run, Sampling, Unit
-from ..agents.ranges import NotNegative, Period, SomeRatio, Updates
-from .design import edit
-from .parts import Survey, chosen_layers, survey
+from ..common.ranges import NotNegative, Period, SomeRatio, Updates
+from .core.config_edits import edit
+from .core.parts import Survey, chosen_layers, survey
 
 
 class AdaptiveReplayRatio(Intervention):
@@ -50,9 +50,14 @@ class AdaptiveReplayRatio(Intervention):
     level: Tensor
 
     def __init__(
-        self, low: SomeRatio = 0.5, high: SomeRatio = 2.0, every: Period = 50, of: Unit = "episodes",
-        delta: NotNegative = 0.001, at_least: Updates = 0,
-    ) -> None:  # fmt: skip
+        self,
+        low: SomeRatio = 0.5,
+        high: SomeRatio = 2.0,
+        every: Period = 50,
+        of: Unit = "episodes",
+        delta: NotNegative = 0.001,
+        at_least: Updates = 0,
+    ) -> None:
         super().__init__()
         self.ratios, self.every, self.of, self.delta, self.at_least = (low, high), every, of, delta, at_least
         self.when = Every(every, of)
@@ -65,9 +70,8 @@ class AdaptiveReplayRatio(Intervention):
         # The hidden layers of the value functions themselves: neither the encoder nor the projection from pixels.
         names = chosen_layers(self.found, "critic", self.name)
         self.layers = {
-            n for n in names
-            if n in self.found.graph and not n.startswith(("critic.encoder.", "critic.projection."))
-        }  # fmt: skip
+            n for n in names if n in self.found.graph and not n.startswith(("critic.encoder.", "critic.projection."))
+        }
         if not self.layers:
             raise ValueError(f"adaptive_replay_ratio: the critic of this {agent.name} has no hidden layer to watch")
         zero = torch.zeros((), device=agent.device)

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ..agents.agent import Agent
 from ..agents.hooks import Clock, Run, Sampling, Unit
-from ..agents.ranges import NStep, Period, Share, SomeUpdates, Start, between
-from .design import edit
-from .parts import ENCODER
+from ..common.ranges import NStep, Period, Share, SomeUpdates, Start, between
+from .core.config_edits import edit
+from .core.parts import ENCODER
+from .core.resetting import Target
+from .core.surgery import blend_layer_
 from .reset import Reset
-from .resetting import Target
-from .surgery import blend_layer_
 
 Discount: TypeAlias = Annotated[float, between(0, 1, above=True, below=True)]
 
@@ -76,10 +76,18 @@ class BBF(SoftReset):
     claims = ("n-step and discount",)
 
     def __init__(
-        self, every: Period = 20_000, of: Unit = "steps", shrink: Share = 0.5, n_start: NStep = 10, n_end: NStep = 3,
-        gamma_start: Discount = 0.97, gamma_end: Discount = 0.997, anneal: SomeUpdates = 10_000,
-        act_with_target: bool = True, stop: Start | None = 100_000,
-    ) -> None:  # fmt: skip
+        self,
+        every: Period = 20_000,
+        of: Unit = "steps",
+        shrink: Share = 0.5,
+        n_start: NStep = 10,
+        n_end: NStep = 3,
+        gamma_start: Discount = 0.97,
+        gamma_end: Discount = 0.997,
+        anneal: SomeUpdates = 10_000,
+        act_with_target: bool = True,
+        stop: Start | None = 100_000,
+    ) -> None:
         super().__init__(every, of, shrink, "own", stop=None if stop is None else max(0, stop - every))
         self.n, self.gamma, self.anneal = (n_start, n_end), (gamma_start, gamma_end), anneal
         self.act_with_target = act_with_target

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..agents.agent import Agent
 from ..agents.hooks import Intervention, Run, sample_like_training
 from ..agents.networks import Injection
-from ..agents.ranges import NotNegative, Samples, SomeUpdates, Updates
+from ..common.ranges import NotNegative, Samples, SomeUpdates, Updates
 
 
 class Chain(Intervention):
@@ -48,9 +48,14 @@ class Chain(Intervention):
     action: Tensor
 
     def __init__(
-        self, ratio: NotNegative = 0.05, weight: NotNegative = 0.0, on: Literal["all", "critic", "actor"] = "all",
-        samples: Samples = 64, window: SomeUpdates = 1000, start: Updates = 100,
-    ) -> None:  # fmt: skip
+        self,
+        ratio: NotNegative = 0.05,
+        weight: NotNegative = 0.0,
+        on: Literal["all", "critic", "actor"] = "all",
+        samples: Samples = 64,
+        window: SomeUpdates = 1000,
+        start: Updates = 100,
+    ) -> None:
         super().__init__()
         self.ratio, self.weight, self.on = ratio, weight, on
         self.samples, self.window, self.start = samples, window, start

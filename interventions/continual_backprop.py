@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..agents.agent import Agent
 from ..agents.hooks import Run
-from ..agents.ranges import Share, ShareBelow, Updates
-from .recycling import Ages, Recycler, at_inputs, per_unit
-from .surgery import Chosen, fold_into_bias_
-from .units import Units
+from ..common.ranges import Share, ShareBelow, Updates
+from .core.recycling import Ages, Recycler, at_inputs, per_unit
+from .core.surgery import Chosen, fold_into_bias_
+from .core.units import Units
 
 Utility = Literal["contribution", "zero_mean", "adaptable"]
 
@@ -52,9 +52,14 @@ class ContinualBackprop(Recycler):
     example: ClassVar[str] = "continual_backprop(rho=0.05, maturity=2)"
 
     def __init__(
-        self, rho: Share = 1e-4, maturity: Updates = 10_000, decay: ShareBelow = 0.99,
-        utility: Utility = "contribution", on: str = "critic", ages: Ages = "own",
-    ) -> None:  # fmt: skip
+        self,
+        rho: Share = 1e-4,
+        maturity: Updates = 10_000,
+        decay: ShareBelow = 0.99,
+        utility: Utility = "contribution",
+        on: str = "critic",
+        ages: Ages = "own",
+    ) -> None:
         super().__init__(on, 1, "updates", 0, None, ages)
         self.rho, self.maturity, self.decay, self.utility = rho, maturity, decay, utility
 
@@ -117,10 +122,10 @@ class ContinualBackprop(Recycler):
             shape = (1, -1, *(1,) * (h.ndim - 2))
             size = (h - mean.view(shape)).abs().mean(0)
         total = torch.zeros(units.count, device=h.device)
-        for reader in units.readers:
-            weight = reader.weight
-            outgoing = weight.abs().sum(dim=(0, *range(2, weight.ndim))).index_select(0, reader.columns.flatten())
-            total += (at_inputs(reader, units, size) * outgoing.view(reader.columns.shape)).sum(1)
+        for consumer in units.consumers:
+            weight = consumer.weight
+            outgoing = weight.abs().sum(dim=(0, *range(2, weight.ndim))).index_select(0, consumer.columns.flatten())
+            total += (at_inputs(consumer, units, size) * outgoing.view(consumer.columns.shape)).sum(1)
         if self.utility == "adaptable":
             # A unit that reads nothing is constant; 0 / 0 would follow it for ever.
             total = total / units.layer.linear.weight.abs().flatten(1).sum(1).clamp(min=1e-9)
@@ -131,9 +136,9 @@ class ContinualBackprop(Recycler):
         units = self.units[name]
         age, mean = (getattr(self, self._key(name, key)) for key in ("age", "mean"))
         corrected = (mean / (1 - self.decay**age).clamp(min=1e-9)).flatten()
-        for reader in units.readers:
-            places = reader.columns.numel() // corrected.numel()
-            fold_into_bias_(reader, chosen, at_inputs(reader, units, corrected[:, None].expand(-1, places)))
+        for consumer in units.consumers:
+            places = consumer.columns.numel() // corrected.numel()
+            fold_into_bias_(consumer, chosen, at_inputs(consumer, units, corrected[:, None].expand(-1, places)))
 
     @staticmethod
     def _clear(values: Tensor, index: Tensor, valid: Tensor) -> None:

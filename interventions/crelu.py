@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from .activations import Activating, Keep
+from .core.activations import Activating, Keep
 
 
 class CReLU(Activating):

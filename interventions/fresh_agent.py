@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..agents.agent import Agent
 from ..agents.hooks import At, Every, Run, Unit
-from ..agents.ranges import Moment, Period, Start
-from .design import agent_name
-from .resetting import LayerMethod, beat
-from .surgery import forget_, load_layer_
+from ..common.ranges import Moment, Period, Start
+from .core.config_edits import agent_name
+from .core.resetting import LayerMethod, beat
+from .core.surgery import forget_, load_layer_
 
 
 class FreshAgent(LayerMethod):
@@ -50,10 +50,15 @@ class FreshAgent(LayerMethod):
     example: ClassVar[str] = "fresh_agent(every=3, of=updates)"
 
     def __init__(
-        self, every: Period = 100_000, of: Unit = "steps", at: tuple[Moment, ...] = (),
-        memory: Literal["clear", "keep"] = "clear", exploration: Literal["restart", "keep"] | None = None,
-        start: Start = 0, stop: Start | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        every: Period = 100_000,
+        of: Unit = "steps",
+        at: tuple[Moment, ...] = (),
+        memory: Literal["clear", "keep"] = "clear",
+        exploration: Literal["restart", "keep"] | None = None,
+        start: Start = 0,
+        stop: Start | None = None,
+    ) -> None:
         super().__init__(("all",), beat(every, of, at, start, stop), "copy", "all")
         self.memory = memory
         self.restarts = memory == "clear" if exploration is None else exploration == "restart"

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ..agents.agent import Agent
 from ..agents.hooks import Run, Unit
-from ..agents.ranges import Period, ShareBelow
-from .design import edit
-from .resetting import LayerMethod, beat
-from .surgery import copy_layer_
+from ..common.ranges import Period, ShareBelow
+from .core.config_edits import edit
+from .core.resetting import LayerMethod, beat
+from .core.surgery import copy_layer_
 
 
 class HareTortoise(LayerMethod):
@@ -39,9 +39,13 @@ class HareTortoise(LayerMethod):
     claims = ("the pace of the target network",)
 
     def __init__(
-        self, mu: ShareBelow = 0.999, every: Period = 20_000, of: Unit = "updates",
-        act: Literal["tortoise", "hare"] = "tortoise", moments: Literal["keep", "reset"] = "keep",
-    ) -> None:  # fmt: skip
+        self,
+        mu: ShareBelow = 0.999,
+        every: Period = 20_000,
+        of: Unit = "updates",
+        act: Literal["tortoise", "hare"] = "tortoise",
+        moments: Literal["keep", "reset"] = "keep",
+    ) -> None:
         super().__init__("critic", beat(every, of, (), 0, None), "none", moments)
         self.mu, self.act = mu, act
 

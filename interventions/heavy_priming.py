@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from ..agents.hooks import Clock, Intervention, Sampling
-from ..agents.ranges import SomeTransitions, SomeUpdates
-from .design import agent_name, edit
+from ..common.ranges import SomeTransitions, SomeUpdates
+from .core.config_edits import agent_name, edit
 
 
 class HeavyPriming(Intervention):

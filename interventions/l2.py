@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..agents.agent import Agent
 from ..agents.networks import Layer
-from ..agents.ranges import NotNegative
-from .design import edit, edit_network
-from .regularising import Penalty, tensors
+from ..common.ranges import NotNegative
+from .core.config_edits import edit, edit_network
+from .core.regularising import Penalty, tensors
 
 
 class L2(Penalty):
@@ -42,9 +42,12 @@ class L2(Penalty):
     example: ClassVar[str] = "l2(weight=0.01)"
 
     def __init__(
-        self, weight: NotNegative = 1e-3, form: Literal["penalty", "decoupled"] = "penalty", on: str = "all",
+        self,
+        weight: NotNegative = 1e-3,
+        form: Literal["penalty", "decoupled"] = "penalty",
+        on: str = "all",
         norms: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(on, weight)
         self.form, self.norms = form, norms
         if form == "decoupled" and on not in ("all", "critic", "actor"):
@@ -59,12 +62,16 @@ class L2(Penalty):
         others = {config.parts[c][1]: c for c in config.parts if self.on not in ("all", c)}
         for field in sorted(mine):
             if field in others:
-                raise ValueError(f"l2(form=decoupled): one optimizer trains the {self.on} and the {others[field]} of "
-                                 "this agent; write on=all, or form=penalty")
+                raise ValueError(
+                    f"l2(form=decoupled): one optimizer trains the {self.on} and the {others[field]} of "
+                    "this agent; write on=all, or form=penalty"
+                )
             optimizer = getattr(config, field)
             if optimizer.weight_decay:
-                raise ValueError(f"l2(form=decoupled): {field}.weight_decay is {optimizer.weight_decay:g} already; set "
-                                 "it to 0, or leave the word out")
+                raise ValueError(
+                    f"l2(form=decoupled): {field}.weight_decay is {optimizer.weight_decay:g} already; set "
+                    "it to 0, or leave the word out"
+                )
             config = edit(config, self.name, **{field: replace(optimizer, weight_decay=self.weight)})
         return config
 
@@ -73,13 +80,17 @@ class L2(Penalty):
         if self.form == "penalty":
             return
         if not hasattr(agent, "config"):
-            raise ValueError("l2: in a loop of your own form=decoupled is torch.optim.AdamW(weight_decay=...); write "
-                             "form=penalty for the penalty")
+            raise ValueError(
+                "l2: in a loop of your own form=decoupled is torch.optim.AdamW(weight_decay=...); write "
+                "form=penalty for the penalty"
+            )
         meant = {p for layers in self.layers.values() for _, p in tensors(layers, norms=False)}
         held = {p for c in self.layers for p in agent.components[c].online.parameters() if p.requires_grad}
         if held - meant and not self.norms:
-            raise ValueError(f"l2(form=decoupled) decays all that an optimizer holds, and in this {agent.name} that is "
-                             "more than weights and biases; write norms=True if so be it, or form=penalty")
+            raise ValueError(
+                f"l2(form=decoupled) decays all that an optimizer holds, and in this {agent.name} that is "
+                "more than weights and biases; write norms=True if so be it, or form=penalty"
+            )
 
     def term(self, layers: dict[str, Layer]) -> Tensor:
         parts = [parameter.square().sum() for _, parameter in tensors(layers, self.norms)]

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..agents.agent import Agent
 from ..agents.hooks import Intervention, Run
 from ..agents.networks import Layer
-from ..agents.ranges import NotNegative
-from .regularising import FromBirth, birth, tensors
+from ..common.ranges import NotNegative
+from .core.regularising import FromBirth, birth, tensors
 
 
 class L2Init(FromBirth):
@@ -39,9 +39,13 @@ class L2Init(FromBirth):
     example: ClassVar[str] = "l2_init(weight=0.1)"
 
     def __init__(
-        self, weight: NotNegative = 1e-2, on: str = "all", form: Literal["sum", "half", "mean"] = "sum",
-        norms: bool = False, rebase: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        weight: NotNegative = 1e-2,
+        on: str = "all",
+        form: Literal["sum", "half", "mean"] = "sum",
+        norms: bool = False,
+        rebase: bool = False,
+    ) -> None:
         super().__init__(on, weight, norms)
         self.form, self.rebase = form, rebase
 
@@ -53,8 +57,9 @@ class L2Init(FromBirth):
             if part is self:
                 break
             if type(part).after_update is not Intervention.after_update or type(part).fire is not Intervention.fire:
-                raise ValueError(f"l2_init(rebase=True) looks at the weights before others edit them: write it before "
-                                 f"{part.name}")
+                raise ValueError(
+                    f"l2_init(rebase=True) looks at the weights before others edit them: write it before {part.name}"
+                )
         for layers in self.layers.values():
             for key, parameter in tensors(layers, self.norms):
                 self.register_buffer(stepped(key), self.remembered(parameter))

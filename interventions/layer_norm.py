@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from ..agents.agent import Agent
 from ..agents.hooks import Intervention
 from ..agents.networks import ConvNorm, NormPlacement, Projection, all_layers
-from .design import edit_network
+from .core.config_edits import edit_network
 
 
 class LayerNorm(Intervention):
@@ -32,9 +32,11 @@ class LayerNorm(Intervention):
     example: ClassVar[str] = "layer_norm"
 
     def __init__(
-        self, on: Literal["critic", "actor", "both"] = "critic", placement: NormPlacement = "all",
+        self,
+        on: Literal["critic", "actor", "both"] = "critic",
+        placement: NormPlacement = "all",
         conv: ConvNorm = "gn1",
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.components = ("critic", "actor") if on == "both" else (on,)
         self.placement, self.conv = placement, conv

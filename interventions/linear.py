@@ -8,11 +8,12 @@ from torch import nn
 
 from ..agents.agent import Agent
 from ..agents.networks import ImpalaStage, Projection
-from .activations import Activating, chosen
-from .design import edit_network
+from .core.activations import Activating, chosen
+from .core.config_edits import edit_network
 
 BENT: dict[type[nn.Module], str] = {
-    Projection: "a projection that is normalised and bounded by tanh", ImpalaStage: "max-pooling",
+    Projection: "a projection that is normalised and bounded by tanh",
+    ImpalaStage: "max-pooling",
 }
 
 
@@ -49,9 +50,13 @@ class Linear(Activating):
     def shape(self, config: Any, component: str) -> Any:
         network = getattr(config, config.parts[component][0])
         return edit_network(
-            config, component, self.name, activation="identity", norm="none",
+            config,
+            component,
+            self.name,
+            activation="identity",
+            norm="none",
             hidden=() if self.form == "shallow" else network.hidden,
-        )  # fmt: skip
+        )
 
     def bind(self, agent: Agent) -> None:
         for name in chosen(agent.config, self.on, self.name):

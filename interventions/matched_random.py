@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from ..agents.agent import Agent
-from ..agents.hooks import Clock, Intervention, Memory, Run, Sampling, When, derive_seed, firing
+from ..agents.hooks import Clock, Intervention, Memory, Run, Sampling, When, firing
 from ..agents.replay import Batch
-from .recycling import Recycler
-from .resetting import LayerMethod
-from .spec import build_parts
-from .surgery import Optimizers
+from ..common.seeds import derive_seed
+from .core.recycling import Recycler
+from .core.resetting import LayerMethod
+from .core.spec import build_parts
+from .core.surgery import Optimizers
 
 FAMILIES = (Recycler, LayerMethod)
 
@@ -41,14 +42,14 @@ class MatchedRandom(Intervention):
 
     name = "matched_random"
     example: ClassVar[str] = "matched_random(like='reset(every=3)')"
+    # Every intervention by name. `registry.py` sets it, because it lists this class and imports it.
+    registry: ClassVar[Mapping[str, type[Intervention]]] = {}
 
     def __init__(self, like: str, moments: Literal["like", "keep"] = "like") -> None:
-        from . import INTERVENTIONS
-
         super().__init__()
-        (self.inner,) = build_parts([like], INTERVENTIONS)
+        (self.inner,) = build_parts([like], self.registry)
         if not isinstance(self.inner, FAMILIES):
-            known = sorted(name for name, kind in INTERVENTIONS.items() if issubclass(kind, FAMILIES))
+            known = sorted(name for name, kind in self.registry.items() if issubclass(kind, FAMILIES))
             raise ValueError(
                 f"{self.inner.name} resets no units and redraws no layers, so there is no change to match; what does: "
                 f"{', '.join(known)}"

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ..agents.networks import Layer
-from ..agents.ranges import NotNegative
-from .metrics import gram
-from .parts import ENCODER
-from .regularising import Penalty
+from ..common.ranges import NotNegative
+from .core.matrices import gram
+from .core.parts import ENCODER
+from .core.regularising import Penalty
 
 
 class Parseval(Penalty):

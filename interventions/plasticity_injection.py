@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from ..agents.agent import Agent
 from ..agents.hooks import At, Intervention, Run, Unit
 from ..agents.networks import MOST_INJECTIONS, TWO_COPIES, Layer
-from ..agents.ranges import Moment, at_least
-from .design import edit_network
-from .parts import HEADS
-from .surgery import Optimizers, copy_layer_, forget_, load_layer_
+from ..common.ranges import Moment, at_least
+from .core.config_edits import edit_network
+from .core.parts import HEADS
+from .core.surgery import Optimizers, copy_layer_, forget_, load_layer_
 
 Times: TypeAlias = Annotated[int, at_least(1, "injections", most=MOST_INJECTIONS, why=TWO_COPIES)]
 
@@ -42,9 +42,12 @@ class PlasticityInjection(Intervention):
     claims = (HEADS,)
 
     def __init__(
-        self, at: tuple[Moment, ...] = (), of: Unit = "steps", times: Times = 1,
+        self,
+        at: tuple[Moment, ...] = (),
+        of: Unit = "steps",
+        times: Times = 1,
         encoder_moments: Literal["keep", "reset"] = "keep",
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.at, self.encoder_moments = tuple(sorted(at)), encoder_moments
         self.when = At(self.at, of)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..agents.agent import Agent
 from ..agents.hooks import Intervention
-from ..agents.ranges import at_least
 from ..agents.replay import Batch
+from ..common.ranges import at_least
 
 Pixels: TypeAlias = Annotated[int, at_least(1, "pixels", most=1_024, why="no observation is larger")]
 
@@ -47,9 +47,7 @@ class RandomShift(Intervention):
 
     def shift(self, images: Tensor) -> Tensor:
         """[B, C, H, W] → the same, every image cropped out of its padded self at a place of its own."""
-        offsets = torch.randint(
-            2 * self.pad + 1, (2, len(images)), generator=self.generator, device=images.device
-        )
+        offsets = torch.randint(2 * self.pad + 1, (2, len(images)), generator=self.generator, device=images.device)
         return crop(images, offsets[0], offsets[1], self.pad)
 
 

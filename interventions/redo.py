@@ -8,9 +8,9 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 from torch import Tensor
 
 from ..agents.hooks import Run, Unit
-from ..agents.ranges import AT_ONCE, NotNegative, Period, SomeShare, Start, at_least
-from .recycling import Recycler, lowest, magnitude
-from .surgery import Chosen
+from ..common.ranges import AT_ONCE, NotNegative, Period, SomeShare, Start, at_least
+from .core.recycling import Recycler, lowest, magnitude
+from .core.surgery import Chosen
 
 FreshSamples: TypeAlias = Annotated[int, at_least(0, "transitions", most=1_000_000, why=AT_ONCE)]
 
@@ -48,10 +48,17 @@ class ReDo(Recycler):
     example: ClassVar[str] = "redo(tau=0.7, every=2, samples=16)"
 
     def __init__(
-        self, tau: NotNegative = 0.1, every: Period = 1000, of: Unit = "updates", on: str = "critic",
-        samples: FreshSamples = 64, ages: Literal["own", "shared", "zeroed"] = "own", max_fraction: SomeShare = 1.0,
-        start: Start = 0, stop: Start | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        tau: NotNegative = 0.1,
+        every: Period = 1000,
+        of: Unit = "updates",
+        on: str = "critic",
+        samples: FreshSamples = 64,
+        ages: Literal["own", "shared", "zeroed"] = "own",
+        max_fraction: SomeShare = 1.0,
+        start: Start = 0,
+        stop: Start | None = None,
+    ) -> None:
         super().__init__(on, every, of, start, stop, ages)
         self.tau, self.samples, self.max_fraction = tau, samples, max_fraction
 
@@ -68,7 +75,7 @@ class ReDo(Recycler):
         """Zero the counters of all tensors that were looked at, as the port does at every check."""
         for name in chosen:
             units = self.units[name]
-            for parameter in (*units.layer.parameters(), *(reader.weight for reader in units.readers)):
+            for parameter in (*units.layer.parameters(), *(consumer.weight for consumer in units.consumers)):
                 if (step := self.optimizers.step(parameter)) is not None:
                     step.zero_()
 

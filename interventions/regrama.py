@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ..agents.hooks import Run, Unit, sample_like_training
-from ..agents.ranges import NotNegative, Period, Samples, SomeShare, Start
-from .recycling import Ages, Recycler, lowest, per_unit
+from ..common.ranges import NotNegative, Period, Samples, SomeShare, Start
+from .core.recycling import Ages, Recycler, lowest, per_unit
+from .core.surgery import Chosen
 from .redo import dormancy_score
-from .surgery import Chosen
 
 
 class ReGraMa(Recycler):
@@ -51,10 +51,19 @@ class ReGraMa(Recycler):
     example: ClassVar[str] = "regrama(tau=0.7, every=2, samples=16)"
 
     def __init__(
-        self, tau: NotNegative = 0.01, every: Period = 1000, of: Unit = "updates", on: str = "critic",
-        mode: Literal["unit", "weight_grad"] = "unit", samples: Samples = 64, outgoing: bool = True,
-        max_fraction: SomeShare = 1.0, ages: Ages = "own", start: Start = 0, stop: Start | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        tau: NotNegative = 0.01,
+        every: Period = 1000,
+        of: Unit = "updates",
+        on: str = "critic",
+        mode: Literal["unit", "weight_grad"] = "unit",
+        samples: Samples = 64,
+        outgoing: bool = True,
+        max_fraction: SomeShare = 1.0,
+        ages: Ages = "own",
+        start: Start = 0,
+        stop: Start | None = None,
+    ) -> None:
         super().__init__(on, every, of, start, stop, ages)
         self.tau, self.mode, self.samples = tau, mode, samples
         self.outgoing, self.max_fraction = outgoing, max_fraction

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..agents.agent import Agent
 from ..agents.hooks import Intervention, Run
-from ..agents.ranges import Share, SomeRatio, Updates
+from ..common.ranges import Share, SomeRatio, Updates
 from .bbf import SoftReset
-from .design import edit
-from .parts import HEADS
+from .core.config_edits import edit
+from .core.parts import HEADS
 from .reset import Reset
 
 
@@ -47,9 +47,10 @@ class ReplayRatio(Intervention):
         if reset_every:
             self.edits = (HEADS,)
             self.resets = (
-                Reset(reset_every, "updates") if encoder_shrink is None
+                Reset(reset_every, "updates")
+                if encoder_shrink is None
                 else SoftReset(reset_every, "updates", encoder_shrink, "same")
-            )  # fmt: skip
+            )
 
     def configure(self, config: Any) -> Any:
         return edit(config, self.name, replay_ratio=self.ratio)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ..agents.agent import Agent
 from ..agents.hooks import Run, Unit
-from ..agents.ranges import Moment, Period, Start
-from .resetting import LayerMethod, Target, beat
-from .surgery import forget_, load_layer_
+from ..common.ranges import Moment, Period, Start
+from .core.resetting import LayerMethod, Target, beat
+from .core.surgery import forget_, load_layer_
 
 
 class Reset(LayerMethod):
@@ -47,11 +47,19 @@ class Reset(LayerMethod):
     example: ClassVar[str] = "reset(every=3)"
 
     def __init__(
-        self, every: Period = 200_000, of: Unit = "steps", layers: tuple[str, ...] = ("all",), target: Target = "copy",
-        moments: Literal["all", "reset"] = "all", temperature: Literal["fresh", "keep"] = "fresh",
-        log_std: Literal["fresh", "keep"] = "fresh", norms: Literal["fresh", "keep"] = "fresh",
-        at: tuple[Moment, ...] = (), start: Start = 0, stop: Start | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        every: Period = 200_000,
+        of: Unit = "steps",
+        layers: tuple[str, ...] = ("all",),
+        target: Target = "copy",
+        moments: Literal["all", "reset"] = "all",
+        temperature: Literal["fresh", "keep"] = "fresh",
+        log_std: Literal["fresh", "keep"] = "fresh",
+        norms: Literal["fresh", "keep"] = "fresh",
+        at: tuple[Moment, ...] = (),
+        start: Start = 0,
+        stop: Start | None = None,
+    ) -> None:
         super().__init__(layers, beat(every, of, at, start, stop), target, moments)
         self.temperature, self.log_std, self.edits_norms = temperature, log_std, norms == "fresh"
 

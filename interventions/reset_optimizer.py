@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..agents.agent import Agent
 from ..agents.hooks import Every, Intervention, Run, Unit, When
-from ..agents.ranges import Moment, Period, Start
-from .parts import chosen_layers, survey
-from .resetting import beat
-from .surgery import Optimizers, forget_
+from ..common.ranges import Moment, Period, Start
+from .core.parts import chosen_layers, survey
+from .core.resetting import beat
+from .core.surgery import Optimizers, forget_
 
 
 class ResetOptimizer(Intervention):
@@ -45,9 +45,16 @@ class ResetOptimizer(Intervention):
     example: ClassVar[str] = "reset_optimizer(every=3)"
 
     def __init__(
-        self, every: Period = 10_000, of: Unit = "steps", on: tuple[str, ...] = ("all",), keep_step: bool = False,
-        syncs: bool = False, at: tuple[Moment, ...] = (), start: Start = 0, stop: Start | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        every: Period = 10_000,
+        of: Unit = "steps",
+        on: tuple[str, ...] = ("all",),
+        keep_step: bool = False,
+        syncs: bool = False,
+        at: tuple[Moment, ...] = (),
+        start: Start = 0,
+        stop: Start | None = None,
+    ) -> None:
         super().__init__()
         self.parts = (on,) if isinstance(on, str) else tuple(on)
         if not self.parts:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..agents.agent import Agent, sync_target_
 from ..agents.hooks import Intervention, Run, Unit
-from ..agents.ranges import Moment, Period, Start
-from .parts import Survey, survey
-from .resetting import beat
-from .surgery import load_layer_
+from ..common.ranges import Moment, Period, Start
+from .core.parts import Survey, survey
+from .core.resetting import beat
+from .core.surgery import load_layer_
 
 
 class ResetTarget(Intervention):
@@ -38,9 +38,14 @@ class ResetTarget(Intervention):
     example: ClassVar[str] = "reset_target(every=2, of=updates)"
 
     def __init__(
-        self, every: Period = 100_000, of: Unit = "steps", to: Literal["online", "drawn"] = "online",
-        at: tuple[Moment, ...] = (), start: Start = 0, stop: Start | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        every: Period = 100_000,
+        of: Unit = "steps",
+        to: Literal["online", "drawn"] = "online",
+        at: tuple[Moment, ...] = (),
+        start: Start = 0,
+        stop: Start | None = None,
+    ) -> None:
         super().__init__()
         self.when, self.taken_from = beat(every, of, at, start, stop), to
         self.fired: dict[str, Tensor] = {}

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..agents.agent import Agent
 from ..agents.hooks import Every, Run
-from ..agents.ranges import NotNegative, Period, SomeShare, SomeUpdates, at_least
-from .recycling import Ages, Recycler, per_unit
-from .surgery import Chosen
+from ..common.ranges import NotNegative, Period, SomeShare, SomeUpdates, at_least
+from .core.recycling import Ages, Recycler, per_unit
+from .core.surgery import Chosen
 
 EXACT = 64  # silences of up to so many updates have a bin each, longer ones share bins of width 1/16 octave
 BINS = EXACT + 16 * 14
@@ -53,10 +53,16 @@ class SelfNormalizedReset(Recycler):
     example: ClassVar[str] = "self_normalized_reset(percentile=0.5, renew=2, longest=2, eps=0.6)"
 
     def __init__(
-        self, percentile: SomeShare = 0.95, renew: Period = 1000, expansion: Factor = 2.0,
-        longest: SomeUpdates = 20_000, eps: NotNegative = 0.0, most: Annotated[int, at_least(1, "units")] = 8,
-        on: str = "critic", ages: Ages = "own",
-    ) -> None:  # fmt: skip
+        self,
+        percentile: SomeShare = 0.95,
+        renew: Period = 1000,
+        expansion: Factor = 2.0,
+        longest: SomeUpdates = 20_000,
+        eps: NotNegative = 0.0,
+        most: Annotated[int, at_least(1, "units")] = 8,
+        on: str = "critic",
+        ages: Ages = "own",
+    ) -> None:
         super().__init__(on, 1, "updates", 0, None, ages)
         self.percentile, self.expansion, self.longest, self.eps, self.most = percentile, expansion, longest, eps, most
         self.renewal = Every(renew)
@@ -71,7 +77,7 @@ class SelfNormalizedReset(Recycler):
             record = torch.zeros(units.count, BINS, dtype=torch.int32, device=agent.device)
             self.register_buffer(self._key(name, "record"), record)
         self.lengths: Tensor
-        self.register_buffer("lengths", _lengths().to(agent.device), persistent=False)
+        self.register_buffer("lengths", bin_lengths().to(agent.device), persistent=False)
 
     def reborn(self, run: Run) -> None:
         for name in self.units:
@@ -108,7 +114,7 @@ class SelfNormalizedReset(Recycler):
         Whether a threshold is lowered depends on how many silences were shorter than it. One that was, but falls into
         the threshold's own bin, is entered one bin lower, so that the record can tell.
         """
-        bins, limit = _bin(age, self.lengths), _bin(threshold.ceil(), self.lengths)
+        bins, limit = bin_of(age, self.lengths), bin_of(threshold.ceil(), self.lengths)
         bins = torch.where(age < threshold, bins.minimum(limit - 1), bins)
         record.scatter_add_(1, bins[:, None], which[:, None].to(record.dtype))
 
@@ -119,20 +125,18 @@ class SelfNormalizedReset(Recycler):
         # The first bin at which the share is reached. Bins are compared with bins: the shortest silence of the bin that
         # a threshold lies in is shorter than the threshold itself, and would seem to lower it.
         reached = (share >= self.percentile).to(torch.uint8).argmax(1)
-        lowered = reached < _bin(threshold.ceil(), self.lengths)
+        lowered = reached < bin_of(threshold.ceil(), self.lengths)
         renewed = torch.where(lowered, self.lengths.index_select(0, reached), threshold * self.expansion)
         threshold.copy_(torch.where(total > 0, renewed.clamp(1.0, float(self.longest)), threshold))
         record.zero_()
 
 
-def _bin(length: Tensor, lengths: Tensor) -> Tensor:
+def bin_of(length: Tensor, lengths: Tensor) -> Tensor:
     """[units] whole numbers of updates → the bin of a silence of that length."""
     return torch.bucketize(length, lengths, right=True) - 1
 
 
-def _lengths() -> Tensor:
+def bin_lengths() -> Tensor:
     """[BINS] the shortest silence, in whole updates, that falls into each bin."""
     coarse = EXACT * 2 ** (torch.arange(BINS - EXACT, dtype=torch.float64) / 16)
     return torch.cat([torch.arange(EXACT, dtype=torch.float64), coarse.ceil()]).float()
-
-

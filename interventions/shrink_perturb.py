@@ -10,9 +10,9 @@ from torch import Generator, Tensor
 
 from ..agents.agent import Agent
 from ..agents.hooks import Run, Unit
-from ..agents.ranges import Moment, NotNegative, Period, Share, Start
-from .resetting import LayerMethod, Moments, Target, beat
-from .surgery import blend_layer_
+from ..common.ranges import Moment, NotNegative, Period, Share, Start
+from .core.resetting import LayerMethod, Moments, Target, beat
+from .core.surgery import blend_layer_
 
 Noise = Literal["fresh", "gaussian", "initial"]
 
@@ -53,10 +53,19 @@ class ShrinkPerturb(LayerMethod):
     edits_norms = False
 
     def __init__(
-        self, shrink: Share = 0.8, perturb: NotNegative = 0.2, noise: Noise = "fresh", every: Period = 20_000,
-        of: Unit = "steps", layers: tuple[str, ...] = ("all",), target: Target = "same", moments: Moments = "reset",
-        at: tuple[Moment, ...] = (), start: Start = 0, stop: Start | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        shrink: Share = 0.8,
+        perturb: NotNegative = 0.2,
+        noise: Noise = "fresh",
+        every: Period = 20_000,
+        of: Unit = "steps",
+        layers: tuple[str, ...] = ("all",),
+        target: Target = "same",
+        moments: Moments = "reset",
+        at: tuple[Moment, ...] = (),
+        start: Start = 0,
+        stop: Start | None = None,
+    ) -> None:
         super().__init__(layers, beat(every, of, at, start, stop), target, moments)
         self.shrink, self.perturb, self.noise = shrink, perturb, noise
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from ..agents.agent import Agent
 from ..agents.hooks import Run
 from ..agents.networks import Layer
-from ..agents.ranges import NotNegative, at_least
-from .parts import ENCODER
-from .regularising import Penalty
+from ..common.ranges import NotNegative, at_least
+from .core.parts import ENCODER
+from .core.regularising import Penalty
 
 WARM_UP = 30  # power iterations at birth; afterwards one an update follows the weights
 

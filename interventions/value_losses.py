@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from ..agents.heads import Bins, HeadConfig, Quantiles
 from ..agents.hooks import Intervention
-from ..agents.ranges import Number, Positive
+from ..common.ranges import Number, Positive
 
 
 class ValueLoss(Intervention):

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from ..agents.heads import ChannelName, Levels, MappingName
-from ..agents.ranges import NotNegative, Number, Positive, SomeShare
+from ..common.ranges import NotNegative, Number, Positive, SomeShare
 from .value_losses import ValueLoss
 
 
@@ -45,14 +45,30 @@ class ValueMapping(ValueLoss):
     claims = ("value_loss", "n-step and discount")
 
     def __init__(
-        self, mapping: MappingName = "loglin", channels: ChannelName = "polar", levels: Levels = 4, c: Positive = 0.5,
-        shift: Number = 0.0, epsilon: Positive = 0.01687, beta: SomeShare = 0.1, delta: Positive = 1.0,
-        clip: NotNegative = 1.0, limit: NotNegative = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        mapping: MappingName = "loglin",
+        channels: ChannelName = "polar",
+        levels: Levels = 4,
+        c: Positive = 0.5,
+        shift: Number = 0.0,
+        epsilon: Positive = 0.01687,
+        beta: SomeShare = 0.1,
+        delta: Positive = 1.0,
+        clip: NotNegative = 1.0,
+        limit: NotNegative = 0.0,
+    ) -> None:
         super().__init__(
-            mapping=mapping, channels=channels, levels=levels, c=c, shift=shift, epsilon=epsilon, beta=beta,
-            delta=delta, clip=clip, limit=limit,
-        )  # fmt: skip
+            mapping=mapping,
+            channels=channels,
+            levels=levels,
+            c=c,
+            shift=shift,
+            epsilon=epsilon,
+            beta=beta,
+            delta=delta,
+            clip=clip,
+            limit=limit,
+        )
 
     def configure(self, config: Any) -> Any:
         config = super().configure(config)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..agents.networks import Layer
-from ..agents.ranges import NotNegative
-from .regularising import FromBirth, birth, tensors
+from ..common.ranges import NotNegative
+from .core.regularising import FromBirth, birth, tensors
 
 
 class Wasserstein(FromBirth):

@@ -1,6 +1,17 @@
-"""`python scripts/interventions.py` is `pliant interventions`."""
+"""`pliant interventions [NAME ...]`: one line each, or the card of each one named."""
+
+from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+
+from pliant.interventions import INTERVENTIONS
+from pliant.lab.commands.cards import show
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return show(argv, "interventions", INTERVENTIONS)
+
 
 if __name__ == "__main__":
     from pliant.scripts.main import script

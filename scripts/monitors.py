@@ -1,6 +1,17 @@
-"""`python scripts/monitors.py` is `pliant monitors`."""
+"""`pliant monitors [NAME ...]`: one line each, or the card of each one named."""
+
+from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+
+from pliant.lab.commands.cards import show
+from pliant.monitors import MONITORS
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return show(argv, "monitors", MONITORS)
+
 
 if __name__ == "__main__":
     from pliant.scripts.main import script

@@ -123,9 +123,12 @@ def report_dormancy(study: ModuleType) -> list[str]:
             return f"{100 * mean:.1f} ± {100 * half:.1f} %"
 
         columns = [
-            [r["dormant"][0] for r in runs], [r["dormant"][-1] for r in runs], [r["dead"][-1] for r in runs],
-            [statistics.fmean(r["accuracy"][:5]) for r in runs], [statistics.fmean(r["accuracy"][-5:]) for r in runs],
-        ]  # fmt: skip
+            [r["dormant"][0] for r in runs],
+            [r["dormant"][-1] for r in runs],
+            [r["dead"][-1] for r in runs],
+            [statistics.fmean(r["accuracy"][:5]) for r in runs],
+            [statistics.fmean(r["accuracy"][-5:]) for r in runs],
+        ]
         rows.append(f"| `{arm}` | {len(runs)} | " + " | ".join(cell(c) for c in columns) + " |")
     return rows
 
@@ -168,7 +171,7 @@ def injection() -> None:
     from pliant.agents.run import Run
     from pliant.envs import make
     from pliant.interventions import INTERVENTIONS
-    from pliant.interventions.spec import build
+    from pliant.interventions.core.spec import build
 
     result: dict[str, list[float]] = {"change": [], "frozen": [], "head": [], "encoder": []}
     for seed in SEEDS:

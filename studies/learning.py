@@ -48,28 +48,64 @@ class Task:
 
 # Settings in neutral words; each library's adapter below translates them.
 SAC = dict(
-    lr=3e-4, batch=256, buffer=100_000, starts=1_000, gamma=0.99, tau=0.005, hidden=(256, 256), replay_ratio=1.0,
+    lr=3e-4,
+    batch=256,
+    buffer=100_000,
+    starts=1_000,
+    gamma=0.99,
+    tau=0.005,
+    hidden=(256, 256),
+    replay_ratio=1.0,
     update_every=1,
 )
 # RL Zoo's settings for CartPole. Its target network follows every 10 steps, which, when 128 updates are made in one
 # go every 256 steps, is once a round.
 DQN = dict(
-    lr=2.3e-3, batch=64, buffer=100_000, starts=1_000, gamma=0.99, target_every_steps=256, replay_ratio=0.5,
-    update_every=256, epsilon_end=0.04, epsilon_fraction=0.16, hidden=(256, 256), max_grad_norm=10.0,
+    lr=2.3e-3,
+    batch=64,
+    buffer=100_000,
+    starts=1_000,
+    gamma=0.99,
+    target_every_steps=256,
+    replay_ratio=0.5,
+    update_every=256,
+    epsilon_end=0.04,
+    epsilon_fraction=0.16,
+    hidden=(256, 256),
+    max_grad_norm=10.0,
 )
 # PPO's value weight is that of the mean squared error, without a half. On CartPole RL Zoo's settings, but that there
 # the clip range falls too, from 0.2 to 0; on Pendulum RL Zoo's, without state-dependent exploration, which only SB3
 # has; on HalfCheetah SB3's defaults, which are those of Schulman et al. 2017, with observations and rewards normalised.
 # Steps are whole rollouts.
 PPO = dict(
-    lr=3e-4, anneal=False, num_envs=1, rollout=2048, batch=64, epochs=10, gamma=0.99, lam=0.95, clip=0.2, entropy=0.0,
-    value_weight=0.5, max_grad_norm=0.5, hidden=(64, 64), normalise=False,
+    lr=3e-4,
+    anneal=False,
+    num_envs=1,
+    rollout=2048,
+    batch=64,
+    epochs=10,
+    gamma=0.99,
+    lam=0.95,
+    clip=0.2,
+    entropy=0.0,
+    value_weight=0.5,
+    max_grad_norm=0.5,
+    hidden=(64, 64),
+    normalise=False,
 )
 PPO_CARTPOLE = PPO | dict(lr=1e-3, anneal=True, num_envs=8, rollout=32, batch=256, epochs=20, gamma=0.98, lam=0.8)
 PPO_PENDULUM = PPO | dict(lr=1e-3, num_envs=4, rollout=1024, gamma=0.9)
 MINATAR = DQN | dict(
-    lr=5e-4, batch=32, starts=5_000, target_every_steps=1_000, update_every=2, epsilon_end=0.05,
-    epsilon_fraction=0.25, hidden=(128,), channels=16,
+    lr=5e-4,
+    batch=32,
+    starts=5_000,
+    target_every_steps=1_000,
+    update_every=2,
+    epsilon_end=0.05,
+    epsilon_fraction=0.25,
+    hidden=(128,),
+    channels=16,
 )
 TASKS = {
     "cartpole": Task("CartPole-v1", 50_000, "dqn", DQN),
@@ -155,18 +191,32 @@ def sb3_off_policy(task: Task, seed: int) -> tuple[Any, Policy]:
     policy: dict[str, Any] = {"net_arch": list(s["hidden"])}
     if "channels" in s:
         policy = {
-            "net_arch": [], "normalize_images": False, "features_extractor_class": Features,
+            "net_arch": [],
+            "normalize_images": False,
+            "features_extractor_class": Features,
             "features_extractor_kwargs": {"channels": s["channels"], "width": s["hidden"][0]},
         }
     common: dict[str, Any] = dict(
-        policy="MlpPolicy", env=gym_env(task), learning_rate=s["lr"], batch_size=s["batch"], buffer_size=s["buffer"],
-        learning_starts=s["starts"], gamma=s["gamma"], policy_kwargs=policy, seed=seed, device="cpu",
-        train_freq=s["update_every"], gradient_steps=round(s["replay_ratio"] * s["update_every"]),
+        policy="MlpPolicy",
+        env=gym_env(task),
+        learning_rate=s["lr"],
+        batch_size=s["batch"],
+        buffer_size=s["buffer"],
+        learning_starts=s["starts"],
+        gamma=s["gamma"],
+        policy_kwargs=policy,
+        seed=seed,
+        device="cpu",
+        train_freq=s["update_every"],
+        gradient_steps=round(s["replay_ratio"] * s["update_every"]),
     )
     if task.agent == "dqn":
         model: Any = sb3.DQN(
-            **common, target_update_interval=s["target_every_steps"], exploration_fraction=s["epsilon_fraction"],
-            exploration_final_eps=s["epsilon_end"], max_grad_norm=s["max_grad_norm"],
+            **common,
+            target_update_interval=s["target_every_steps"],
+            exploration_fraction=s["epsilon_fraction"],
+            exploration_final_eps=s["epsilon_end"],
+            max_grad_norm=s["max_grad_norm"],
         )
     else:
         model = sb3.SAC(**common, tau=s["tau"])
@@ -193,10 +243,21 @@ def sb3_ppo(task: Task, seed: int) -> tuple[Any, Policy]:
     if s["normalise"]:
         envs = VecNormalize(envs, gamma=s["gamma"])
     model = sb3.PPO(
-        "MlpPolicy", envs, learning_rate=(lambda left: left * s["lr"]) if s["anneal"] else s["lr"],
-        n_steps=s["rollout"], batch_size=s["batch"], n_epochs=s["epochs"], gamma=s["gamma"], gae_lambda=s["lam"],
-        clip_range=s["clip"], ent_coef=s["entropy"], vf_coef=s["value_weight"], max_grad_norm=s["max_grad_norm"],
-        policy_kwargs={"net_arch": list(s["hidden"])}, seed=seed, device="cpu",
+        "MlpPolicy",
+        envs,
+        learning_rate=(lambda left: left * s["lr"]) if s["anneal"] else s["lr"],
+        n_steps=s["rollout"],
+        batch_size=s["batch"],
+        n_epochs=s["epochs"],
+        gamma=s["gamma"],
+        gae_lambda=s["lam"],
+        clip_range=s["clip"],
+        ent_coef=s["entropy"],
+        vf_coef=s["value_weight"],
+        max_grad_norm=s["max_grad_norm"],
+        policy_kwargs={"net_arch": list(s["hidden"])},
+        seed=seed,
+        device="cpu",
     )
     bounds = gym_env(task).action_space.high if box else 1
 
@@ -233,34 +294,53 @@ def pliant_agent(task: Task, seed: int, envs: Any, words: tuple[str, ...]) -> An
     from pliant.agents.networks import NetworkConfig
     from pliant.agents.optimizers import OptimizerConfig
     from pliant.interventions import INTERVENTIONS
-    from pliant.interventions.spec import build
+    from pliant.interventions.core.spec import build
 
     s = task.settings
     built: dict[str, Any] = dict(interventions=tuple(build(words, INTERVENTIONS)), seed=seed)
     if task.agent == "ppo":
         network = NetworkConfig(hidden=s["hidden"], activation="tanh", init="orthogonal")
         ppo = PPOConfig(
-            network=network, actor_network=network, anneal_steps=task.steps if s["anneal"] else 0,
+            network=network,
+            actor_network=network,
+            anneal_steps=task.steps if s["anneal"] else 0,
             optimizer=OptimizerConfig(lr=s["lr"], eps=1e-5, max_grad_norm=s["max_grad_norm"]),
-            rollout=s["rollout"], epochs=s["epochs"], batch_size=s["batch"], gamma=s["gamma"], gae_lambda=s["lam"],
-            clip=s["clip"], entropy=s["entropy"], normalise_observations=s["normalise"], scale_rewards=s["normalise"],
+            rollout=s["rollout"],
+            epochs=s["epochs"],
+            batch_size=s["batch"],
+            gamma=s["gamma"],
+            gae_lambda=s["lam"],
+            clip=s["clip"],
+            entropy=s["entropy"],
+            normalise_observations=s["normalise"],
+            scale_rewards=s["normalise"],
             value_weight=2 * s["value_weight"],  # of half the squared error
         )
         return PPO(envs.observation, envs.action, ppo, **built)
     common: dict[str, Any] = dict(
-        batch_size=s["batch"], buffer_size=s["buffer"], learning_starts=s["starts"], gamma=s["gamma"],
-        replay_ratio=s["replay_ratio"], update_every=s["update_every"], network=NetworkConfig(hidden=s["hidden"]),
+        batch_size=s["batch"],
+        buffer_size=s["buffer"],
+        learning_starts=s["starts"],
+        gamma=s["gamma"],
+        replay_ratio=s["replay_ratio"],
+        update_every=s["update_every"],
+        network=NetworkConfig(hidden=s["hidden"]),
         optimizer=OptimizerConfig(lr=s["lr"], max_grad_norm=s.get("max_grad_norm", 0.0)),
     )
     if task.agent == "dqn":
         dqn = DQNConfig(
-            **common, target_period=round(s["target_every_steps"] * s["replay_ratio"]), epsilon_end=s["epsilon_end"],
+            **common,
+            target_period=round(s["target_every_steps"] * s["replay_ratio"]),
+            epsilon_end=s["epsilon_end"],
             epsilon_steps=round(s["epsilon_fraction"] * task.steps) - s["starts"],
         )
         return DQN(envs.observation, envs.action, dqn, **built)
     sac = SACConfig(
-        **common, target_tau=s["tau"], actor_network=NetworkConfig(hidden=s["hidden"]),
-        actor_optimizer=OptimizerConfig(lr=s["lr"]), temperature_lr=s["lr"],
+        **common,
+        target_tau=s["tau"],
+        actor_network=NetworkConfig(hidden=s["hidden"]),
+        actor_optimizer=OptimizerConfig(lr=s["lr"]),
+        temperature_lr=s["lr"],
     )
     return SAC(envs.observation, envs.action, sac, **built)
 
@@ -310,9 +390,14 @@ def run(task: str, library: str, seed: int) -> None:
     torch.set_num_threads(1)
     result = LIBRARIES[library](TASKS[task], seed)
     result |= {
-        "task": task, "library": library, "seed": seed, "steps": TASKS[task].steps,
+        "task": task,
+        "library": library,
+        "seed": seed,
+        "steps": TASKS[task].steps,
         "evaluation_seeds": [EVALUATION_SEED, EVALUATION_SEED + EVALUATION_EPISODES - 1],
-        "python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
     }
     path = result_file(task, library, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -348,9 +433,27 @@ def run_missing(jobs: int, libraries: list[str], tasks: list[str]) -> int:
 
 # Student's t at 97.5 %, by degrees of freedom 1 … 20.
 T_975 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
-)  # fmt: skip
+    12.706,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+    2.228,
+    2.201,
+    2.179,
+    2.160,
+    2.145,
+    2.131,
+    2.120,
+    2.110,
+    2.101,
+    2.093,
+    2.086,
+)
 
 
 def training_score(result: dict[str, Any]) -> float:

@@ -24,9 +24,13 @@ SOME = (
     "((fresh_start or dead or preserves or no_wait) and (minatar or pixels or crelu or droq))"
     " or silences or keeps_its or no_bias"
 )
-LAWS = ["tests/test_laws.py", "-k", SOME]
+LAWS = ["tests/laws/test_laws.py", "-k", SOME]
 # Asked where no law of an agent reaches: single options of methods.
-NEXT = ["tests/test_units.py", "tests/test_recycling.py", "tests/test_resets.py"]
+NEXT = [
+    "tests/interventions/test_units.py",
+    "tests/interventions/test_recycling.py",
+    "tests/interventions/test_resets.py",
+]
 
 
 def statements() -> list[tuple[str, int, int, int]]:

@@ -84,9 +84,7 @@ def screenshots(
             yield from photographs(tab, address, pages, width, smoothing)
 
 
-def photographs(
-    tab: Tab, address: str, pages: list[str], width: int, smoothing: float
-) -> Iterator[tuple[str, bytes]]:
+def photographs(tab: Tab, address: str, pages: list[str], width: int, smoothing: float) -> Iterator[tuple[str, bytes]]:
     """Each page of a TensorBoard that runs, with its name."""
     for page in pages:
         url = f"{address}/#{TABS.get(page, page)}&_smoothingWeight={smoothing:g}&smoothingWeight={smoothing:g}"
@@ -177,9 +175,10 @@ def tensorboard(folder: Path) -> Iterator[str]:
     command += ["--port", str(port), "--samples_per_plugin", "scalars=100000,images=100"]
     with started(command) as server:
         waited(
-            "TensorBoard", lambda: b'"' in urllib.request.urlopen(f"{address}/data/runs", timeout=5).read(),
+            "TensorBoard",
+            lambda: b'"' in urllib.request.urlopen(f"{address}/data/runs", timeout=5).read(),
             lambda: server.poll() is None,
-        )  # fmt: skip
+        )
         yield address
 
 

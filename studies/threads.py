@@ -28,7 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pliant.scripts.spinning import DECIDED, bounded
+from pliant.common.spinning import DECIDED, bounded
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "studies" / "results" / "threads.json"
@@ -56,9 +56,9 @@ def measure(given: int, seconds: float) -> dict[str, Any]:
 
     from pliant.agents.hooks import Clock
     from pliant.agents.run import Run
-    from pliant.scripts import threads
-    from pliant.scripts.config import parse
-    from pliant.scripts.train import born, built
+    from pliant.lab.experiments import threads
+    from pliant.lab.experiments.config import parse
+    from pliant.lab.experiments.training import born, built
 
     most = torch.get_num_threads()
     config = replace(parse(job(), prog="pliant train").config, threads=given or 1)
@@ -80,8 +80,13 @@ def measure(given: int, seconds: float) -> dict[str, Any]:
         clock = clock.updated()
         agent.update(batch, clock)
         made += 1
-    return {"steps/s": steps, "updates/s": made / spent, "threads": choice.threads, "why": choice.why,
-            "torch": torch.__version__}  # fmt: skip
+    return {
+        "steps/s": steps,
+        "updates/s": made / spent,
+        "threads": choice.threads,
+        "why": choice.why,
+        "torch": torch.__version__,
+    }
 
 
 # Computes without end, but not longer than the study, however that ends.
@@ -103,8 +108,11 @@ def busy(count: int) -> Iterator[None]:
 def measure_missing(file: Path, seconds: float) -> dict[str, Any]:
     """Measure what has no result yet, one process after the other; all results."""
     results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    clean = {name: value for name, value in os.environ.items() if name not in (*DECIDED, "OMP_NUM_THREADS",
-                                                                               "MKL_NUM_THREADS")}  # fmt: skip
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in (*DECIDED, "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    }
     for count in NEIGHBOURS:
         for title, (settings, given) in VARIANTS.items():
             key = f"{title}, beside {count}"

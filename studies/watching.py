@@ -34,9 +34,10 @@ from pliant.agents.log import Log, read_metrics
 from pliant.agents.networks import NetworkConfig
 from pliant.agents.optimizers import OptimizerConfig
 from pliant.agents.run import Run
-from pliant.agents.spaces import ActionSpec, Episode, ObservationSpec, Step
-from pliant.interventions import INTERVENTIONS, watch
-from pliant.interventions.spec import build
+from pliant.common.spaces import ActionSpec, Episode, ObservationSpec, Step
+from pliant.interventions import INTERVENTIONS
+from pliant.interventions.core.spec import build
+from pliant.monitors import watch
 
 RESULTS = Path(__file__).parent / "results" / "watching"
 RUNS = Path("runs/watching")
@@ -50,10 +51,16 @@ ARMS: dict[str, tuple[str, ...]] = {
 }
 # What is looked at; the rare experiments are made often enough for a run of a minute or two.
 MONITORS = (
-    "units(every=50)", "norms(every=50)", "ranks(every=50)", "values(every=50)", "activity(every=50)",
-    "churn(every=200)", "curvature(every=2000)", "landscape(every=6000)",
+    "units(every=50)",
+    "norms(every=50)",
+    "ranks(every=50)",
+    "values(every=50)",
+    "activity(every=50)",
+    "churn(every=200)",
+    "curvature(every=2000)",
+    "landscape(every=6000)",
     "probe(every=6000, steps=300, samples=256, draws=10)",
-)  # fmt: skip
+)
 
 
 class RandomLabels:
@@ -101,10 +108,19 @@ class RandomLabels:
 
 def agent_for(words: tuple[str, ...], seed: int) -> DQN:
     config = DQNConfig(
-        network=NetworkConfig(hidden=(128, 128)), optimizer=OptimizerConfig(lr=3e-3), batch_size=64, gamma=0.0,
-        buffer_size=PERIOD // 2, learning_starts=256, replay_ratio=0.25, update_every=16, value_loss="mse",
-        target_period=1000, epsilon_steps=1000, epsilon_end=0.05,
-    )  # fmt: skip
+        network=NetworkConfig(hidden=(128, 128)),
+        optimizer=OptimizerConfig(lr=3e-3),
+        batch_size=64,
+        gamma=0.0,
+        buffer_size=PERIOD // 2,
+        learning_starts=256,
+        replay_ratio=0.25,
+        update_every=16,
+        value_loss="mse",
+        target_period=1000,
+        epsilon_steps=1000,
+        epsilon_end=0.05,
+    )
     return DQN((64,), LABELS, config, interventions=tuple(build(words, INTERVENTIONS)), seed=seed)
 
 
@@ -131,11 +147,13 @@ def run(arm: str, seed: int) -> dict[str, Any]:
     series = {
         key: [(row["updates"], row[tag]) for row in rows if tag in row]
         for key, tag in {
-            "dormant": "plasticity/dormant_fraction/critic", "rank": "plasticity/effective_rank/critic",
-            "weights": "plasticity/weight_norm/critic", "value_change": "firings/redo/value_change",
+            "dormant": "plasticity/dormant_fraction/critic",
+            "rank": "plasticity/effective_rank/critic",
+            "weights": "plasticity/weight_norm/critic",
+            "value_change": "firings/redo/value_change",
             "probe": "plasticity/plasticity_ratio_random/critic",
         }.items()
-    }  # fmt: skip
+    }
     return {"arm": arm, "seed": seed, "seconds": time.perf_counter() - started, "returns": last, "series": series}
 
 
@@ -162,10 +180,12 @@ def report() -> list[str]:
             return statistics.fmean(v for u, v in run["series"][key] if u > end * (1 - 5 / TASKS))
 
         cells = [
-            [r["returns"][0] for r in runs], [statistics.fmean(r["returns"][-5:]) for r in runs],
+            [r["returns"][0] for r in runs],
+            [statistics.fmean(r["returns"][-5:]) for r in runs],
             [statistics.fmean(v for u, v in r["series"]["dormant"] if u <= PERIOD / 4) for r in runs],
-            [late(r, "dormant") for r in runs], [late(r, "rank") for r in runs],
-        ]  # fmt: skip
+            [late(r, "dormant") for r in runs],
+            [late(r, "rank") for r in runs],
+        ]
         ends = " / ".join(interval([r["series"]["probe"][i][1] for r in runs]) for i in (0, -1))
         firings = interval([float(len(r["series"]["value_change"])) for r in runs])
         row = " | ".join(interval(c) for c in cells)

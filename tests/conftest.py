@@ -9,7 +9,7 @@ import pytest
 if importlib.util.find_spec("pliant") is None:
     raise pytest.UsageError("pliant is not installed: run `make test`, or `pip install -e '.[test]'` first")
 
-from pliant.scripts.spinning import bound_spinning
+from pliant.common.spinning import bound_spinning
 
 bound_spinning()  # tests share the machine; it counts only before torch is loaded, so nothing above loads it
 

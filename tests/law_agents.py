@@ -27,9 +27,9 @@ from pliant.agents import (
 from pliant.agents.networks import NetworkConfig
 from pliant.agents.optimizers import OptimizerConfig
 from pliant.agents.run import Run
-from pliant.agents.spaces import ActionSpec, Episode, ObservationSpec, Step
-from pliant.interventions import watch
-from pliant.interventions.monitor import Monitor
+from pliant.common.spaces import ActionSpec, Episode, ObservationSpec, Step
+from pliant.monitors import watch
+from pliant.monitors.base import Monitor
 
 VECTOR = ObservationSpec((5,))
 ATARI = ObservationSpec((4, 84, 84), torch.uint8, 255.0, stack=4)
@@ -158,9 +158,13 @@ class RandomEnvs:
 
 
 def build_run(
-    agent: str, interventions: Sequence[Intervention] = (), *, seed: int = 0, num_envs: int = 2,
+    agent: str,
+    interventions: Sequence[Intervention] = (),
+    *,
+    seed: int = 0,
+    num_envs: int = 2,
     monitors: Sequence[str | Monitor] = (),
-) -> Run:  # fmt: skip
+) -> Run:
     """A run of a law agent in environments of noise, that has begun; watched if monitors are given."""
     return begun(AGENTS[agent](interventions=tuple(interventions), seed=seed), num_envs=num_envs, monitors=monitors)
 
@@ -170,9 +174,11 @@ def begun(made: Agent, *, num_envs: int = 2, monitors: Sequence[str | Monitor] =
     seed = made.seed
     envs = RandomEnvs(made.observation, made.action, num_envs, seed)
     run = Run(
-        made, envs, monitors=watch(made, *monitors) if monitors else None,
+        made,
+        envs,
+        monitors=watch(made, *monitors) if monitors else None,
         fresh_envs=lambda: RandomEnvs(made.observation, made.action, 1, seed + 1000),
-    )  # fmt: skip
+    )
     run.obs = run.envs.reset()
     run.memory.start(run.obs)
     return run

@@ -9,20 +9,38 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: PLC2701
+from torch.utils._pytree import tree_leaves  # noqa: PLC2701
 
 aten = torch.ops.aten
 
 # Operators whose result, or its shape, the host must read from the device's memory.
 READING = {
-    aten._local_scalar_dense, aten.item, aten.is_nonzero, aten.equal, aten.nonzero, aten.masked_select,
-    aten._unique2, aten.unique_dim, aten.unique_consecutive, aten.repeat_interleave, aten.bincount,
-}  # fmt: skip
+    aten._local_scalar_dense,
+    aten.item,
+    aten.is_nonzero,
+    aten.equal,
+    aten.nonzero,
+    aten.masked_select,
+    aten._unique2,
+    aten.unique_dim,
+    aten.unique_consecutive,
+    aten.repeat_interleave,
+    aten.bincount,
+}
 # Methods that read memory without any operator if it happens to be the host's, as it is in tests without a device.
 HOST_METHODS = {
-    "numpy", "tolist", "item", "cpu", "__array__", "__bool__", "__int__", "__float__", "__index__", "__complex__",
-}  # fmt: skip
+    "numpy",
+    "tolist",
+    "item",
+    "cpu",
+    "__array__",
+    "__bool__",
+    "__int__",
+    "__float__",
+    "__index__",
+    "__complex__",
+}
 
 
 class HostWaits(AssertionError):

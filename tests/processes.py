@@ -14,7 +14,7 @@ import time
 from multiprocessing import forkserver
 from pathlib import Path
 
-from pliant.scripts.pool import PRELOAD, _one_thread
+from pliant.lab.experiments.pool import PRELOAD, one_thread
 
 
 class Command:
@@ -30,7 +30,7 @@ class Command:
         os.close(handle)
         self.output = Path(name)
         context = multiprocessing.get_context("forkserver")
-        with _one_thread():
+        with one_thread():
             context.set_forkserver_preload(list(PRELOAD))
             forkserver.ensure_running()
         self._process = context.Process(target=_work, args=(words, name, os.getcwd(), file))

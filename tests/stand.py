@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from pliant.agents import Agent, Batch, Clock
 from pliant.agents.hooks import Intervention
 from pliant.agents.networks import Layer
-from pliant.interventions.surgery import MEMORY
+from pliant.interventions.core.surgery import MEMORY
 
 
 class Fixed:

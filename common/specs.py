@@ -1,0 +1,370 @@
+"""Words that name things and say how they are to be: `redo(tau=0.1, every=1000)`, `friction(every=2e6)`.
+
+    word   = name | name "(" [value] [key "=" value, ...] ")"
+    value  = number | string | identifier | True | False | None | "(" value, ... ")" | "[" value, ... "]"
+
+A word is a name, or a call of that name with literals. Words are read with `ast` and never evaluated, so that a
+sentence can come from a command line, a file or a stranger. A bare identifier is a string (`layers=head`), a list is a
+tuple, and one leading value may stand without its key if what is named has a first parameter (`replay_ratio(8)`).
+Whatever is wrong with a word is a `SpecError` of one line that says what to write instead.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import keyword
+import math
+import reprlib
+import types
+import typing
+import unicodedata
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NoReturn, TypeAlias
+
+from .ranges import OutOfRange, Range, parameter_hints, parameters_of
+
+Value: TypeAlias = "bool | int | float | str | tuple[Value, ...] | None"
+
+EXAMPLE = "redo(tau=0.1, every=1000)"
+LONGEST = 1000  # characters of a word; keeps the parser's recursion far from its limits
+LONGEST_SHOWN = 100  # characters of a value that a message quotes
+
+
+class SpecError(ValueError):
+    """A word that is not understood. The message is one line."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A word as read: its name, the arguments given by key, and at most one given by position."""
+
+    name: str
+    arguments: dict[str, Value] = field(default_factory=dict)
+    positional: tuple[Value, ...] = ()
+
+    def __str__(self) -> str:
+        """The canonical text: keys in alphabetical order, no empty parentheses, strings bare where they may be."""
+        given = [spell(value) for value in self.positional]
+        given += [f"{key}={spell(value)}" for key, value in sorted(self.arguments.items())]
+        return f"{self.name}({', '.join(given)})" if given else self.name
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` with a leading space, or nothing where no known name is close."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def parse(word: str, what: str = "intervention", example: str = EXAMPLE) -> Spec:
+    """Read one word without looking up what it names (SpecError, which calls it `what`)."""
+    shown = shorten(word)
+    if len(word) > LONGEST:
+        raise SpecError(f"{shown}: a word is no longer than {LONGEST} characters")
+    if not word.strip():
+        raise SpecError(f"an empty word is no {what}; write one like {example}")
+    if (hidden := control_character(word.strip())) is not None:
+        raise SpecError(f"cannot read {shown}: it contains {hidden}, and a word is written on one line")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # such as for '\d' in a string
+            tree = ast.parse(word.strip(), mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        raise SpecError(f"cannot read {shown}: {_likely_mistake(word, example)}") from None
+    if isinstance(tree, ast.Name):
+        return Spec(tree.id)
+    if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)):
+        article = "an" if what[0] in "aeiou" else "a"
+        raise SpecError(f"{shown} is not {article} {what}: write a name, or a call like {example}")
+    name = tree.func.id
+    if len(tree.args) > 1:
+        raise SpecError(f"{shown}: at most one value may stand without its name; write {name}(key=value, ...)")
+    arguments: dict[str, Value] = {}
+    for argument in tree.keywords:
+        if argument.arg is None:
+            raise SpecError(f"{shown}: ** is not part of a sentence; write {name}(key=value, ...)")
+        if argument.arg in arguments:
+            raise SpecError(f"{shown}: {argument.arg!r} is given twice")
+        arguments[argument.arg] = _value(argument.value, f"{name}({argument.arg}=...)")
+    return Spec(name, arguments, tuple(_value(value, f"{name}(...)") for value in tree.args))
+
+
+def resolve(
+    word: Spec, registry: Mapping[str, Callable[..., Any]], what: str = "intervention", skip: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The checked, converted arguments of a word, each by its key (SpecError, which calls what is named `what`).
+
+    `skip` names arguments that are somebody else's to check.
+    """
+    if word.name not in registry:
+        known = f"known {what}s: {', '.join(sorted(registry))}" if registry else "none are installed"
+        raise SpecError(f"unknown {what} {word.name!r}.{did_you_mean(word.name, registry)} {known}")
+    named = registry[word.name]
+    parameters, usage = parameters_of(named), signature(word.name, named)
+    skipped = set(skip)
+    given = {key: value for key, value in word.arguments.items() if key not in skipped}
+    if word.positional:
+        first = next(iter(parameters), None)
+        if first is None or parameters[first].kind is inspect.Parameter.KEYWORD_ONLY:
+            raise SpecError(f"{word}: a value needs its parameter's name: {usage}")
+        if first in given:
+            raise SpecError(f"{word}: {first!r} is given twice: {usage}")
+        given = {first: word.positional[0], **given}
+    hints = parameter_hints(named)
+    converted = {}
+    for key, value in given.items():
+        if key not in parameters:
+            raise SpecError(f"{word.name} has no parameter {key!r}.{did_you_mean(key, parameters)} Usage: {usage}")
+        try:
+            converted[key] = convert(value, hints[key])
+        except OutOfRange as error:
+            raise SpecError(f"{word.name}: {key} {error.complaint}. Usage: {usage}") from None
+        except ValueError as error:
+            raise SpecError(f"{word.name}({key}=...) {error}. Usage: {usage}") from None
+    for key, parameter in parameters.items():
+        if parameter.default is parameter.empty and key not in converted:
+            raise SpecError(f"{word.name} needs a value for {key!r}. Usage: {usage}")
+    return converted
+
+
+def signature(name: str, named: Callable[..., Any]) -> str:
+    """How the word is written, with types and defaults: `redo(tau: float = 0.1, every: int = 1000)`."""
+    hints = parameter_hints(named)
+    parts = []
+    for key, parameter in parameters_of(named).items():
+        kind = "" if hints[key] is Any else f": {describe(hints[key])}"
+        default = "" if parameter.default is parameter.empty else f" = {spell(parameter.default)}"
+        parts.append(f"{key}{kind}{default}" if kind or not default else f"{key}={default[3:]}")
+    return f"{name}({', '.join(parts)})"
+
+
+def spell(value: Any) -> str:
+    """A value as it is written in a word: strings bare where they may be, else in quotes."""
+    if isinstance(value, tuple | list):
+        items = ", ".join(spell(item) for item in value)
+        return f"({items},)" if len(value) == 1 else f"({items})"
+    if isinstance(value, str) and value.isascii() and value.isidentifier() and not keyword.iskeyword(value):
+        return value
+    return repr(value)
+
+
+def convert(value: Any, annotation: Any, *, text: bool = False) -> Any:
+    """`value` as the type that `annotation` names, or ValueError saying what was expected.
+
+    Only what loses nothing: 1 for a float, 1e3 for an int, a list for a tuple, one item for a tuple of any length.
+    With `text` also numbers in a string, as PyYAML reads `1e-4`. A number that is not in a range that the annotation
+    declares is an `OutOfRange`.
+    """
+    if typing.get_origin(annotation) is typing.Annotated:
+        converted = convert(value, _bare(annotation), text=text)
+        for each in typing.get_args(annotation)[1:]:
+            if isinstance(each, Range) and converted is not None:
+                each.check(converted)
+        return converted
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is Any or isinstance(annotation, typing.TypeVar):
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(value, annotation, inner, text)
+    if annotation is None or annotation is type(None):
+        fits, converted = value is None, None
+    elif origin is Literal:
+        # True == 1, so the type counts too.
+        fits, converted = any(type(value) is type(choice) and value == choice for choice in inner), value
+    elif annotation is bool:
+        fits, converted = isinstance(value, bool), value
+    elif annotation in (int, float):
+        return _convert_number(value, annotation, text)
+    elif annotation is str:
+        fits, converted = isinstance(value, str), value
+    elif annotation in (tuple, list) or origin in (tuple, list, Sequence, Iterable):
+        return _convert_items(value, annotation, text)
+    elif annotation in (dict, Mapping) or origin in (dict, Mapping):
+        if not isinstance(value, Mapping):
+            raise _unfit(value, annotation)
+        of_key, of_item = inner or (Any, Any)
+        return {convert(k, of_key, text=text): convert(v, of_item, text=text) for k, v in value.items()}
+    else:
+        fits, converted = isinstance(annotation, type) and type(value) is annotation, value
+    if not fits:
+        raise _unfit(value, annotation)
+    return converted
+
+
+def describe(annotation: Any) -> str:
+    """An annotation in words that a user of the command line knows: `int or None`, `one of 'a', 'b'`."""
+    annotation = _bare(annotation)
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is None or annotation is type(None):
+        return "None"
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(describe(member) for member in inner)
+    if origin is Literal:
+        return " | ".join(repr(choice) for choice in inner)
+    if origin in (tuple, list, Sequence, Iterable) and inner:
+        items = [describe(item) for item in inner if item is not Ellipsis]
+        return f"({', '.join(items)}{', ...' if origin is not tuple or Ellipsis in inner else ''})"
+    return str(getattr(annotation, "__name__", annotation))
+
+
+# Reading
+
+
+class _Short(reprlib.Repr):
+    """`repr` that looks at the first items only, so that it takes no time where a value is enormous."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxtuple, self.maxdict, self.maxset = 3, 8, 8, 8, 8
+        self.maxother = LONGEST_SHOWN
+
+    def repr_str(self, x: str, level: int) -> str:
+        text = repr(x[: LONGEST_SHOWN + 1])
+        return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 10]}...'"
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() <= 256 else f"a whole number of {x.bit_length():,} bits"
+
+
+def shorten(value: Any) -> str:
+    """`repr` of a value for a message: at most about a hundred characters, however large or deep the value is."""
+    text = _Short().repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 10]}..."
+
+
+def control_character(text: str) -> str | None:
+    """The first character of `text` that may not stand in a name, a path or a word, as a message calls it; else None.
+
+    These are control characters, everything that ends a line, halves of surrogate pairs (a path that is not UTF-8 has
+    them), and the marks that reverse the direction in which text is shown.
+    """
+    for character in text:
+        if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _DIRECTIONS:
+            return "a line break" if character in "\r\n" else f"the control character U+{ord(character):04X}"
+    return None
+
+
+_DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _likely_mistake(word: str, example: str) -> str:
+    if word.count("(") != word.count(")"):
+        return f"its parentheses do not match; quote the whole word for the shell, like '{example}'"
+    if len(word.split()) > 1 and all(part.isidentifier() for part in word.split()):
+        return f"quote each word for itself: {' '.join(word.split())}"
+    return f"write a name, or a call like {example}, and quote each word for itself"
+
+
+def _value(node: ast.expr, where: str) -> Value:
+    """The literal that a node spells, or SpecError."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Tuple | ast.List):
+        return tuple(_value(item, where) for item in node.elts)
+    sign = 1
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
+        sign, node = (-1 if isinstance(node.op, ast.USub) else 1), node.operand
+        if not (isinstance(node, ast.Constant) and type(node.value) in (int, float)):
+            _refuse("a sign before what is no number", where)
+    if not isinstance(node, ast.Constant):
+        _refuse(_kind(node), where)
+    value = node.value
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int):
+        if abs(value) >= 2**63:
+            raise SpecError(f"{where}: this whole number is too large")
+        return sign * value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise SpecError(f"{where}: this number is too large")
+        return sign * value
+    _refuse(f"{type(value).__name__} {shorten(str(value))}", where)
+
+
+def _kind(node: ast.expr) -> str:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return f"the nested call {node.func.id}(...)"
+    if isinstance(node, ast.Compare):
+        return "a comparison outside quotes"
+    if isinstance(node, ast.Attribute | ast.BinOp):
+        return "a dotted name or arithmetic outside quotes"
+    return f"{type(node).__name__.lower()}"
+
+
+def _refuse(what: str, where: str) -> NoReturn:
+    raise SpecError(
+        f"{where}: {what} cannot be a value; write a number, a name, True, False, None, a tuple of these, "
+        "or a string in quotes"
+    )
+
+
+# Converting
+
+
+def _bare(annotation: Any) -> Any:
+    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is typing.Annotated else annotation
+
+
+def _unfit(value: Any, annotation: Any) -> ValueError:
+    return ValueError(f"expects {describe(annotation)}, not {shorten(value)}")
+
+
+def _convert_union(value: Any, annotation: Any, members: tuple[Any, ...], text: bool) -> Any:
+    candidates, too_far = [], None
+    for member in members:
+        try:
+            candidates.append(convert(value, member, text=text))
+        except OutOfRange as error:
+            too_far = error
+        except ValueError:
+            continue
+    if not candidates:
+        raise too_far or _unfit(value, annotation)
+    # A member that leaves the value as it is wins over one that has to turn it into something else.
+    return next((c for c in candidates if type(c) is type(value) and c == value), candidates[0])
+
+
+def _convert_number(value: Any, annotation: type, text: bool) -> int | float:
+    number = value
+    if text and isinstance(value, str):
+        try:
+            number = int(value)
+        except ValueError:
+            try:
+                number = float(value)
+            except ValueError:
+                raise _unfit(value, annotation) from None
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise _unfit(value, annotation)
+    if annotation is float:
+        return float(number)
+    if number != number or number in (math.inf, -math.inf) or int(number) != number:
+        raise _unfit(value, annotation)
+    return int(number)
+
+
+def _convert_items(value: Any, annotation: Any, text: bool) -> Any:
+    origin, inner = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
+    wrap = list if origin is list else tuple
+    open_ended = origin is not tuple or not inner or Ellipsis in inner
+    if not isinstance(value, tuple | list):
+        if not open_ended or value is None or isinstance(value, Mapping):
+            raise _unfit(value, annotation)
+        value = (value,)
+    kinds = ([inner[0]] if inner else [Any]) * len(value) if open_ended else list(inner)
+    if len(kinds) != len(value):
+        raise _unfit(value, annotation)
+    try:
+        return wrap(convert(item, kind, text=text) for item, kind in zip(value, kinds, strict=True))
+    except OutOfRange:
+        raise
+    except ValueError:
+        raise _unfit(value, annotation) from None

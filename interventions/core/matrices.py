@@ -1,0 +1,10 @@
+"""Matrices that both methods and monitors need."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def gram(x: Tensor) -> Tensor:
+    """The smaller of x xᵀ and xᵀ x, of a matrix [n, d]."""
+    return x @ x.T if x.shape[0] <= x.shape[1] else x.T @ x

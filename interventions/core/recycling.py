@@ -1,0 +1,137 @@
+"""What methods that reset single units have in common: which units there are, and how one looks at them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ...agents.agent import Agent
+from ...agents.hooks import Every, Intervention, Run, Unit, sample_like_training
+from ...agents.networks import Fourier
+from .parts import Survey, chosen_layers, edited, survey
+from .surgery import Chosen, Optimizers, reinit_units_
+from .units import Consumer, Units
+
+Ages = Literal["own", "shared"]
+
+
+class Recycler(Intervention):
+    """Base of methods that reset single units of `on` on a beat.
+
+    Units that nobody reads, or whose output joins a residual stream, are left alone. With `ages=own` Adam begins with a
+    recycled weight as with a new one; with `shared` it has one step counter for a whole tensor, as torch's has, and
+    moments that are zeroed alone are corrected as if they were old.
+    """
+
+    def __init__(
+        self, on: str, every: int, of: Unit, start: int, stop: int | None, ages: Literal["own", "shared", "zeroed"]
+    ) -> None:
+        super().__init__()
+        self.on, self.ages = on, ages
+        self.when = Every(every, of, start, stop)
+        self.edits = edited(on)
+        self.recycled: dict[str, Tensor] = {}
+
+    def bind(self, agent: Agent) -> None:
+        self.found: Survey = survey(agent)
+        names = chosen_layers(self.found, self.on, self.name)
+        graph = self.found.graph
+        self.units: dict[str, Units] = {n: graph[n] for n in names if n in graph and graph[n].resettable}
+        if not self.units:
+            raise ValueError(
+                f"{self.name}: {self.on} of this {self.found.name} has no unit that can be reset: no hidden layer, or "
+                "only such as join a residual stream"
+            )
+        for units in self.units.values():
+            for consumer in units.consumers:
+                _ = consumer.columns  # sorted on the host, so before training begins
+        self.optimizers = Optimizers(optimizer for _, optimizer in agent.optimizers())
+        self._refuse_other_ages(agent)
+        if self.ages == "own":
+            for parameter in self.edited_weights():
+                self.optimizers.give_age(parameter)
+
+    def edited_weights(self) -> list[Tensor]:
+        """Every parameter of which single weights may be drawn anew or zeroed."""
+        found: dict[Tensor, None] = {}
+        for units in self.units.values():
+            found |= dict.fromkeys((*units.layer.parameters(), *(consumer.weight for consumer in units.consumers)))
+        return list(found)
+
+    def _refuse_other_ages(self, agent: Agent) -> None:
+        """One tensor cannot have both: whoever was bound before must mean the same (ValueError naming both)."""
+        mine = set(self.edited_weights())
+        others = [part for outer in getattr(agent, "interventions", ()) for part in outer.modules()]
+        for other in others:
+            if other is self or not isinstance(other, Recycler) or not hasattr(other, "optimizers"):
+                continue
+            if (self.ages == "own") != (other.ages == "own") and not mine.isdisjoint(other.edited_weights()):
+                raise ValueError(
+                    f"{self.name} and {other.name} exclude each other: ages={self.ages} and ages={other.ages} on the "
+                    "same weights"
+                )
+
+    def look(self, run: Run, activations: Mapping[str, Sequence[Tensor]], samples: int) -> dict[str, Tensor]:
+        """Outputs by layer on `samples` transitions of the replay, or on the update's own batch if that is 0."""
+        if samples and run.memory is not None:
+            activations = run.agent.activations(sample_like_training(run, samples, self.generator))
+        return {name: h for name, h in self.found.outputs(activations).items() if name in self.units}
+
+    def recycle(self, chosen: Mapping[str, Chosen], *, outgoing: bool = True) -> None:
+        """Reset the chosen units, and count them for the log."""
+        if not chosen:  # no component that was updated has any
+            return
+        reinit_units_(self.found.graph, chosen, self.optimizers, self.generator, outgoing=outgoing)
+        counts = {name: c.valid.sum(dtype=torch.float32) for name, c in chosen.items()}
+        self.touched = counts
+        self.recycled = {f"interventions/{self.name}_units": torch.stack(list(counts.values())).sum()}
+
+    def measurements(self) -> dict[str, Tensor]:
+        found, self.recycled = self.recycled, {}
+        return found
+
+
+def per_unit(layer: Any, h: Tensor) -> Tensor:
+    """[B, copies * units, *positions] → [B, copies, units, positions]; a unit's outputs wherever they stand."""
+    return h.reshape(len(h), layer.copies, layer.units, -1)
+
+
+def magnitude(layer: Any, h: Tensor) -> Tensor:
+    """Mean absolute output of every unit [units], over samples, copies and positions (Sokar et al. 2023).
+
+    The outputs of a Fourier unit lie on a circle, so that none is ever small; of such a unit it is the mean absolute
+    deviation, which is zero for one that always says the same.
+    """
+    h = per_unit(layer, h)
+    if isinstance(getattr(layer, "activation", None), Fourier):
+        h = h - h.mean(dim=(0, 3), keepdim=True)
+    return h.abs().mean(dim=(0, 1, 3))
+
+
+def lowest(score: Tensor, mask: Tensor, fraction: float) -> Tensor:
+    """The mask less all but the lowest-scoring `fraction` of a layer's units."""
+    if fraction >= 1.0:
+        return mask
+    rank = torch.where(mask, score, torch.inf).argsort(stable=True).argsort(stable=True)
+    # 0.29 * 100 is a little less than 29, hence the tolerance.
+    return mask & (rank < int(fraction * len(score) + 1e-9))
+
+
+def at_inputs(consumer: Consumer, units: Units, statistic: Tensor) -> Tensor:
+    """A statistic of outputs [copies * units, *positions] at the consumer's inputs behind each unit [units, m].
+
+    A linear consumer of a convolution has an input for every position; any other reads a channel as a whole, so the
+    mean over its positions stands for it.
+    """
+    owned = consumer.columns.numel()
+    flat = statistic.reshape(-1)
+    if owned != flat.numel():
+        flat = statistic.flatten(1).mean(1)
+        if owned != flat.numel():
+            raise ValueError(f"what lies between {units.name} and its consumer changes the number of its outputs")
+    # The inputs that belong to this layer stand in the order of its outputs, whatever else is between them.
+    places = torch.cumsum(consumer.owner >= 0, 0) - 1
+    return flat.index_select(0, places.index_select(0, consumer.columns.flatten())).view(consumer.columns.shape)

@@ -1,0 +1,75 @@
+"""What methods that redraw whole layers have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ...agents.agent import Agent
+from ...agents.hooks import At, Every, Intervention, Trigger, Unit
+from .parts import Survey, chosen_layers, edited, survey
+from .surgery import Optimizers, copy_layer_, forget_
+
+Target = Literal["copy", "same", "own", "none"]
+Moments = Literal["all", "reset", "keep"]
+
+
+def beat(every: int, of: Unit, at: Sequence[int], start: int, stop: int | None) -> Trigger:
+    """Every `every`, or at given moments of the clock."""
+    if at:
+        return At(tuple(at), of)
+    return Every(every, of, start, stop)
+
+
+class LayerMethod(Intervention):
+    """Base of methods that redraw whole layers, with one policy for targets and one for the optimizer's memory."""
+
+    edits_norms = True  # gains and shifts of normalisation, too
+
+    def __init__(self, layers: str | Iterable[str], when: Trigger, target: Target, moments: Moments) -> None:
+        super().__init__()
+        self.layers = (layers,) if isinstance(layers, str) else tuple(layers)
+        if not self.layers:
+            raise ValueError("no layers are named; layers=all means all of them")
+        self.when, self.target, self.moments = when, target, moments
+        self.edits = edited(self.layers)
+        self.fired: dict[str, Tensor] = {}
+
+    def bind(self, agent: Agent) -> None:
+        self.found: Survey = survey(agent)
+        self.names = chosen_layers(self.found, self.layers, self.name)
+        self.optimizers = Optimizers(optimizer for _, optimizer in agent.optimizers())
+
+    def draw(self, name: str, generator: Generator) -> dict[str, Tensor]:
+        """New weights for a layer from the law of its birth."""
+        return self.found.layers[name].fresh(generator)
+
+    def finish(self, agent: Agent, changed: Sequence[str]) -> None:
+        """After the online layers were changed: targets that copy them, and the optimizers' memory."""
+        if self.target == "copy":
+            for name in changed:
+                if name in self.found.twins:
+                    copy_layer_(self.found.twins[name], self.found.layers[name])
+        if self.moments == "all":
+            # What learns together forgets together: every parameter of a component of which a layer was changed.
+            for component in dict.fromkeys(name.partition(".")[0] for name in changed):
+                self.forget(agent.components[component].online)
+        elif self.moments == "reset":
+            for name in changed:
+                for key, parameter in self.found.layers[name].named_parameters():
+                    if self.edits_norms or not key.startswith("norm."):
+                        forget_(self.optimizers, parameter)
+        self.touched = {name: float(self.found.layers[name].units) for name in changed}
+        self.fired = {f"interventions/{self.name}_layers": torch.full((), float(len(changed)), device=agent.device)}
+
+    def forget(self, module: nn.Module) -> None:
+        """Let the optimizers begin with all parameters of a module from scratch."""
+        for parameter in module.parameters():
+            forget_(self.optimizers, parameter)
+
+    def measurements(self) -> dict[str, Tensor]:
+        found, self.fired = self.fired, {}
+        return found

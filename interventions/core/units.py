@@ -1,0 +1,183 @@
+"""The unit graph: which weights read which unit, measured rather than guessed.
+
+Numbers are pushed through a network, one per unit, and everything that is no `Layer` (flattening, pooling, the
+concatenation of an action, the split of a dueling head) carries them where it carries the units' outputs. What then
+arrives at a layer's inputs says which unit stands behind each. Convolution to linear, CReLU's two copies, dueling
+streams, ensembles and encoders with several consumers need no case of their own.
+
+A unit whose output joins a residual stream has no consumer of its own and cannot be reset; such layers are output
+layers in `pliant.agents.networks`, carry no number, and appear here as consumers only. So do frozen copies of a
+head: they read units, but have none that could be reset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ...agents.agent import Agent
+from ...agents.networks import Fourier, Injection, Layer, frozen_modules
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """A layer that reads units: `owner[j]` is the unit behind its input feature or channel j, or -1."""
+
+    layer: Layer
+    owner: Tensor  # [inputs] int64, on the layer's device
+
+    @cached_property
+    def columns(self) -> Tensor:
+        """[units, m] int64: the inputs behind which each unit stands; every unit stands behind as many."""
+        owner = self.owner.cpu()
+        order = torch.argsort(owner, stable=True)
+        order = order[owner[order] >= 0]
+        units = int(owner.max()) + 1
+        if not torch.equal(torch.bincount(owner[owner >= 0]), torch.full((units,), len(order) // units)):
+            raise NotMeasurable("units of one layer are read at different numbers of places")
+        return order.view(units, -1).to(self.owner.device)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.layer.linear.weight
+
+
+@dataclass
+class Units:
+    """The units of one hidden layer, and all that read them."""
+
+    name: str  # qualified name of the layer in its network
+    layer: Layer
+    consumers: list[Consumer] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        return self.layer.units
+
+    @property
+    def resettable(self) -> bool:
+        """Every unit has somebody who reads it, so that silencing its consumers silences the unit."""
+        read = torch.zeros(self.count, dtype=torch.bool)
+        for consumer in self.consumers:
+            read[consumer.owner[consumer.owner >= 0].cpu()] = True
+        return bool(read.all())
+
+
+UnitGraph = dict[str, Units]
+
+
+class NotMeasurable(ValueError):
+    """The network mixes units, so that they cannot be told apart; the message names where."""
+
+
+def agent_graph(agent: Agent) -> UnitGraph:
+    """The units of all of an agent's online networks, named `<component>.<layer>`.
+
+    In one graph, because what reads a unit may belong to another component: the actor reads the critics' encoder.
+    """
+    networks = online_networks(agent)
+    with _all_open(networks):
+        return unit_graph(networks, agent.blank_pass)
+
+
+@contextmanager
+def _all_open(network: nn.Module) -> Iterator[None]:
+    """Let copies of a head take part that no injection has opened yet: they will read units too."""
+    rooms = [m for m in network.modules() if isinstance(m, Injection)]
+    opened = [room.opened for room in rooms]
+    for room in rooms:
+        room.opened = len(room.old)
+    try:
+        yield
+    finally:
+        for room, number in zip(rooms, opened, strict=True):
+            room.opened = number
+
+
+def online_networks(agent: Agent) -> nn.ModuleDict:
+    """An agent's online networks by component."""
+    return nn.ModuleDict({name: component.online for name, component in agent.components.items()})
+
+
+def unit_graph(network: nn.Module, forward: Callable[[], Any]) -> UnitGraph:
+    """The units of every hidden layer of `network`, by the layer's qualified name, in the order of the trace.
+
+    Args:
+        network: Whose layers are looked at.
+        forward: Runs the network once on inputs of all zeros, with a batch of one.
+
+    Raises:
+        NotMeasurable: Numbers arrive mixed at a layer.
+    """
+    frozen = frozen_modules(network)
+    layers = {m: name for name, m in network.named_modules() if isinstance(m, Layer)}
+    silent = {m for m in layers if m.is_output or m in frozen}
+    graph = {name: Units(name, layer) for layer, name in layers.items() if layer not in silent}
+    # Zero stands for "no unit", and what starts as zero stays zero through everything that is no layer.
+    first: dict[str, int] = {}
+    total = 1
+    for name, units in graph.items():
+        first[name] = total
+        total += units.count
+    if total >= 2**24:
+        raise NotMeasurable("more than 16 million units: float32 cannot number them")
+    starts = torch.tensor([*first.values(), total])
+
+    def numbered(layer: Layer, x: Tensor) -> Tensor:
+        """What the layer would put out, with the units' numbers for their outputs."""
+        name = layers[layer]
+        _note_consumers(name, layer, x, graph, starts)
+        shape = layer.linear(x).shape
+        if layer in silent:
+            places = (shape[0], shape[1] * layer.copies, *shape[2:])
+            return torch.zeros(places, dtype=x.dtype, device=x.device)
+        numbers = torch.arange(first[name], first[name] + layer.units, dtype=x.dtype, device=x.device)
+        numbers = numbers.repeat(layer.copies).view(1, -1, *(1,) * (len(shape) - 2))
+        return numbers.expand(shape[0], -1, *shape[2:]).contiguous()
+
+    def carried(activation: nn.Module, x: Tensor) -> Tensor:
+        return torch.cat([x, x], dim=1)
+
+    # An activation that stands by itself, and whose value at zero is not zero, would make a number out of nothing.
+    bare = {m: name for name, m in network.named_modules() if isinstance(m, Fourier)}
+    with torch.no_grad(), _replaced_forward(layers, numbered), _replaced_forward(bare, carried):
+        forward()
+    return graph
+
+
+def _note_consumers(name: str, layer: Layer, x: Tensor, graph: UnitGraph, starts: Tensor) -> None:
+    """Enter a layer as the consumer of whatever units its input numbers."""
+    positions = x[0].reshape(x.shape[1], -1)
+    numbers = positions[:, 0].round()
+    mixed = not torch.equal(positions, numbers[:, None].expand_as(positions))
+    numbers = numbers.long().cpu()
+    if mixed or bool(((numbers < 0) | (numbers >= starts[-1])).any()):
+        raise NotMeasurable(f"the inputs of {name} mix units with each other")
+    sources = torch.bucketize(numbers, starts, right=True) - 1
+    for place in sources[numbers > 0].unique().tolist():
+        owner = torch.where(sources == place, numbers - starts[place], -1)
+        graph[list(graph)[place]].consumers.append(Consumer(layer, owner.to(layer.linear.weight.device)))
+
+
+@contextmanager
+def _replaced_forward(layers: dict[M, str], numbered: Callable[[M, Tensor], Tensor]) -> Iterator[None]:
+    """Let every layer hand on numbers instead of activations, for the time being."""
+
+    def bind(layer: M) -> Callable[..., Tensor]:
+        return lambda x, trace=None: numbered(layer, x)
+
+    for layer in layers:
+        layer.forward = bind(layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward

@@ -1,0 +1,1 @@
+"""Experiments on agents, and their analysis: the libraries behind the command lines."""

@@ -1,0 +1,670 @@
+"""The numbers of a report: one score a run, aggregates over tasks, comparisons with the baseline, and correlations.
+
+Aggregates, the probability of improvement and performance profiles are those of Agarwal et al. 2021 (2108.13264) and
+agree with their library, rliable: seeds are drawn again within each task (a stratified bootstrap), 95 % percentile
+intervals. Differences are paired by seed, with Student's t. Nothing has an interval from fewer than three seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from ...envs.scores import human_normalised
+from ..statistics import (
+    BINS,
+    CONFIDENCE,
+    FEWEST,
+    REPLICATES,
+    Array,
+    Difference,
+    Gap,
+    Interval,
+    gap_closed,
+    mean_interval,
+    paired,
+)
+from .runs import PLAIN, Record, Runs
+
+Values: TypeAlias = Mapping[int, float]
+"""Scores by seed."""
+
+END = 0.1
+"""Share of a run that counts as its end."""
+MEASURES = ("final", "last", "tasks", "area")
+TAUS = 101  # points of a performance profile
+MARGIN = 0.1  # of the baseline's mean, where no margin is given
+
+
+# ------------------------------------------------------------------------------------------------ bootstrap over tasks
+
+
+def resample(strata: Sequence[Array], replicates: int = REPLICATES, seed: int = 0) -> list[Array]:
+    """Of each stratum [n] its replicates [R, n], drawn with replacement within it."""
+    rng = np.random.default_rng(seed)
+    return [row[rng.integers(len(row), size=(replicates, len(row)))] for row in strata]
+
+
+def _iqm(strata: Sequence[Array]) -> Array:
+    """Over the last axis of all strata together: [..., n_i] → [...]."""
+    pooled = np.sort(np.concatenate(strata, axis=-1), axis=-1)
+    cut = int(0.25 * pooled.shape[-1])
+    found: Array = pooled[..., cut : pooled.shape[-1] - cut].mean(axis=-1)
+    return found
+
+
+def _mean(strata: Sequence[Array]) -> Array:
+    found: Array = np.mean([row.mean(axis=-1) for row in strata], axis=0)
+    return found
+
+
+def _median(strata: Sequence[Array]) -> Array:
+    """Median over tasks of the tasks' means; of a single task, the median of its seeds."""
+    if len(strata) == 1:
+        alone: Array = np.median(strata[0], axis=-1)
+        return alone
+    found: Array = np.median([row.mean(axis=-1) for row in strata], axis=0)
+    return found
+
+
+def _optimality_gap(strata: Sequence[Array]) -> Array:
+    """How far below 1 the runs stay, what lies above 1 counting as 1."""
+    pooled = np.minimum(np.concatenate(strata, axis=-1), 1.0)
+    found: Array = 1.0 - pooled.mean(axis=-1)
+    return found
+
+
+STATISTICS: dict[str, Callable[[Sequence[Array]], Array]] = {
+    "IQM": _iqm,
+    "mean": _mean,
+    "median": _median,
+    "optimality gap": _optimality_gap,
+}
+
+
+def aggregate(
+    strata: Sequence[Sequence[float] | Array],
+    *,
+    confidence: float = CONFIDENCE,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Interquartile mean, mean, median and optimality gap of scores, one row of seeds for every task.
+
+    The mean is that of the tasks' means and the median that of the tasks' means, as in rliable; the interquartile mean
+    is that of all runs. The optimality gap supposes that 1 is good enough.
+    """
+    rows = [np.asarray(row, dtype=np.float64) for row in strata]
+    if not rows or not all(len(row) for row in rows):
+        raise ValueError("an aggregate is one of tasks that have runs")
+    known = min(map(len, rows)) >= FEWEST
+    drawn = resample(rows, replicates, seed) if known else []
+    found = {}
+    for name, statistic in STATISTICS.items():
+        estimate = float(statistic(rows))
+        ends = (math.nan, math.nan) if not known else _ends(statistic(drawn), confidence)
+        found[name] = Interval(estimate, *ends)
+    return found
+
+
+def _ends(values: Array, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def improvement(
+    a: Sequence[Sequence[float] | Array],
+    b: Sequence[Sequence[float] | Array],
+    *,
+    confidence: float = CONFIDENCE,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+) -> Interval:
+    """Probability that a run of `a` is better than one of `b` in the same task, ties counting half, mean over tasks."""
+    first, second = ([np.asarray(row, dtype=np.float64) for row in rows] for rows in (a, b))
+
+    def wins(x: Sequence[Array], y: Sequence[Array]) -> Array:
+        per_task = []
+        for mine, theirs in zip(x, y, strict=True):
+            gaps = mine[..., :, None] - theirs[..., None, :]
+            per_task.append(((gaps > 0) + 0.5 * (gaps == 0)).mean(axis=(-2, -1)))
+        found: Array = np.mean(per_task, axis=0)
+        return found
+
+    estimate = float(wins(first, second))
+    if min(map(len, [*first, *second])) < FEWEST:
+        return Interval(estimate, math.nan, math.nan)
+    drawn = resample([*first, *second], replicates, seed)
+    return Interval(estimate, *_ends(wins(drawn[: len(first)], drawn[len(first) :]), confidence))
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Share of runs that score above each threshold: [T] thresholds, shares and the ends of their 95 % interval (NaN
+    from too few seeds), pointwise."""
+
+    thresholds: Array
+    share: Array
+    low: Array
+    high: Array
+
+
+def profile(
+    strata: Sequence[Sequence[float] | Array],
+    thresholds: Array,
+    *,
+    confidence: float = CONFIDENCE,
+    replicates: int = 2_000,
+    seed: int = 0,
+) -> Profile:
+    """Performance profile of runs (the score distribution of Agarwal et al. 2021)."""
+    rows = [np.asarray(row, dtype=np.float64) for row in strata]
+
+    def above(x: Sequence[Array]) -> Array:
+        pooled = np.concatenate(x, axis=-1)
+        return np.stack([(pooled > tau).mean(axis=-1) for tau in thresholds], axis=-1)
+
+    nothing = np.full(len(thresholds), math.nan)
+    if min(map(len, rows)) < FEWEST:
+        return Profile(thresholds, above(rows), nothing, nothing)
+    spread = above(resample(rows, replicates, seed))
+    low, high = np.quantile(spread, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    return Profile(thresholds, above(rows), low, high)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (1979) of p-values that belong together; NaN stays, and does not count."""
+    known = sorted((i for i, p in enumerate(ps) if not math.isnan(p)), key=lambda i: ps[i])
+    found, worst = [math.nan] * len(ps), 0.0
+    for rank, i in enumerate(known):
+        worst = max(worst, min(1.0, (len(known) - rank) * ps[i]))
+        found[i] = worst
+    return found
+
+
+def ranks(values: Array) -> Array:
+    """Ranks along the last axis, from 0; equal values share the mean of theirs."""
+    less = (values[..., None, :] < values[..., :, None]).sum(axis=-1)
+    equal = (values[..., None, :] == values[..., :, None]).sum(axis=-1)
+    found: Array = less + (equal - 1) / 2
+    return found
+
+
+def spearman(x: Array, y: Array) -> Array:
+    """Rank correlation along the last axis; NaN where one of the two does not vary."""
+    a, b = (r - r.mean(axis=-1, keepdims=True) for r in (ranks(x), ranks(y)))
+    size = np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found: Array = np.where(size > 0, (a * b).sum(axis=-1) / size, math.nan)
+    return found
+
+
+def correlation(
+    points: Mapping[int, Sequence[tuple[float, float]]], *, replicates: int = 2_000, seed: int = 0
+) -> Interval:
+    """Spearman's rank correlation of pairs over runs, with its bootstrap interval: seeds are drawn again, each with all
+    of its runs."""
+    rows = [np.asarray(pairs, dtype=np.float64).reshape(-1, 2) for pairs in points.values() if len(pairs)]
+    if not rows:
+        return Interval(math.nan, math.nan, math.nan)
+    pooled = np.concatenate(rows)
+    estimate = float(spearman(pooled[:, 0], pooled[:, 1]))
+    if len(rows) < FEWEST or math.isnan(estimate):
+        return Interval(estimate, math.nan, math.nan)
+    drawn = np.random.default_rng(seed).integers(len(rows), size=(replicates, len(rows)))
+    if len({len(pairs) for pairs in rows}) == 1:
+        stacked = np.stack(rows)
+        # Ranks compare each pair with each: so many replicates at once as make an array of 16 million numbers.
+        at_once = max(1, 16_000_000 // len(pooled) ** 2)
+        found = np.concatenate(
+            [
+                spearman(*np.moveaxis(stacked[part].reshape(len(part), -1, 2), -1, 0))
+                for part in (drawn[i : i + at_once] for i in range(0, replicates, at_once))
+            ]
+        )
+    else:
+        pairs_of = (np.concatenate([rows[i] for i in draw]) for draw in drawn)
+        found = np.array([float(spearman(pairs[:, 0], pairs[:, 1])) for pairs in pairs_of])
+    kept = found[~np.isnan(found)]
+    return Interval(estimate, *_ends(kept)) if len(kept) else Interval(estimate, math.nan, math.nan)
+
+
+# ------------------------------------------------------------------------------------------------ one score a run
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a run's score is.
+
+    Attributes:
+        name: final, last, tasks, area or the tag of a measurement.
+        segment: Environment steps of a task; 0 if nobody says.
+        higher_is_better: Which way is up, for the probability of improvement and the oracle's gap.
+    """
+
+    name: str
+    segment: int = 0
+    higher_is_better: bool = True
+
+    @property
+    def title(self) -> str:
+        return {
+            "final": "final evaluation",
+            "last": "return at the end",
+            "tasks": "return per task",
+            "area": "return over the whole run",
+        }.get(self.name, self.name)
+
+    @property
+    def about(self) -> str:
+        """What it is, in a sentence."""
+        share = f"the last {100 * END:.0f} % of environment steps"
+        return {
+            "final": "The score of a run is its final evaluation: the mean return of the episodes that the greedy "
+            "policy played once training was over.",
+            "last": f"The score of a run is its mean training return over the episodes that ended in {share}.",
+            "tasks": f"The score of a run is its mean training return per task (of {self.segment:,} environment "
+            "steps), over the last half of its tasks.",
+            "area": "The score of a run is its mean training return over the whole run, every "
+            + (f"task (of {self.segment:,} environment steps)" if self.segment else "twentieth of it")
+            + " weighing the same: the area under its learning curve, divided by its length.",
+        }.get(self.name, f"The score of a run is the mean of {self.name} over {share}.")
+
+    def of(self, record: Record) -> float:
+        """NaN if the run has no such number."""
+        begin, end = (1 - END) * record.steps, record.steps
+        if self.name == "final":
+            return float(record.done.get("evaluation", {}).get("mean", math.nan))
+        if self.name == "last":
+            return average(record.returns.within(begin, end))
+        if self.name in ("tasks", "area"):
+            means = per_task(record, self.segment)
+            part = means[len(means) // 2 :] if self.name == "tasks" else means
+            return average(part[np.isfinite(part)])
+        series = record.tags.get(self.name)
+        if series is None or not len(series.values):
+            return math.nan
+        found = series.within(begin, end)
+        return average(found if len(found) else series.values[-1:])
+
+
+def average(values: Array) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
+def per_task(record: Record, segment: int) -> Array:
+    """Mean training return of every task of `segment` environment steps (of every twentieth of the run if 0), NaN where
+    no episode ended. The parts are those of `claim_results.summarise`."""
+    size = segment or max(-(-record.steps // BINS), 1)
+    edges = size * np.arange(-(-record.steps // size) + 1, dtype=np.float64)
+    return binned(record.returns.steps, record.returns.values, edges)
+
+
+def choose_measure(runs: Runs, asked: str | None, segment: int, higher_is_better: bool) -> Measure:
+    """The measure asked for; else the final evaluation if every run has one, else the return per task if a task's
+    length is known, else the return at the end."""
+    if asked is None:
+        if runs.finished and all(record.done.get("evaluation") for record in runs.finished):
+            asked = "final"
+        else:
+            asked = "tasks" if segment else "last"
+    return Measure(asked, segment, higher_is_better)
+
+
+# ------------------------------------------------------------------------------------------------ tables of scores
+
+
+@dataclass(frozen=True)
+class Group:
+    """One agent in all its environments: score[arm][environment][seed], by the scale of the runs themselves.
+
+    Attributes:
+        agent: Its label.
+        scores: Finite scores alone.
+        baseline: The arm that others are compared with, or None.
+        oracle: The arm whose lead over the baseline is the gap to be closed, or None.
+        human: Are all environments Atari games whose human score is known, and scores returns?
+    """
+
+    agent: str
+    scores: Mapping[str, Mapping[str, Values]]
+    baseline: str | None
+    oracle: str | None
+    measure: Measure
+    human: bool
+
+    @cached_property
+    def environments(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(env for by_env in self.scores.values() for env in by_env))
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        return tuple(self.scores)
+
+    @cached_property
+    def scale(self) -> Scale:
+        """On what scale scores of several tasks are put together."""
+        if self.human:
+            return Scale(
+                "human",
+                "human-normalised score",
+                "0 is a random player and 1 a human one (Wang et al. 2016; DQN Zoo)",
+                "1",
+            )
+        if len(self.environments) == 1:
+            return Scale("raw", self.measure.title, "as measured, on the task's own scale")
+        if self.baseline is not None and self.oracle is not None:
+            for env in self.environments:
+                ends = [self.scores[arm].get(env, {}) for arm in (self.baseline, self.oracle)]
+                if not all(ends) or _of(ends[1]).mean() <= _of(ends[0]).mean():
+                    break
+            else:
+                return Scale(
+                    "reference",
+                    "normalised score",
+                    f"0 is the mean of {self.baseline} and 1 that of "
+                    f"{self.oracle} in the same environment: the study's own arms, whose means are taken "
+                    "as if they were known",
+                    "1",
+                )
+        return Scale("none", "", "")
+
+    def scaled(self, env: str, value: float) -> float:
+        """A score on the common scale."""
+        if self.scale.kind == "human":
+            found = human_normalised(env.split(" ")[0], value)
+            assert found is not None
+            return found
+        if self.scale.kind == "reference":
+            assert self.baseline is not None and self.oracle is not None
+            low, high = (float(_of(self.scores[arm][env]).mean()) for arm in (self.baseline, self.oracle))
+            return (value - low) / (high - low)
+        return value
+
+    def strata(self, arm: str) -> list[Array]:
+        """Scores of an arm on the common scale, a row for every environment that it was run in."""
+        return [np.array([self.scaled(env, v) for v in values.values()]) for env, values in self.scores[arm].items()]
+
+    def whole(self, arm: str) -> bool:
+        """Was the arm run in every environment? Only then can it be put beside others."""
+        return set(self.scores[arm]) == set(self.environments)
+
+    def by_seed(self, arm: str) -> dict[int, float]:
+        """Mean over environments on the common scale, for every seed that was run in all of them."""
+        by_env = self.scores[arm]
+        if not self.whole(arm):
+            return {}
+        seeds = set.intersection(*(set(values) for values in by_env.values()))
+        return {s: float(np.mean([self.scaled(e, values[s]) for e, values in by_env.items()])) for s in sorted(seeds)}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """kind, what a score on it is called, what it means, and the score that is good enough ("" if nobody knows)."""
+
+    kind: Literal["human", "raw", "reference", "none"]
+    title: str
+    about: str
+    goal: str = ""
+
+
+def _of(values: Values) -> Array:
+    return np.array(list(values.values()), dtype=np.float64)
+
+
+def group_runs(
+    runs: Runs, measure: Measure, baseline: str | None, oracle: str | None
+) -> tuple[list[Group], list[Record]]:
+    """Scores by agent, and the runs that are done and have none."""
+    table: dict[str, dict[str, dict[str, dict[int, float]]]] = {}
+    without = []
+    for record in runs.finished:
+        score = measure.of(record)
+        if math.isfinite(score):
+            table.setdefault(record.agent, {}).setdefault(record.arm, {}).setdefault(record.environment, {})[
+                record.seed
+            ] = score
+        else:
+            without.append(record)
+    returns = measure.name in MEASURES
+    groups = []
+    for agent, scores in table.items():
+        ordered = _in_order(scores, baseline, oracle)
+        known = [env for by_env in ordered.values() for env in by_env]
+        human = returns and all(human_normalised(env.split(" ")[0], 0.0) is not None for env in known)
+        groups.append(
+            Group(
+                agent,
+                ordered,
+                baseline if baseline in ordered else None,
+                oracle if oracle in ordered else None,
+                measure,
+                human,
+            )
+        )
+    return groups, without
+
+
+def _in_order(scores: Mapping[str, Any], baseline: str | None, oracle: str | None) -> dict[str, Any]:
+    """Baseline first, the oracle after it, others as they came."""
+    first = [arm for arm in (baseline, oracle) if arm is not None and arm in scores]
+    return {arm: scores[arm] for arm in [*first, *(arm for arm in scores if arm not in first)]}
+
+
+def guess_baseline(runs: Runs) -> str | None:
+    """The study's; else the arm to which nothing is done."""
+    if runs.study is not None:
+        return runs.study.baseline
+    return PLAIN if any(record.arm == PLAIN for record in runs.records) else None
+
+
+def guess_oracle(runs: Runs) -> str | None:
+    """The study's only oracle; else the arm that is a fresh agent for every task and nothing else."""
+    if runs.study is not None:
+        oracles = [arm.name for arm in runs.study.arms.values() if arm.kind == "oracle"]
+    else:
+        oracles = list(
+            dict.fromkeys(
+                record.arm
+                for record in runs.records
+                if record.config is not None
+                and len(record.config.interventions) == 1
+                and record.config.interventions[0].startswith("fresh_agent")
+            )
+        )
+    return oracles[0] if len(oracles) == 1 else None
+
+
+# ------------------------------------------------------------------------------------------------ comparisons
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An arm beside the baseline in one environment, or in all (`environment` is empty).
+
+    Attributes:
+        seeds: Seeds that both share.
+        difference: Arm less baseline, paired by seed.
+        better: Probability that a run of the arm is better than one of the baseline.
+        margin: Smallest difference that would matter.
+        p_holm: Two-sided p after Holm's correction over all comparisons of the report.
+        gap: Share of the oracle's lead that the arm has closed, if there is an oracle.
+    """
+
+    agent: str
+    environment: str
+    arm: str
+    baseline: str
+    difference: Difference | None
+    better: Interval
+    margin: float
+    gap: Gap | None = None
+    p_holm: float = math.nan
+
+    @property
+    def seeds(self) -> int:
+        return self.difference.seeds if self.difference is not None else 0
+
+    @property
+    def interval(self) -> Interval:
+        return Interval(math.nan, math.nan, math.nan) if self.difference is None else self.difference.interval()
+
+    @property
+    def equivalence_p(self) -> float:
+        if self.difference is None or not self.margin > 0:
+            return math.nan
+        return self.difference.equivalence_p(self.margin)
+
+    @property
+    def verdict(self) -> Literal["above", "below", "equivalent", "open", "too few"]:
+        """By the 95 % interval, and where it holds 0, by the two one-sided tests at 5 %."""
+        interval = self.interval
+        if not interval.known:
+            return "too few"
+        if interval.low > 0 or interval.high < 0:
+            return "above" if interval.low > 0 else "below"
+        return "equivalent" if self.equivalence_p < 1 - CONFIDENCE else "open"
+
+
+def compare_all(groups: Iterable[Group], margin: float | None) -> list[Comparison]:
+    """Every arm with the baseline of its agent, in every environment; and over all of them if there are several."""
+    found: list[Comparison] = []
+    for group in groups:
+        if group.baseline is None:
+            continue
+        for arm in group.arms:
+            if arm == group.baseline:
+                continue
+            for env in group.environments:
+                if env in group.scores[arm] and env in group.scores[group.baseline]:
+                    found.append(_compare(group, env, arm, margin))
+            if len(group.environments) > 1 and group.scale.kind != "none" and group.whole(arm):
+                found.append(_compare_overall(group, arm))
+    single = [i for i, c in enumerate(found) if c.environment]
+    corrected = holm([_p(found[i]) for i in single])
+    for i, p in zip(single, corrected, strict=True):
+        found[i] = replace(found[i], p_holm=p)
+    return found
+
+
+def _p(comparison: Comparison) -> float:
+    return comparison.difference.p if comparison.difference is not None else math.nan
+
+
+def _compare(group: Group, env: str, arm: str, margin: float | None) -> Comparison:
+    assert group.baseline is not None
+    mine, base = group.scores[arm][env], group.scores[group.baseline][env]
+    shared = sorted(mine.keys() & base.keys())
+    difference = paired([mine[s] for s in shared], [base[s] for s in shared]) if shared else None
+    sign = 1.0 if group.measure.higher_is_better else -1.0
+    better = improvement([sign * _of(mine)], [sign * _of(base)])
+    m = margin if margin is not None else MARGIN * abs(float(_of(base).mean()))
+    return Comparison(group.agent, env, arm, group.baseline, difference, better, m, _gap(group, env, arm))
+
+
+def _gap(group: Group, env: str, arm: str) -> Gap | None:
+    if group.oracle is None or group.baseline is None or arm == group.oracle:
+        return None
+    rows = [group.scores[name].get(env, {}) for name in (arm, group.baseline, group.oracle)]
+    shared = sorted(set.intersection(*(set(row) for row in rows)))
+    if len(shared) < FEWEST:
+        return None
+    return gap_closed(*([row[s] for s in shared] for row in rows), higher_is_better=group.measure.higher_is_better)
+
+
+def _compare_overall(group: Group, arm: str) -> Comparison:
+    assert group.baseline is not None
+    mine, base = group.by_seed(arm), group.by_seed(group.baseline)
+    shared = sorted(mine.keys() & base.keys())
+    difference = paired([mine[s] for s in shared], [base[s] for s in shared]) if shared else None
+    sign = 1.0 if group.measure.higher_is_better else -1.0
+    environments = [env for env in group.environments if env in group.scores[group.baseline]]
+    better = improvement(
+        [sign * _of(group.scores[arm][env]) for env in environments],
+        [sign * _of(group.scores[group.baseline][env]) for env in environments],
+    )
+    m = MARGIN * abs(float(np.mean(list(base.values())))) if base else 0.0
+    return Comparison(group.agent, "", arm, group.baseline, difference, better, m)
+
+
+# ------------------------------------------------------------------------------------------------ curves
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Mean over seeds at moments of a common grid, with Student's 95 % interval (NaN from too few seeds).
+
+    `x` is in the units of the axis, `seeds` says how many runs the mean is one of.
+    """
+
+    x: Array
+    mean: Array
+    low: Array
+    high: Array
+    seeds: int
+
+
+def curve(rows: Sequence[Array], x: Array) -> Curve:
+    """Curves of several seeds on one grid, cut where the shortest ends; a point that a seed does not have is a mean of
+    the others."""
+    length = min(len(x), *(len(row) for row in rows))
+    points = []
+    for i in range(length):
+        values = np.array([row[i] for row in rows])
+        values = values[np.isfinite(values)]
+        whole = len(values) == len(rows)
+        point = mean_interval(values) if len(values) else Interval(math.nan, math.nan, math.nan)
+        points.append(point if whole else Interval(point.estimate, math.nan, math.nan))
+    mean, low, high = (np.array([getattr(p, n) for p in points]) for n in ("estimate", "low", "high"))
+    return Curve(x[:length], mean, low, high, len(rows))
+
+
+def binned(at: Array, values: Array, edges: Array) -> Array:
+    """Mean of the finite values in each bin (edge, edge]; NaN where there is none."""
+    kept = np.isfinite(values)
+    at, values = at[kept], values[kept]
+    place = np.searchsorted(edges, at, side="left") - 1
+    inside = (place >= 0) & (place < len(edges) - 1)
+    count = np.bincount(place[inside], minlength=len(edges) - 1)
+    total = np.bincount(place[inside], weights=values[inside], minlength=len(edges) - 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found: Array = np.where(count > 0, total / count, math.nan)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ plasticity
+
+
+def plasticity_tags(records: Iterable[Record]) -> list[str]:
+    """Metrics of whole components that some run has at two moments: `plasticity/<metric>/<component>`."""
+    tags = {
+        tag
+        for record in records
+        for tag, series in record.tags.items()
+        if tag.startswith("plasticity/") and tag.count("/") == 2 and len(np.unique(series.steps)) > 1
+    }
+    return sorted(tags)
+
+
+def change(record: Record, tag: str, window: float) -> float:
+    """Mean over the last `window` environment steps less that over the first `window` steps from the tag's first value
+    on; NaN if it was not measured in both, or the two overlap."""
+    found = record.tags.get(tag)
+    if found is None or not len(found.values):
+        return math.nan
+    first = float(found.steps[0])
+    early, late = found.within(first - 1, first - 1 + window), found.within(record.steps - window, record.steps)
+    if first - 1 + window > record.steps - window or not len(early) or not len(late):
+        return math.nan
+    return average(late) - average(early)
+
+
+def window_of(record: Record, segment: int) -> float:
+    """Of the beginning and of the end of a run: a tenth of it, and no less than a task if there are four or more."""
+    tenth = END * record.steps
+    return max(tenth, float(segment)) if 4 * segment <= record.steps else tenth

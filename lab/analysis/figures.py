@@ -1,0 +1,315 @@
+"""The figures of a report: lines with bands, intervals side by side, points. Each as wide as a phone, in SVG and PNG.
+
+An arm looks the same in all figures of a report: colours are those of Okabe and Ito, told apart by line styles too; the
+baseline is black, the oracle grey and dashed. Legends stand below the axes.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..statistics import Array, Interval
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F5539", "#6A3D9A")
+STYLES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1.5, 1, 1.5)))
+
+WIDTH = 4.4  # inches; at 72 points an inch a letter of 10 points is 11 pixels high on a phone
+SHORT, LONG = 24, 52  # letters of a label that fit into a legend of two columns, and of one
+BLACK, GREY = "#000000", "#808080"
+
+
+@dataclass(frozen=True)
+class Look:
+    """Of one arm, in every figure."""
+
+    color: str
+    style: Any
+    width: float = 1.5
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve: [N] places, values and the ends of their interval (NaN where there is none); `marks` are places at which
+    something was done to it."""
+
+    label: str
+    look: Look
+    x: Array
+    y: Array
+    low: Array
+    high: Array
+    marks: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure in both forms."""
+
+    svg: str
+    png: bytes
+
+
+def installed() -> bool:
+    """Can figures be drawn here?"""
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
+def looks(arms: Iterable[str], baseline: str | None, oracle: str | None) -> dict[str, Look]:
+    """The look of every arm; those that are neither baseline nor oracle take colours in their order."""
+    found = {}
+    count = 0
+    for arm in arms:
+        if arm == baseline:
+            found[arm] = Look(BLACK, "-", 1.9)
+        elif arm == oracle:
+            found[arm] = Look(GREY, (0, (5, 1.5)), 1.9)
+        else:
+            # Every round of colours has a style of its own, so that no two arms of thirty-two look the same.
+            style = STYLES[(count + count // len(COLOURS)) % len(STYLES)]
+            found[arm] = Look(COLOURS[count % len(COLOURS)], style)
+            count += 1
+    return found
+
+
+def shortened(label: str, longest: int = LONG) -> str:
+    """No longer than that, by leaving out the middle."""
+    if len(label) <= longest:
+        return label
+    head = (longest - 1) * 2 // 3
+    return f"{label[:head].rstrip()}…{label[len(label) - (longest - 1 - head) :].lstrip()}"
+
+
+def drawn_as_it_is(text: str) -> str:
+    """A text of which matplotlib draws every character.
+
+    It would take what stands between two dollars for a formula, and leave a label that begins with an underscore out of
+    the legend.
+    """
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+# ------------------------------------------------------------------------------------------------ kinds of figures
+
+
+def lines(
+    name: str,
+    curves: Sequence[Line],
+    x: str,
+    y: str,
+    *,
+    edges: Sequence[float] = (),
+    at: float | None = None,
+    logarithmic: bool = False,
+) -> Drawing:
+    """Curves with bands.
+
+    Args:
+        name: Of the figure; it makes its ids unique on the page.
+        x, y: What the axes are called.
+        edges: Where tasks change.
+        at: A moment that everything is about.
+    """
+    rows = _legend_rows([line.label for line in curves])
+    with _style(name):
+        chart, axes = _chart(2.75 + rows * 0.185)
+        for edge in edges:
+            axes.axvline(edge, color="#c4c4c4", linewidth=0.7, zorder=0)
+        if at is not None:
+            axes.axvline(at, color="#444444", linewidth=1.0, linestyle=(0, (2, 2)), zorder=0)
+        for line in curves:
+            drawn = np.isfinite(line.y)
+            axes.plot(
+                line.x[drawn],
+                line.y[drawn],
+                label=drawn_as_it_is(shortened(line.label)),
+                color=line.look.color,
+                linestyle=line.look.style,
+                linewidth=line.look.width,
+                marker="o" if drawn.sum() == 1 else None,
+                markersize=4,
+            )
+            banded = np.isfinite(line.low) & np.isfinite(line.high)
+            axes.fill_between(line.x, line.low, line.high, where=banded, color=line.look.color, alpha=0.14, linewidth=0)
+        marked = [line for line in curves if line.marks]
+        for i, line in enumerate(marked):
+            # Ticks along the bottom, a row for every arm that has some.
+            height = 0.02 + 0.03 * i
+            axes.plot(
+                list(line.marks),
+                [height] * len(line.marks),
+                linestyle="",
+                marker="|",
+                markersize=6,
+                color=line.look.color,
+                transform=axes.get_xaxis_transform(),
+                clip_on=True,
+            )
+        if logarithmic:
+            axes.set_xscale("log")
+        else:
+            axes.xaxis.set_major_formatter(_thousands())
+        axes.set_xlabel(drawn_as_it_is(x))
+        axes.set_ylabel(drawn_as_it_is(shortened(y, 34)))
+        _legend(chart, [line.label for line in curves])
+        return _drawn(chart, name)
+
+
+def intervals(
+    name: str, rows: Sequence[tuple[str, Interval, Look]], x: str, *, reference: float | None = None
+) -> Drawing:
+    """Estimates with their intervals, one below the other, each under its label."""
+    with _style(name):
+        chart, axes = _chart(0.62 + 0.44 * max(len(rows), 1))
+        for i, (_, interval, look) in enumerate(rows):
+            if not math.isfinite(interval.estimate):
+                continue
+            if interval.known:
+                axes.plot(
+                    [interval.low, interval.high],
+                    [-i, -i],
+                    color=look.color,
+                    linewidth=5,
+                    alpha=0.3,
+                    solid_capstyle="butt",
+                )
+            axes.plot([interval.estimate], [-i], marker="o", color=look.color, markersize=5.5)
+        for i, (label, _, _) in enumerate(rows):
+            axes.text(
+                0.0,
+                -i + 0.2,
+                drawn_as_it_is(shortened(label)),
+                transform=axes.get_yaxis_transform(),
+                fontsize=8.5,
+                va="bottom",
+                color="#333333",
+            )
+        if reference is not None:
+            axes.axvline(reference, color="#444444", linewidth=1.0, linestyle=(0, (2, 2)), zorder=0)
+        axes.set_ylim(-len(rows) + 0.45, 0.85)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(drawn_as_it_is(x))
+        return _drawn(chart, name)
+
+
+def points(name: str, sets: Sequence[tuple[str, Look, Array, Array]], x: str, y: str) -> Drawing:
+    """Runs as points, by arm."""
+    rows = _legend_rows([label for label, *_ in sets])
+    with _style(name):
+        chart, axes = _chart(2.75 + rows * 0.185)
+        for label, look, xs, ys in sets:
+            axes.plot(
+                xs,
+                ys,
+                linestyle="",
+                marker="o",
+                markersize=5,
+                alpha=0.8,
+                color=look.color,
+                label=drawn_as_it_is(shortened(label)),
+            )
+        axes.set_xlabel(drawn_as_it_is(shortened(x, 44)))
+        axes.set_ylabel(drawn_as_it_is(shortened(y, 34)))
+        _legend(chart, [label for label, *_ in sets])
+        return _drawn(chart, name)
+
+
+# ------------------------------------------------------------------------------------------------ paper and ink
+
+
+def _style(name: str) -> Any:
+    import matplotlib
+
+    return matplotlib.rc_context(
+        {
+            "svg.hashsalt": name,
+            "svg.fonttype": "path",
+            "font.size": 10,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.color": "#ebebeb",
+            "axes.axisbelow": True,
+            "axes.edgecolor": "#888888",
+            "xtick.color": "#333333",
+            "ytick.color": "#333333",
+            "font.family": "sans-serif",
+            "axes.formatter.limits": (-4, 5),
+            "axes.formatter.useoffset": False,
+        }
+    )
+
+
+def _chart(height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    # Padding in inches: the layout leaves no room for the half of a tick's label that reaches beyond the axis.
+    chart = Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(w_pad=0.16))
+    return chart, chart.add_subplot()
+
+
+def _thousands() -> Any:
+    from matplotlib.ticker import EngFormatter
+
+    return EngFormatter(sep="")
+
+
+def _columns(labels: Sequence[str]) -> int:
+    return 2 if max((len(shortened(label)) for label in labels), default=0) <= SHORT else 1
+
+
+def _legend_rows(labels: Sequence[str]) -> int:
+    return math.ceil(len(labels) / _columns(labels)) if len(labels) > 1 else 0
+
+
+def _legend(chart: Any, labels: Sequence[str]) -> None:
+    if len(labels) > 1:
+        chart.legend(
+            loc="outside lower center",
+            ncols=_columns(labels),
+            frameon=False,
+            handlelength=3.0,
+            fontsize=8.5,
+            borderpad=0,
+            labelspacing=0.3,
+            columnspacing=1.2,
+        )
+
+
+def _drawn(chart: Any, name: str) -> Drawing:
+    out, picture = io.StringIO(), io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box is drawn, and the tables have the name
+        chart.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+        chart.savefig(picture, format="png", dpi=160, metadata={"Software": None})
+    return Drawing(_embedded(out.getvalue(), name), picture.getvalue())
+
+
+def _embedded(svg: str, name: str) -> str:
+    """An SVG that may stand within a page: no prologue, ids of its own, and as wide as there is room."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'\b(id="|xlink:href="#|url\(#)', rf"\g<1>{re.escape(name)}-", svg)
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.S)
+    head, _, rest = svg.partition(">")
+    head = re.sub(r'\s(width|height)="[^"]*"', "", head)
+    body = "\n".join(line.rstrip() for line in rest.splitlines())
+    return f'{head} role="img" preserveAspectRatio="xMidYMid meet">{body}\n'
+
+
+def by_arm(arms: Mapping[str, Look], label: str) -> Look:
+    """The look of an arm, that of no arm in particular if it is none."""
+    return arms.get(label, Look(GREY, "-"))

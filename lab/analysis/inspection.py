@@ -1,0 +1,541 @@
+"""Look closely at a saved agent: all that monitors measure, and how plastic it still is.
+
+    pliant inspect runs/ALE-Pong-v5/dqn/seed1                     # the newest good checkpoint of a run
+    pliant inspect runs/…/checkpoints/step_000000100000 --monitors units ranks "probe(steps=500)" --json report.json
+    pliant inspect agent.pt --env CartPole-v1                     # an agent's file has no replay: it plays for states
+    pliant inspect agent.pt --observations states.npy
+    pliant inspect model.pt --module my_project.nets:QNet --module-args '{"actions": 6}' --input states.npy
+
+What is told is what the run's own monitors would have found at its next update, on states of its replay: one update is
+made, on a copy in memory, and nothing is written but what --json asks for. `pliant monitors` explains every number.
+
+Of a module that is no agent, what weights and outputs tell is measured: units, norms, ranks, and the probe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+
+from pliant.agents import Agent, Batch, Clock
+from pliant.agents.checkpoint import Found
+from pliant.agents.hooks import Every, Never, Sampling, sample_like_training
+from pliant.agents.networks import ReLU
+from pliant.agents.rollout import Rollout
+from pliant.agents.saved import read_torch
+from pliant.common.ranges import AT_ONCE, at_least
+from pliant.common.seeds import derive_seed
+from pliant.envs import EnvConfig, make
+from pliant.interventions.core.spec import did_you_mean, parse
+from pliant.interventions.external.networks import ExternalNetwork, ExternalSurvey, read_network
+from pliant.lab.errors import BadInput
+from pliant.lab.experiments.config import RunConfig
+from pliant.lab.experiments.own_modules import refuse_others
+from pliant.lab.experiments.saved import check_fits, read_saved
+from pliant.monitors import MONITORS, watch
+from pliant.monitors.base import Finding, Known, Look, Monitor, Monitors
+from pliant.monitors.dashboard import Picture
+from pliant.monitors.probe import ProbeMonitor, readings
+from pliant.monitors.probing import Budget, Probe, Subject, experiment
+from pliant.monitors.registry import built, check_monitors, expand, measurer
+
+SAMPLES = 2_048  # states that are played for or drawn
+States: TypeAlias = Annotated[int, at_least(2, "states", most=1_000_000, why=AT_ONCE)]
+MOST_NUMBERS = 2**30  # that are drawn
+WIDTH = 118  # columns of the table
+PLAIN = ("units", "norms", "ranks", "probe")  # monitors that ask for nothing but weights and outputs
+LATE = 10**12  # environment steps by which no agent explores as a beginner any more
+
+
+@dataclass
+class Report:
+    """What was found.
+
+    Attributes:
+        source: The file or checkpoint.
+        about: What it holds, and what it was looked at with, as plain values.
+        metrics: Key → number; what is not defined is left out.
+        skipped: Monitor → why it did not look.
+        notes: What the consumer should know.
+    """
+
+    source: str
+    about: dict[str, Any]
+    metrics: dict[str, float] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, key: str, value: float) -> None:
+        """Take down a number, if it is one."""
+        if math.isfinite(value):
+            self.metrics[key] = value
+
+    def json(self) -> dict[str, Any]:
+        found = {"notes": self.notes, "skipped": self.skipped, "metrics": self.metrics}
+        return {"source": self.source, **self.about, **found}
+
+    def __str__(self) -> str:
+        about = ", ".join(f"{key} {value}" for key, value in self.about.items())
+        lines = [self.source, f"  {about}", *(f"  {note}" for note in self.notes)]
+        lines += [f"  not looked at: {name} ({why})" for name, why in self.skipped.items()]
+        sections: dict[str, dict[str, dict[str, float]]] = {}
+        for key, value in self.metrics.items():
+            place, _, metric = key.rpartition("/")
+            sections.setdefault(measurer(metric) or "others", {}).setdefault(metric, {})[place] = value
+        for name, rows in sections.items():
+            lines += ["", name, *_table(rows)]
+        return "\n".join(lines)
+
+
+def _table(rows: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    """Metrics by place, in as many blocks as the width of a screen takes."""
+    places = list(dict.fromkeys(place for row in rows.values() for place in row))
+    first = max(map(len, rows))
+    cells = {p: {m: f"{row[p]:.4g}" for m, row in rows.items() if p in row} for p in places}
+    widths = {p: max(len(p), *map(len, cells[p].values())) for p in places}
+    while places:
+        shown = [places.pop(0)]
+        while places and first + sum(widths[p] + 2 for p in (*shown, places[0])) + 2 <= WIDTH:
+            shown.append(places.pop(0))
+        yield f"  {'':<{first}}" + "".join(f"  {p:>{widths[p]}}" for p in shown)
+        for metric in rows:
+            if any(metric in cells[p] for p in shown):
+                yield f"  {metric:<{first}}" + "".join(f"  {cells[p].get(metric, ''):>{widths[p]}}" for p in shown)
+
+
+# ------------------------------------------------------------------------------------------------------ agents
+
+
+@dataclass
+class Looked:
+    """An agent that is looked at, and what was saved with it."""
+
+    agent: Agent
+    clock: Clock
+    source: str
+    memory: Any = None
+    found: Found | None = None
+    config: RunConfig | None = None
+
+
+def looked_at(path: Path, device: str, words: Sequence[str] = ()) -> Looked:
+    """The agent in a run's folder, a checkpoint or a file, on any device, whichever it was trained on. `words` are the
+    interventions of an agent without a run, which would tell them (BadInput, and as `read_saved`)."""
+    saved = read_saved(path, whole=True, otherwise="; for weights of a module of your own, give --module")
+    if saved.config is not None and words:
+        raise BadInput(f"--interventions are those of an agent's file; {path} belongs to a run, which knows its own")
+    agent, found = saved.build(device, words), saved.found
+    if found is None:
+        return Looked(agent, Clock(), saved.source)
+    state = found.load("replay")
+    memory = agent.memory(state["made_for"]["num_envs"])
+    own = memory.state_dict()
+    # Whoever only looks draws from a stream of his own, so that the one that was saved may be another device's.
+    here = {key: value for key, value in own["made_for"].items() if key == "device"}
+    state |= {"generator": own["generator"], "made_for": state["made_for"] | here}
+    memory.load_state_dict(state)
+    found.restore(memory)
+    return Looked(agent, Clock(**found.load("loop")["clock"]), saved.source, memory, found, saved.config)
+
+
+class Given:
+    """A memory of the transitions that were given, for whoever draws from it."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+    def sample(
+        self, batch_size: int, n_step: int = 1, gamma: float = 0.99, generator: Generator | None = None
+    ) -> Batch:
+        """Some of them, with replacement."""
+        device = self.batch.reward.device
+        return self.batch.take(torch.randint(len(self.batch.reward), (batch_size,), generator=generator, device=device))
+
+
+def observed(agent: Agent, path: Path) -> Given:
+    """Observations from a file, each as the last of an episode without reward."""
+    array = _array(path, "--observations")
+    spec = agent.observation
+    if array.shape[1:] != spec.shape or not len(array):
+        raise BadInput(
+            f"--observations {path}: of shape {array.shape}, where this {agent.name} reads "
+            f"(N, {', '.join(map(str, spec.shape))})"
+        )
+    if spec.pixels and array.dtype != np.uint8:
+        raise BadInput(f"--observations {path}: {array.dtype}, where this {agent.name} reads images of uint8")
+    obs = torch.from_numpy(array).to(agent.device, spec.dtype)
+    zeros = torch.zeros(len(obs), device=agent.device)
+    index = torch.arange(len(obs), device=agent.device)
+    return Given(Batch(obs, agent.act(obs), zeros, zeros, obs, zeros + 1, index))
+
+
+def played(agent: Agent, env: str, config: EnvConfig, samples: int, n_step: int, seed: int, **stands: Any) -> Any:
+    """A replay of what the agent lives through in an environment, exploring as it did at the end of its training:
+    `samples` transitions whose windows of `n_step` steps are complete, or one rollout if it learns from rollouts."""
+    envs = make(env, num_envs=1, seed=seed, config=config, evaluation=True, **stands)
+    try:
+        check_fits(agent, envs)
+        memory = agent.memory(1)
+        obs = envs.reset()
+        memory.start(obs)
+        clock = Clock(steps=LATE)
+        for _ in range(memory.length if isinstance(memory, Rollout) else samples + n_step - 1):
+            action = agent.act(obs, clock).cpu().numpy()
+            step = envs.step(action)
+            memory.add(action, step)
+            obs = step.obs
+        if isinstance(memory, Rollout):
+            memory.held = memory.complete(agent.sampling(clock).gamma)
+        return memory
+    finally:
+        envs.close()
+
+
+def chosen(words: Sequence[str] | None, agent: Agent, env: str | None, probe: bool, report: Report) -> list[str]:
+    """The monitors that look: those that were asked for, or all that can.
+
+    Raises:
+        ValueError: One that was asked for is not known, does not fit, or lacks an environment.
+    """
+    asked = words is not None
+    wanted = expand(check_monitors(words)) if words is not None else list(MONITORS)
+    kept = []
+    for word in wanted:
+        name = parse(word).name
+        part = built([word])[0]
+        if name == ProbeMonitor.name and not probe:
+            continue
+        try:
+            if part.plays and env is None:
+                raise ValueError(f"{name} plays episodes of its own: give --env, or of a run: its name in --monitors")
+            if type(part).follow is not Monitor.follow:
+                raise ValueError(f"{name} learns along with a run, and what is saved is one moment: use pliant fork")
+            # On trial: a monitor that does not fit should not take the others with it.
+            part.to(agent.device)
+            part.bind(agent)
+        except ValueError as error:
+            if asked:
+                raise
+            report.skipped[name] = " ".join(str(error).split())
+        else:
+            kept.append(word)
+    return kept
+
+
+def inspect_agent(saved: Looked, monitors: Monitors, report: Report, *, seed: int, fresh_envs: Any = None) -> None:
+    """Let monitors look at one update of an agent, and between two steps."""
+    agent = saved.agent
+    # An update at which all components learn.
+    period = getattr(agent.config, "actor_period", 1)
+    updates = (saved.clock.updates // period + 1) * period
+    clock = replace(saved.clock, updates=updates, last_updates=updates - 1)
+    run = SimpleNamespace(agent=agent, clock=clock, memory=saved.memory, log=None, fresh_envs=fresh_envs)
+    between = [part for part in monitors.parts.values() if part.plays]
+    for part in between:
+        for key, value in part.between(run):
+            if not isinstance(value, Picture):
+                report.add(key, value)
+    for part in monitors.parts.values():
+        part.when = Never() if part in between else Every(1)
+    generator = Generator(agent.device).manual_seed(derive_seed(seed, "inspect"))
+    batch = sample_like_training(run, agent.sampling(clock).batch_size, generator)
+    monitors.before_update(run)
+    with agent.drawing_from(generator):
+        update = agent.update(batch, clock)
+    monitors.after_update(run, update)
+    for arrived in monitors.arrive():
+        for key, value in arrived.values.items():
+            report.add(key, value)
+
+
+# ------------------------------------------------------------------------------------------------- plain modules
+
+
+class PlainNetwork:
+    """What monitors of weights and outputs ask of an agent, of a module that belongs to none."""
+
+    name, seed, dropouts, interventions = "network", 0, (), ()
+    observation = SimpleNamespace(pixels=False)
+
+    def __init__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.module, self.inputs = module.eval(), inputs
+        self.device = inputs[0].device
+        self.foreign: ExternalNetwork = read_network(
+            module, lambda: module(*(x[:2] for x in inputs)), name="network", encoder="encoder", init="torch"
+        )
+        taps = {"network": list(self.foreign.places)}
+        self.survey = ExternalSurvey("network", dict(self.foreign.layers), {}, self.foreign.graph, taps)
+        for name, h in zip(self.foreign.places, self.activations(self.batch())["network"], strict=True):
+            # What activation a module's forward applies is not to be read off it, but its outputs give ReLU away.
+            rectified = bool((h >= 0).all() and (h == 0).any())
+            self.foreign.layers[name].activation = ReLU() if rectified else nn.Identity()
+
+    def optimizers(self) -> Iterator[Any]:
+        return iter(())
+
+    def sampling(self, clock: Clock) -> Sampling:
+        return Sampling(len(self.inputs[0]), 1, 1.0, 1.0)
+
+    def batch(self) -> Any:
+        """All inputs, as the states of a batch."""
+        return SimpleNamespace(obs=self.inputs)
+
+    def sample(self, *args: Any, **kwargs: Any) -> Any:
+        """As a memory: the inputs are all there is to be drawn."""
+        return self.batch()
+
+    @torch.no_grad()
+    def activations(self, batch: Any) -> dict[str, list[Tensor]]:
+        """What the consumers of each layer's units read of them."""
+        places = {name: here[0] for name, here in self.foreign.places.items()}
+        seen: dict[nn.Module, Tensor] = {}
+
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen[module] = args[0] if args else kwargs["input"]
+
+        handles = [
+            m.register_forward_pre_hook(note, with_kwargs=True) for m in {place.consumer for place in places.values()}
+        ]
+        try:
+            self.module(*batch.obs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return {"network": [place.take(seen[place.consumer]).float() for place in places.values()]}
+
+
+def inspect_module(network: PlainNetwork, words: Sequence[str], report: Report, *, seed: int) -> None:
+    """Let those monitors look at a module that ask for its weights and outputs alone, and probe it."""
+    lost = {
+        name: {key: torch.full_like(p, torch.nan) for key, p in layer.named_parameters()}
+        for name, layer in network.survey.layers.items()
+    }  # what the module was born with; whatever is compared with it is left out
+    agent: Any = network
+    watched = Known(network.survey, agent, network.survey, lost)
+    clock = Clock(updates=1)
+    for part in built([_on_all(word, len(network.inputs[0])) for word in words]):
+        if isinstance(part, ProbeMonitor):
+            for key, value in _probed(network, part, seed):
+                report.add(key, value)
+            continue
+        part.to(network.device)
+        part.bind(agent)
+        look = Look(agent, clock, network, watched)
+        part.before_update(look)
+        for key, tensor in part.measure(look):
+            single: list[Finding] = [(key, float(tensor))] if tensor.ndim == 0 else []
+            for name, found in single or part.finish(key, tensor.cpu().numpy(), clock):
+                if not isinstance(found, Picture):
+                    report.add(name, found)
+    for name, why in network.foreign.left_alone.items():
+        report.skipped[f"the units of {name}"] = why
+
+
+def _on_all(word: str, samples: int) -> str:
+    """A word that looks at all inputs, if it says nothing else."""
+    read = parse(word)
+    if read.name in ("units", "ranks"):
+        return str(replace(read, arguments={"samples": samples} | read.arguments))
+    return word
+
+
+def _probed(network: PlainNetwork, part: ProbeMonitor, seed: int) -> Iterator[tuple[str, float]]:
+    """The probe with targets that need no rewards."""
+    kinds = [kind for kind in part.targets if kind != "replay"] or ["random"]
+    budget = Budget.of(network.inputs[0].ndim == 4, part.given["steps"], part.given["batch_size"], **part.others)
+    rows = experiment(Subject("network", network.module, network.inputs), kinds, budget, seed)
+    for kind in kinds:
+        for metric, value in readings(Probe.of("network", kind, rows[kind].double().cpu().numpy(), seed)).items():
+            yield f"network/{metric}", value
+
+
+def built_module(word: str, arguments: str | None) -> nn.Module:
+    """The module that `package.module:Class` makes of JSON arguments."""
+    place, colon, name = word.partition(":")
+    if not (place and colon and name):
+        raise BadInput(f"--module {word}: write package.module:Class, or a function that returns the module")
+    try:
+        given = json.loads(arguments) if arguments is not None else {}
+    except ValueError as error:
+        raise BadInput(f"--module-args is no JSON: {error}") from None
+    if not isinstance(given, dict | list):
+        raise BadInput(f"--module-args is a JSON object of named arguments, or a list, not {arguments}")
+    with _importable_from_here(), _theirs(f"--module {word}: importing {place} fails"):
+        source = import_module(place)
+    factory = getattr(source, name, None)
+    if not callable(factory):
+        hint = did_you_mean(name, vars(source))
+        raise BadInput(f"--module {word}: {place} has no {name!r} that can be called.{hint}")
+    with _theirs(f"--module {word} cannot be built with {arguments or 'no arguments'}"):
+        module = factory(**given) if isinstance(given, dict) else factory(*given)
+    if not isinstance(module, nn.Module):
+        raise BadInput(f"--module {word} gives {type(module).__name__}, which is no torch module")
+    return module
+
+
+@contextmanager
+def _importable_from_here() -> Iterator[None]:
+    """As `python -m` does: what lies in the present folder can be imported."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+@contextmanager
+def _theirs(what: str) -> Iterator[None]:
+    """Around code of somebody else, which may raise anything, or end the process (BadInput)."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        said = str(error) or "without a message"
+        name = "it calls sys.exit" if isinstance(error, SystemExit) else type(error).__name__
+        raise BadInput(f"{what}: {name}: {' '.join(said.split())}") from error
+
+
+def read_weights_(module: nn.Module, path: Path) -> None:
+    """Load a file of weights into a module, in place."""
+    content = read_torch(path)
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise BadInput(f"{path} holds no state dict (names and tensors)")
+    with _theirs(f"{path} does not fit {type(module).__name__}"):
+        module.load_state_dict(content)
+
+
+def read_inputs(given: Sequence[str], samples: int, seed: int, device: str) -> tuple[tuple[Tensor, ...], str]:
+    """What the module is to read, an argument each, and where it comes from."""
+    generator = Generator().manual_seed(derive_seed(seed, "inputs"))
+    inputs, sources = [], []
+    for word in given:
+        if re.fullmatch(r"\d+([,x]\d+)*", word):
+            shape = [int(n) for n in re.split("[,x]", word)]
+            if samples * math.prod(shape) > MOST_NUMBERS:
+                raise BadInput(
+                    f"--input {word}: {samples:,} samples of this shape are more than {MOST_NUMBERS:,} "
+                    "numbers, which are in memory at once; give fewer --samples"
+                )
+            inputs.append(torch.randn(samples, *shape, generator=generator))
+            sources.append(f"{samples} standard normal draws of shape ({', '.join(map(str, shape))})")
+        else:
+            array = _array(Path(word), "--input")
+            inputs.append(torch.from_numpy(array.astype(np.float32) if array.dtype.kind == "f" else array))
+            sources.append(f"{len(array)} from {word}")
+    if len({len(x) for x in inputs}) > 1:
+        raise BadInput(f"--input: all arguments need as many samples, not {', '.join(str(len(x)) for x in inputs)}")
+    return tuple(x.to(device) for x in inputs), "; ".join(sources)
+
+
+def _array(path: Path, option: str) -> Any:
+    """The samples in a file that numpy saved, [N, ...] of numbers (BadInput)."""
+    if path.is_dir():
+        raise BadInput(f"{option} {path} is a folder: name a .npy file")
+    try:
+        with path.open("rb") as file:
+            array = np.load(file, allow_pickle=False)
+    except FileNotFoundError:
+        raise BadInput(f"{option} {path}: no such file") from None
+    except MemoryError:
+        raise BadInput(f"{option} {path} does not fit into memory") from None
+    except Exception as error:  # whatever numpy and zipfile make of a file that is none of theirs
+        objects = "Object arrays" in str(error)
+        why = "it holds Python objects, which are not loaded" if objects else "numpy cannot read it"
+        raise BadInput(f"{option} {path} is no array of numbers that numpy saved: {why}") from error
+    if not isinstance(array, np.ndarray):
+        raise BadInput(f"{option} {path} holds several arrays (.npz): save one as .npy")
+    if array.ndim < 1 or array.dtype.kind not in "fiub" or not len(array):
+        raise BadInput(f"{option} {path} is no array of samples (N, ...), but {array.dtype} of shape {array.shape}")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+# ------------------------------------------------------------------------------------------------------ command line
+
+
+def report_on_agent(arguments: argparse.Namespace) -> Report:
+    """Everything about a run, a checkpoint or an agent's file."""
+    saved = looked_at(arguments.path, arguments.device, arguments.interventions)
+    agent, env = saved.agent, arguments.env
+    report = Report(saved.source, {"agent": agent.name})
+    if saved.found is not None:
+        report.about |= {"steps": saved.clock.steps, "updates": saved.clock.updates}
+    run, words = saved.config, arguments.monitors
+    if env is None and run is not None and words is not None:
+        env = run.env  # what was asked for may play; what was not, does not, since it can take minutes
+    config = run.env_config if run is not None and run.env == env else EnvConfig()
+    if env is not None and run is not None and run.env == env:
+        refuse_others(arguments.path, env)
+    # A problem that drifts is looked at as the agent last saw it.
+    stands: dict[str, Any] = {}
+    if run is not None and saved.found is not None:
+        stands = {"at_steps": max(0, saved.clock.steps - 1), "drift_seed": run.seed}
+    if arguments.observations is not None:
+        saved.memory = observed(agent, arguments.observations)
+        report.about["states"] = f"{len(saved.memory.batch.obs)} from {arguments.observations}"
+        report.notes.append(
+            "the states came without rewards: gradients, errors and curvature are those of episodes that end at once"
+        )
+    elif saved.memory is not None:
+        report.about["states"] = f"the replay's {len(saved.memory):,}"
+    elif env is not None:
+        n_step = agent.sampling(saved.clock).n_step
+        saved.memory = played(agent, env, config, arguments.samples, n_step, arguments.seed, **stands)
+        steps = saved.memory.length if isinstance(saved.memory, Rollout) else arguments.samples
+        report.about["states"] = f"{steps:,} steps in {env}"
+    else:
+        raise BadInput(
+            f"{arguments.path} holds an agent without its replay: give --env NAME for it to play in, or --observations "
+            "FILE.npy"
+        )
+    words = chosen(words, agent, env, arguments.probe, report)
+    if arguments.observations is not None:
+        words = [_without_rewards(word) for word in words]
+    monitors = watch(agent, *(words or ["none"]))
+    fresh: Callable[[], Any] | None = None
+    if env is not None:
+        fresh = lambda: make(  # noqa: E731
+            env, num_envs=1, seed=arguments.seed, config=config, evaluation=True, **stands
+        )
+    inspect_agent(saved, monitors, report, seed=arguments.seed, fresh_envs=fresh)
+    return report
+
+
+def _without_rewards(word: str) -> str:
+    """The probe's own targets are of no use then."""
+    read = parse(word)
+    return "probe(targets=random)" if read.name == ProbeMonitor.name and not read.arguments else word
+
+
+def report_on_module(arguments: argparse.Namespace) -> Report:
+    """Everything about weights of a module that somebody else wrote."""
+    if not arguments.input:
+        raise BadInput("--module needs --input: a FILE.npy of what the module reads, or the SHAPE of one sample")
+    module = built_module(arguments.module, arguments.module_args)
+    read_weights_(module, arguments.path)
+    inputs, source = read_inputs(arguments.input, arguments.samples, arguments.seed, arguments.device)
+    module = module.to(arguments.device).eval()
+    with _theirs(f"--module {arguments.module} cannot read --input"), torch.no_grad():
+        module(*(x[:2] for x in inputs))
+    words = expand(check_monitors(arguments.monitors)) if arguments.monitors is not None else list(PLAIN)
+    if unfit := [word for word in words if parse(word).name not in PLAIN]:
+        raise BadInput(f"{unfit[0]} asks for an agent; of a module there are {', '.join(PLAIN)}")
+    words = [word for word in words if parse(word).name != ProbeMonitor.name or arguments.probe]
+    report = Report(str(arguments.path), {"module": arguments.module, "inputs": source})
+    inspect_module(PlainNetwork(module, inputs), words, report, seed=arguments.seed)
+    return report

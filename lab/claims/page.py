@@ -1,0 +1,374 @@
+"""The page of claims and its figures: all from cards and results, the same bytes from the same results.
+
+Curves are means over seeds with Student's 95 % interval. Colours are those of Okabe and Ito, told apart by line styles
+too; figures are as narrow as a phone.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from ..analysis.figures import COLOURS, STYLES
+from ..analysis.page import fenced
+from ..errors import BadInput
+from ..statistics import FEWEST, Interval, mean_interval
+from .cards import Arm, Card, Measure
+from .results import ORDER, ArmResult, Judged, Judgement, series, stored
+from .running import minutes, seeds_of, spelled
+
+# Okabe & Ito 2008, less the yellow, which does not show on white.
+MARK = {
+    "shown": "shown",
+    "not shown": "**not shown**",
+    "contradicted": "**contradicted**",
+    "underpowered": "**underpowered**",
+    "not run": "not run",
+}
+POINTS = 40  # of a curve; more tasks than that are drawn as means of neighbours
+
+
+def write_page(judged: Sequence[Judgement], out: Path) -> Path:
+    """`claims.md` in a folder, and `figures/claims/*.svg` beside it (BadInput if matplotlib is not installed)."""
+    _matplotlib()
+    figures = out / "figures" / "claims"
+    figures.mkdir(parents=True, exist_ok=True)
+    ordered = sorted(judged, key=lambda j: (ORDER.index(j.verdict), j.card.name))
+    drawn = set()
+    for each in ordered:
+        if each.arms is not None and each.verdict != "not run":
+            (figures / f"{each.card.name}.svg").write_text(figure(each), encoding="utf-8")
+            drawn.add(f"{each.card.name}.svg")
+    for stale in figures.glob("*.svg"):  # of a claim that is gone
+        if stale.name not in drawn:
+            stale.unlink()
+    page = out / "claims.md"
+    page.write_text("\n".join(_page(ordered)) + "\n", encoding="utf-8")
+    return page
+
+
+def _page(judged: Sequence[Judgement]) -> Iterator[str]:
+    counts = {verdict: sum(j.verdict == verdict for j in judged) for verdict in ORDER}
+    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    yield "# Claims"
+    yield ""
+    yield textwrap.fill(
+        f"What the literature says, run here: {told}. Each claim is a card in `claims/`, `pliant claims run NAME` runs "
+        "what is missing of it, and `pliant claims render` writes this page, in which nothing is typed by hand. What "
+        "does not show stands first.",
+        120,
+    )
+    yield ""
+    yield textwrap.fill(
+        "Verdicts follow from the intervals by rule (`scripts/claim_results.py`). *Shown*: the 95 % interval of the "
+        "difference excludes no effect, and the 90 % interval reaches the margin, the smallest difference that would "
+        "matter. *Contradicted*: the same the other way round. *Not shown*: an effect as large as the margin is "
+        "excluded. *Underpowered*: neither is, and more seeds would tell. Of equality: *shown* if two one-sided tests "
+        "exclude a difference as large as the margin. Seeds are paired; there is no interval from fewer than three of "
+        "them. The *gap closed* is the share of the way from the plain agent to the oracle, a fresh agent for every "
+        "task.",
+        120,
+    )
+    yield ""
+    yield "| claim | verdict | seeds | cost, CPU |"
+    yield "|---|---|---|---|"
+    for each in judged:
+        shown = _cell(each.card.title).replace("[", r"\[").replace("]", r"\]")
+        title = f"[{shown}](#{_anchor(each.card.title)})"
+        yield f"| {title} | {MARK[each.verdict]} | {seeds_of(each)} | {spelled(*minutes(each))} |"
+    for each in judged:
+        yield ""
+        yield from _section(each)
+
+
+def _anchor(title: str) -> str:
+    """The name that GitHub gives a heading."""
+    kept = "".join(c for c in title.lower() if c.isalnum() or c in " -_")
+    return kept.replace(" ", "-")
+
+
+def _section(judged: Judgement) -> Iterator[str]:
+    card = judged.card
+    yield f"## {_text(card.title)}"
+    yield ""
+    yield f"**{judged.verdict.capitalize()}.** {_text(card.claim)}"
+    yield ""
+    source = f"*{_text(card.paper.title)}*"
+    if card.paper.arxiv:
+        source += f", [{card.paper.arxiv}](https://arxiv.org/abs/{card.paper.arxiv})"
+    if card.paper.where:
+        source += f", {_text(card.paper.where)}"
+    yield f"Source: {source}. Card: {_code(card.name)}."
+    if judged.check is not None:
+        yield from _checked(judged.check)
+    elif card.testbed is not None:
+        yield ""
+        yield textwrap.fill(f"Testbed: {_text(card.testbed.about)}", 120)
+        if judged.verdict != "not run":
+            yield ""
+            yield f"![{_text(card.title)}: {_text(_caption(card))}](figures/claims/{quote(card.name)}.svg)"
+            yield ""
+            yield f"*{_text(_caption(card))}*"
+        yield ""
+        yield from _verdicts(judged.comparisons)
+        for measure in card.measures.values():
+            yield from _arms(judged, measure)
+        yield ""
+        lines = list(_commands(card))
+        fence = fenced("\n".join(lines))
+        yield from (fence, *lines, fence)
+    yield ""
+    run = _code(shlex.join(("pliant", "claims", "run", card.name)))
+    yield f"Cost: {spelled(*minutes(judged))} of processor time. Run it: {run}."
+    if card.tried:
+        yield ""
+        yield textwrap.fill(f"What was tried: {_text(card.tried)}", 120)
+
+
+def _text(text: str) -> str:
+    """Prose of a card, which may use Markdown, but no HTML."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", " ".join(text.split()))
+
+
+def _cell(text: str) -> str:
+    """The same in a table."""
+    return _text(text).replace("|", r"\|")
+
+
+def _code(text: str) -> str:
+    """A code span, whatever backticks stand within it."""
+    if "`" not in text:
+        return f"`{text}`"
+    fence = fenced(text)
+    return f"{fence} {text} {fence}"
+
+
+def _checked(check: Mapping[str, Any]) -> Iterator[str]:
+    yield ""
+    yield "| what was asked | found | expected | |"
+    yield "|---|---|---|---|"
+    for row in check["rows"]:
+        what, result, expected = (_cell(str(row[key])) for key in ("what", "found", "expected"))
+        yield f"| {what} | {result} | {expected} | {'holds' if row['holds'] else '**does not**'} |"
+
+
+def _verdicts(comparisons: Sequence[Judged]) -> Iterator[str]:
+    yield "| says | of | difference, 95 % interval | margin | seeds | verdict |"
+    yield "|---|---|---|---|---|---|"
+    for each in comparisons:
+        c, d = each.comparison, each.difference
+        text = _cell(c.text).replace("_", r"\_")
+        found = "" if d is None else _interval(d.interval())
+        seeds = "" if d is None else d.seeds
+        yield f"| {text} | {_cell(c.measure)} | {found} | {c.margin:g} | {seeds} | {MARK[each.verdict]}: {each.why} |"
+
+
+def _arms(judged: Judgement, measure: Measure) -> Iterator[str]:
+    assert judged.arms is not None
+    arms = judged.arms[measure.name]
+    gaps = any(arm.gap is not None for arm in arms.values())
+    yield ""
+    yield f"| arm | {_cell(measure.name)} | seeds |{' gap closed |' if gaps else ''}"
+    yield f"|---|---|---|{'---|' if gaps else ''}"
+    for arm in arms.values():
+        mean = "" if arm.mean is None else _interval(arm.mean)
+        gap = f" {_gap(arm)} |" if gaps else ""
+        yield f"| {_named(arm.arm)} | {mean} | {len(arm.values)} |{gap}"
+
+
+def _named(arm: Arm) -> str:
+    kinds = {
+        "control": "nothing is done",
+        "oracle": "the oracle",
+        "fixed_task": "the task stays",
+        "linear": "linear",
+        "optimizer": "the optimizer alone",
+        "random": "at random",
+    }
+    name = _cell(arm.name).replace("_", r"\_")
+    words = " ".join(_code(word).replace("|", r"\|") for word in arm.words)
+    note = "; ".join(part for part in (kinds.get(arm.kind, ""), words) if part)
+    return f"**{name}**" + (f": {note}" if note else "")
+
+
+def _gap(arm: ArmResult) -> str:
+    if arm.gap is None:
+        return ""
+    if arm.gap.fraction is None:
+        return "no gap" + (", above the oracle" if arm.gap.above else "")
+    low, high = arm.gap.fraction[1:]
+    share = f"{100 * arm.gap.fraction.estimate:.0f} % ({100 * low:.0f} … {100 * high:.0f})"
+    return share + (", **above the oracle**" if arm.gap.above else "")
+
+
+def _interval(interval: Interval) -> str:
+    if not interval.known:
+        return f"{_number(interval.estimate)} (fewer than {FEWEST} seeds: no interval)"
+    return f"{_number(interval.estimate)} ({_number(interval.low)} … {_number(interval.high)})"
+
+
+def _number(value: float) -> str:
+    """Three digits, and none that only the machine knows."""
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) >= 1e-12 else "0"
+
+
+def _commands(card: Card) -> Iterator[str]:
+    """The command line of the first arm whole, of others what differs."""
+    base: tuple[str, ...] = ()
+    for arm in card.arms.values():
+        words = card.command(arm)
+        if not base:
+            base = words
+            yield from _wrapped(f"# {arm.name}", ("pliant", "train", *words))
+            continue
+        flags, common = _by_flag(words), _by_flag(base)
+        new = [w for name, row in flags.items() if common.get(name) != row for w in (name, *row)]
+        gone = [name for name in common if name not in flags]
+        without = f"   (without {' '.join(gone)})" if gone else ""
+        title = f"# {arm.name}: the same{' with' if new else ''}{without}"
+        yield from _wrapped(title, new) if new else (title,)
+
+
+def _by_flag(words: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    name = ""
+    for word in words:
+        if word.startswith("--"):
+            name, found[word] = word, ()
+        else:
+            found[name] += (word,)
+    return found
+
+
+def _wrapped(title: str, words: Sequence[str]) -> Iterator[str]:
+    yield title
+    line = ""
+    for word in map(shlex.quote, words):
+        if line and len(line) + len(word) > 110:
+            yield line + " \\"
+            line = "   "
+        line += (" " if line else "") + word
+    yield line
+
+
+# ------------------------------------------------------------------------------------------------ figures
+
+
+def _matplotlib() -> Any:
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        raise BadInput("the page has figures, which need matplotlib: pip install 'pliant[report]'") from None
+    return matplotlib
+
+
+def _caption(card: Card) -> str:
+    measure = card.first_measure
+    return f"{_axis(measure)} by {_part(card)}; mean over seeds and its 95 % interval"
+
+
+def _part(card: Card) -> str:
+    """What stands on the axis from left to right."""
+    if card.first_measure.read == "eval":
+        return "evaluation"
+    return "task" if card.testbed is not None and card.testbed.segment else "twentieth of the run"
+
+
+def _axis(measure: Measure) -> str:
+    names = {
+        "return": "Return",
+        "end_return": "Return at the end of a task",
+        "reward": "Reward per step",
+        "end_reward": "Reward per step at the end of a task",
+        "length": "Length of episodes",
+        "eval": "Return in evaluation",
+    }
+    unit = measure.unit or names.get(measure.read, measure.read)
+    return unit[0].upper() + unit[1:]
+
+
+def figure(judged: Judgement) -> str:
+    """The curves of all arms as an SVG."""
+    matplotlib = _matplotlib()
+    from io import StringIO
+
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    card, measure = judged.card, judged.card.first_measure
+    with matplotlib.rc_context(
+        {
+            "svg.hashsalt": card.name,
+            "svg.fonttype": "path",
+            "font.size": 10,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.color": "#e6e6e6",
+            "axes.axisbelow": True,
+        }
+    ):
+        chart = Figure(figsize=(4.4, 3.0 + 0.2 * math.ceil(len(card.arms) / 2)), layout="constrained")
+        axes = chart.add_subplot()
+        for look, arm in zip(_looks(card), card.arms.values(), strict=True):
+            rows = [series(result, measure.read, measure.of) for result in stored(card, arm).values()]
+            if not rows:
+                continue
+            x, curve = _curve(rows)
+            mean = [point.estimate for point in curve]
+            axes.plot(x, mean, label=_drawn(arm.name.replace("_", " ")), **look)
+            if all(point.known or math.isnan(point.estimate) for point in curve):
+                low, high = ([getattr(point, end) for point in curve] for end in ("low", "high"))
+                axes.fill_between(x, low, high, color=look["color"], alpha=0.18, linewidth=0)
+        axes.set_xlabel(_part(card).capitalize())
+        axes.set_ylabel(_drawn(_axis(measure)))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        chart.legend(loc="outside lower center", ncols=2, frameon=False, handlelength=3.2, fontsize=9)
+        out = StringIO()
+        chart.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    # No trailing blanks: what is committed is to be clean.
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def _drawn(text: str) -> str:
+    """matplotlib would take what stands between two dollars for a formula."""
+    return text.replace("$", r"\$")
+
+
+def _looks(card: Card) -> Iterator[dict[str, Any]]:
+    """Colour and line of every arm; the control is black, the oracle grey and dashed."""
+    count = 0
+    for arm in card.arms.values():
+        if arm.kind == "control":
+            yield {"color": "#000000", "linestyle": "-", "linewidth": 1.8}
+        elif arm.kind == "oracle":
+            yield {"color": "#808080", "linestyle": (0, (5, 1.5)), "linewidth": 1.8}
+        else:
+            yield {"color": COLOURS[count % len(COLOURS)], "linestyle": STYLES[count % len(STYLES)], "linewidth": 1.6}
+            count += 1
+
+
+def _curve(rows: Sequence[Sequence[float]]) -> tuple[list[float], list[Interval]]:
+    """Positions (from 1) and means over seeds; neighbours are drawn as their mean where there are very many."""
+    length = min(map(len, rows))
+    width = max(-(-length // POINTS), 1)
+    parts = [slice(i, i + width) for i in range(0, length, width)]
+    table = np.array([row[:length] for row in rows], dtype=np.float64)
+    curve = []
+    for part in parts:
+        block = table[:, part]
+        filled = ~np.isnan(block).all(axis=1)
+        values = [float(np.nanmean(row)) for row in block[filled]]
+        curve.append(mean_interval(values) if values else Interval(math.nan, math.nan, math.nan))
+    x = [float(np.mean(range(part.start, min(part.stop, length)))) + 1 for part in parts]
+    return x, curve

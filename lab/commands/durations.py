@@ -1,0 +1,21 @@
+"""Lengths of time as a user writes them."""
+
+from __future__ import annotations
+
+import re
+
+from ...common.specs import shorten
+from ..errors import BadInput
+
+LONGEST_BUDGET = 366 * 24 * 3600  # seconds
+
+
+def seconds(text: str) -> float:
+    """`30m`, `90s`, `1h30m` in seconds (BadInput)."""
+    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
+    total = sum(float(n) * u for n, u in zip(found.groups(), (3600, 60, 1), strict=True) if n) if found else 0.0
+    if total <= 0:
+        raise BadInput(f"--budget is a time like 30m, 90s or 1h30m, not {shorten(text)}")
+    if total > LONGEST_BUDGET:
+        raise BadInput(f"--budget must be at most {LONGEST_BUDGET // 3600:,}h, a year, not {shorten(text)}")
+    return total

@@ -1,0 +1,70 @@
+"""How commands end: an error is one line and an exit code, and SIGTERM undoes what is half done."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+LONGEST_LINE = 2_000  # characters of an error's line
+
+
+def exit_code(command: Callable[[], int]) -> int:
+    """Run a command; what the user has to mend is told in one line, and a bug of ours keeps its traceback.
+
+    The user's are exactly the ValueErrors and ImportErrors that pliant itself defines (`BadInput`, `SpecError`,
+    unknown environments, a replay that does not fit into memory). A plain ValueError may come from anywhere and is
+    taken for a bug, unless it was raised within `pliant.lab.errors.bad_input`. Other errors that pliant defines (a
+    full disk, a folder in use, no good checkpoint) are one line too, but no fault of the command line: exit code 1.
+    """
+    try:
+        with _terminable():
+            return command()
+    except (ValueError, ImportError) as error:
+        return _told(error, BAD_INPUT)
+    except (RuntimeError, OSError) as error:
+        return _told(error, FAILED)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Terminated:
+        return TERMINATED
+
+
+class Terminated(BaseException):
+    """SIGTERM was received, by a command that has nothing to save."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, so that what is half done is undone. `pliant train` deals with it
+    otherwise while it trains; and who ignores it, goes on ignoring it."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _told(error: Exception, code: int) -> int:
+    """One line for an error of pliant's own making; anything else goes on as it came."""
+    if type(error).__module__.partition(".")[0] != "pliant":
+        raise error
+    print(f"error: {_as_line(str(error))}", file=sys.stderr)
+    return code
+
+
+def _as_line(text: str) -> str:
+    """A text as one line of bounded length that any terminal can show: what is not printable is escaped."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 300]} ... {line[-250:]}"

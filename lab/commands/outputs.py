@@ -1,0 +1,58 @@
+"""Files and folders that a command writes: refused before the work, and not after hours of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import BadInput
+
+
+def file_for(path: Path, flag: str) -> Path:
+    """A path at which a file can be written; its folder must be there (BadInput, which begins with the flag)."""
+    with _named(path, flag):
+        if path.is_dir():
+            raise BadInput(f"{flag} {path} is a folder: name a file")
+        if not path.parent.exists():
+            raise BadInput(f"{flag} {path}: there is no folder {path.parent}; make it, or name another file")
+        if not path.parent.is_dir():
+            raise BadInput(f"{flag} {path}: {path.parent} is a file, not a folder")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise BadInput(f"{flag} {path} cannot be written: no permission; name another file")
+    return path
+
+
+def folder_for(path: Path, flag: str) -> Path:
+    """A path at which a folder stands or can be made (BadInput, which begins with the flag); nothing is made."""
+    with _named(path, flag):
+        if path.exists() and not path.is_dir():
+            raise BadInput(f"{flag} {path} is a file, not a folder")
+        above = next(place for place in (path, *path.parents) if place.exists())
+        if not above.is_dir():
+            raise BadInput(f"{flag} {path}: {above} is a file, not a folder")
+        if not os.access(above, os.W_OK):
+            raise BadInput(f"{flag} {path} cannot be written: no permission; name another folder")
+    return path
+
+
+@contextmanager
+def written(path: Path, flag: str) -> Iterator[None]:
+    """Around the writing itself: what the system refuses after all is told by flag and path (BadInput)."""
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"{flag} {path} cannot be written: {error.strerror or error}") from None
+
+
+@contextmanager
+def _named(path: Path, flag: str) -> Iterator[None]:
+    """Names that no file can have (too long, a null byte) are an error of the flag."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except (OSError, ValueError) as error:
+        shown = str(path) if len(str(path)) <= 60 else f"{str(path)[:57]}..."
+        raise BadInput(f"{flag} {shown!r} cannot be written: {getattr(error, 'strerror', None) or error}") from None

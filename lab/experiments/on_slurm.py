@@ -1,0 +1,170 @@
+"""A study as an array of SLURM jobs: a script, and beside it a file of commands, one run a line.
+
+A line is the folder of the run, a tab, and its command, quoted for the shell. Neither contains control characters, so
+that a line is one run and nothing else; the folder is never read as shell text.
+
+Nothing of SLURM is needed to write them. A job that is asked to stop (its time is up in two minutes, or it is
+preempted) passes that on to its runs, which save; then it is queued again, and they go on. Runs that are done leave at
+once, so the same script can be submitted again for what failed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...common.specs import control_character, shorten
+from ..errors import BadInput
+from .folder import FAILURE, STOPPED
+from .pool import OUTPUT
+from .study import Cell
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a job of the array asks for: `time` as SLURM spells it, and `cpus` runs at a time."""
+
+    time: str = "24:00:00"
+    partition: str = ""
+    cpus: int = 1
+    gpus: int = 0
+    runs_per_job: int = 1
+    at_once: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.cpus, self.runs_per_job) < 1 or min(self.gpus, self.at_once) < 0:
+            raise BadInput("--cpus and --runs-per-job are at least 1, and --gpus and --jobs not negative")
+        if not TIME.fullmatch(self.time):
+            told = shorten(self.time)
+            raise BadInput(f"--time is a time like 04:00:00, 90 (minutes) or 2-12:00:00 (with days), not {told}")
+        if self.partition and not PARTITION.fullmatch(self.partition):
+            raise BadInput(
+                "--partition is the name of a partition, or several with commas between them, not "
+                f"{shorten(self.partition)}"
+            )
+
+
+TIME = re.compile(r"[0-9]{1,6}(:[0-9]{1,2}){0,2}|[0-9]{1,5}-[0-9]{1,2}(:[0-9]{1,2}){0,2}|UNLIMITED|INFINITE", re.I)
+PARTITION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(,[A-Za-z0-9_][A-Za-z0-9_.+-]*)*", re.A)
+
+
+def command(cell: Cell) -> str:
+    """A line of the file: folder and command. `exec`, so that a signal reaches the run.
+
+    Raises:
+        BadInput: The folder or a word contains what would end the line or divide it otherwise.
+    """
+    for text in (str(cell.folder), *cell.words):
+        if (hidden := control_character(text)) is not None:
+            raise BadInput(f"{shorten(text)} contains {hidden}: it cannot stand in a SLURM script")
+    return f"{cell.folder}\texec {shlex.join(('pliant', 'train', *cell.words))}"
+
+
+def script(name: str, root: Path, cells: Sequence[Cell], commands: Path, request: Request) -> str:
+    """The array script (what `sbatch` is given)."""
+    jobs = math.ceil(len(cells) / request.runs_per_job)
+    options = [
+        f"--job-name=pliant-{name}",
+        f"--array=0-{jobs - 1}" + (f"%{request.at_once}" if request.at_once else ""),
+        f"--time={request.time}",
+        *([f"--partition={request.partition}"] if request.partition else []),
+        f"--cpus-per-task={request.cpus}",
+        *([f"--gpus={request.gpus}"] if request.gpus else []),
+        "--requeue",
+        "--open-mode=append",
+        "--signal=B:TERM@120",
+    ]
+    head = "\n".join(f"#SBATCH {option}" for option in options)
+    return f"""#!/bin/bash
+{head}
+# {len(cells)} runs, {request.runs_per_job} in a job, {request.cpus} at a time. What a run prints stands in its folder.
+cd -- {shlex.quote(os.getcwd())} || exit 1
+export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+commands={shlex.quote(str(commands))}
+first=$((SLURM_ARRAY_TASK_ID * {request.runs_per_job} + 1))
+last=$((first + {request.runs_per_job} - 1))
+stopped=0
+failed=0
+trap 'stopped=1; pids=$(jobs -p); [ -z "$pids" ] || kill -TERM $pids 2>/dev/null' TERM INT
+
+# One run, by its folder, command and number; its exit code is left in a file of the job's own, which outlives an
+# interrupted `wait`.
+codes=$(mktemp -d)
+run() {{
+    folder=$1
+    case $folder in -*) folder=./$folder ;; esac
+    trap '[ -z "$child" ] || kill -TERM "$child" 2>/dev/null' TERM INT
+    mkdir -p "$folder"
+    bash -c "$2" >> "$folder/{OUTPUT}" 2>&1 &
+    child=$!
+    wait "$child"; code=$?
+    while kill -0 "$child" 2>/dev/null; do wait "$child"; code=$?; done
+    echo "$code" > "$codes/$3"
+    if [ "$code" = 0 ] || [ "$code" = {STOPPED} ]; then rm -f "$folder/{FAILURE}"
+    else echo "exit code $code" > "$folder/{FAILURE}"; fi
+}}
+
+number=0
+while IFS=$'\t' read -r place line; do
+    number=$((number + 1))
+    {{ [ "$number" -ge "$first" ] && [ "$number" -le "$last" ]; }} || continue
+    while [ "$stopped" = 0 ] && [ "$(jobs -rp | wc -l)" -ge {request.cpus} ]; do wait -n; done
+    [ "$stopped" = 0 ] || break
+    run "$place" "$line" "$number" &
+done < "$commands"
+while [ -n "$(jobs -rp)" ]; do wait; done
+
+for file in "$codes"/*; do
+    [ -e "$file" ] || continue
+    case $(cat "$file") in 0) ;; {STOPPED}) stopped=1 ;; *) failed=1 ;; esac
+done
+rm -rf "$codes"
+if [ "$stopped" = 1 ]; then
+    # Not all is done: into the queue again. SLURM may have done so itself already.
+    command -v scontrol > /dev/null && scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
+    exit {STOPPED}
+fi
+exit "$failed"
+"""
+
+
+def check_lines(root: Path, cells: Sequence[Cell], path: Path | None) -> None:
+    """Refuse what would make another script of it (BadInput), before anything is written."""
+    for text in (str(_place(root, path)), os.getcwd()):
+        if (hidden := control_character(text)) is not None:
+            raise BadInput(f"the path {shorten(text)} contains {hidden}: it cannot stand in a SLURM script")
+    for cell in cells:
+        command(cell)
+
+
+def _place(root: Path, path: Path | None) -> Path:
+    return (path or root / "sweep.sh").absolute()
+
+
+def emit(name: str, root: Path, cells: Sequence[Cell], request: Request, path: Path | None) -> str:
+    """Write the script to `path` and the commands beside it; without a path, the commands to the study's folder, and
+    the script is what is returned, to be printed.
+
+    An array reads its commands when its jobs start, which may be long after the next script was made: so their file is
+    named by what stands in it (`path`-<hash>.commands), and never written again.
+
+    Raises:
+        BadInput: A path, a folder or a word contains control characters. Nothing was written.
+    """
+    check_lines(root, cells, path)
+    lines = "".join(command(cell) + "\n" for cell in cells)
+    place = _place(root, path)
+    commands = place.with_name(f"{place.stem}-{hashlib.sha256(lines.encode()).hexdigest()[:8]}.commands")
+    commands.parent.mkdir(parents=True, exist_ok=True)
+    commands.write_text(lines, encoding="utf-8")
+    text = script(name, root, cells, commands, request)
+    if path is not None:
+        path.write_text(text, encoding="utf-8")
+        path.chmod(0o755)
+    return text

@@ -1,0 +1,63 @@
+"""The module of an environment of one's own, as a run remembers it: `pliant train` writes down which file it was.
+
+A module is found by its name, and the name may lead elsewhere the next day: from another current folder, for one. What
+goes on with a run, or measures it, refuses another file of that name whose content is another, too. A file that was
+edited where it stands is taken, as a new version of any package is; `versions.json` tells of both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from ...envs import modules
+from ..errors import BadInput, bad_input
+
+RECORD = "versions.json"
+
+
+def described(env: str) -> dict[str, dict[str, str]]:
+    """File and digest of the modules that an environment comes from; empty for one that is not of a module."""
+    return {
+        name: {"file": file, "blake2b": hashlib.blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()}
+        for name, file in modules.sources(env).items()
+        if Path(file).is_file()
+    }
+
+
+def recorded(place: Path) -> dict[str, dict[str, str]]:
+    """What the last session of the run at a place, or around it, wrote down; empty if nothing, or nothing readable."""
+    file = next((folder / RECORD for folder in (place, *place.parents) if (folder / RECORD).exists()), None)
+    try:
+        return dict(json.loads(file.read_text())[-1]["modules"]) if file is not None else {}
+    except (ValueError, LookupError, TypeError):
+        return {}
+
+
+def refuse_others(place: Path, env: str) -> None:
+    """Refuse to use a run with other modules than its own (BadInput).
+
+    Args:
+        place: The run's folder, or a checkpoint in it.
+        env: Its environment.
+    """
+    if not modules.split(env)[0] or not (there := recorded(place)):
+        return
+    try:
+        with bad_input():
+            modules.imported(env)
+            here = described(env)
+    except BadInput as error:
+        if not isinstance(error.__cause__, modules.MissingModule):
+            raise
+        raise BadInput(
+            f"{error}. {place} was made with {' and '.join(each['file'] for each in there.values())}"
+        ) from error
+    for name, was in there.items():
+        now = here.get(name, was)
+        if now["blake2b"] != was["blake2b"] and now["file"] != was["file"]:
+            raise BadInput(
+                f"{place} was made with the module {name} in {was['file']}, and from here {name} is another one, "
+                f"{now['file']}: go to the folder of the first, or put that folder into PYTHONPATH"
+            )

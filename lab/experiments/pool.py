@@ -1,0 +1,500 @@
+"""Many runs on one machine: a pool of processes of one thread each, that leaves its truth in the run folders.
+
+A run that is done is not run again, one that was interrupted goes on from its checkpoint, to the last bit; so a pool
+may be stopped or killed at any moment and started again. Workers are forked from a server that has imported torch
+already: a run of a second does not wait three for it. What a run prints stands in `output.log` in its folder, what it
+cost in `cost.jsonl`.
+
+A worker leaves when the pool is gone, however it went: it saves, as at any SIGTERM.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing import connection, forkserver
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from ...agents.checkpoint import FolderUnusable, RunLock, RunLocked, make_folder
+from ...agents.progress import duration
+from ...agents.run import graceful_stop
+from ...common.spinning import bounded
+from ..commands.exits import TERMINATED, exit_code
+from ..errors import BadInput
+from . import folder
+from .config import RunConfig, differences, load, run_folder
+from .folder import FAILURE, STOPPED
+from .training import train
+
+OUTPUT, COST = "output.log", "cost.jsonl"
+TAIL = 5  # last lines of a failed run that are shown
+LOST = 255  # multiprocessing's exit code of a worker whose server is gone
+SERVERS = 3  # servers that are tried for one run before it has failed
+GRACE = 120.0  # seconds that a run is given to save before it is killed
+# What every run imports, some of it as late as its first optimizer: two seconds, once for all runs.
+PRELOAD = (
+    "pliant.lab.experiments.pool_server",
+    "pliant.lab.experiments.training",
+    "pliant.envs.control",
+    "torch._dynamo",
+    "torch.fx.experimental.symbolic_shapes",
+    "numpy.fft",
+)
+
+Status = Literal["done", "failed", "stopped", "waiting"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to be done.
+
+    Attributes:
+        config: What runs; its `run` names the folder (else the default folder of its configuration).
+        words: The command line of `pliant train` that it is, for the record in the folder.
+        seconds: How long it is expected to take on one core; 0 if nobody knows.
+    """
+
+    config: RunConfig
+    words: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def folder(self) -> Path:
+        return run_folder(self.config)
+
+
+@dataclass
+class Outcome:
+    """What became of a job: done, failed, stopped (saved, and can go on) or waiting (never begun here).
+
+    `ran` is False for what was done before; `attempts` counts the processes that were started for it, and `tail` holds
+    the last lines that a failed one printed.
+    """
+
+    job: Job
+    status: Status = "waiting"
+    ran: bool = False
+    attempts: int = 0
+    tail: tuple[str, ...] = ()
+
+
+def is_done(job: Job) -> bool:
+    """Does the folder hold this run, finished? (BadInput if it holds another one; FileDamaged if its DONE is none.)"""
+    if not folder.is_done(job.folder, job.config):
+        return False
+    there = load(job.folder)
+    # Chosen by the process that runs, where the job leaves them open.
+    settled = replace(job.config, device=there.device, threads=there.threads)
+    if changed := [name for name in differences(there, settled) if name not in folder.FREE]:
+        raise BadInput(f"{job.folder} holds another run, that differs in {', '.join(changed)}; move it away")
+    return True
+
+
+def costs(place: Path) -> list[dict[str, float]]:
+    """Seconds of processor time (`cpu`) and of wall clock (`wall`) of every session of the run in a folder.
+
+    What is in the file for any other reason is left out, and that is said: nothing but a sum depends on it.
+    """
+    file, sessions, others = place / COST, [], 0
+    try:
+        lines = file.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        print(f"{file} cannot be read, and is left out: {error.strerror}", file=sys.stderr)
+        return []
+    for line in lines:
+        try:
+            session = json.loads(line)
+            sessions.append({name: float(session[name]) for name in ("cpu", "wall")})
+            others += not all(map(math.isfinite, sessions[-1].values()))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            others += 1
+    if others:
+        print(f"{file}: {others} of {len(lines)} lines are no session's cost, and are left out", file=sys.stderr)
+    return [session for session in sessions if all(map(math.isfinite, session.values()))]
+
+
+def cost(place: Path) -> float:
+    """Seconds of processor time that a run took in all its sessions, as far as they lived to tell."""
+    return sum(session["cpu"] for session in costs(place))
+
+
+def run_all(
+    jobs: Iterable[Job],
+    *,
+    workers: int = 1,
+    budget: float | None = None,
+    progress: Progress | None = None,
+    finished: Callable[[Outcome], None] = lambda outcome: None,
+    gpus: Sequence[str] = (),
+) -> list[Outcome]:
+    """Run what is not done yet, `workers` at a time, in the order given; the outcome of every job.
+
+    Args:
+        jobs: What to run. Two may not share a folder.
+        workers: Processes at a time.
+        budget: Seconds of wall clock after which nothing is started and what runs is asked to save and stop.
+        progress: Shows how far it is; nobody if None.
+        finished: Called in this process whenever a job is done, also for those that were done before.
+        gpus: What `CUDA_VISIBLE_DEVICES` says to each of the processes at work, one entry for each that may run at a
+            time (a GPU that is shared stands there several times); left as it is if there are none.
+
+    SIGINT and SIGTERM do what the end of the budget does; a second one kills.
+
+    Raises:
+        BadInput: Two jobs share a folder, or a folder holds another run.
+    """
+    outcomes = [Outcome(job) for job in jobs]
+    folders = [outcome.job.folder.resolve() for outcome in outcomes]
+    if len(set(folders)) < len(folders):
+        twice = next(folder for folder in folders if folders.count(folder) > 1)
+        raise BadInput(f"two runs want the folder {twice}: give one of them another --run or --seed")
+    if workers < 1:
+        raise BadInput(f"a pool has at least one worker, not {workers}")
+    workers = min(workers, len(gpus)) if gpus else workers
+    queue: deque[Outcome] = deque()
+    for outcome in outcomes:
+        if is_done(outcome.job):
+            outcome.status = "done"
+            finished(outcome)
+        else:
+            queue.append(outcome)
+    if not queue:
+        return outcomes
+    ends = None if budget is None else time.monotonic() + budget
+    shown = progress or Progress(None)
+    with graceful_stop() as stop, _Workers(gpus) as team:
+        while queue or team.busy:
+            over = stop() or (ends is not None and time.monotonic() >= ends)
+            if over:
+                team.stop()
+                queue.clear()
+            while queue and len(team.busy) < workers:
+                if not team.start(outcome := queue.popleft()):
+                    shown.note(_failure(outcome))
+            for outcome in team.wait(0.2):
+                if outcome.status == "waiting":  # killed from outside, and tried again
+                    if not over:
+                        queue.appendleft(outcome)
+                    continue
+                if outcome.status == "done":
+                    finished(outcome)
+                if outcome.status == "failed":
+                    shown.note(_failure(outcome))
+            shown.update(outcomes, len(team.busy), workers, ends)
+    shown.close()
+    return outcomes
+
+
+def _failure(outcome: Outcome) -> str:
+    return "\n    ".join([f"failed: {outcome.job.folder / OUTPUT}", *outcome.tail])
+
+
+class _ServerLost(RuntimeError):
+    """The process that workers are forked from was killed, and the ones that were started in its place, too."""
+
+
+class _Workers:
+    """The processes at work, each with the job that it does."""
+
+    def __init__(self, gpus: Sequence[str] = ()) -> None:
+        self.context = multiprocessing.get_context("forkserver")
+        self.busy: dict[Any, Outcome] = {}
+        self.free = list(gpus)
+        self.gpus: dict[Any, str] = {}
+        self.stopping: float | None = None
+
+    def __enter__(self) -> _Workers:
+        with one_thread():
+            self.context.set_forkserver_preload(list(PRELOAD))
+            forkserver.ensure_running()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nobody is left behind: after an error, or a second signal, what still runs is killed."""
+        for process in self.busy:
+            process.kill()
+        for process in self.busy:
+            process.join()
+
+    def start(self, outcome: Outcome) -> bool:
+        """Begin a run. False: it cannot be begun and has failed, which harms no other."""
+        outcome.attempts += 1
+        outcome.ran = True
+        gpu = self.free[0] if self.free else None
+        try:
+            make_folder(outcome.job.folder)
+            process = self._forked(outcome.job, gpu)
+        except (FolderUnusable, _ServerLost) as error:
+            outcome.status, outcome.tail = "failed", (str(error),)
+            if isinstance(error, _ServerLost):
+                mark_failed(outcome.job.folder, str(error))
+            return False
+        self.busy[process] = outcome
+        if gpu is not None:
+            self.gpus[process] = self.free.pop(0)
+        return True
+
+    def _forked(self, job: Job, gpu: str | None) -> Any:
+        """A process that does the run. A server that was killed is started anew."""
+        for _ in range(SERVERS):
+            process = self.context.Process(target=_work, args=(job, gpu))
+            try:
+                with one_thread():
+                    process.start()
+            except (EOFError, ConnectionError):
+                # Had it been forked already, it leaves now, and its successor waits for that.
+                time.sleep(0.2)
+            else:
+                return process
+        raise _ServerLost(f"the server of the pool was killed {SERVERS} times while the run was begun")
+
+    def stop(self) -> None:
+        """Ask all to save and leave; those that do not are killed in the end."""
+        if self.stopping is None:
+            self.stopping = time.monotonic()
+            for process in self.busy:
+                process.terminate()
+        elif time.monotonic() > self.stopping + GRACE:
+            for process in self.busy:
+                process.kill()
+
+    def wait(self, seconds: float) -> Iterator[Outcome]:
+        """Those that have ended meanwhile, with what became of them."""
+        ended = connection.wait([process.sentinel for process in self.busy], timeout=seconds)
+        for process in [p for p in self.busy if p.sentinel in ended]:
+            process.join()
+            outcome = self.busy.pop(process)
+            if process in self.gpus:
+                self.free.append(self.gpus.pop(process))
+            code = process.exitcode
+            if code == LOST:
+                code = _ended(process.pid, outcome.job)
+            outcome.status = self._status(outcome, code)
+            if outcome.status == "failed":
+                outcome.tail = tail(outcome.job.folder / OUTPUT, how_it_ended(code))
+                mark_failed(outcome.job.folder, how_it_ended(code))
+            yield outcome
+
+    def _status(self, outcome: Outcome, code: int) -> Status:
+        if code == 0:
+            return "done"
+        if code == STOPPED or (self.stopping is not None and code in (-signal.SIGTERM, -signal.SIGKILL, LOST)):
+            return "stopped"
+        if code in (-signal.SIGKILL, LOST) and outcome.attempts < 2:
+            return "waiting"
+        return "failed"
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """What is started within has one thread in every library: the server forks, and its pools of threads would not be
+    there in the children. Runs that are said to have more threads let them sleep while they wait: others run beside."""
+    wanted = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1") | bounded(os.environ)
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _ended(pid: int, job: Job) -> int:
+    """What became of a worker whose server is gone, so that nobody knows its exit code: it is asked to stop, waited
+    for, and judged by its folder."""
+    try:
+        os.kill(pid, signal.SIGTERM)
+        until = time.monotonic() + GRACE
+        while time.monotonic() < until:
+            os.kill(pid, 0)
+            time.sleep(0.05)
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    return 0 if is_done(job) else LOST
+
+
+def tail(file: Path, end: str) -> tuple[str, ...]:
+    """The last lines of an output, and how the run ended."""
+    try:
+        text = file.read_text(errors="replace")
+    except OSError:  # nothing was printed, or nobody can read it: how it ended is told in any case
+        text = ""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return (*lines[-TAIL:], end)
+
+
+def how_it_ended(code: int) -> str:
+    """An exit code in words."""
+    if code == LOST:
+        return "lost, with the server of the pool"
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def mark_failed(folder: Path, end: str) -> None:
+    """Leave word that a run failed, for whoever looks at the folder later. The next attempt takes it away."""
+    try:
+        (folder / FAILURE).write_text(end + "\n")
+    except OSError as error:  # a full disk is what many runs fail of
+        print(f"{folder / FAILURE} cannot be written: {error.strerror}", file=sys.stderr)
+
+
+# ------------------------------------------------------------------------------------------------ in the worker
+
+
+def _work(job: Job, gpu: str | None = None) -> None:
+    """A worker's life: one run."""
+    os.setsid()  # Ctrl-C is the pool's to hear
+    _leave_with_the_pool()
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # read when torch first asks for a GPU, which it has not
+    sys.exit(work(job))
+
+
+def work(job: Job) -> int:
+    """Do one run in this process, which is good for nothing else afterwards: what it prints goes to the folder. The
+    exit code."""
+    try:
+        output = os.open(job.folder / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError as error:
+        print(f"{job.folder / OUTPUT} cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(output, stream.fileno())
+
+    sys.argv = ["pliant", "train", *(job.words or ("--config", str(job.folder / "config.yaml")))]
+    started, before = time.monotonic(), time.process_time()
+
+    def run() -> int:
+        wait_for_predecessor(job.folder)
+        # One thread unless the run is said to have more: how sums are split among threads decides their last bits.
+        return train(replace(job.config, threads=job.config.threads or 1), "in a pool")
+
+    try:
+        code = exit_code(run)
+        return STOPPED if code == TERMINATED else code  # before there was anything to save
+    finally:
+        line = {"cpu": round(time.process_time() - before, 3), "wall": round(time.monotonic() - started, 3)}
+        try:
+            with (job.folder / COST).open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            print(f"{job.folder / COST} cannot be written: {error.strerror}", file=sys.stderr)
+
+
+PREDECESSOR = 120.0  # seconds that a run waits for the process that had it before
+
+
+def wait_for_predecessor(folder: Path) -> None:
+    """Wait until nobody runs in the folder: a run whose pool or node was lost may still be saving there (RunLocked if
+    it does not end)."""
+    until = time.monotonic() + PREDECESSOR
+    while True:
+        try:
+            RunLock(folder).release()
+        except RunLocked:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.1)
+        else:
+            return
+
+
+def _leave_with_the_pool() -> None:
+    """Save and stop when the pool's process is gone."""
+    pool = multiprocessing.parent_process()
+    assert pool is not None
+
+    def wait() -> None:
+        connection.wait([pool.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+# ------------------------------------------------------------------------------------------------ progress
+
+
+class Progress:
+    """One line that says how far a pool is: rewritten in place on a terminal, now and then in a log file."""
+
+    def __init__(self, stream: TextIO | None, now: Callable[[], float] = time.monotonic) -> None:
+        self._stream, self._now = stream, now
+        self._terminal = stream is not None and stream.isatty()
+        self._begun = now()
+        self._shown: tuple[float, str] = (-1e9, "")
+        self._drawn = False
+
+    def update(self, outcomes: Sequence[Outcome], running: int, workers: int, ends: float | None = None) -> None:
+        """Shows the line, if it is time to; elsewhere than on a terminal, when something has changed."""
+        if self._stream is None:
+            return
+        text = self.text(outcomes, running, workers, ends)
+        what = text.rpartition(",")[0]
+        age = self._now() - self._shown[0]
+        if self._terminal and age >= 0.2:
+            self._stream.write("\r" + text[:119] + "\x1b[K")
+            self._drawn = True
+        elif not self._terminal and age >= 10.0 and what != self._shown[1]:
+            self._stream.write(text + "\n")
+        else:
+            return
+        self._stream.flush()
+        self._shown = (self._now(), what)
+
+    def text(self, outcomes: Sequence[Outcome], running: int, workers: int, ends: float | None = None) -> str:
+        count = {status: sum(o.status == status for o in outcomes) for status in ("done", "failed")}
+        failed = f"{count['failed']} failed, " if count["failed"] else ""
+        left = self._left(outcomes, workers, ends)
+        return f"{count['done']} of {len(outcomes)} runs done, {running} running, {failed}{left}"
+
+    def _left(self, outcomes: Sequence[Outcome], workers: int, ends: float | None) -> str:
+        """Time left, by what runs were expected to take and what they have taken; or until the budget ends."""
+        elapsed = self._now() - self._begun
+        ran = [o for o in outcomes if o.ran and o.status == "done"]
+        left = [o for o in outcomes if o.status == "waiting"]
+        known = all(o.job.seconds > 0 for o in outcomes)
+        weigh: Callable[[Outcome], float] = (lambda o: o.job.seconds) if known else (lambda o: 1.0)
+        if ran:
+            rate = sum(map(weigh, ran)) / max(elapsed, 1e-9)
+            seconds = sum(map(weigh, left)) / rate
+        elif known:
+            seconds = max(sum(map(weigh, left)) / workers - elapsed, 0.0)
+        else:
+            return "? left"
+        over = ends is not None and elapsed + seconds > ends - self._begun
+        return (
+            f"{duration(max(ends - self._now(), 0.0))} left of the budget"
+            if over and ends
+            else (f"{duration(seconds)} left")
+        )
+
+    def note(self, text: str) -> None:
+        """Prints something of its own, above the line."""
+        if self._stream is not None:
+            self._stream.write(f"\r\x1b[K{text}\n" if self._terminal else f"{text}\n")
+            self._stream.flush()
+
+    def close(self) -> None:
+        """Leaves the last line standing."""
+        if self._drawn and self._stream is not None:
+            self._stream.write("\n")
+            self._stream.flush()
+            self._drawn = False

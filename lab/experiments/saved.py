@@ -1,0 +1,105 @@
+"""Saved agents that a command line names: a run's folder, a checkpoint's folder, or a file that `Agent.save` wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...agents import Agent
+from ...agents.checkpoint import Checkpoints, Found
+from ...agents.saved import BadFile, check_is_agent, read_agent
+from ...envs import Envs
+from ...interventions import INTERVENTIONS
+from ...interventions.core.spec import build
+from ..errors import BadInput
+from .config import RunConfig, known, load
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A saved agent before it is built.
+
+    Attributes:
+        path: What was named.
+        content: What `Agent.from_content` reads.
+        source: The file or checkpoint that holds it.
+        found: The checkpoint; None of a lone file.
+        config: The configuration of the run that it belongs to; None of a lone file or checkpoint.
+    """
+
+    path: Path
+    content: dict[str, Any]
+    source: str
+    found: Found | None = None
+    config: RunConfig | None = None
+
+    def build(self, device: str, words: Sequence[str] = ()) -> Agent:
+        """The agent on a device. `words` are the interventions of an agent that belongs to no run.
+
+        Raises:
+            ValueError: `BadFile` or another that names the file: an agent that is not known here or is not whole,
+                or was saved with other interventions.
+        """
+        try:
+            agent_class = known().agent_class(self.content["agent"])
+        except BadInput as error:
+            raise BadFile(f"{self.source}: {error}") from None
+        chosen = self.config.interventions if self.config is not None else words
+        agent: Agent = agent_class.from_content(
+            self.content, self.source, interventions=tuple(build(chosen, INTERVENTIONS)), device=device
+        )
+        return agent
+
+    @property
+    def steps(self) -> int:
+        """The environment steps at which it was saved; 0 of a lone file."""
+        return 0 if self.found is None else int(self.found.load("loop")["clock"]["steps"])
+
+
+def read_saved(path: Path, *, whole: bool = False, otherwise: str = "") -> Saved:
+    """The saved agent at a path. Of a checkpoint the agent alone is verified, or with `whole` the replay, too.
+
+    Args:
+        path: A run's folder (its newest good checkpoint is read), a checkpoint's folder, or a file.
+        whole: Is all of the checkpoint needed?
+        otherwise: What else the user may do with a file that holds no agent; stands at the end of the message.
+
+    Raises:
+        BadFile: There is nothing at this path, or no agent.
+        RuntimeError: Checkpoints are damaged, or of a newer version (classes of `agents.checkpoint`).
+    """
+    if path.is_dir():
+        try:
+            found = Checkpoints.open(path, verify=None if whole else ("agent",))
+        except FileNotFoundError as error:
+            raise BadFile(str(error)) from None
+        content = found.load("agent")
+        check_is_agent(content, found.path)
+        run = next((p for p in (path.resolve(), *path.resolve().parents) if (p / "config.yaml").exists()), None)
+        return Saved(path, content, str(found.path), found, load(run) if run is not None else None)
+    if not path.exists():
+        raise BadFile(f"there is nothing at {path}: name a run's folder, a checkpoint, or a saved agent")
+    try:
+        return Saved(path, read_agent(path), str(path))
+    except BadFile as error:
+        raise BadFile(f"{error}{otherwise}") from error
+
+
+def check_fits(agent: Agent, envs: Envs) -> None:
+    """Refuse environments that an agent cannot see or act in (BadInput)."""
+    sees, shown = tuple(agent.observation.shape), tuple(envs.observation.shape)
+    if sees != shown or agent.observation.dtype != envs.observation.dtype:
+        raise BadInput(
+            f"--env {envs.name}: its observations are {_kind(envs)} of shape {shown}, and this "
+            f"{agent.name} was trained on {_kind(agent)} of shape {sees}"
+        )
+    mine, theirs = agent.action, envs.action
+    if (mine.discrete, mine.size) != (theirs.discrete, theirs.size):
+        does, done = (f"{spec.size} {'actions' if spec.discrete else 'numbers'}" for spec in (mine, theirs))
+        raise BadInput(f"--env {envs.name} is acted in by {done}, and this {agent.name} was trained with {does}")
+
+
+def _kind(of: Agent | Envs) -> str:
+    return str(of.observation.dtype).removeprefix("torch.")

@@ -1,0 +1,137 @@
+"""What a study's folders say of its runs, whoever ran them and wherever; nothing is locked or changed by looking.
+
+A run is done (its folder says so), running (a process holds its lock), failed (its last session left word), interrupted
+(begun, and will go on from its checkpoint) or waiting.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import socket
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...common.files import steps_done
+from .folder import FAILURE
+from .pool import OUTPUT, tail
+from .study import Cell, Study
+
+STATES = ("done", "running", "interrupted", "failed", "waiting")
+
+
+@dataclass(frozen=True)
+class State:
+    """How a run stands: one of `STATES`, the environment steps that it has come to, and how a failed one ended."""
+
+    cell: Cell
+    state: str
+    steps: int = 0
+    tail: tuple[str, ...] = ()
+
+
+def state_of(cell: Cell) -> State:
+    """How a run stands, from its folder alone (FileDamaged: its DONE is none)."""
+    folder = cell.folder
+    if (steps := steps_done(folder)) is not None and steps >= cell.config.steps:
+        return State(cell, "done", steps)
+    if locked(folder / ".lock"):
+        return State(cell, "running", max(_saved(folder), _logged(folder)))
+    if (folder / FAILURE).exists():
+        end = (folder / FAILURE).read_text(errors="replace").strip() or "failed"
+        return State(cell, "failed", _saved(folder), tail(folder / OUTPUT, end))
+    begun = (folder / "config.yaml").exists()
+    return State(cell, "interrupted" if begun else "waiting", _saved(folder))
+
+
+def _saved(folder: Path) -> int:
+    """Steps of the newest checkpoint: from there it would go on."""
+    found = [re.fullmatch(r"step_(\d+)", path.name) for path in folder.glob("checkpoints/step_*")]
+    return max((int(match[1]) for match in found if match), default=0)
+
+
+def _logged(folder: Path) -> int:
+    """Steps of the last whole line of the metrics."""
+    try:
+        with (folder / "metrics.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
+            lines = file.read().split(b"\n")[1:-1]
+    except FileNotFoundError:
+        return 0
+    try:
+        return int(json.loads(lines[-1])["steps"]) if lines else 0
+    except (ValueError, KeyError, TypeError, RecursionError):  # whoever goes on with the run names what is damaged
+        return 0
+
+
+def locked(file: Path) -> bool:
+    """Does a process hold this lock? It is not tried where that can be avoided: a run that wants it just then would
+    find it taken."""
+    try:
+        with file.open("rb") as opened:
+            holder = re.match(rb"pid (\d+) on (\S+)", opened.read(1000))
+            locks = Path("/proc/locks")
+            if locks.exists() and (holder is None or holder[2].decode() == socket.gethostname()):
+                inode = os.fstat(opened.fileno()).st_ino
+                rows = [line.split() for line in locks.read_text().splitlines()]
+                return any(
+                    row[1] == "FLOCK"
+                    and row[-3].rpartition(":")[2] == str(inode)
+                    and (holder is None or int(row[-4]) == int(holder[1]))
+                    for row in rows
+                    if "->" not in row
+                )
+            try:
+                fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            return False
+    except FileNotFoundError:
+        return False
+
+
+def report(study: Study, root: Path, cells: Iterable[Cell]) -> str:
+    """The whole study: a line, a table by arm, and what failed or is under way."""
+    states = [state_of(cell) for cell in cells]
+    counts = {name: sum(s.state == name for s in states) for name in STATES}
+    told = ", ".join(f"{n} {name}" for name, n in counts.items() if n and name != "done")
+    lines = [f"{study.name}: {counts['done']} of {len(states)} runs done{', ' if told else ''}{told}   {root}", ""]
+    lines += table(states)
+    if under_way := [s for s in states if s.state in ("running", "interrupted")]:
+        lines += ["", *(f"{s.state}: {s.cell.name} at step {s.steps:,} of {s.cell.config.steps:,}" for s in under_way)]
+    if counts["failed"]:
+        lines += ["", *failures(states)]
+    return "\n".join(lines)
+
+
+def table(states: Sequence[State]) -> list[str]:
+    """A row for every arm of every agent in every environment: how many runs stand how, and how many of their steps are
+    made."""
+    groups: dict[tuple[str, str, str], list[State]] = {}
+    for state in states:
+        groups.setdefault((state.cell.environment, state.cell.agent, state.cell.arm), []).append(state)
+    rows = [["environment", "agent", "arm", "seeds", *STATES, "steps"]]
+    for names, group in groups.items():
+        counts = [sum(s.state == name for s in group) for name in STATES]
+        made = sum(min(s.steps, s.cell.config.steps) for s in group) / sum(s.cell.config.steps for s in group)
+        rows.append([*names, str(len(group)), *(str(n) if n else "-" for n in counts), f"{100 * made:.0f} %"])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+
+
+def failures(states: Iterable[State]) -> list[str]:
+    """What failed, where, and its last lines."""
+    lines = []
+    for s in states:
+        if s.state == "failed":
+            lines.append(f"failed: {s.cell.name} at step {s.steps:,}   {s.cell.folder / OUTPUT}")
+            lines += [f"    {line}" for line in s.tail]
+    return lines

@@ -1,0 +1,170 @@
+"""Run a study: `pliant sweep STUDY.yaml`, or `python scripts/sweep.py STUDY.yaml`.
+
+    pliant sweep studies/first_sweep.yaml --dry-run
+    pliant sweep studies/first_sweep.yaml --budget 30m
+    pliant sweep studies/first_sweep.yaml --status
+    pliant sweep studies/first_sweep.yaml --executor slurm --emit sweep.sh --time 04:00:00
+
+A study names agents, environments, arms and seeds; every combination is a run of `pliant train` in a folder of its own.
+The folders are the truth: runs that are done are skipped, those that were interrupted go on, so the same command
+finishes what was killed. The study may be a file, or the folder of one that was begun.
+
+Exit codes: 0 all done, 1 some failed, 2 bad input, 75 stopped (signal or budget) and the same command goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pliant.common.specs import control_character, shorten
+from pliant.interventions.core.spec import did_you_mean
+from pliant.lab.errors import BadInput
+from pliant.lab.experiments.config import differences, load
+from pliant.lab.experiments.folder import FREE, STOPPED
+from pliant.lab.experiments.on_slurm import Request, check_lines, emit
+from pliant.lab.experiments.pool import Outcome
+from pliant.lab.experiments.status import failures, state_of
+from pliant.lab.experiments.study import FILE, Cell, Study
+
+
+def chosen(study: Study, root: Path, only: Sequence[str] = (), seeds: int = 0) -> list[Cell]:
+    """The runs that are asked for (BadInput: an arm that is not there, or more seeds than there are)."""
+    for arm in only:
+        if arm not in study.arms:
+            raise BadInput(
+                f"{study.path}: there is no arm {arm!r}.{did_you_mean(arm, study.arms)} arms: {', '.join(study.arms)}"
+            )
+    if seeds > len(study.seeds):
+        raise BadInput(f"{study.path} has {len(study.seeds)} seeds, not {seeds}: give it more in the file")
+    wanted = study.seeds[: seeds or None]
+    return [cell for cell in study.cells(root) if cell.seed in wanted and (not only or cell.arm in only)]
+
+
+def refuse_other_runs(cells: Sequence[Cell]) -> None:
+    """Refuse a folder in which another run stands, before anything is begun."""
+    for cell in cells:
+        if (cell.folder / "config.yaml").exists():
+            there = load(cell.folder)
+            settled = replace(cell.config, device=there.device, threads=there.threads)
+            if changed := [name for name in differences(there, settled) if name not in FREE]:
+                raise BadInput(
+                    f"{cell.folder} holds another run, that differs in {', '.join(changed)}; move it away, "
+                    "or choose another --out"
+                )
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them (BadInput if there are none)."""
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if told is None:
+        import torch
+
+        found = [str(i) for i in range(torch.cuda.device_count())]
+    else:
+        found = [name.strip() for name in told.split(",") if name.strip() not in ("", "-1")]
+    if not found:
+        raise BadInput("the study asks for cuda, and there is no GPU here: change its 'device', or go to one")
+    return found
+
+
+def slots(gpus: Sequence[str], per_run: float) -> tuple[str, ...]:
+    """`CUDA_VISIBLE_DEVICES` of the runs that fit at a time: all GPUs once, before any is shared.
+
+    Raises:
+        BadInput: Fewer GPUs than one run needs, or a share above one that is no whole number.
+    """
+    if per_run > 1:
+        if per_run != int(per_run):
+            raise BadInput(f"--gpus-per-run is a share of one GPU or a whole number, not {per_run:g}")
+        n = int(per_run)
+        if n > len(gpus):
+            raise BadInput(f"--gpus-per-run {n}, and there are {len(gpus)} here")
+        return tuple(",".join(gpus[i : i + n]) for i in range(0, len(gpus) - n + 1, n))
+    return tuple(gpus) * int(1 / per_run + 1e-9)
+
+
+def command_line(cell: Cell) -> str:
+    return shlex.join(("pliant", "train", *cell.words))
+
+
+def submit_to_slurm(study: Study, root: Path, left: Sequence[Cell], request: Request, emitted: Path | None) -> int:
+    if not left:
+        print(f"{study.name}: all runs are done", file=sys.stderr)
+        return 0
+    check_lines(root, left, emitted)
+    make_root(root)
+    try:
+        (root / FILE).write_text(study.text, encoding="utf-8")
+        text = emit(study.name, root, left, request, emitted)
+    except OSError as error:
+        raise BadInput(f"{error.filename or emitted or root} cannot be written: {error.strerror}") from None
+    if emitted is None:
+        print(text, end="")
+    else:
+        script = f"./{emitted}" if str(emitted).startswith("-") else str(emitted)
+        print(f"{len(left)} runs: sbatch {shlex.quote(script)}", file=sys.stderr)
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------ paths
+
+
+def _path(path: Path, flag: str) -> Path:
+    """A path that was given for something to be written to (BadInput if nothing can stand there)."""
+    if (hidden := control_character(str(path))) is not None:
+        raise BadInput(f"{flag} {shorten(str(path))} contains {hidden}")
+    try:
+        path = path.expanduser()
+        above = next((folder for folder in path.parents if folder.exists()), Path())
+        path.exists()  # an error where a part of the path is too long
+    except RuntimeError:
+        raise BadInput(f"{flag} {path} begins with ~ and a name, and there is no such user: write ./{path}") from None
+    except OSError as error:
+        raise BadInput(f"{flag} {shorten(str(path))} cannot be written: {error.strerror}") from None
+    if not above.is_dir():
+        raise BadInput(f"{flag} {path} cannot be written: {above} is a file, not a folder")
+    return path
+
+
+def study_folder(path: Path, flag: str) -> Path:
+    path = _path(path, flag)
+    if path.exists() and not path.is_dir():
+        raise BadInput(f"{flag} {path} is a file: name a folder")
+    return path
+
+
+def script_file(path: Path) -> Path:
+    path = _path(path, "--emit")
+    if path.is_dir():
+        raise BadInput(f"--emit {path} is a folder: name the script that is to be written")
+    return path
+
+
+def make_root(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"--out {root} cannot be written: {error.strerror}") from None
+
+
+def summarise(study: Study, root: Path, cells: Sequence[Cell], outcomes: Sequence[Outcome]) -> int:
+    """What came of it, and the exit code."""
+    count = {status: sum(o.status == status for o in outcomes) for status in ("done", "failed", "stopped", "waiting")}
+    before = sum(o.status == "done" and not o.ran for o in outcomes)
+    print(f"{study.name}: {count['done']} of {len(outcomes)} runs done ({before} before)   {root}")
+    if count["failed"]:
+        where = {str(o.job.folder): o for o in outcomes if o.status == "failed"}
+        states = [
+            replace(state_of(cell), state="failed", tail=where[str(cell.folder)].tail)
+            for cell in cells
+            if str(cell.folder) in where
+        ]
+        print(f"{count['failed']} failed:", *failures(states), sep="\n")
+    if unfinished := count["stopped"] + count["waiting"]:
+        print(f"{unfinished} runs are not done; the same command goes on with them", file=sys.stderr)
+    return 1 if count["failed"] else STOPPED if unfinished else 0

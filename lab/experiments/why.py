@@ -1,0 +1,65 @@
+"""`pliant fork RUN --at STEP --why`: which single repair of its networks lets an agent learn again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from ...agents.checkpoint import Found
+from ...agents.hooks import Clock, sample_like_training
+from ...monitors.attribution import Attribution, attribute, pooled, table
+from ..errors import BadInput
+from .config import load
+from .fork import settled
+from .training import built
+
+SAMPLES = 256  # transitions of the agent's own that copies are probed on
+
+
+def explain(checkpoints: Sequence[tuple[Path, Found]], draws: int = 10) -> int:
+    """Print the table of repairs, of several runs in the mean; 0.
+
+    Args:
+        checkpoints: Folders of runs, and a checkpoint of each.
+        draws: Repetitions of the probe.
+
+    Raises:
+        BadInput: Nothing has been learnt from yet, or the runs are of agents that cannot be put together.
+    """
+    found = [attributed(folder, checkpoint, draws) for folder, checkpoint in checkpoints]
+    if len({tuple(each.module for each in one) for one in found}) > 1:
+        raise BadInput("these runs are of different agents: ask for one kind at a time")
+    whose = f"the mean of {len(found)} runs" if len(found) > 1 else str(checkpoints[0][0])
+    print(f"Repairs of {whose} at step {checkpoints[0][1].step:,}, each by itself, and what copies learn after it:\n")
+    print(table(pooled(found)))
+    if len(found) > 1:
+        print("\nBy run:")
+        for (folder, _), one in zip(checkpoints, found, strict=True):
+            print(f"  {folder}: {'; '.join(each.verdict() for each in one)}")
+    return 0
+
+
+def attributed(folder: Path, checkpoint: Found, draws: int) -> list[Attribution]:
+    """The repairs of the agent that a checkpoint holds (BadInput)."""
+    threads = torch.get_num_threads()
+    config = load(folder)
+    config = settled(config)
+    envs, agent = built(config)
+    try:
+        agent.load_state_dict(checkpoint.load("agent")["state"])
+        memory = agent.memory(config.num_envs)
+        memory.load_state_dict(checkpoint.load("replay"))
+        checkpoint.restore(memory)
+        clock = Clock(**checkpoint.load("loop")["clock"])
+        generator = torch.Generator(agent.device).manual_seed(config.seed)
+        try:
+            batch = sample_like_training(SimpleNamespace(agent=agent, clock=clock, memory=memory), SAMPLES, generator)
+        except (RuntimeError, ValueError) as error:
+            raise BadInput(f"{folder} had learnt from nothing yet at step {checkpoint.step}: {error}") from error
+        return attribute(agent, batch, draws=draws, seed=config.seed)
+    finally:
+        envs.close()
+        torch.set_num_threads(threads)

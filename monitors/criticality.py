@@ -1,0 +1,81 @@
+"""Criticality: how much of what was learnt is in a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..agents.hooks import Unit
+from ..agents.stopping import heed
+from ..common.ranges import Period, Samples
+from ..interventions.core.parts import ENCODER
+from ..interventions.core.surgery import load_layer_
+from .base import Look, Monitor, beat
+
+
+class Criticality(Monitor):
+    """What becomes of a component's loss, and of decisions, if one layer is as it was at birth, or drawn anew.
+
+    Healthy: Every layer costs something, the more so the longer it has learnt; drawing it anew costs more than going
+        back to its birth.
+    When: A layer near zero is not in use, or has not left its birth: there is nothing to lose in resetting it. If
+        going back to birth costs nothing and drawing anew does, the layer is used as it was drawn (lazy learning).
+    Paper: Zhang, Bengio & Singer 2019, "Are All Layers Created Equal?", 1902.01996, section 2 (re-initialisation and
+        re-randomisation robustness).
+    Differs: The temporal-difference loss with frozen targets, and the actor's loss, stand for the classification error.
+        Batches are of the present replay, not of what the layer was trained on.
+
+    Args:
+        every: Period.
+        of: Clock of the period.
+        samples: Transitions on which losses and decisions are compared.
+    """
+
+    name = "criticality"
+    group = "deep"
+    example: ClassVar[str] = "criticality(every=3, samples=8)"
+    every: ClassVar[int] = 25_000
+    metrics: ClassVar[Mapping[str, str]] = {
+        "reset_criticality": "growth of the component's loss if the layer goes back to the weights it was born with",
+        "rerandomised_criticality": "growth of the component's loss if the layer is drawn anew from its law",
+        "reset_action_agreement": "share of greedy actions that stay if the layer goes back to its birth",
+        "rerandomised_action_agreement": "share of greedy actions that stay if the layer is drawn anew",
+        "reset_policy_churn": "KL divergence of Gaussian policies if the layer goes back to its birth",
+        "rerandomised_policy_churn": "KL divergence of Gaussian policies if the layer is drawn anew",
+    }
+
+    def __init__(self, every: Period = 25_000, of: Unit = "updates", samples: Samples = 64) -> None:
+        super().__init__(beat(every, of))
+        self.samples = samples
+
+    @torch.no_grad()
+    def measure(self, look: Look) -> Iterator[tuple[str, Tensor]]:
+        agent, batch = look.twin(), look.batch(self.samples)
+        losses = agent.losses(batch, look.seed("criticality"))
+        before = {name: loss() for name, loss in losses.items()}
+        decisions = agent.decisions(batch)
+        generator = look.generator("criticality")
+        for name, layer in look.twin_survey.layers.items():
+            heed()
+            component = name.partition(".")[0]
+            # Of several networks, those that do not decide need not be asked.
+            decides = component == "actor" or "actor" not in agent.components or name.startswith(ENCODER)
+            own = {key: p.clone() for key, p in layer.named_parameters()}
+            for how, weights in (("reset", look.born[name]), ("rerandomised", layer.fresh(generator))):
+                load_layer_(layer, weights, None)
+                yield f"{name}/{how}_criticality", losses[component]() - before[component]
+                if decides:
+                    now = agent.decisions(batch)
+                    if agent.action.discrete:
+                        yield f"{name}/{how}_action_agreement", (_greedy(decisions) == _greedy(now)).float().mean()
+                    else:
+                        yield f"{name}/{how}_policy_churn", agent.policy_churn(decisions, now)
+            load_layer_(layer, own, None)
+
+
+def _greedy(decisions: Tensor) -> Tensor:
+    """The actions [B] that an agent prefers, from its `decisions`: the actions themselves, or log-probabilities."""
+    return decisions.argmax(dim=1) if decisions.ndim > 1 else decisions

@@ -1,0 +1,159 @@
+"""Monitors of weights and gradients: how large they are, how far they have come, and how many directions they have."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..agents.agent import Agent
+from ..agents.hooks import Clock, Unit
+from ..common.ranges import Period
+from ..interventions.core.parts import survey
+from .base import Finding, Look, Monitor, beat
+from .metrics import effective_rank, eigenvalues, pools, singular_values, stable_rank, unit_gram
+
+PRECISION = 1e-6  # of an eigenvalue of a Gram matrix in float32, relative to the largest one
+
+
+class Norms(Monitor):
+    """How large weights and gradients are, how far training has moved them, and how fast it does.
+
+    Every metric is given for each layer (output layers too), for each component and for the encoder. A layer is its
+    weights and biases, and the gains and shifts of its norm; the frozen copies of an injection are no layers. A
+    component or the encoder is all of its layers' parameters as one vector; of the gradient's spectrum, it is the mean
+    of its layers' ranks and the largest of their spectral norms.
+
+    Healthy: update_to_weight about constant, near 1e-3 to 1e-4. Where weight_norm grows and update_to_weight falls with
+        it, the effective learning rate decays by itself; regularisation towards zero or the initial weights
+        (`shrink_perturb`), or normalisation (`layer_norm`), keep it up. A rising gradient_zero_fraction is units that
+        died; a falling gradient_effective_rank, samples that all pull in the same few directions.
+    Paper: Lyle et al. 2024, "Normalization and effective learning rates in reinforcement learning", 2407.01800 (weight
+        norm and effective learning rate); Kumar et al. 2023, 2308.11958 (distance from the initial weights); Abbas et
+        al. 2023, 2303.07507 (size and zeros of the gradient); Roy & Vetterli 2007 (effective rank).
+    Differs: Gradients are those before clipping, interventions' penalties included. They are the latest of their
+        component: where an actor learns less often than its critic, that was some updates ago, and update_to_weight,
+        which speaks of this very update, is left out. The gradient's spectrum is that of a weight's gradient
+        [units, all inputs] alone, from a Gram matrix in float32: singular values below 1e-3 of the largest are below
+        its precision and count as none, which takes up to about 2 % off the effective rank. All zeros have rank 0.
+
+    Args:
+        every: Period.
+        of: Clock of the period: updates, steps (environment steps) or episodes.
+    """
+
+    name = "norms"
+    example: ClassVar[str] = "norms(every=2)"
+    metrics: ClassVar[Mapping[str, str]] = {
+        "weight_norm": "L2 norm of all parameters",
+        "distance_from_init": "L2 distance of the parameters from those that the agent was born with",
+        "relative_distance_from_init": "that distance as a share of the norm of the parameters at birth",
+        "gradient_norm": "L2 norm of the latest gradient, before clipping",
+        "gradient_norm_l1": "sum of the absolute values of the latest gradient, before clipping",
+        "gradient_zero_fraction": "share of parameters whose latest gradient is exactly zero",
+        "update_to_weight": "L2 norm of this update's change of the parameters over their norm before it",
+        "gradient_spectral_norm": "largest singular value of the weight's gradient as a matrix [units, inputs]",
+        "gradient_stable_rank": "squared Frobenius over squared spectral norm of that matrix",
+        "gradient_effective_rank": "exp of the entropy of that matrix' normalised singular values",
+    }
+
+    def __init__(self, every: Period = 250, of: Unit = "updates") -> None:
+        super().__init__(beat(every, of))
+        self.before: dict[str, list[Tensor]] = {}  # only between before_update and measure of the same update
+
+    def bind(self, agent: Agent) -> None:
+        found = survey(agent)
+        self.parts: dict[str, list[str]] = {}  # component → its layers
+        for name in found.layers:
+            self.parts.setdefault(name.partition(".")[0], []).append(name)
+        # Layer → its parameters, and the smaller side of its weight as a matrix.
+        self.keys = {name: [key for key, _ in layer.named_parameters()] for name, layer in found.layers.items()}
+        self.sizes = {name: [p.numel() for _, p in layer.named_parameters()] for name, layer in found.layers.items()}
+        self.sides = {name: min(len(w := layer.linear.weight), w[0].numel()) for name, layer in found.layers.items()}
+        self.places = {
+            component: {name: [name] for name in names} | pools(names) for component, names in self.parts.items()
+        }
+        self.born_norms: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def before_update(self, look: Look) -> None:
+        self.before = {name: [p.clone() for p in self._weights(look, name)] for name in self.parts}
+
+    def _weights(self, look: Look, component: str) -> list[Tensor]:
+        """The parameters of a component's layers, as `keys` orders them."""
+        return [p.detach() for name in self.parts[component] for _, p in look.survey.layers[name].named_parameters()]
+
+    @torch.no_grad()
+    def measure(self, look: Look) -> Iterator[tuple[str, Tensor]]:
+        before, self.before = self.before, {}
+        for component, names in self.parts.items():
+            weights = self._weights(look, component)
+            born = [look.born[name][key] for name in names for key in self.keys[name]]
+            if component not in self.born_norms:  # what never changes
+                self.born_norms[component] = norms(born)
+            yield (
+                f"{component}/weights",
+                torch.stack([norms(weights), norms(torch._foreach_sub(weights, born)), self.born_norms[component]]),
+            )
+            if before and look.update is not None and component in look.update.activations:
+                past = before[component]
+                yield f"{component}/update", torch.stack([norms(torch._foreach_sub(weights, past)), norms(past)])
+            if all(name in look.gradients for name in names):
+                gradients = [look.gradients[name][key] for name in names for key in self.keys[name]]
+                zeros = torch.stack([g.numel() - torch.count_nonzero(g) for g in gradients])
+                rows = (norms(gradients), norms(gradients, 1), zeros.to(gradients[0].dtype))
+                yield f"{component}/gradients", torch.stack(rows)
+                spectra = [unit_gram(look.gradients[name]["linear.weight"]) for name in names]
+                yield f"{component}/gradient_spectra", torch.cat(spectra)
+
+    def finish(self, key: str, array: NDArray[Any], clock: Clock) -> Iterator[Finding]:
+        component, _, what = key.rpartition("/")
+        if what == "gradient_spectra":
+            yield from self._spectra(component, array)
+            return
+        owners = [name for name in self.parts[component] for _ in self.keys[name]]
+        sizes = np.array([n for name in self.parts[component] for n in self.sizes[name]])
+        for place, names in self.places[component].items():
+            own = [i for i, name in enumerate(owners) if name in names]
+            rows = array[:, own]
+            if what == "weights":
+                weight, distance, born = (math.hypot(*row) for row in rows)
+                yield f"{place}/weight_norm", weight
+                yield f"{place}/distance_from_init", distance
+                yield f"{place}/relative_distance_from_init", ratio(distance, born)
+            elif what == "update":
+                change, past = (math.hypot(*row) for row in rows)
+                yield f"{place}/update_to_weight", ratio(change, past)
+            else:
+                yield f"{place}/gradient_norm", math.hypot(*rows[0])
+                yield f"{place}/gradient_norm_l1", float(rows[1].sum())
+                yield f"{place}/gradient_zero_fraction", float(rows[2].sum() / sizes[own].sum())
+
+    def _spectra(self, component: str, array: NDArray[Any]) -> Iterator[Finding]:
+        found: dict[str, tuple[float, float, float]] = {}
+        for name in self.parts[component]:
+            k = self.sides[name]
+            norm, matrix, array = float(array[0]), array[1 : 1 + k * k].reshape(k, k), array[1 + k * k :]
+            eigen = eigenvalues(matrix)
+            sigma = singular_values(eigen, PRECISION * eigen[0])
+            found[name] = (norm * float(sigma[0]), stable_rank(sigma), effective_rank(sigma))
+        for place, names in self.places[component].items():
+            spectral, stable, effective = np.array([found[name] for name in names]).T
+            yield f"{place}/gradient_spectral_norm", float(spectral.max())
+            yield f"{place}/gradient_stable_rank", float(stable.mean())
+            yield f"{place}/gradient_effective_rank", float(effective.mean())
+
+
+def norms(tensors: list[Tensor] | tuple[Tensor, ...], order: int = 2) -> Tensor:
+    """The norm of each tensor, as one tensor."""
+    return torch.stack(list(torch._foreach_norm(tensors, order)))
+
+
+def ratio(part: float, whole: float) -> float:
+    """part / whole; of nothing, 0 if nothing changed and else without bound."""
+    return part / whole if whole else math.inf if part else 0.0

@@ -1,0 +1,631 @@
+"""Plasticity itself: how well a copy of a module learns something new, beside a module that is new.
+
+Copies of the module are trained for a fixed budget on targets drawn for the purpose, on the agent's own states, and so
+are two controls, on the same data, in the same order and towards the same targets: a freshly drawn module, and one
+whose layers are rescaled to the norms of the agent's, which tells what is lost by size alone.
+
+    agent       a copy, its optimizer new
+    present     a copy, with the optimizer's memory of exactly these weights
+    fresh       drawn from the law of the module's birth
+    rescaled    the same draw, every tensor of every layer scaled to the norm of the agent's
+
+    fit   = 1 - final loss / variance of the targets                   1: learnt, 0: no better than a constant
+    ratio = mean fit of the agent's copies / mean fit of the fresh     1: as plastic as new, 0: learns nothing
+
+Fits below zero count as nothing learnt in a ratio; where the control itself learns nothing there is no ratio (nan).
+
+Targets are standardised, and what a copy has to learn is to add them to what it puts out at first: every arm starts at
+a fit of zero, however large its outputs have become. (Lyle et al. 2023, 2303.01486, shift their targets by the mean
+output likewise; with `relative=False` they stand for themselves, as in Lyle et al. 2022, 2204.09560.)
+
+    random    the outputs of another freshly drawn module on the states (Lyle et al. 2022)
+    noise     standard normal numbers: memorisation
+    replay    the agent's temporal-difference targets on the batch
+    next      the same on a batch of the next task
+
+The last two are one number a state: read from the outputs of the action taken; where these are several (a value head
+that holds a distribution), or no values at all (actor, encoder), by a fixed random linear readout. Features of an
+encoder are read out to a few outputs for the others too. Readouts are drawn once a draw, the same for all arms.
+
+Nothing here touches the agent or waits for the device: what is trained is a copy, and all that is random follows from
+the seed.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor, nn
+from torch.utils._pytree import tree_leaves  # noqa: PLC2701
+
+from ..agents.agent import Agent
+from ..agents.networks import Dropout, Injection, Layer, all_layers
+from ..agents.optimizers import Adam, OptimizerConfig
+from ..agents.replay import Batch
+from ..agents.stopping import heed
+from ..common.ranges import AT_ONCE, Positive, Samples, SomeUpdates, at_least, check_numbers
+from ..common.seeds import derive_seed
+from ..interventions.core.spec import did_you_mean
+from ..interventions.external.networks import read_network
+
+TargetKind = Literal["random", "noise", "replay", "next"]
+Control = Literal["drawn", "born"]
+ARMS = ("agent", "present", "fresh", "rescaled")
+FEATURES = "encoder"  # the module whose outputs are features, and are read out
+CHUNK = 256  # states in one forward pass without gradients
+RESAMPLES = 2_000  # of the bootstrap
+
+
+Draws: TypeAlias = Annotated[int, at_least(1, most=10_000, why="each is trained for itself")]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every arm gets.
+
+    Attributes:
+        steps: Gradient steps.
+        batch_size: States in one.
+        draws: Repetitions, each with targets, controls, readout and order of the data of its own.
+        lr: Learning rate of Adam.
+        relative: Targets are added to what the copy puts out at first.
+        outputs: Outputs that features are read out to.
+    """
+
+    steps: SomeUpdates = 100
+    batch_size: Samples = 64
+    draws: Draws = 10
+    lr: Positive = 1e-3
+    relative: bool = True
+    outputs: Annotated[int, at_least(1, most=1_000_000, why=AT_ONCE)] = 4
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+
+    @classmethod
+    def of(cls, pixels: bool, steps: int | None, batch_size: int | None, **others: Any) -> Budget:
+        """A budget that a fresh network does not exhaust, so that who learns more slowly shows: with it the fit is 0.9
+        for random targets of vectors and 0.5 of images, whose convolutions take a hundred times as long."""
+        default = (60, 16) if pixels else (100, 64)
+        return cls(steps or default[0], batch_size or default[1], **others)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A module to be probed.
+
+    Attributes:
+        module: Never changed, never run.
+        inputs: What it reads [N, ...] each.
+        values: Kind of target → one number a state [N].
+        action: Whose outputs these numbers are read from [N] int64, if the module puts out [N, actions, outputs].
+        features: The outputs are features, to be read out for every kind of target.
+        memory: What the optimizer remembers, by parameter; empty if there is none.
+        born: The same module as it was born, for `control="born"`.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: tuple[Tensor, ...]
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+    action: Tensor | None = None
+    features: bool = False
+    memory: Mapping[Tensor, Mapping[str, Tensor]] = field(default_factory=dict)
+    born: nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What one module made of one kind of target.
+
+    Attributes:
+        module: Name of the module.
+        target: Kind of target.
+        losses: Final mean squared errors [arms, draws], in the order of `ARMS`; nan for an arm that was not run.
+        variance: Of the targets [draws].
+        seed: Of the bootstrap.
+    """
+
+    module: str
+    target: str
+    losses: NDArray[np.float64]
+    variance: NDArray[np.float64]
+    seed: int = 0
+
+    @classmethod
+    def of(cls, module: str, target: str, rows: NDArray[Any], seed: int = 0) -> Probe:
+        """From the rows that `experiment` gives [arms + 1, draws]."""
+        rows = np.asarray(rows, np.float64)
+        return cls(module, target, rows[:-1], rows[-1], seed)
+
+    @property
+    def fits(self) -> dict[str, NDArray[np.float64]]:
+        """Arm → 1 - loss / variance [draws]; nan where the target does not vary."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            fits = np.where(self.variance > 0, 1 - self.losses / self.variance, np.nan)
+        return dict(zip(ARMS, fits, strict=True))
+
+    @property
+    def ratio(self) -> float:
+        """Plasticity: mean fit of the agent's copies over that of fresh modules."""
+        return self._ratio("agent", "fresh")
+
+    @property
+    def ratio_present(self) -> float:
+        """The same with the optimizer's memory as it stands."""
+        return self._ratio("present", "fresh")
+
+    @property
+    def ratio_rescaled(self) -> float:
+        """Against fresh modules of the agent's norms."""
+        return self._ratio("agent", "rescaled")
+
+    @property
+    def loss_ratio(self) -> float:
+        """Mean final loss of the agent's copies over that of fresh modules."""
+        agent, _, fresh, _ = self.losses.mean(axis=1)
+        return float(agent / fresh) if fresh > 0 else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % percentile interval of the ratio, by bootstrap over draws, in pairs."""
+        fits, draws = self.fits, len(self.variance)
+        agent, fresh = fits["agent"], fits["fresh"]
+        if not np.isfinite(self.ratio):
+            return math.nan, math.nan
+        chosen = np.random.default_rng(self.seed).integers(draws, size=(RESAMPLES, draws))
+        below = fresh[chosen].mean(axis=1)
+        # A resample whose controls learn nothing says that the ratio may be as large as can be.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios = np.where(below > 0, np.maximum(agent[chosen].mean(axis=1), 0) / below, np.inf)
+        low, high = np.quantile(ratios, [0.025, 0.975], method="inverted_cdf")
+        return float(low), float(high)
+
+    def _ratio(self, arm: str, control: str) -> float:
+        mean = {name: fit.mean() for name, fit in self.fits.items()}
+        return float(np.maximum(mean[arm], 0) / mean[control]) if mean[control] > 0 else math.nan
+
+    def json(self) -> dict[str, Any]:
+        """Plain values; None where there is no number."""
+        numbers = {
+            "ratio": self.ratio,
+            "low": self.interval[0],
+            "high": self.interval[1],
+            "rescaled": self.ratio_rescaled,
+            "present_optimizer": self.ratio_present,
+            "loss_ratio": self.loss_ratio,
+        }
+        fits = {arm: [_plain(x) for x in fit] for arm, fit in self.fits.items()}
+        return {
+            "module": self.module,
+            "target": self.target,
+            **{key: _plain(x) for key, x in numbers.items()},
+            "fits": fits,
+            "variance": [_plain(x) for x in self.variance],
+        }
+
+
+def pooled(name: str, probes: Sequence[Probe]) -> Probe:
+    """Several modules of a kind as one: the mean of their fits, draw by draw."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = np.stack([np.where(p.variance > 0, p.losses / p.variance, np.nan) for p in probes])
+    losses: NDArray[np.float64] = shares.mean(axis=0)
+    return Probe(name, probes[0].target, losses, np.ones(losses.shape[1]), probes[0].seed)
+
+
+@dataclass(frozen=True)
+class Probes:
+    """What `probe` found, by module and kind of target."""
+
+    found: tuple[Probe, ...]
+    budget: Budget
+
+    def __getitem__(self, key: tuple[str, str]) -> Probe:
+        return {(p.module, p.target): p for p in self.found}[key]
+
+    def __iter__(self) -> Any:
+        return iter(self.found)
+
+    def table(self) -> str:
+        """For people: one line a module and kind of target."""
+        head = ("module", "target", "ratio", "95 % interval", "rescaled", "present", "fit", "fresh fit")
+        rows: list[tuple[str, ...]] = [head]
+        for p in self.found:
+            low, high = p.interval
+            fits = p.fits
+            numbers = [p.ratio_rescaled, p.ratio_present, fits["agent"].mean(), fits["fresh"].mean()]
+            rows.append((p.module, p.target, _short(p.ratio), f"{_short(low)} … {_short(high)}", *map(_short, numbers)))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+
+        def line(row: tuple[str, ...]) -> str:
+            names = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
+            numbers = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
+            return "  ".join([*names, *numbers])
+
+        return "\n".join(map(line, rows))
+
+    def json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"budget": dict(vars(self.budget)), "probes": [p.json() for p in self.found]}
+
+
+def probe(
+    agent: Agent,
+    batch: Batch,
+    *,
+    modules: Sequence[str] | None = None,
+    targets: Sequence[TargetKind] = ("random", "replay"),
+    draws: int = 10,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    lr: float = 1e-3,
+    seed: int = 0,
+    relative: bool = True,
+    control: Control = "drawn",
+    next_batch: Batch | None = None,
+    outputs: int = 4,
+) -> Probes:
+    """How plastic an agent's modules are, on the states of a batch of N transitions.
+
+    Args:
+        modules: As `agent.probed` names them; all if None.
+        targets: Kinds of target: random, noise, replay; next, if there is a `next_batch`.
+        draws: Repetitions; ten or more for an interval that means something.
+        steps: Gradient steps; if None 100, or 60 on images.
+        batch_size: States in one; if None 64, or 16 on images.
+        lr: Learning rate of Adam, in all arms.
+        seed: Of everything random.
+        relative: Targets are added to what a copy puts out at first; False lets them stand for themselves.
+        control: drawn: the fresh control of each draw is drawn from the seed. born: it is the agent at its birth.
+        next_batch: Transitions of the next task.
+        outputs: Outputs that an encoder's features are read out to.
+
+    Raises:
+        ValueError: No such module or kind of target, or a budget out of range.
+    """
+    check_targets(targets)
+    if ("next" in targets) != (next_batch is not None):
+        raise ValueError("the targets of the next task need both: targets=('next', ...) and next_batch=...")
+    if control not in get_args(Control):
+        raise ValueError(f"control is drawn or born, not {control!r}")
+    budget = Budget.of(
+        agent.observation.pixels, steps, batch_size, draws=draws, lr=lr, relative=relative, outputs=outputs
+    )
+    twin = agent.twin() if control == "born" else None
+    here = subjects(agent, batch, "replay", modules, twin)
+    there = {} if next_batch is None else subjects(agent, next_batch, "next", modules, twin)
+    found = []
+    for name, subject in here.items():
+        rows = experiment(subject, [kind for kind in targets if kind != "next"], budget, seed)
+        if name in there:
+            rows |= experiment(there[name], ["next"], budget, seed)
+        found += [Probe.of(name, kind, rows[kind].double().cpu().numpy(), seed) for kind in targets]
+    return Probes(tuple(found), budget)
+
+
+def check_targets(targets: Iterable[str]) -> None:
+    """Refuse kinds of target that there are not (ValueError)."""
+    known = get_args(TargetKind)
+    if unknown := [kind for kind in targets if kind not in known]:
+        hint = did_you_mean(unknown[0], known)
+        raise ValueError(f"unknown target {unknown[0]!r}.{hint} known targets: {', '.join(known)}")
+
+
+@torch.no_grad()
+def subjects(
+    agent: Agent, batch: Batch, kind: str, modules: Sequence[str] | None = None, twin: Agent | None = None
+) -> dict[str, Subject]:
+    """The modules of an agent that can be probed, by name, with temporal-difference targets called `kind`.
+
+    Args:
+        twin: The agent at its birth, if that is to be the control.
+    """
+    probed = agent.probed(batch)
+    names = list(probed) if modules is None else list(modules)
+    if unknown := [name for name in names if name not in probed]:
+        raise ValueError(
+            f"this {agent.name} has no module {unknown[0]!r} to be probed.{did_you_mean(unknown[0], probed)} "
+            f"It has {', '.join(probed)}"
+        )
+    values = {kind: temporal_difference_targets(agent, batch)}
+    memory = {p: state for _, optimizer in agent.optimizers() for p, state in optimizer.state.items()}
+    born = {} if twin is None else twin.probed(batch)
+    action = batch.action if agent.action.discrete else None
+    return {
+        name: Subject(
+            name,
+            probed[name][0],
+            probed[name][1],
+            values,
+            action,
+            name == FEATURES,
+            memory,
+            born[name][0] if born else None,
+        )
+        for name in names
+    }
+
+
+@torch.no_grad()
+def temporal_difference_targets(agent: Agent, batch: Batch) -> Tensor:
+    """r + gamma^n min Q⁻(s', a'), a' the greedy action, without an entropy bonus [N]; it draws nothing."""
+    following = batch._replace(obs=batch.next_obs, action=agent.act(batch.next_obs))
+    return torch.addcmul(batch.reward, batch.discount, agent.values(following, target=True).amin(dim=0))
+
+
+# --------------------------------------------------------------------------------------------------- experiment
+
+
+def experiment(subject: Subject, kinds: Sequence[str], budget: Budget, seed: int) -> dict[str, Tensor]:
+    """Train all arms on all draws; the host never waits.
+
+    Returns:
+        Kind of target → final losses of the arms, and in the last row the variance of the targets
+        [arms + 1, draws], on the device.
+    """
+    bench = Bench(subject, budget)
+    rows: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
+    own = bench.start()
+    for draw in range(budget.draws):
+        streams = Streams(seed, subject.name, draw, bench.device)
+        order = torch.randint(
+            bench.samples, (budget.steps, budget.batch_size), generator=streams("order"), device=bench.device
+        )
+        bench.draw_readouts(streams("readout"))
+        goals = {kind: bench.goal(kind, streams) for kind in kinds}
+        bench.newborn_(streams("control"))
+        fresh = bench.start()
+        bench.rescale_(own)
+        starts = {"agent": own, "present": own, "fresh": fresh, "rescaled": bench.start()}
+        for kind, goal in goals.items():
+            losses = [bench.trained(arm, start, kind, goal, order) for arm, start in starts.items()]
+            rows[kind].append(torch.stack([*losses, goal.square().mean()]))
+    return {kind: torch.stack(found, dim=1) for kind, found in rows.items()}
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The random streams of one draw, one for each purpose."""
+
+    seed: int
+    name: str
+    draw: int
+    device: torch.device
+
+    def __call__(self, purpose: str) -> Generator:
+        return Generator(self.device).manual_seed(derive_seed(self.seed, f"{self.name}: {purpose} {self.draw}"))
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where an arm begins: all tensors of the module, the injections that are open, and what it puts out [N, ...]."""
+
+    tensors: list[Tensor]
+    opened: list[int]
+    outputs: Tensor
+
+
+class Bench:
+    """One copy of a module, on which all arms are trained in turn."""
+
+    def __init__(self, subject: Subject, budget: Budget) -> None:
+        self.subject, self.budget = subject, budget
+        # A generator cannot be copied; the copy drops nothing, and so never draws.
+        droppers = [m for m in subject.module.modules() if isinstance(m, Dropout)]
+        memo: dict[int, Any] = {id(m.generator): m.generator for m in droppers}
+        self.net = copy.deepcopy(subject.module, memo).eval()
+        self.inputs, self.samples = subject.inputs, len(subject.inputs[0])
+        self.tensors: list[Tensor] = [*self.net.parameters(), *self.net.buffers()]
+        self.device = self.tensors[0].device
+        self.rooms = [m for m in self.net.modules() if isinstance(m, Injection)]
+        self.layers = layers_of(self.net, self.inputs)
+        self.weights = [p for p in self.net.parameters() if p.requires_grad]
+        for p in self.weights:
+            p.grad = None
+        born = subject.born
+        self.born = None if born is None else [t.detach() for t in (*born.parameters(), *born.buffers())]
+        self.new = Adam(self.weights, OptimizerConfig(lr=budget.lr))
+        self.present = self._present()
+        self.full: Tensor | None = None
+        self.single: Tensor | None = None
+        with torch.no_grad():
+            self.shape = self.forward(*(x[:2] for x in self.inputs)).shape[1:]
+
+    def _present(self) -> tuple[Adam, list[Tensor], list[Tensor]] | None:
+        """An optimizer, its memory, and what that is to be: the agent's memory of these weights."""
+        pairs = list(zip(self.subject.module.parameters(), self.net.parameters(), strict=True))
+        memory = {mine: self.subject.memory.get(its, {}) for its, mine in pairs if mine.requires_grad}
+        if not all("exp_avg" in state and "exp_avg_sq" in state for state in memory.values()):
+            return None
+        adam = Adam(self.weights, OptimizerConfig(lr=self.budget.lr))
+        for p, state in memory.items():
+            if "filled" in state:
+                adam.give_age(p)
+        keys = [(p, key) for p in self.weights for key in adam.state[p]]
+        return adam, [adam.state[p][key] for p, key in keys], [memory[p][key].detach().clone() for p, key in keys]
+
+    # ---------------------------------------------------------------------------------------------------- weights
+
+    @torch.no_grad()
+    def start(self) -> Start:
+        """The module as it stands."""
+        return Start([t.detach().clone() for t in self.tensors], [m.opened for m in self.rooms], self.outputs())
+
+    @torch.no_grad()
+    def load_(self, start: Start) -> None:
+        torch._foreach_copy_(self.tensors, start.tensors)
+        for room, opened in zip(self.rooms, start.opened, strict=True):
+            room.opened = opened
+
+    @torch.no_grad()
+    def draw_(self, generator: Generator) -> None:
+        """A fresh module, in place; no injection was ever made into it."""
+        newborn_(self.layers.values(), generator)
+        for room in self.rooms:
+            room.opened = 0
+
+    @torch.no_grad()
+    def newborn_(self, generator: Generator) -> None:
+        """The fresh control, in place."""
+        self.draw_(generator)
+        if self.born is not None:
+            torch._foreach_copy_(self.tensors, self.born)
+
+    @torch.no_grad()
+    def rescale_(self, like: Start) -> None:
+        """Give every tensor of every layer the norm that it has in `like`; what is zero stays zero."""
+        norms = dict(zip(self.tensors, like.tensors, strict=True))
+        for layer in self.layers.values():
+            for _, p in layer.named_parameters():
+                norm = torch.linalg.vector_norm(p)
+                wanted = torch.linalg.vector_norm(norms[p])
+                p.mul_(torch.where(norm > 0, wanted / norm, 1.0))
+
+    # ---------------------------------------------------------------------------------------------------- outputs
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """[B, actions, outputs] if the module has outputs for every action, else [B, F]."""
+        out = self.net(*inputs)
+        if isinstance(out, Tensor) and out.ndim == 3 and self.subject.action is not None:
+            return out
+        return torch.cat([x.flatten(1).float() for x in tree_leaves(out) if isinstance(x, Tensor)], dim=1)
+
+    @torch.no_grad()
+    def outputs(self) -> Tensor:
+        """On all states."""
+        parts = []
+        for i in range(0, self.samples, CHUNK):
+            heed()
+            parts.append(self.forward(*(x[i : i + CHUNK] for x in self.inputs)))
+        return torch.cat(parts)
+
+    def draw_readouts(self, generator: Generator) -> None:
+        """Of features to a few outputs, and of whatever there is to one."""
+        width = self.shape[-1]
+
+        def draw(outputs: int) -> Tensor:
+            return torch.randn(width, outputs, generator=generator, device=self.device) / math.sqrt(width)
+
+        self.full = draw(self.budget.outputs) if self.subject.features else None
+        self.single = draw(1) if width > 1 else None
+
+    def read(self, kind: str, out: Tensor, index: Tensor | None = None) -> Tensor:
+        """What a target of this kind is compared with [B, K], of the states of `index` (all if None)."""
+        if kind in ("random", "noise"):
+            out = out.flatten(1)
+            return out if self.full is None else out @ self.full
+        if out.ndim == 3:
+            assert self.subject.action is not None
+            action = self.subject.action if index is None else self.subject.action.index_select(0, index)
+            out = out.gather(1, action.view(-1, 1, 1).expand(-1, 1, out.shape[2])).squeeze(1)
+        return out if self.single is None else out @ self.single
+
+    @torch.no_grad()
+    def goal(self, kind: str, streams: Streams) -> Tensor:
+        """Standardised targets [N, K]."""
+        if kind in self.subject.values:
+            return standardised(self.subject.values[kind].float().unsqueeze(1))
+        if kind == "random":
+            self.draw_(streams("target"))
+            return standardised(self.read(kind, self.outputs()))
+        width = math.prod(self.shape) if self.full is None else self.budget.outputs
+        noise = torch.randn(self.samples, width, generator=streams("noise"), device=self.device)
+        return standardised(noise)
+
+    # --------------------------------------------------------------------------------------------------- learning
+
+    def trained(self, arm: str, start: Start, kind: str, goal: Tensor, order: Tensor) -> Tensor:
+        """The mean squared error on all states after the budget (0-d); nan if there is no such arm."""
+        if arm == "present" and self.present is None:
+            return torch.full((), torch.nan, device=self.device)
+        self.load_(start)
+        adam = self._begin(arm)
+        with torch.no_grad():
+            wanted = goal + self.read(kind, start.outputs) if self.budget.relative else goal
+        with torch.enable_grad():
+            for index in order.unbind():
+                heed()
+                out = self.forward(*(x.index_select(0, index) for x in self.inputs))
+                loss = (self.read(kind, out, index) - wanted.index_select(0, index)).square().mean()
+                gradients = torch.autograd.grad(loss, self.weights, allow_unused=True, materialize_grads=True)
+                with torch.no_grad():
+                    adam.apply(adam.param_groups[0], list(gradients))
+        with torch.no_grad():
+            return (self.read(kind, self.outputs()) - wanted).square().mean()
+
+    @torch.no_grad()
+    def _begin(self, arm: str) -> Adam:
+        """The arm's optimizer, with the memory that it begins with."""
+        if arm == "present":
+            assert self.present is not None
+            adam, memory, wanted = self.present
+            torch._foreach_copy_(memory, wanted)
+            return adam
+        torch._foreach_zero_([value for p in self.weights for value in self.new.state[p].values()])
+        return self.new
+
+
+def layers_of(net: nn.Module, inputs: Sequence[Tensor]) -> Mapping[str, Layer]:
+    """The layers that can be drawn anew, by name: pliant's own, or those read from somebody else's network.
+
+    Raises:
+        NotMeasurable: A foreign network is not understood; the message names what.
+    """
+    own = all_layers(net)
+    if own:
+        return own
+    example = tuple(x[:2] for x in inputs)
+    return read_network(net, lambda: net(*example), name="network", encoder="encoder", init="torch").layers
+
+
+@torch.no_grad()
+def newborn_(layers: Iterable[Layer], generator: Generator) -> None:
+    """Draw all layers anew from the laws of their birth, in place."""
+    for layer in layers:
+        for key, value in layer.fresh(generator).items():
+            layer.get_parameter(key).copy_(value)
+
+
+def standardised(y: Tensor) -> Tensor:
+    """Mean 0 and variance 1 in every column [N, K]; a column that does not vary is all zeros."""
+    mean = y.mean(dim=0)
+    centred = y - mean
+    scale = centred.square().mean(dim=0).sqrt()
+    # What differs by rounding alone does not vary.
+    varies = scale > 1e-5 * mean.abs() + 1e-30
+    return torch.where(varies, centred / torch.where(varies, scale, 1.0), 0.0)
+
+
+def _plain(x: float) -> float | None:
+    return float(x) if np.isfinite(x) else None
+
+
+def _short(x: float) -> str:
+    return f"{x:.3f}" if np.isfinite(x) else "-"
+
+
+__all__ = [
+    "ARMS",
+    "Bench",
+    "Budget",
+    "Probe",
+    "Probes",
+    "Streams",
+    "Subject",
+    "check_targets",
+    "experiment",
+    "layers_of",
+    "newborn_",
+    "pooled",
+    "probe",
+    "standardised",
+    "subjects",
+    "temporal_difference_targets",
+]

@@ -1,0 +1,119 @@
+"""Monitors by their words, and how a run gets them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..agents.agent import Agent
+from ..agents.hooks import Intervention
+from ..interventions.core.spec import SpecError, build_parts, check, did_you_mean, parse
+from .activity import Activity
+from .base import Monitor, Monitors, triggers
+from .churn import Churn
+from .criticality import Criticality
+from .curvature import Curvature
+from .kernel import Kernel
+from .landscape import Landscape
+from .norms import Norms
+from .overestimation import Overestimation
+from .probe import ProbeMonitor
+from .ranks import Ranks
+from .tandem import Tandem
+from .units import Units
+from .values import Values
+
+MONITORS: dict[str, type[Monitor]] = {
+    kind.name: kind
+    for kind in (
+        Units,
+        Norms,
+        Ranks,
+        Values,
+        Activity,
+        Churn,
+        Criticality,
+        Curvature,
+        Kernel,
+        Landscape,
+        Overestimation,
+        ProbeMonitor,
+        Tandem,
+    )
+}
+"""Every monitor by the word that names it."""
+
+GROUPS = ("cheap", "deep", "all", "none")
+
+
+def watch(agent: Agent, *monitors: str | Monitor) -> Monitors:
+    """Let monitors look at an agent while it learns: `Run(agent, envs, monitors=watch(agent, "cheap", "probe"))`.
+
+    Args:
+        agent: Who is looked at.
+        monitors: Words (`"units(every=100)"`), groups of them (`cheap`, `deep`, `all`, `none`) or monitors; the cheap
+            ones if nothing is said. What an intervention's trigger waits for is measured in any case.
+
+    Raises:
+        ValueError: A word is not understood, or a monitor does not fit the agent.
+    """
+    given = [part for part in monitors if isinstance(part, Monitor)]
+    words = [word for word in monitors if isinstance(word, str)]
+    parts = [*given, *built(words if monitors else ["cheap"])]
+    measured = {metric for part in parts for metric in part.metrics}
+    for _, when in triggers(agent):
+        metric = when.metric.rpartition("/")[2]
+        if metric not in measured and (name := measurer(metric)) is not None:
+            parts.append(MONITORS[name]())
+            measured |= set(MONITORS[name].metrics)
+    return Monitors(parts).bind(agent)
+
+
+def expand(words: Iterable[str]) -> list[str]:
+    """The words that groups stand for; a word of its own takes the place of what a group says of the same monitor.
+
+    Raises:
+        SpecError: A word is not understood.
+    """
+    words = list(words)
+    own: dict[str, str] = {}
+    for word in words:
+        if word in GROUPS:
+            continue
+        name = parse(word, "monitor", "units(every=100)").name
+        if name in GROUPS:
+            raise SpecError(
+                f"{word}: {name} stands for several monitors and takes no parameters; write {name}, and those that "
+                "differ beside it, like units(every=100)"
+            )
+        if name not in MONITORS:
+            known = [*MONITORS, *GROUPS]
+            raise SpecError(f"unknown monitor {name!r}.{did_you_mean(name, known)} known monitors: {', '.join(known)}")
+        if name in own:
+            raise SpecError(f"the monitor {name} is given twice: {own[name]} and {word}")
+        own[name] = word
+    wanted = {
+        name: name
+        for word in words
+        if word in GROUPS and word != "none"
+        for name, kind in MONITORS.items()
+        if word in ("all", kind.group) and kind.group != "alone"
+    }
+    return list((wanted | own).values())
+
+
+def check_monitors(words: Iterable[str]) -> tuple[str, ...]:
+    """The words in canonical spelling, groups as they are (SpecError)."""
+    words = list(words)
+    expand(words)
+    return tuple(word if word in GROUPS else check([word], MONITORS)[0] for word in words)
+
+
+def built(words: Iterable[str]) -> list[Monitor]:
+    """The monitors that words name (SpecError)."""
+    parts: list[Intervention] = build_parts(expand(list(words)), MONITORS)
+    return [part for part in parts if isinstance(part, Monitor)]
+
+
+def measurer(metric: str) -> str | None:
+    """The word of the monitor that measures a metric, if there is one."""
+    return next((name for name, kind in MONITORS.items() if metric in kind.metrics), None)

@@ -1,0 +1,245 @@
+"""CReLU, Fourier features, other activations and the linear network, as words."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import law_agents
+import pytest
+import torch
+from law_agents import AGENTS, MINATAR, VECTOR
+from test_agents import DQN_SMALL, batch_for
+from torch import Generator, Tensor, nn
+
+from pliant.agents import DQN, Agent
+from pliant.agents.networks import ACTIVATIONS, COPIES, CReLU, Fourier, Layer, NetworkConfig, QNetwork, hidden_layers
+from pliant.interventions import INTERVENTIONS
+from pliant.interventions.core.recycling import magnitude
+from pliant.interventions.core.spec import build
+from pliant.interventions.core.units import unit_graph
+from pliant.interventions.redo import dormancy_score
+from pliant.monitors.metrics import active_share
+
+WORDS = ("crelu", "fourier", "activation(name=tanh)", "linear", "linear(form=deep)")
+
+
+def made(*words: str, agent: str = "dqn") -> Agent:
+    return AGENTS[agent](interventions=tuple(build(words, INTERVENTIONS)))
+
+
+def wide(*words: str, hidden: tuple[int, ...] = (64, 64), **network: Any) -> Agent:
+    config = replace(DQN_SMALL, network=NetworkConfig(hidden=hidden, **network))
+    return DQN((5,), 3, config, interventions=tuple(build(words, INTERVENTIONS)))
+
+
+def count(agent: Agent) -> int:
+    """Weights between hidden layers."""
+    layers = list(hidden_layers(agent.components["critic"].online).values())
+    return layers[1].linear.weight.numel()
+
+
+# ------------------------------------------------------------------------------------------------------ functions
+
+
+@pytest.mark.parametrize("shape", [(7, 6), (7, 6, 3, 3)])
+def test_identities(shape: tuple[int, ...]) -> None:
+    """Exactly one of a CReLU pair is not zero, and x is their difference; a Fourier pair lies on the unit circle."""
+    x = torch.randn(shape, generator=Generator().manual_seed(0), dtype=torch.float64)
+    a, b = CReLU()(x).chunk(2, dim=1)
+    assert ((a > 0) ^ (b > 0)).all() and torch.equal(x, a - b) and a.shape == x.shape
+    h = Fourier()(x)
+    s, c = h.chunk(2, dim=1)
+    torch.testing.assert_close(s, x.sin())
+    torch.testing.assert_close(c, x.cos())
+    # |features|^2 is half their number, whatever goes in.
+    torch.testing.assert_close(h.square().sum(1), torch.full_like(x[:, 0], h.shape[1] / 2))
+
+
+def test_one_of_a_fourier_pair_is_close_to_a_line() -> None:
+    """Where one copy is flattest the other has slope 1: never are both bent."""
+    x = torch.linspace(-10, 10, 1001, dtype=torch.float64).unsqueeze(1).requires_grad_(True)
+    slopes = [torch.autograd.grad(part.sum(), x, retain_graph=True)[0].abs() for part in Fourier()(x).chunk(2, 1)]
+    assert torch.stack(slopes).amax(0).min() >= math.sqrt(0.5) - 1e-9
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_copies_are_what_an_activation_puts_out(name: str) -> None:
+    layer = Layer(nn.Linear(3, 4), Generator().manual_seed(0), activation=name)
+    assert layer(torch.zeros(2, 3)).shape[1] == layer.features == 4 * COPIES.get(name, 1)
+
+
+# ------------------------------------------------------------------------------------------------------ widths
+
+
+@pytest.mark.parametrize("word", ["crelu", "fourier"])
+@pytest.mark.parametrize(("keep", "units"), [("features", 32), ("parameters", 45), ("units", 64)])
+def test_widths(word: str, keep: str, units: int) -> None:
+    agent, plain = wide(f"{word}(keep={keep})"), wide()
+    layers = list(hidden_layers(agent.components["critic"].online).values())
+    assert [layer.units for layer in layers] == [units] * 2 and [layer.features for layer in layers] == [2 * units] * 2
+    wanted = {"features": 0.5, "parameters": 1.0, "units": 2.0}[keep]
+    assert count(agent) / count(plain) == pytest.approx(wanted, rel=0.02)
+
+
+def test_the_default_keeps_what_readers_read() -> None:
+    for word in ("crelu", "fourier"):
+        agent, plain = made(word, agent="dqn, nature"), made(agent="dqn, nature")
+        for mine, theirs in zip(
+            *(hidden_layers(a.components["critic"].online).values() for a in (agent, plain)), strict=True
+        ):
+            assert mine.features == theirs.features and mine.units == theirs.units // 2
+        # Widths that were chosen for two copies stay.
+        assert wide(word, activation="crelu").config.network.hidden == (64, 64)  # type: ignore[attr-defined]
+        assert wide(word, hidden=(1,)).config.network.hidden == (1,)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("on", ["all", "critic", "actor"])
+def test_on(word: str, on: str) -> None:
+    text = word[:-1] + f", on={on})" if "(" in word else f"{word}(on={on})"
+    plain, config = AGENTS["sac"]().config, made(text, agent="sac").config  # type: ignore[attr-defined]
+    assert (config.network != plain.network) == (on != "actor")
+    assert (config.actor_network != plain.actor_network) == (on != "critic")
+    if on == "actor":
+        with pytest.raises(ValueError, match="has no actor; it has critic"):
+            made(text)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation_changes_nothing_else(name: str) -> None:
+    agent, plain = wide(f"activation({name})"), wide()
+    assert agent.config.network == replace(plain.config.network, activation=name)  # type: ignore[attr-defined]
+    layers = hidden_layers(agent.components["critic"].online).values()
+    assert all(type(layer.activation) is ACTIVATIONS[name] for layer in layers)
+
+
+def test_unknown_activations_are_refused() -> None:
+    with pytest.raises(ValueError, match="'relu'"):
+        build(["activation(relo)"], INTERVENTIONS)
+
+
+@pytest.mark.parametrize("first", ["crelu", "fourier", "activation(name=elu)", "linear"])
+@pytest.mark.parametrize("second", ["crelu", "fourier", "activation(name=gelu)", "linear(form=deep)"])
+def test_one_activation_a_network(first: str, second: str) -> None:
+    with pytest.raises(ValueError, match="exclude each other"):
+        build([first, second], INTERVENTIONS)
+
+
+# ------------------------------------------------------------------------------------------------------ linear
+
+
+def is_affine(agent: Agent, component: str) -> bool:
+    """Does f((x + y) / 2) = (f(x) + f(y)) / 2 hold of what a component says?"""
+    batch = batch_for(agent, 16)
+    x, y = batch.obs[:8].double(), batch.obs[8:].double()
+    if agent.observation.pixels:
+        g = Generator().manual_seed(0)
+        x, y = (2 * torch.randint(127, p.shape, generator=g).double() for p in (x, y))
+    network = agent.components[component].online
+
+    def said(obs: Tensor) -> Tensor:
+        obs = obs.to(agent.observation.dtype)
+        found = agent.predictions(component, obs, batch.action[:8])
+        return (found[0] if component == "actor" and found.ndim == 3 else found).double()
+
+    middle, ends = said((x + y) / 2), (said(x) + said(y)) / 2
+    assert network is not None
+    return torch.allclose(middle, ends, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["shallow", "deep"])
+@pytest.mark.parametrize("agent", ["dqn", "dqn, minatar, dueling", "dqn, nature", "sac"])
+def test_linear_is_linear(agent: str, form: str) -> None:
+    linear = made(f"linear(form={form})", agent=agent)
+    assert is_affine(linear, "critic") and not is_affine(made(agent=agent), "critic")
+    if "sac" in agent:
+        assert is_affine(linear, "actor") and not is_affine(made(agent=agent), "actor")
+    dense = [n for n in hidden_layers(linear.components["critic"].online) if not n.startswith("encoder")]
+    assert bool(dense) == (form == "deep")
+
+
+def test_linear_takes_norms_away_and_excludes_them() -> None:
+    for form in ("shallow", "deep"):
+        assert is_affine(made(f"linear(form={form})", agent="droq"), "critic")
+    for sentence in (("linear", "layer_norm"), ("layer_norm", "linear")):
+        with pytest.raises(ValueError, match="exclude each other"):
+            made(*sentence)
+    for agent, what in (("sac, pixels", "a projection"), ("dqn, impala", "max-pooling")):
+        with pytest.raises(ValueError, match=f"linear: the critic of this {agent[:3]} holds {what}"):
+            made("linear", agent=agent)
+
+
+# ---------------------------------------------------------------------------------------- whoever looks at units
+
+
+def network(body: str, activation: str = "fourier") -> tuple[Any, Any]:
+    spec = {"mlp": VECTOR, "minatar": MINATAR}.get(body, law_agents.IMAGE)
+    config = NetworkConfig(body=body, hidden=(6, 4), width=0.25, activation=activation)  # type: ignore[arg-type]
+    made_ = QNetwork(spec, 3, 1, config, Generator().manual_seed(0), dueling=body == "minatar")
+    return made_, torch.zeros(1, *spec.shape, dtype=spec.dtype)
+
+
+@pytest.mark.parametrize("body", ["mlp", "minatar", "drq", "impala"])
+def test_the_unit_graph_of_fourier_is_that_of_crelu(body: str) -> None:
+    """cos(0) = 1, also where an activation stands by itself: no number may come of it."""
+    graphs = []
+    for activation in ("crelu", "fourier"):
+        net, blank = network(body, activation)
+        graphs.append(unit_graph(net, lambda net=net, blank=blank: net(blank)))  # type: ignore[misc]
+        assert not any("forward" in vars(module) for module in net.modules()), "the network is left as it was"
+    assert graphs[0].keys() == graphs[1].keys()
+    for one, other in zip(*(g.values() for g in graphs), strict=True):
+        assert one.count == other.count and len(one.consumers) == len(other.consumers)
+        assert all(torch.equal(a.owner, b.owner) for a, b in zip(one.consumers, other.consumers, strict=True))
+
+
+@torch.no_grad()
+def test_unit_law_of_fourier() -> None:
+    """Zeroing the inputs that a unit owns is exactly holding both its copies at zero."""
+    for body in ("mlp", "minatar", "impala"):
+        net, blank = network(body)
+        graph = unit_graph(net, lambda net=net, blank=blank: net(blank))  # type: ignore[misc]
+        g = Generator().manual_seed(1)
+        shape = (4, *blank.shape[1:])
+        x = torch.randint(2, shape, generator=g).to(blank.dtype) if body != "mlp" else torch.randn(shape, generator=g)
+        for units in graph.values():
+            layer, unit = units.layer, units.count - 1
+            inner = layer.activation
+
+            class Held(nn.Module):
+                def forward(self, z: Tensor, inner: Any = inner, layer: Any = layer, unit: int = unit) -> Tensor:
+                    h = inner(z).clone()
+                    h[:, [unit, unit + layer.units]] = 0
+                    return h
+
+            layer.activation = Held()
+            held = net(x)
+            layer.activation = inner
+            kept = [(r.weight, r.weight.clone()) for r in units.consumers]
+            for consumer in units.consumers:
+                consumer.weight[:, consumer.owner == unit] = 0
+            torch.testing.assert_close(net(x), held, atol=1e-6, rtol=1e-5)
+            for weight, old in kept:
+                weight.copy_(old)
+            assert not torch.allclose(net(x), held, atol=1e-6)
+
+
+def test_a_fourier_unit_is_dormant_if_it_always_says_the_same() -> None:
+    """Not if its outputs are small, for they never are; what is active means nothing."""
+    layer = Layer(nn.Linear(3, 4), Generator().manual_seed(0), activation="fourier")
+    z = torch.randn(64, 4, generator=Generator().manual_seed(0))
+    z[:, 1] = 0.7
+    h = layer.activation(z)  # type: ignore[operator]
+    score = dormancy_score(magnitude(layer, h))
+    assert score[1] < 1e-5 and (score[[0, 2, 3]] > 0.5).all()
+    pair = torch.stack([z.sin(), z.cos()]).double()
+    wanted = (pair - pair.mean(1, keepdim=True)).abs().mean((0, 1))
+    torch.testing.assert_close(magnitude(layer, h).double(), wanted, atol=1e-6, rtol=0)
+    assert active_share(h.view(64, 2, 4, 1), layer.activation) is None
+    conv = Layer(nn.Conv2d(1, 3, 2), Generator().manual_seed(0), activation="fourier")
+    still = conv.activation(torch.full((5, 3, 4, 4), 0.3))  # type: ignore[operator]
+    still[:, 0] += torch.linspace(0, 1, 16).view(4, 4)  # differs by position, so it says something
+    size = magnitude(conv, still)
+    assert size[0] > 0.1 and size[1:].max() < 1e-6

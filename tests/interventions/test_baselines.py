@@ -1,0 +1,585 @@
+"""Baselines without which no figure means anything: the oracle, optimizers that forget, the placebo of a reset."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from law_agents import AGENTS, BOX, DISCRETE, VECTOR, build_run, differences, dqn, held, ppo, resume, saved, walk
+from no_wait import no_wait
+from stand import Stand, memories, only, remember_, state_of
+from torch import Generator, Tensor
+
+from pliant.agents import Agent, Clock, Intervention
+from pliant.agents.optimizers import OptimizerConfig
+from pliant.agents.run import Run
+from pliant.common.seeds import derive_seed
+from pliant.interventions import INTERVENTIONS
+from pliant.interventions.continual_backprop import ContinualBackprop
+from pliant.interventions.core.spec import SpecError, build
+from pliant.interventions.core.surgery import MEMORY
+from pliant.interventions.fresh_agent import FreshAgent
+from pliant.interventions.matched_random import pairs
+from pliant.interventions.redo import ReDo
+
+
+def parts(*words: str) -> tuple[Intervention, ...]:
+    return tuple(build(words, INTERVENTIONS))
+
+
+def run_of(agent: str | Callable[..., Agent], *words: str, num_envs: int = 2, seed: int = 0) -> Run:
+    if not isinstance(agent, str):
+        AGENTS["of this test"] = agent
+    try:
+        return build_run(
+            "of this test" if not isinstance(agent, str) else agent, parts(*words), seed=seed, num_envs=num_envs
+        )
+    finally:
+        AGENTS.pop("of this test", None)
+
+
+def learnt(run: Run, steps: int) -> list[tuple[int, int, int]]:
+    """So many steps of all environments; of every update the step, and the oldest and newest transition learnt from."""
+    seen, learn = [], run.learn
+
+    def noted(batch: Any) -> None:
+        seen.append((run.clock.steps, int(batch.index.min()), int(batch.index.max())))
+        learn(batch)
+
+    run.learn = noted  # type: ignore[method-assign]
+    walk(run, steps)
+    run.learn = learn  # type: ignore[method-assign]
+    return seen
+
+
+def networks(agent: Agent) -> dict[str, Any]:
+    """All weights, running statistics and what optimizers remember."""
+    modules = {n: dict(m.state_dict()) for n, m in agent.modules() if n != "interventions"}
+    optimizers = {n: o.state_dict()["state"] for n, o in agent.optimizers()}
+    return copy.deepcopy({"modules": modules, "optimizers": optimizers})
+
+
+# ------------------------------------------------------------------------------------------------- the fresh agent
+
+
+@pytest.mark.parametrize("agent", ["dqn, minatar, dueling", "sac, pixels", "droq", "ppo, continuous", "supervised"])
+def test_it_is_a_newly_built_agent_to_the_last_bit(agent: str) -> None:
+    """Drawn from the stream of a seed it is the agent that is built with that seed: networks, targets, temperature,
+    deviation, running statistics, optimizers with their counters."""
+    run = run_of(agent, "fresh_agent(every=1000000)")
+    walk(run, 12)
+    part = only(run.agent)
+    newborn = AGENTS[agent](seed=5)
+    assert differences(networks(run.agent), networks(newborn))
+    part.generator = Generator().manual_seed(derive_seed(5, "weights"))
+    with no_wait():
+        part.fire(run, {})
+    assert not differences(networks(run.agent), networks(newborn))
+    assert part.measurements()["interventions/fresh_agent_layers"] == len(part.names)
+
+
+def test_two_births_are_two_agents() -> None:
+    run = run_of("dqn", "fresh_agent(every=20)")
+    walk(run, 10)
+    first = networks(run.agent)
+    only(run.agent).fire(run, {})
+    assert differences(first, networks(run.agent))
+
+
+def test_it_acts_at_the_edge_and_learns_from_what_comes_after() -> None:
+    """Edges at 20 and 40 of two environments: the update of step 20 is the last of the old agent, and 8 transitions of
+    the new one (learning_starts) come before its first."""
+    run = run_of("dqn", "fresh_agent(every=20)")
+    seen = learnt(run, 25)
+    steps = [step for step, _, _ in seen]
+    # At the first update after an edge the old agent ends, and the second update of that step with it.
+    first = [10, 10, 12, 12, 14, 14, 16, 16, 18, 18, 20]
+    assert steps == [*first, *(step + 20 for step in first), 50, 50]
+    assert all(first >= 20 for step, first, _ in seen if 20 < step <= 40)
+    assert all(first >= 40 for step, first, _ in seen if step > 40)
+    assert min(first for step, first, _ in seen if step <= 20) < 4 and run.agent.born == 40
+
+
+def test_a_kept_memory_is_learnt_from_without_a_break() -> None:
+    run = run_of("dqn", "fresh_agent(every=20, memory=keep)")
+    seen = learnt(run, 20)
+    assert [step for step, _, _ in seen] == [s for s in range(10, 41, 2) for _ in range(2)]
+    assert min(first for step, first, _ in seen if step > 20) < 10 and run.agent.born == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "born"),
+    [("", 20), (", exploration=keep", 0), (", memory=keep", 0), (", memory=keep, exploration=restart", 20)],
+)
+def test_exploration_begins_anew_with_an_empty_memory_or_where_asked_for(options: str, born: int) -> None:
+    run = run_of(dqn(VECTOR, epsilon_steps=4, epsilon_end=0.0), f"fresh_agent(every=20{options})")
+    walk(run, 9)
+    assert run.agent.epsilon(run.clock) == 0.0 and run.agent.born == 0  # type: ignore[attr-defined]
+    walk(run, 1)
+    assert run.agent.born == born
+    for steps, epsilon in ((20, 1.0), (27, 1.0), (28, 1.0), (30, 0.5), (32, 0.0)) if born else ((20, 0.0), (28, 0.0)):
+        assert run.agent.epsilon(Clock(steps)) == epsilon  # type: ignore[attr-defined]
+    state = saved(run)
+    other = run_of(dqn(VECTOR, epsilon_steps=4, epsilon_end=0.0), f"fresh_agent(every=20{options})", seed=3)
+    resume(other, state)
+    assert other.agent.born == born and not differences(saved(other), state)
+
+
+def test_sac_tries_actions_at_random_again() -> None:
+    run = run_of("sac", "fresh_agent(every=20)")
+    walk(run, 10)
+    obs, clock = run.obs, run.clock
+    state = run.agent.generator.get_state()
+    acted = run.agent.act(obs, clock)  # type: ignore[arg-type]
+    run.agent.generator.set_state(state)
+    noise = torch.rand((2, 2), generator=run.agent.generator) * 2 - 1
+    torch.testing.assert_close(acted, run.agent.center + run.agent.scale * noise)  # type: ignore[attr-defined]
+
+
+def test_a_rollout_across_an_edge_is_learnt_from_no_more() -> None:
+    """Rollouts of six steps end at 6, 12, 18 …; the edges at 8 and 16 fall into the second and the third."""
+    run = run_of(ppo(VECTOR, BOX, normalise_observations=True, scale_rewards=True), "fresh_agent(every=8)")
+    agent: Any = run.agent
+    counts, observed, carried = [], [], []
+    for _ in range(12):
+        seen = learnt(run, 1)
+        if seen:
+            counts.append((seen[0][0], len(seen)))
+            observed.append((int(agent.seen.count), int(agent.returns.count)))
+            carried.append(bool(run.memory.carry.any()))  # type: ignore[attr-defined]
+    # Two passes of two minibatches; of those that a birth cuts short the first alone.
+    assert counts == [(6, 4), (12, 1), (18, 1), (24, 1)] and agent.born == 24
+    # The newborn's statistics have seen nothing, not even the rollout that its predecessor left.
+    assert observed == [(6, 6), (0, 0), (0, 0), (0, 0)]
+    # Nor do the discounted returns behind its scale of rewards go on from those of its predecessor.
+    assert carried == [True, False, False, False]
+    run = run_of(ppo(VECTOR, BOX, normalise_observations=True), "fresh_agent(every=14)")
+    assert [step for step, *_ in learnt(run, 14)] == [6] * 4 + [12] * 4 + [18] + [24] * 4
+
+
+def test_ppos_learning_rate_is_that_of_its_age() -> None:
+    run = run_of(ppo(VECTOR, DISCRETE, anneal_steps=20, optimizer=OptimizerConfig(lr=1.0)), "fresh_agent(every=10)")
+    rates = []
+    for _ in range(12):
+        if learnt(run, 1):
+            rates.append(run.agent.critic.optimizer.param_groups[0]["lr"])  # type: ignore[attr-defined]
+    # At 6 and 12 the first agent's (the latter cut short), at 18 that of an agent of 6 steps, at 24 of 12.
+    torch.testing.assert_close(rates, [1 - 6 / 20, 1 - 12 / 20, 1 - 6 / 20, 1 - 12 / 20])
+
+
+@pytest.mark.parametrize("agent", ["dqn, double dueling prioritised 3-step", "sac", "ppo, continuous", "dqn, nature"])
+def test_it_goes_on_between_a_birth_and_its_first_update(agent: str) -> None:
+    word = "fresh_agent(every=24)"
+    straight, stopped = run_of(agent, word), run_of(agent, word)
+    walk(straight, 26)
+    walk(stopped, 13)
+    assert stopped.agent.born == 24
+    resumed = run_of(agent, word, seed=9)
+    resume(resumed, saved(stopped))
+    walk(resumed, 13)
+    assert not differences(held(straight), held(resumed))
+
+
+@pytest.mark.parametrize(
+    ("agent", "word", "message"),
+    [
+        ("ppo", "fresh_agent(memory=keep)", "fresh_agent: memory=keep needs a replay, and ppo has none"),
+        ("supervised", "fresh_agent(memory=keep)", "memory=keep needs a replay, and supervised has none"),
+        (
+            "dqn",
+            "fresh_agent(every=8)",
+            "every 8 steps a new agent, and none learns anything: learning begins "
+            "learning_starts=8 steps after its birth",
+        ),
+        ("dqn", "fresh_agent(at=(50, 56))", "every 6 steps a new agent"),
+        ("ppo", "fresh_agent(every=3)", "a rollout is complete rollout=3 steps after its birth"),
+    ],
+)
+def test_what_could_never_learn_is_refused(agent: str, word: str, message: str) -> None:
+    with pytest.raises(ValueError, match="fresh_agent") as refusal:
+        run_of(agent, word)
+    assert message in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_rollouts_of_all_environments_that_are_longer_than_a_task_are_refused() -> None:
+    run = run_of("ppo", "fresh_agent(every=5)")
+    with pytest.raises(ValueError, match="a rollout of all environments is complete 6 steps after its birth"):
+        walk(run, 3)
+    run_of("dqn", "fresh_agent(every=8, memory=keep)")
+    run_of("dqn", "fresh_agent(every=8, of=updates)")
+
+
+def test_whoever_looks_after_a_birth_still_sees_something() -> None:
+    """Methods that come after it in the same update draw batches, and monitors did before."""
+    for agent in ("dqn", "sac", "ppo, continuous", "supervised"):
+        words = "fresh_agent(every=2, of=updates)", "redo(every=1, samples=8)", "regrama(every=1, samples=8)"
+        run = run_of(agent, *words)
+        walk(run, 12)
+        assert run.agent.born > 0
+
+
+def test_what_others_remember_of_the_agent_before_is_forgotten() -> None:
+    words = (
+        "continual_backprop(rho=0.05, maturity=2)",
+        "self_normalized_reset(percentile=0.5, renew=2, longest=2, eps=0.6)",
+        "adaptive_replay_ratio(low=1, high=2, every=3, of=updates, delta=0.5)",
+        "l2_init(weight=0.1)",
+        "shrink_perturb(every=3, of=updates, noise=initial, layers=critic)",
+    )
+    run = run_of("dqn", *words, "fresh_agent(every=1000)")
+    cbp, snr, arr, l2, shrunk, fresh = run.agent.interventions
+    born = {i: {k: v.clone() for k, v in part.named_buffers()} for i, part in enumerate((cbp, snr, arr))}
+    weights = {i: {k: v.clone() for k, v in part.named_buffers()} for i, part in enumerate((l2, shrunk))}
+    walk(run, 12)
+    assert all(differences(born[i], dict(part.named_buffers())) for i, part in enumerate((cbp, snr, arr)))
+    fresh.fire(run, {})
+    for i, part in enumerate((cbp, snr, arr)):
+        assert not differences(born[i], dict(part.named_buffers())), part.name
+    assert arr.view[0] == 0
+    weight = run.agent.components["critic"].online.head.layers[0].linear.weight  # type: ignore[union-attr, index]
+    for i, part in enumerate((l2, shrunk)):
+        now = dict(part.named_buffers())
+        assert len(differences(weights[i], now)) == len(now), part.name
+        assert any(v.shape == weight.shape and torch.equal(v, weight) for v in now.values()), part.name
+
+
+# ------------------------------------------------------------------------------------------- optimizers that forget
+
+
+def aged(agent: str, *words: str) -> tuple[Agent, Stand]:
+    made = AGENTS[agent](interventions=parts(*words))
+    remember_(made)
+    return made, Stand(made)
+
+
+@pytest.mark.parametrize(
+    ("agent", "on", "forgotten"),
+    [
+        ("sac", "all", ("critic", "actor", "temperature")),
+        ("sac", "actor", ("actor",)),
+        ("sac", "temperature", ("temperature",)),
+        ("sac", "(critic, temperature)", ("critic", "temperature")),
+        ("ppo, continuous", "actor", ("actor",)),
+        ("ppo, continuous", "all", ("critic", "actor")),
+        ("supervised", "critic", ("critic",)),
+        ("sac, pixels", "encoder", ("critic.encoder",)),
+    ],
+)
+def test_optimizers_forget_what_is_named_and_weights_stay(agent: str, on: str, forgotten: tuple[str, ...]) -> None:
+    made, stand = aged(agent, f"reset_optimizer(every=1, on={on})")
+    before = {n: p.clone() for _, m in made.modules() for n, p in m.named_parameters()}
+    stand.tick()
+    with no_wait():
+        only(made).after_update(stand, {})
+    assert not differences(before, {n: p for _, m in made.modules() for n, p in m.named_parameters()})
+    count = 0
+    for name, component in made.components.items():
+        for key, p in component.online.named_parameters():
+            gone = f"{name}.{key}".startswith(forgotten)
+            count += gone
+            assert state_of(made, p)["step"] == (0.0 if gone else 1e6), f"{name}.{key}"
+            for memory in memories(made, p).values():
+                assert (memory == (0.0 if gone else 1.0)).all(), f"{name}.{key}"
+    assert only(made).measurements() == {"interventions/reset_optimizer_tensors": count}
+
+
+STALE = [3.162278, 4.249613, 4.950216]  # (1 - 0.9^k) / sqrt(1 - 0.999^k)
+
+
+def first_steps(agent: Agent, parameter: Tensor, steps: int = 3) -> Tensor:
+    """By how many learning rates a parameter moves in its next steps along a constant gradient [steps, *shape]."""
+    moved = []
+    optimizer: Any = next(o for _, o in agent.optimizers() if parameter in o.state)
+    for _ in range(steps):
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = torch.ones_like(p)
+        before = parameter.detach().clone()
+        optimizer.step()
+        moved.append((before - parameter.detach()) / optimizer.param_groups[0]["lr"])
+    return torch.stack(moved)
+
+
+@pytest.mark.parametrize(("keep_step", "steps"), [(False, [1.0, 1.0, 1.0]), (True, STALE)])
+@pytest.mark.parametrize("beside", [(), ("redo(every=1000)",)])
+def test_moments_alone_make_a_stale_adam(keep_step: bool, steps: list[float], beside: tuple[str, ...]) -> None:
+    """Likewise where weights have ages of their own, since these are a counter too."""
+    agent = AGENTS["dqn"](interventions=parts(f"reset_optimizer(every=1, keep_step={keep_step})", *beside))
+    remember_(agent)
+    Stand(agent).tick().look()
+    weight = agent.components["critic"].online.head.layers[0].linear.weight  # type: ignore[union-attr, index]
+    found = first_steps(agent, weight)
+    torch.testing.assert_close(found, torch.tensor(steps)[:, None, None].expand_as(found), rtol=2e-3, atol=0)
+    assert state_of(agent, weight)["step"] == (1e6 + 3 if keep_step else 3)
+
+
+def test_optimizers_forget_at_updates_of_the_target() -> None:
+    run = run_of("dqn", "reset_optimizer(syncs=True)")  # target_period=3
+    fired, part = [], only(run.agent)
+    fire = part.fire
+    part.fire = lambda r, a: (fired.append(r.clock.updates), fire(r, a))
+    walk(run, 9)
+    assert fired == [3, 6, 9]
+    for agent, message in (("ppo", "ppo has none"), ("sac", "sac moves at every update"), ("supervised", "has none")):
+        with pytest.raises(ValueError, match=message):
+            run_of(agent, "reset_optimizer(syncs=True)")
+    with pytest.raises(ValueError, match="this dqn has no 'actor'"):
+        run_of("dqn", "reset_optimizer(on=actor)")
+    with pytest.raises(SpecError, match="'syncs' and 'when' exclude each other"):
+        parts("reset_optimizer(syncs=True, when='critic/dead_fraction > 0')")
+
+
+# ---------------------------------------------------------------------------------------- ages, own and shared
+
+
+RECYCLERS = {
+    "redo": "redo(tau=0, every=1, samples=0{})",
+    "regrama": "regrama(tau=0, every=1, mode=weight_grad{})",
+    "continual_backprop": "continual_backprop(rho=0.5, maturity=0{})",
+    "self_normalized_reset": "self_normalized_reset(longest=1{})",
+}
+
+
+@pytest.mark.parametrize(("ages", "steps"), [("own", [1.0, 1.0, 1.0]), ("shared", STALE)])
+@pytest.mark.parametrize("method", RECYCLERS)
+def test_the_first_steps_of_what_is_recycled(method: str, ages: str, steps: list[float]) -> None:
+    """1, 1, 1 learning rates with an age per weight; 3.16, 4.25, 4.95 where the moments are zeroed under a counter of
+    long training. Neighbours go on as they did in both."""
+    agent = AGENTS["dqn"](interventions=parts(RECYCLERS[method].format(f", ages={ages}")))
+    layer = agent.components["critic"].online.head.layers[0]  # type: ignore[union-attr, index]
+    with torch.no_grad():  # unit 3 is dead, and the only one
+        layer.linear.weight.zero_()
+        layer.linear.bias.fill_(1.0)
+        layer.linear.bias[3] = -1.0
+    remember_(agent)
+    for p in agent.components["critic"].online.parameters():
+        p.grad = torch.ones_like(p)
+    layer.linear.weight.grad[3] = 0.0
+    stand, part = Stand(agent), only(agent)
+    before = layer.linear.weight.detach().clone()
+    if method == "continual_backprop":
+        part.most = dict.fromkeys(part.most, 1)
+    stand.tick().look()
+    (row,) = (layer.linear.weight != before).any(1).nonzero().flatten().tolist()
+    assert row == 3
+    moved = first_steps(agent, layer.linear.weight)
+    others = [i for i in range(layer.units) if i != 3]
+    torch.testing.assert_close(
+        moved[:, 3], torch.tensor(steps)[:, None].expand(3, moved.shape[2]), rtol=2e-3, atol=2e-3
+    )
+    torch.testing.assert_close(moved[:, others], torch.ones(3, len(others), moved.shape[2]), rtol=2e-3, atol=2e-3)
+    assert ("filled" in state_of(agent, layer.linear.weight)) == (ages == "own")
+
+
+@pytest.mark.parametrize("second", ["regrama", "matched_random(like=regrama)"])
+def test_ages_of_two_methods_must_agree(second: str) -> None:
+    for first in ("redo(ages=shared)", "redo(ages=zeroed)"):
+        for words in ((first, second), (second, first)):
+            with pytest.raises(ValueError, match=r"exclude each other: ages=(own|shared|zeroed) and ages=") as refusal:
+                run_of("sac", *words)
+            assert "redo" in str(refusal.value) and "regrama" in str(refusal.value)
+    run_of("sac", "redo(ages=shared)", "regrama(ages=shared)")
+    run_of("sac", "redo(ages=shared, on=critic)", "regrama(on=actor)")
+
+
+# -------------------------------------------------------------------------------------------------- the placebo
+
+
+LIKE = {
+    "reset": "reset(every=1)",
+    "redo": "redo(tau=0.7, every=1, samples=0)",
+    "shrink_perturb": "shrink_perturb(every=1)",
+    "continual_backprop": "continual_backprop(rho=0.3, maturity=0)",
+    "hare_tortoise": "hare_tortoise(every=1)",
+    "fresh_agent": "fresh_agent(every=1, of=updates)",
+}
+
+
+def changes(agent: Agent, before: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+    return {p: p.detach() - old for p, old in before.items()}
+
+
+@pytest.mark.parametrize("like", LIKE)
+@pytest.mark.parametrize("agent", ["sac, pixels", "ppo, continuous"])
+def test_the_placebo_moves_every_tensor_as_far_and_elsewhere(agent: str, like: str) -> None:
+    if agent.startswith("ppo") and like == "hare_tortoise":
+        return
+    real, placebo = (run_of(agent, word) for word in (LIKE[like], f'matched_random("{LIKE[like]}")'))
+    inner = only(placebo.agent).inner
+    treated = []
+    for run, part in ((real, only(real.agent)), (placebo, inner)):
+        run.agent.interventions.after_update = lambda r, a: None  # type: ignore[method-assign]
+        walk(run, 6)
+        del run.agent.interventions.after_update
+        part.generator = Generator().manual_seed(1)
+        before = {p: p.detach().clone() for pair in pairs(run.agent) for p in pair}
+        run.clock = run.clock.stepped(1).updated()
+        with no_wait():
+            batch = run.memory.sample(8, generator=Generator())
+            run.agent.interventions.after_update(run, run.agent.activations(batch))
+        treated.append(changes(run.agent, before))
+    assert not differences(networks(real.agent)["optimizers"], networks(placebo.agent)["optimizers"])
+    moved = 0
+    for mine, theirs in zip(treated[1].values(), treated[0].values(), strict=True):
+        torch.testing.assert_close(mine.norm(), theirs.norm(), rtol=1e-4, atol=1e-6)
+        assert torch.equal(mine, torch.zeros_like(mine)) == torch.equal(theirs, torch.zeros_like(theirs))
+        if theirs.any() and theirs.numel() > 30:
+            moved += 1
+            assert torch.cosine_similarity(mine.flatten(), theirs.flatten(), dim=0) < 0.6
+    assert moved > 1
+    total = torch.stack([c.norm() for c in treated[0].values()]).norm()
+    norm = only(placebo.agent).measurements()["interventions/matched_random_norm"]
+    torch.testing.assert_close(norm, total, rtol=1e-4, atol=0)
+
+
+def test_a_target_moves_with_its_network() -> None:
+    """A reset copies the new network into the target; what the placebo makes of it is as near to its own."""
+    run = run_of("sac", "matched_random('reset(every=1)')")
+    walk(run, 3)
+    before = {p: p.detach().clone() for pair in pairs(run.agent) for p in pair}
+    only(run.agent).fire(run, {})
+    change = changes(run.agent, before)
+    compared = 0
+    for pair in pairs(run.agent):
+        if len(pair) == 2 and pair[0].numel() > 1:
+            compared += 1
+            a, b = (change[p].flatten() for p in pair)
+            assert torch.cosine_similarity(a, b, dim=0) > 0.999
+    assert compared > 5
+
+
+@pytest.mark.parametrize("moments", ["like", "keep"])
+def test_the_placebo_and_what_optimizers_remember(moments: str) -> None:
+    made, stand = aged("sac", f"matched_random('redo(tau=0.7, every=1, samples=0)', moments={moments})")
+    stand.tick().look()
+    values = torch.cat(
+        [v.flatten() for _, o in made.optimizers() for s in o.state.values() for k, v in s.items() if k in MEMORY]
+    )
+    assert bool((values == 0).any()) == (moments == "like") and ((values == 0) | (values == 1)).all()
+
+
+def test_the_placebo_of_a_method_with_memory_goes_on() -> None:
+    """The inner word's buffers, stream and beat are in the checkpoint."""
+    for like in ("continual_backprop(rho=0.05, maturity=2)", "bbf(every=3, anneal=4)"):
+        word = f"matched_random('{like}')"
+        straight, stopped, resumed = (run_of("sac, pixels", word, seed=s) for s in (0, 0, 7))
+        walk(straight, 12)
+        walk(stopped, 7)
+        resume(resumed, saved(stopped))
+        walk(resumed, 5)
+        assert not differences(held(straight), held(resumed))
+    assert isinstance(only(run_of("sac", "matched_random(continual_backprop)").agent).inner, ContinualBackprop)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("matched_random(layer_norm)", "layer_norm resets no units and redraws no layers"),
+        ("matched_random('plasticity_injection(at=3)')", "plasticity_injection resets no units"),
+        ("matched_random('replay_ratio(2, reset_every=3)')", "replay_ratio resets no units"),
+        ("matched_random('matched_random(redo)')", "matched_random resets no units"),
+        ("matched_random(reset_optimizer)", "what does: bbf, continual_backprop, fresh_agent, hare_tortoise"),
+        ("matched_random(rdo)", "unknown intervention 'rdo'. Did you mean 'redo'?"),
+        ("matched_random('redo(tau=-1)')", "tau must be at least 0, not -1"),
+        ("matched_random", "matched_random needs a value for 'like'"),
+    ],
+)
+def test_what_changes_no_weights_has_no_placebo(word: str, message: str) -> None:
+    with pytest.raises(SpecError) as refusal:
+        parts(word)
+    assert message in str(refusal.value) and "\n" not in str(refusal.value)
+    assert isinstance(parts("matched_random(redo)")[0].inner, ReDo)
+    with pytest.raises(ValueError, match="plasticity_injection"):
+        parts("plasticity_injection(at=3)", "matched_random(reset)")
+
+
+# ------------------------------------------------------------------------------------------------ PPO's deviation
+
+
+@pytest.mark.parametrize(
+    ("word", "fresh"),
+    [
+        ("reset(every=1)", True),
+        ("reset(every=1, layers=actor)", True),
+        ("reset(every=1, layers=critic)", False),
+        ("reset(every=1, log_std=keep)", False),
+        ("reset(every=1, layers=last)", False),
+        ("reset(every=1, moments=reset, layers=actor)", True),
+    ],
+)
+def test_ppos_deviation_begins_anew_with_its_policy(word: str, fresh: bool) -> None:
+    made = ppo(VECTOR, BOX, initial_log_std=-0.7)(interventions=parts(word))
+    log_std: Any = made.components["actor"].online.log_std
+    torch.testing.assert_close(log_std.detach(), torch.full((2,), -0.7))
+    with torch.no_grad():
+        log_std.fill_(1.5)
+    remember_(made)
+    stand = Stand(made).tick()
+    with no_wait():
+        only(made).after_update(stand, {})
+    torch.testing.assert_close(log_std.detach(), torch.full((2,), -0.7 if fresh else 1.5))
+    if fresh:
+        assert state_of(made, log_std)["step"] == 0 and not any(m.any() for m in memories(made, log_std).values())
+
+
+# ------------------------------------------------------------------------------------- what tells collapses apart
+
+
+def test_the_log_tells_exploration_and_values_apart() -> None:
+    """Temperature and entropy of SAC, epsilon of DQN, entropy of PPO, and how large values are."""
+    metrics, charts = {}, {}
+    for name in ("dqn", "sac", "ppo, continuous"):
+        run = run_of(name)
+        learn = run.agent.update
+
+        def noted(batch: Any, clock: Clock, name: str = name, learn: Any = learn) -> Any:
+            update = learn(batch, clock)
+            metrics[name] = update.metrics
+            return update
+
+        run.agent.update = noted  # type: ignore[method-assign]
+        walk(run, 9)
+        run.flush()
+        charts[name] = run.log.latest
+    assert "losses/q_values" in metrics["dqn"]
+    assert {"losses/alpha", "losses/entropy", "losses/q_magnitude", "losses/q_values"} <= set(metrics["sac"])
+    assert "losses/entropy" in metrics["ppo, continuous"]
+    assert charts["dqn"]["charts/epsilon"] == 1.0 - (18 - 8) / 7000 * 0.96
+    assert charts["ppo, continuous"]["charts/learning_rate"] == 3e-4
+    fixed = AGENTS["sac"](interventions=())
+    assert "losses/alpha" in fixed.update(Stand(fixed).memory.batch, Clock(9, 1)).metrics
+
+
+def test_magnitudes_are_means_of_absolute_values() -> None:
+    agent: Any = AGENTS["sac"]()
+    batch = Stand(agent).memory.batch
+    values = agent.values(batch)
+    metrics = agent.update(batch, Clock(9, 1)).metrics
+    torch.testing.assert_close(metrics["losses/q_magnitude"], values.abs().mean().detach())
+
+
+def test_a_birth_is_an_edit_of_heads() -> None:
+    assert FreshAgent().edits and not FreshAgent().claims
+
+
+@pytest.mark.parametrize("to", ["online", "drawn"])
+def test_reset_target_sets_the_target_and_nothing_else(to: str) -> None:
+    run = run_of("sac", f"reset_target(to={to}, every=1000)")
+    part = next(iter(run.agent.interventions))
+    critic = run.agent.components["critic"]
+    with torch.no_grad():
+        for p in critic.target.parameters():
+            p.add_(1.0)
+    online = [p.clone() for p in critic.online.parameters()]
+    away = [p.clone() for p in critic.target.parameters()]
+    part.fire(run, {})
+    assert all(torch.equal(p, old) for p, old in zip(critic.online.parameters(), online, strict=True))
+    pairs = list(zip(critic.target.parameters(), critic.online.parameters(), strict=True))
+    assert all(torch.equal(p, q) for p, q in pairs) == (to == "online")
+    assert not any(torch.equal(p, old) for p, old in zip(critic.target.parameters(), away, strict=True))
+    assert part.touched and part.measurements()
+    with pytest.raises(ValueError, match="reset_target: this ppo has no target network"):
+        run_of("ppo", "reset_target")

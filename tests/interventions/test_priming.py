@@ -1,0 +1,308 @@
+"""Heavy priming: how many updates are made on what, and that a run can be stopped in the midst of them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from law_agents import AGENTS, VECTOR, RandomEnvs, build_run, differences, dqn, held, resume, saved, walk
+from test_baselines import learnt, parts, run_of
+from test_runs import assert_same_run, start
+
+from pliant.agents import replay as replay_module
+from pliant.agents.checkpoint import Checkpoints
+from pliant.agents.log import Log, read_metrics
+from pliant.agents.run import Run
+from pliant.interventions.core.spec import SpecError
+from pliant.interventions.heavy_priming import HeavyPriming
+from pliant.monitors import watch
+from pliant.scripts import train
+
+PRIMED = "heavy_priming(updates=20, transitions=10)"
+
+
+@pytest.fixture
+def slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices of four updates, so that a small priming has several."""
+    monkeypatch.setattr(replay_module, "AT_ONCE", 4)
+
+
+# ------------------------------------------------------------------------------------------------- what is learnt
+
+
+@pytest.mark.parametrize("num_envs", [1, 2, 3])
+@pytest.mark.parametrize("agent", ["dqn", "sac", "dqn, double dueling prioritised 3-step"])
+def test_all_updates_are_made_on_the_first_transitions_before_another_step(agent: str, num_envs: int) -> None:
+    run = run_of(agent, PRIMED, num_envs=num_envs)
+    seen = learnt(run, 24 // num_envs)
+    begun = -(-10 // num_envs) * num_envs  # whole steps of all environments
+    first = [(step, newest) for step, _, newest in seen if step == begun]
+    assert seen[0][0] == begun and len(first) == 20 + begun - 10
+    assert max(newest for _, newest in first) < begun
+    # From then on the usual ratio, one update for every transition.
+    assert [step for step, *_ in seen[len(first) :]] == [
+        step for step in range(begun + num_envs, run.clock.steps + 1, num_envs) for _ in range(num_envs)
+    ]
+    assert run.clock.updates == 20 + run.clock.steps - 10
+
+
+def test_priming_does_not_wait_for_a_round_of_updates() -> None:
+    """Rounds come every 16 steps here; what is primed on are the first ten transitions all the same."""
+    run = run_of(dqn(VECTOR, update_every=16, replay_ratio=0.5), PRIMED)
+    seen = learnt(run, 16)
+    assert [step for step, *_ in seen] == [10] * 20 + [16] * 3 + [32] * 8
+
+
+def test_the_configuration_says_when_learning_begins() -> None:
+    agent: Any = AGENTS["sac"](interventions=parts(PRIMED))
+    assert agent.config.learning_starts == 10 and agent.given_config.learning_starts == 8
+    assert HeavyPriming().updates == 100_000 and HeavyPriming().transitions == 100
+
+
+def test_it_goes_with_whoever_sets_the_ratio() -> None:
+    """Composites that set n-step, discount or ratio leave what is owed besides alone, in either order."""
+    adaptive = "adaptive_replay_ratio(low=1, high=2, every=1000)"
+    for word in ("bbf(every=1000, n_start=2, n_end=1)", adaptive, "replay_ratio(1)"):
+        for words in ((PRIMED, word), (word, PRIMED)):
+            run = run_of("dqn, minatar, dueling", *words)
+            walk(run, 7)
+            assert run.clock.updates >= 20, words
+
+
+def test_a_new_agent_is_not_primed_again() -> None:
+    run = run_of("dqn", PRIMED, "fresh_agent(every=16)")
+    seen = learnt(run, 16)
+    assert [step for step, *_ in seen] == [10] * 20 + [12, 12, 14, 14, 16] + [28, 28, 30, 30, 32]
+
+
+@pytest.mark.parametrize(
+    ("agent", "word", "message"),
+    [
+        ("ppo", PRIMED, "heavy_priming needs a replay, and ppo has none"),
+        ("supervised", PRIMED, "heavy_priming needs a replay, and supervised has none"),
+        ("dqn", "heavy_priming(transitions=97)", "97 transitions do not fit into the replay, which holds 96"),
+    ],
+)
+def test_who_has_nothing_to_be_primed_on_is_refused(agent: str, word: str, message: str) -> None:
+    with pytest.raises(ValueError, match="heavy_priming") as refusal:
+        run_of(agent, word)
+    assert message in str(refusal.value) and "\n" not in str(refusal.value)
+    with pytest.raises(SpecError, match="updates must be at least 1 gradient update, not 0"):
+        parts("heavy_priming(updates=0)")
+
+
+# ----------------------------------------------------------------------------------------------- in the midst of it
+
+
+@pytest.mark.usefixtures("slices")
+def test_no_step_is_taken_while_updates_are_owed() -> None:
+    run = run_of("sac", PRIMED)
+    moments = []
+    for _ in range(12):
+        run.step()
+        moments.append((run.clock.steps, run.clock.updates, run.owing))
+    assert moments == [
+        (2, 0, False),
+        (4, 0, False),
+        (6, 0, False),
+        (8, 0, False),
+        (10, 4, True),
+        (10, 8, True),
+        (10, 12, True),
+        (10, 16, True),
+        (10, 20, False),
+        (12, 22, False),
+        (14, 24, False),
+        (16, 26, False),
+    ]
+
+
+@pytest.mark.usefixtures("slices")
+@pytest.mark.parametrize("agent", ["dqn", "sac", "dqn, double dueling prioritised 3-step"])
+@pytest.mark.parametrize("stop", [5, 7, 8, 9])
+def test_it_goes_on_in_the_midst_of_priming(agent: str, stop: int) -> None:
+    words = PRIMED, "redo(tau=0.7, every=3, samples=16)"
+    straight, stopped, resumed = (run_of(agent, *words, seed=s) for s in (0, 0, 9))
+    walk(straight, 14)
+    walk(stopped, stop)
+    resume(resumed, saved(stopped))
+    walk(resumed, 14 - stop)
+    assert straight.clock.steps == 20
+    assert not differences(held(straight), held(resumed))
+
+
+class Kept(RandomEnvs):
+    """Environments of noise whose state a checkpoint can hold."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            key: torch.from_numpy(value) if isinstance(value, np.ndarray) else json.dumps(value)
+            for key, value in super().state_dict().items()
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(
+            {
+                key: value.numpy() if isinstance(value, torch.Tensor) else json.loads(value)
+                for key, value in state.items()
+            }
+        )
+
+
+def in_folder(folder: Path, **options: Any) -> Run:
+    made = AGENTS["sac"](interventions=parts(PRIMED))
+    envs = Kept(made.observation, made.action, 2)
+    log = Log(folder, log_every=options.pop("log_every", 8))
+    return Run(made, envs, log=log, checkpoints=Checkpoints(folder, keep=50), monitors=watch(made, "none"), **options)
+
+
+@pytest.mark.usefixtures("slices")
+def test_a_stop_is_obeyed_between_two_slices(tmp_path: Path) -> None:
+    """And the record of a run that was stopped there three times is that of one that was not, to the last byte."""
+    straight = in_folder(tmp_path / "straight")
+    assert straight.train(24)
+    straight.log.close()
+    done = False
+    for stops in (6, 1, 1, 100):
+        run = in_folder(tmp_path / "stopped")
+        found = Checkpoints(tmp_path / "stopped").newest_good()
+        if found is not None:
+            assert run.checkpoints is not None
+            run.restore(run.checkpoints.resume())  # type: ignore[arg-type]
+        asked = iter([False] * stops + [True] * 100)
+        before = run.clock
+        done = run.train(24, lambda asked=asked: next(asked))  # type: ignore[misc]
+        if not done:
+            assert run.clock.steps == 10 and run.owing and run.clock.updates - before.updates <= 8
+        run.log.close()
+    assert done
+    one, other = (tmp_path / name / "metrics.jsonl" for name in ("straight", "stopped"))
+    assert one.read_bytes() == other.read_bytes()
+    assert not differences(held(straight), held(run))
+
+
+@pytest.mark.usefixtures("slices")
+def test_a_run_ends_with_nothing_owed(tmp_path: Path) -> None:
+    """Asked for exactly as many steps as are primed on, it makes the updates all the same, and is done only then."""
+    run = in_folder(tmp_path)
+    asked = iter([False] * 6 + [True])
+    assert not run.train(10, lambda: next(asked)) and run.clock.steps == 10
+    assert run.train(10) and run.clock.updates == 20 and not run.owing
+
+
+@pytest.mark.usefixtures("slices")
+def test_beats_of_steps_wait_and_checkpoints_and_lines_do_not(tmp_path: Path) -> None:
+    """While no step is taken, what is due every 8 steps is due every 8 updates; what looks at a step's end, once."""
+    evaluated: list[Any] = []
+    saves: list[Any] = []
+    run = in_folder(
+        tmp_path, checkpoint_every=8, evaluate_every=10, evaluate=lambda a: evaluated.append(run.clock) or {}
+    )
+    save = run.save
+    run.save = lambda: (saves.append((run.clock.steps, run.clock.updates)), save())  # type: ignore[method-assign, assignment, func-returns-value]
+    run.train(24)
+    run.log.close()
+    assert [(c.steps, c.updates) for c in evaluated] == [(10, 20), (20, 30)]
+    assert saves == [(8, 0), (10, 8), (10, 16), (16, 26), (24, 34), (24, 34)]
+    lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "losses/q_magnitude" in line]
+    assert [(line["steps"], line["updates"]) for line in lines] == [(10, 8), (10, 16), (16, 26), (24, 34)]
+    assert all("losses/alpha" in line and "losses/entropy" in line for line in lines)
+    found = Checkpoints(tmp_path).newest_good()
+    assert found is not None and found.step == 24
+
+
+@pytest.mark.usefixtures("slices")
+def test_a_kill_costs_no_more_than_the_last_interval(tmp_path: Path) -> None:
+    """What is on disk in the midst of priming is a whole run."""
+    run = in_folder(tmp_path, checkpoint_every=8)
+    asked = iter([False] * 7 + [True])
+    save, run.save = run.save, lambda: None  # type: ignore[method-assign]
+
+    def at_beats(updates: int) -> None:
+        run.save = save  # type: ignore[method-assign]
+        type(run).breathe(run, updates)
+        run.save = lambda: None  # type: ignore[method-assign]
+
+    run.breathe = at_beats  # type: ignore[method-assign]
+    assert not run.train(24, lambda: next(asked))  # killed at update 12: the save at the end is not made
+    assert run.clock.updates == 12
+    run.log.close()
+    other = in_folder(tmp_path)
+    assert other.checkpoints is not None
+    other.restore(other.checkpoints.resume())  # type: ignore[arg-type]
+    assert (other.clock.steps, other.clock.updates, other.owing) == (10, 8, True)
+    other.train(24)
+    straight = in_folder(tmp_path / "straight")
+    straight.train(24)
+    assert not differences(held(straight), held(other))
+
+
+def test_ordinary_runs_are_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices change nothing: whatever their length, a run is the same."""
+    runs = []
+    for at_once in (1, 3, 256):
+        monkeypatch.setattr(replay_module, "AT_ONCE", at_once)
+        run = build_run("dqn", parts("replay_ratio(4)"))
+        while run.clock.steps < 20 or run.owing:
+            run.step()
+        runs.append(saved(run))
+    assert not differences(runs[0], runs[1]) and not differences(runs[1], runs[2])
+
+
+def test_the_real_command_stops_and_is_killed_in_the_midst(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "--agent",
+        "dqn",
+        "--env",
+        "CartPole-v1",
+        "--steps",
+        "200",
+        "--threads",
+        "1",
+        "--log-every",
+        "100",
+        "--evaluate-episodes",
+        "0",
+        "--checkpoint-every",
+        "300",
+        "--agent.network.hidden",
+        "16",
+        "--agent.batch-size",
+        "16",
+        "--monitors",
+        "none",
+        "--interventions",
+        "heavy_priming(updates=2500, transitions=60)",
+    ]
+    assert train.main([*words, "--run", str(tmp_path / "straight")]) == 0
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        before, process = saved_at(tmp_path / "stopped"), start(tmp_path / "stopped", *words)
+        deadline = time.monotonic() + 120
+        while saved_at(tmp_path / "stopped")[1] <= before[1] and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send(number)
+        assert process.wait(60) == (75 if number == signal.SIGTERM else -9), process.said()
+        step, updates = saved_at(tmp_path / "stopped")
+        assert step == 60 and 0 < updates < 2500, "this was not in the midst of priming"
+    assert train.main([*words, "--run", str(tmp_path / "stopped")]) == 0
+    assert "goes on from step 60" in capsys.readouterr().err
+    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+    lines = [json.loads(line) for line in (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()]
+    assert max(line["updates"] for line in lines if line["steps"] == 60) > 2000
+
+
+def saved_at(folder: Path) -> tuple[int, int]:
+    """Steps and updates of the newest checkpoint."""
+    try:
+        found = Checkpoints(folder).newest_good(report=lambda text: None)
+        clock = {"steps": 0, "updates": 0} if found is None else found.load("loop")["clock"]
+    except (OSError, RuntimeError):  # between two renames
+        return 0, 0
+    return clock["steps"], clock["updates"]

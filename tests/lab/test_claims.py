@@ -1,0 +1,741 @@
+"""Claim cards: what they may say, what is read from runs, the rule of verdicts, and a claim from card to page."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import math
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from processes import Command
+
+from pliant.lab.claims import cards as claim_cards
+from pliant.lab.claims import checks as claim_checks
+from pliant.lab.claims import page as claim_page
+from pliant.lab.claims import results as claim_results
+from pliant.lab.claims import running as claims
+from pliant.lab.claims.cards import BUILT_IN, Card, Comparison, Measure, command_line, find, load_card
+from pliant.lab.claims.results import compare, judge, judge_difference, overall, summarise, value, write_result
+from pliant.lab.commands.durations import seconds
+from pliant.lab.errors import BadInput
+from pliant.lab.experiments.training import built
+from pliant.lab.statistics import Difference, paired
+from pliant.scripts.main import main
+
+TINY: dict[str, Any] = {
+    "title": "A small claim, about nothing",
+    "paper": {"title": "Nothing in Particular", "arxiv": "0000.00000"},
+    "claim": "Layer norm changes what PPO does on CartPole.",
+    "testbed": {
+        "about": "CartPole for 256 steps.",
+        "segment": 64,
+        "record": ["losses/value_loss"],
+        "flags": {
+            "agent": "ppo",
+            "env": "CartPole-v1",
+            "steps": 256,
+            "log_every": 64,
+            "evaluate_episodes": 3,
+            "monitors": ["none"],
+            "agent.rollout": 64,
+            "agent.epochs": 1,
+            "agent.network.hidden": [16],
+            "agent.actor_network.hidden": [16],
+        },
+        "arms": {"plain": {"kind": "control"}},
+    },
+    "arms": {
+        "plain": None,
+        "layer_norm": {"words": ["layer_norm"]},
+        "fast": {"kind": "oracle", "flags": {"agent.optimizer.lr": 0.003}},
+    },
+    "measures": {
+        "return": {"read": "return", "last": 2},
+        "loss": {"read": "losses/value_loss", "relative": "ratio", "better": "lower"},
+    },
+    "comparisons": [
+        {"a": "layer_norm", "b": "plain", "expect": "higher", "margin": 5},
+        {"a": "plain", "b": 20, "expect": "equal", "margin": 1000.0},
+    ],
+    "seeds": 3,
+    "minutes": 2,
+}
+
+
+def tiny(folder: Path, name: str = "tiny", **changes: Any) -> Path:
+    """The small card as a file; changes are top-level keys, or None to take one away."""
+    data = {k: v for k, v in (copy.deepcopy(TINY) | changes).items() if v is not None}
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(data, sort_keys=False))
+    return path
+
+
+# ------------------------------------------------------------------------------------------------ the cards themselves
+
+
+def test_every_card_that_comes_with_pliant_is_in_order() -> None:
+    """By the parser of `pliant train`; and there are as many as were promised."""
+    cards = find()
+    assert len(cards) >= 16
+    assert len({card.title for card in cards}) == len(cards)  # they are anchors of the page
+    for card in cards:
+        assert card.minutes > 0, card.name
+        assert re.fullmatch(r"\d{4}\.\d{5}", card.paper.arxiv), card.name
+        assert card.kind == "check" or card.seeds >= 5, card.name
+
+
+def test_every_run_of_every_card_can_be_built(tmp_path: Path) -> None:
+    """What only the agent or the environment can refuse, is not refused."""
+    seen = {}
+    for card in find():
+        for arm in card.arms.values():
+            seen.setdefault(card.key(arm), (card, arm))
+    for card, arm in seen.values():
+        envs, _ = built(card.config(arm, 0, tmp_path))
+        envs.close()
+
+
+def test_a_card_is_read_whole(tmp_path: Path) -> None:
+    card = load_card(tiny(tmp_path))
+    assert (card.name, card.seeds, card.first_measure.name) == ("tiny", 3, "return")
+    assert [arm.kind for arm in card.arms.values()] == ["control", "treatment", "oracle"]
+    assert card.comparisons[0].measure == "return" and card.comparisons[0].text == "layer_norm > plain"
+    assert card.comparisons[1].text == "plain = 20"
+    config = card.config(card.arms["layer_norm"], 2, tmp_path)
+    assert (config.interventions, config.seed, config.device, config.threads) == (("layer_norm",), 2, "cpu", 1)
+    assert config.checkpoint_every == 64  # a quarter of the run
+    assert Path(config.run or "").parts[-3:][0] == "CartPole-v1" and (config.run or "").endswith("/seed2")
+    assert "learning_rate" not in card.command(card.arms["fast"])
+    assert card.command(card.arms["fast"])[-2:] == ("--agent.optimizer.lr", "0.003")
+
+
+def test_runs_are_named_by_what_they_are(tmp_path: Path) -> None:
+    one = load_card(tiny(tmp_path))
+    other = copy.deepcopy(TINY)
+    other["arms"]["plain, by another name"] = other["arms"].pop("plain") or {"kind": "control"}
+    other["comparisons"] = [{"a": "plain, by another name", "b": 1.0, "expect": "higher", "margin": 1}]
+    two = load_card(tiny(tmp_path, "other", arms=other["arms"], comparisons=other["comparisons"]))
+    keys = [card.key(arm) for card in (one, two) for arm in card.arms.values()]
+    assert len(set(keys)) == 3 and card_key(one, "plain") == card_key(two, "plain, by another name")
+    # The order of flags says nothing, and neither does how often the run is saved.
+    flags = TINY["testbed"]["flags"]
+    turned = dict(reversed(flags.items())) | {"checkpoint_every": 7}
+    assert claim_cards.key(command_line(flags)) == claim_cards.key(command_line(turned))
+    assert claim_cards.key(command_line(flags)) != claim_cards.key(command_line(flags | {"steps": 257}))
+
+
+def card_key(card: Card, arm: str) -> str:
+    return card.key(card.arms[arm])
+
+
+def test_flags_become_words() -> None:
+    flags = {
+        "agent": "dqn",
+        "agent.double": True,
+        "agent.dueling": False,
+        "num_envs": 2,
+        "monitors": ["a", "b(c=1)"],
+        "interventions": [],
+        "agent.network.hidden": (3, 4),
+    }
+    assert command_line(flags) == (
+        "--agent",
+        "dqn",
+        "--agent.double",
+        "--agent.no-dueling",
+        "--num-envs",
+        "2",
+        "--monitors",
+        "a",
+        "b(c=1)",
+        "--agent.network.hidden",
+        "3",
+        "4",
+    )
+
+
+def without(name: str) -> dict[str, Any]:
+    return {name: None}
+
+
+def bed(**changes: Any) -> dict[str, Any]:
+    return {"testbed": TINY["testbed"] | changes}
+
+
+def flags(**changes: Any) -> dict[str, Any]:
+    return bed(flags=TINY["testbed"]["flags"] | changes)
+
+
+def arm(content: Any) -> dict[str, Any]:
+    return {"arms": TINY["arms"] | {"layer_norm": content}}
+
+
+def said(**changes: Any) -> dict[str, Any]:
+    return {"comparisons": [TINY["comparisons"][0] | changes]}
+
+
+def read(**changes: Any) -> dict[str, Any]:
+    return {"measures": {"return": TINY["measures"]["return"] | changes}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (without("claim"), "'claim' is missing"),
+        ({"claim": "  "}, "'claim' is a sentence"),
+        ({"tilte": "x"}, "unknown key 'tilte'. Did you mean 'title'?"),
+        ({"paper": {"titel": "x"}}, "paper: unknown key 'titel'. Did you mean 'title'?"),
+        ({"paper": "x"}, "'paper' is a section of keys and values"),
+        ({"seeds": 0}, "'seeds' must be at least 1"),
+        ({"seeds": "many"}, "seeds: "),
+        ({"kind": "runes"}, "kind: "),
+        ({"testbed": "random_label"}, "unknown testbed 'random_label'"),
+        (bed(segment=-1), "'segment' must not be negative"),
+        (bed(flgas={}), "testbed: unknown key 'flgas'. Did you mean 'flags'?"),
+        (flags(agent="ppp"), "unknown agent 'ppp'. Did you mean 'ppo'?"),
+        (flags(stepss=3), "unknown flag 'stepss'. Did you mean 'steps'?"),
+        (flags(steps="many"), "arm 'plain': "),
+        (flags(seed=3), "'seed' is not for a card to say"),
+        (flags(agent={"lr": 3}), "write agent.OPTION: VALUE"),
+        (flags(**{"agent.rolout": 3}), "ppo has no option --agent.rolout. Did you mean --agent.rollout?"),
+        (flags(**{"agent.clip": 0}), "--agent.clip must be above 0, not 0"),
+        (flags(**{"env.pixel": 3}), "--env.pixel"),
+        (flags(monitors=["chaep"]), "Did you mean 'cheap'?"),
+        (arm({"words": ["layer_nrom"]}), "arm 'layer_norm': unknown intervention 'layer_nrom'. Did you mean"),
+        (arm({"words": ["redo(tau=-1)"]}), "redo: tau must be at least 0, not -1"),
+        (arm({"words": ["redo", "redo(tau=0.2"]}), "cannot read"),
+        (arm({"wrods": []}), "arm 'layer_norm': unknown key 'wrods'. Did you mean 'words'?"),
+        (arm({"kind": "treatmen"}), "'kind' is one of control, treatment, "),
+        (arm({"flags": {"interventions": ["redo"]}}), "interventions are the arm's 'words'"),
+        (arm(None), "arm 'layer_norm' has no content"),
+        (arm({"flags": {"checkpoint_every": 7}}), "'plain' and 'layer_norm' are the same run"),
+        (said(a="layernorm"), "there is no arm 'layernorm'. Did you mean 'layer_norm'?"),
+        (said(b="plan"), "there is no arm 'plan'. Did you mean 'plain'?"),
+        (said(b="layer_norm"), "is compared with itself"),
+        (said(expect="better"), "'expect' is one of higher, lower, equal, not 'better'"),
+        (said(margin=0), "the margin is the smallest difference that would matter"),
+        (said(measure="retrun"), "there is no measure 'retrun'. Did you mean 'return'?"),
+        ({"comparisons": []}, "'comparisons' is a list"),
+        (read(read="retrun"), "unknown reading 'retrun'. Did you mean 'return'?"),
+        (read(read="losses/value_los"), "does not record losses/value_los. Did you mean 'losses/value_loss'?"),
+        (read(first=2), "give first or last, not both"),
+        (read(base=0), "base at least 1"),
+        (read(relative="ration"), "'relative' is one of none, ratio, difference, not 'ration'. Did you mean 'ratio'?"),
+        ({"kind": "check"}, "a check runs no agent, and has no 'testbed'"),
+    ],
+)
+def test_bad_cards_are_refused_in_one_line(
+    changes: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tiny(tmp_path, **changes)
+    assert main(["claims", "run", str(path)]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and told.startswith(f"error: {path}: ") and message in told
+    assert len(told.replace(str(path), "")) < 600
+    assert not (tmp_path / "results").exists()
+
+
+def test_files_that_are_no_cards(tmp_path: Path) -> None:
+    for text, message in (("a: [", "cannot be read"), ("- a", "must hold keys"), ("a: 1\na: 2", "stands twice")):
+        (tmp_path / "x.yaml").write_text(text)
+        with pytest.raises(BadInput, match=message):
+            load_card(tmp_path / "x.yaml")
+    with pytest.raises(BadInput, match="there is no card"):
+        load_card(tmp_path / "y.yaml")
+    with pytest.raises(BadInput, match=r"unknown claim 'random_lables'. Did you mean 'random_labels'\?"):
+        find(["random_lables"])
+
+
+def test_a_check_names_its_function(tmp_path: Path) -> None:
+    card = {k: TINY[k] for k in ("title", "paper", "claim")} | {"kind": "check", "check": "injektion"}
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(card))
+    with pytest.raises(BadInput, match=r"unknown check 'injektion'. Did you mean 'injection'\?"):
+        load_card(path)
+
+
+# ------------------------------------------------------------------------------------------------ reading a run
+
+
+def run_folder(folder: Path, rows: list[dict[str, Any]], steps: int) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "DONE").write_text(json.dumps({"steps": steps, "updates": 7}))
+    session = {"git": "abc", "python": "3.11", "platform": "here", "packages": {"torch": "2"}}
+    (folder / "versions.json").write_text(json.dumps([session]))
+    (folder / "cost.jsonl").write_text('{"cpu": 1.5, "wall": 2}\n{"cpu": 2.5, "wall": 3}\n')
+    return folder
+
+
+def episode(at: int, ret: float, length: int) -> dict[str, Any]:
+    return {"steps": at, "charts/episodic_return": ret, "charts/episodic_length": length}
+
+
+def test_what_is_kept_of_a_run(tmp_path: Path) -> None:
+    rows = [
+        episode(40, 4.0, 10),
+        episode(100, 8.0, 30),
+        {"steps": 100, "losses/x": 1.0},
+        episode(101, 1.0, 1),
+        {"steps": 150, "losses/x": 2.0},
+        {"steps": 200, "losses/x": "NaN"},
+        {"steps": 200, "losses/x": 6.0},
+        {"steps": 200, "eval/episodic_return": 1234567.0},
+        {"steps": 250, "eval/episodic_return": 5.0},
+    ]
+    kept = summarise(run_folder(tmp_path, rows, 250), 100, ("losses/x",), ("pliant", "train"))
+    assert kept["segments"] == {
+        # An episode that ends at the very edge is of the task before it; the last quarter of a task begins after 75.
+        "episodes": [2, 1, 0],
+        "return": [6.0, 1.0, None],
+        "end_return": [8.0, None, None],
+        "length": [20.0, 1.0, None],
+        "reward": [0.3, 1.0, None],
+        "end_reward": [0.266667, None, None],
+    }
+    assert kept["tags"]["losses/x"] == {"mean": [1.0, "nan", None], "last": [1.0, 6.0, None]}
+    assert kept["evaluations"] == [[200, 1234570.0], [250, 5.0]]
+    assert (kept["cpu_seconds"], kept["updates"], kept["versions"]["torch"]) == (4.0, 7, "2")
+    assert len(summarise(tmp_path)["segments"]["return"]) == 20  # parts of 13 steps
+    assert json.loads(json.dumps(kept)) == kept
+
+
+def kept(**series: list[float | None]) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "segment": 64,
+        "steps": 256,
+        "updates": 1,
+        "cpu_seconds": 6.0,
+        "command": [],
+        "segments": {"return": series.get("ret", [])},
+        "tags": {"losses/value_loss": {"mean": series.get("loss", []), "last": series.get("end", [])}},
+        "evaluations": [[i, x] for i, x in enumerate(series.get("eval", []))],
+        "versions": {},
+        "platform": "",
+    }
+
+
+@pytest.mark.parametrize(
+    ("measure", "expected"),
+    [
+        ({"read": "return"}, 5.0),
+        ({"read": "return", "first": 2}, 2.0),
+        ({"read": "return", "last": 2}, 9.0),
+        ({"read": "return", "last": 2, "reduce": "max"}, 10.0),
+        ({"read": "return", "reduce": "min"}, 2.0),
+        ({"read": "return", "last": 1, "relative": "ratio"}, 5.0),
+        ({"read": "return", "last": 1, "relative": "difference"}, 8.0),
+        ({"read": "return", "last": 1, "relative": "ratio", "base": 3}, 2.0),
+        ({"read": "losses/value_loss"}, 1.5),
+        ({"read": "losses/value_loss", "of": "last"}, 4.0),
+        ({"read": "eval", "last": 1}, 30.0),
+        ({"read": "eval"}, 20.0),
+        ({"read": "return", "first": 0, "last": 3}, 9.0),
+    ],
+)
+def test_the_number_that_is_read_from_a_run(measure: dict[str, Any], expected: float) -> None:
+    result = kept(ret=[2.0, None, 8.0, 10.0], loss=[1.0, 2.0], end=[3.0, 5.0], eval=[10.0, 20.0, 30.0])
+    if measure == {"read": "return"}:
+        expected = 20 / 3
+    assert value(result, Measure("m", **measure)) == pytest.approx(expected)
+
+
+def test_a_run_without_such_a_number() -> None:
+    assert math.isnan(value(kept(ret=[None, None]), Measure("m", "return")))
+    assert math.isnan(value(kept(ret=[None, 2.0]), Measure("m", "return", relative="ratio")))
+    assert math.isnan(value(kept(ret=[0.0, 2.0]), Measure("m", "return", relative="ratio")))
+
+
+# ------------------------------------------------------------------------------------------------ verdicts
+
+
+def gap(estimate: float, error: float, df: float = 1e6, seeds: int = 8) -> Difference:
+    """With so many degrees of freedom the 95 % interval is 1.96 errors wide to either side, the 90 % one 1.645."""
+    return Difference(estimate, error, df, seeds)
+
+
+@pytest.mark.parametrize(
+    ("estimate", "error", "verdict"),
+    [
+        (3.0, 1.0, "shown"),  # 1.04 … 4.96
+        (1.97, 1.0, "shown"),  # 0.01 …, and reaches the margin of 1
+        (1.95, 1.0, "underpowered"),  # -0.01 …
+        (0.5, 0.1, "not shown"),  # 0.30 … 0.70: there is something, and it is too small to matter
+        (0.0, 0.5, "not shown"),  # … 0.82 of the 90 % interval
+        (0.0, 0.7, "underpowered"),  # … 1.15
+        (-0.5, 0.1, "not shown"),
+        (-3.0, 1.0, "contradicted"),
+        (-1.0, 1.0, "not shown"),  # … 0.64: whatever it is, no effect of 1 in the claimed direction
+        (-0.5, 1.0, "underpowered"),  # … 1.14
+        (0.8, 0.1, "not shown"),  # … 0.96
+        (0.9, 0.1, "shown"),  # … 1.06: as large as the margin, perhaps
+    ],
+)
+@pytest.mark.parametrize("expect", ["higher", "lower"])
+def test_the_verdict_on_a_difference(expect: Any, estimate: float, error: float, verdict: str) -> None:
+    sign = 1 if expect == "higher" else -1
+    found, why = judge_difference(Comparison("a", "b", expect, 1.0), gap(sign * estimate, error))
+    assert found == verdict and why
+
+
+@pytest.mark.parametrize(
+    ("estimate", "error", "verdict"),
+    [
+        (0.0, 0.5, "shown"),  # ±0.82
+        (0.4, 0.2, "shown"),  # 0.07 … 0.73: different, but not by as much as matters
+        (0.0, 0.7, "underpowered"),  # ±1.15
+        (0.9, 0.3, "not shown"),  # 0.31 … 1.49: different, perhaps by more
+        (-0.9, 0.3, "not shown"),
+        (3.0, 1.0, "contradicted"),  # 1.04 …
+        (-3.0, 1.0, "contradicted"),
+    ],
+)
+def test_the_verdict_on_equality(estimate: float, error: float, verdict: str) -> None:
+    assert judge_difference(Comparison("a", "b", "equal", 1.0), gap(estimate, error))[0] == verdict
+
+
+def test_few_seeds_and_no_numbers_show_nothing() -> None:
+    for expect in ("higher", "equal"):
+        found, why = judge_difference(Comparison("a", "b", expect, 1.0), paired([9.0, 9.1], [0.0, 0.1]))  # type: ignore[arg-type]
+        assert found == "underpowered" and "fewer than 3" in why
+        assert judge_difference(Comparison("a", "b", expect, 1.0), gap(math.nan, 1.0))[0] == "underpowered"  # type: ignore[arg-type]
+
+
+def test_seeds_are_paired_where_both_arms_have_them() -> None:
+    first = {0: 1.0, 1: 2.1, 2: 3.0, 5: 99.0}
+    second = {0: 0.0, 1: 1.0, 2: 2.0, 4: -99.0}
+    together = compare(Comparison("a", "b", "higher", 0.5), {"a": first, "b": second})
+    assert together.difference is not None and together.verdict == "shown"
+    assert (together.difference.seeds, round(together.difference.estimate, 2)) == (3, 1.03)
+    apart = compare(Comparison("a", "b", "higher", 0.5, paired=False), {"a": first, "b": second})
+    assert apart.difference is not None and apart.difference.df != 2 and apart.verdict == "underpowered"
+    number = compare(Comparison("a", 1.0, "higher", 0.5), {"a": first})
+    assert number.difference is not None and number.difference.seeds == 4
+    nothing = compare(Comparison("a", "b", "higher", 0.5), {"a": first, "b": {}})
+    assert (nothing.verdict, nothing.difference) == ("not run", None)
+    assert compare(Comparison("a", 1.0, "higher", 0.5), {"a": {}}).verdict == "not run"
+
+
+def test_a_claim_is_as_good_as_its_worst_comparison() -> None:
+    assert overall(["shown", "shown"]) == "shown"
+    assert overall(["shown", "underpowered"]) == "underpowered"
+    assert overall(["underpowered", "not shown", "shown"]) == "not shown"
+    assert overall(["not shown", "contradicted"]) == "contradicted"
+    assert overall(["contradicted", "not run"]) == "not run"
+
+
+PLAIN, WORSE, BETTER = [10.0, 12.0, 11.0, 9.0], [1.0, 2.0, 1.5, 1.0], [30.0, 33.0, 31.0, 29.0]
+
+
+def synthetic(folder: Path, name: str = "tiny", **arms: list[float]) -> Path:
+    """A card with results that no run has made: the return of every arm and seed; the oracle's are 40."""
+    path = tiny(folder, name)
+    card = load_card(path)
+    for arm_name, values in ({"fast": [40.0, 41.0, 42.0, 40.0]} | arms).items():
+        for seed, x in enumerate(values):
+            result = kept(ret=[10.0, x, x, x], loss=[1.0, 2.0], end=[1.0, 1.0])
+            write_result(claim_results.result_file(card, card.arms[arm_name], seed), result)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("layer_norm", "verdict"),
+    [
+        (BETTER, "shown"),
+        (WORSE, "contradicted"),
+        (PLAIN[::-1], "not shown"),
+        ([40.0, 0.0, 25.0, 2.0], "underpowered"),
+        (BETTER[:2], "underpowered"),
+        ([], "not run"),
+    ],
+)
+def test_every_verdict_can_be_reached_from_results(tmp_path: Path, layer_norm: list[float], verdict: str) -> None:
+    card = load_card(synthetic(tmp_path, plain=PLAIN, layer_norm=layer_norm))
+    found = judge(card)
+    assert found.comparisons[0].verdict == verdict == found.verdict
+
+
+def test_the_gap_and_who_is_above_the_oracle(tmp_path: Path) -> None:
+    card = load_card(synthetic(tmp_path, plain=PLAIN, layer_norm=BETTER))
+    arms = judge(card).arms
+    assert arms is not None
+    found = arms["return"]["layer_norm"].gap
+    assert found is not None and found.fraction is not None and not found.above
+    assert found.fraction.estimate == pytest.approx(20.25 / 30.25)
+    assert arms["return"]["plain"].gap is None and arms["return"]["fast"].gap is None
+    # Of a loss, which all arms have alike, there is no gap.
+    assert arms["loss"]["layer_norm"].gap is not None and arms["loss"]["layer_norm"].gap.fraction is None
+    above = judge(load_card(synthetic(tmp_path, plain=PLAIN, layer_norm=[60.0, 61.0, 60.0, 62.0]))).arms
+    assert above is not None and above["return"]["layer_norm"].gap is not None
+    assert above["return"]["layer_norm"].gap.above
+
+
+def test_results_that_lack_what_the_card_reads_do_not_count(tmp_path: Path) -> None:
+    path = synthetic(tmp_path, plain=PLAIN, layer_norm=BETTER)
+    changed = TINY["testbed"] | {"record": ["losses/value_loss", "losses/entropy"]}
+    assert judge(load_card(tiny(tmp_path, testbed=changed))).verdict == "not run"
+    assert judge(load_card(tiny(tmp_path, testbed=TINY["testbed"] | {"segment": 128}))).verdict == "not run"
+    assert judge(load_card(path)).verdict == "not run"  # the file was changed
+    assert judge(load_card(tiny(tmp_path))).verdict == "shown"
+
+
+# ------------------------------------------------------------------------------------------------ checks
+
+
+@pytest.mark.parametrize("name", ["adaptive_replay_ratio", "step_counter"])
+def test_checks_hold_and_can_fail(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(row.holds for row in claim_checks.CHECKS[name]())
+    if name == "step_counter":
+        monkeypatch.setattr(claim_checks.Adam, "give_age", lambda self, parameter: None)
+    else:
+        from pliant.interventions import AdaptiveReplayRatio
+
+        monkeypatch.setattr(AdaptiveReplayRatio, "check", lambda self: self.mirror.fill_(1.0))
+    assert not all(row.holds for row in claim_checks.CHECKS[name]())
+
+
+def test_an_injection_that_changes_a_prediction_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pliant.interventions import PlasticityInjection
+
+    name = "DQN on CartPole"
+    monkeypatch.setattr(claim_checks, "LEARNERS", {name: claim_checks.LEARNERS[name] + " --agent.network.hidden 16"})
+    assert all(row.holds for row in claim_checks.injection())
+    move = PlasticityInjection.move
+
+    def forgetful(self: Any, head: Any, number: int, draws: Any, optimizers: Any) -> None:
+        move(self, head, number, draws, optimizers)
+        for parameter in head.injection.born[number].parameters():
+            parameter.zero_()
+
+    monkeypatch.setattr(PlasticityInjection, "move", forgetful)
+    assert [row.holds for row in claim_checks.injection()] == [False, True, True]
+
+
+# ------------------------------------------------------------------------------------------------ planning
+
+
+def three(folder: Path) -> list[Card]:
+    """A cheap claim, one that shares runs with it and costs more, and one whose cost nobody knows."""
+    cheap = tiny(folder, "cheap", seeds=6, minutes=1.8)  # 6 seconds a run
+    dear = tiny(folder, "dear", seeds=8, minutes=9.6, arms=TINY["arms"] | {"slow": {"words": ["l2"]}})
+    unknown = tiny(folder, "unknown", minutes=None, arms=TINY["arms"] | {"dark": {"words": ["crelu"]}})
+    return [load_card(path) for path in (unknown, dear, cheap)]
+
+
+def seeds_of(planned: claims.Plan, name: str) -> list[int]:
+    return [job.config.seed for card, _, job in planned.jobs if card.name == name]
+
+
+def test_a_budget_takes_the_cheapest_claims_whole(tmp_path: Path) -> None:
+    cards, runs = three(tmp_path), tmp_path / "runs"
+    assert claims.cost_of(cards[2], cards[2].arms["plain"]) == pytest.approx(6.0)
+    # Five seeds of three arms at 6 s are 90 s: with nine tenths of 2 x 51 s that is all.
+    small = claims.plan(cards, runs, 51.0, 2)
+    assert [card.name for card in small.chosen] == ["cheap"] and len(small.jobs) == 15
+    assert {card.name for card in small.left_out} == {"unknown", "dear"}
+    assert claims.plan(cards, runs, 49.0, 2).jobs == []
+    # More: the sixth seed of the cheap one, then the fourth arm of the dear one, which shares the other three.
+    more = claims.plan(cards, runs, 1000.0, 1)
+    assert [card.name for card in more.chosen] == ["cheap", "dear"]
+    assert {job.config.seed for card, _, job in more.jobs if card.name == "dear"} >= {0, 1, 2, 3, 4}
+    assert len({job.config.run for _, _, job in more.jobs}) == len(more.jobs)
+    # The first five seeds of all come before the sixth of any.
+    order = [job.config.seed for _, _, job in more.jobs]
+    assert max(order[:20]) == 4 and order[20] == 5
+    # A shared run is paid for once: 90 s, and five runs of 18 s, are 180.
+    shared = claims.plan(cards, runs, 205.0, 1)
+    assert [card.name for card in shared.chosen] == ["cheap", "dear"] and len(shared.jobs) == 20
+    # What is done costs nothing.
+    for _, _, job in small.jobs:
+        folder = Path(job.config.run or "")
+        folder.mkdir(parents=True)
+        (folder / "DONE").write_text('{"steps": 256}')
+    assert [card.name for card in claims.plan(cards, runs, 1.0, 1).chosen] == ["cheap"]
+
+
+def test_without_a_budget_all_seeds_are_run(tmp_path: Path) -> None:
+    cards = three(tmp_path)
+    planned = claims.plan(cards, tmp_path / "runs", None, 1)
+    assert [len(seeds_of(planned, name)) for name in ("unknown", "dear")] == [12, 23]
+    assert len(claims.plan(cards, tmp_path / "runs", None, 1, seeds=1).jobs) == 5
+
+
+@pytest.mark.parametrize(("text", "expected"), [("30m", 1800), ("90s", 90), ("1h30m", 5400), ("0.5m", 30)])
+def test_budgets_are_times(text: str, expected: float) -> None:
+    assert seconds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["30", "m", "", "-3m", "0s", "30 minutes"])
+def test_other_budgets_are_refused(text: str) -> None:
+    with pytest.raises(BadInput, match="a time like 30m"):
+        seconds(text)
+
+
+def test_the_command_says_what_it_wants(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["claims", "run"]) == 2
+    assert "give --budget" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="0"):
+        main(["claims", "--help"])
+
+
+# ------------------------------------------------------------------------------------------------ from card to page
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """A small claim, run by a process that is killed once the first run is done, and then by another; what it said."""
+    folder = tmp_path_factory.mktemp("claim")
+    card = tiny(folder)
+    command = ["claims", "run", str(card), "--jobs", "1", "--runs", str(folder / "runs"), "--out", str(folder)]
+    first = Command(*command)
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("runs/*/*/seed*/DONE")):
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    first.send(signal.SIGKILL)
+    first.wait()
+    finished = len(list(folder.glob("runs/*/*/seed*/DONE")))
+    assert 1 <= finished < 9
+    # The worker that was at work saves and leaves; who is in its way is told so.
+    while any(is_locked(lock) for lock in folder.glob("runs/*/*/seed*/.lock")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert main(command) == 0
+    yield folder, said.getvalue()
+
+
+def is_locked(lock: Path) -> bool:
+    import fcntl
+
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def test_a_killed_claim_goes_on_and_runs_nothing_twice(done: tuple[Path, str]) -> None:
+    folder, said = done
+    runs = list(folder.glob("runs/*/*/seed*"))
+    assert len(runs) == 9 and all((run / "DONE").exists() for run in runs)
+    sessions = [(run / "output.log").read_text().count("in a pool") for run in runs]
+    assert sorted(sessions)[:8] == [1] * 8 and max(sessions) <= 2  # but for the one that was killed at work
+    assert len(list(folder.glob("results/*/*/seed*.json"))) == 9
+    assert "tiny: " in said and "layer_norm > plain in return" in said and "equal" not in said
+    result = json.loads(next(folder.glob("results/*/*layer_norm*/seed1.json")).read_text())
+    assert result["command"][:2] == ["pliant", "train"] and "--seed" in result["command"]
+    assert len(result["segments"]["return"]) == 4 and result["cpu_seconds"] > 0
+    assert len(result["tags"]["losses/value_loss"]["mean"]) == 4 and result["evaluations"]
+    assert result["versions"]["torch"] and result["steps"] == 256
+
+
+def test_the_page_is_complete_and_always_the_same(done: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = done
+    card = folder / "tiny.yaml"
+    for out in ("one", "two"):
+        assert main(["claims", "render", str(card), "--out", str(tmp_path / out)]) == 0
+    files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.is_file())
+    assert [str(f) for f in files] == ["claims.md", "figures/claims/tiny.svg"]
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+        assert (tmp_path / "one" / file).read_bytes() == (folder / file).read_bytes()  # and by another process
+    page = (tmp_path / "one" / "claims.md").read_text()
+    for text in (
+        "## A small claim, about nothing",
+        TINY["claim"],
+        "Nothing in Particular",
+        "0000.00000",
+        "CartPole for 256 steps.",
+        "figures/claims/tiny.svg",
+        r"| layer\_norm > plain |",
+        "| plain = 20 |",
+        "**fast**: the oracle",
+        "`layer_norm`",
+        "--agent.rollout 64",
+        "# layer_norm: the same with",
+        "--interventions layer_norm",
+        "pliant claims run tiny",
+        "gap closed",
+    ):
+        assert text in page, text
+    anchors = re.findall(r"\]\(#([^)]+)\)", page)
+    assert anchors == ["a-small-claim-about-nothing"]
+    figure = (tmp_path / "one" / "figures" / "claims" / "tiny.svg").read_text()
+    assert figure.startswith("<?xml") and "<dc:date>" not in figure
+
+
+def test_a_change_of_results_changes_the_page(tmp_path: Path) -> None:
+    card = synthetic(tmp_path, plain=PLAIN, layer_norm=BETTER)
+    claim_page.write_page([judge(load_card(card))], tmp_path)
+    before = {p.name: p.read_text() for p in (tmp_path / "claims.md", tmp_path / "figures" / "claims" / "tiny.svg")}
+    synthetic(tmp_path, plain=PLAIN, layer_norm=[31.0, *BETTER[1:]])
+    claim_page.write_page([judge(load_card(card))], tmp_path)
+    assert (tmp_path / "claims.md").read_text() != before["claims.md"]
+    assert (tmp_path / "figures" / "claims" / "tiny.svg").read_text() != before["tiny.svg"]
+
+
+def test_what_does_not_show_stands_first(tmp_path: Path) -> None:
+    judged = []
+    for name, layer_norm in (
+        ("a_shown", BETTER),
+        ("b_lacking", [40.0, 0.0, 25.0, 2.0]),
+        ("c_nothing", PLAIN[::-1]),
+        ("d_worse", WORSE),
+        ("e_later", []),
+    ):
+        (tmp_path / name).mkdir()
+        path = synthetic(tmp_path / name, name, plain=PLAIN, layer_norm=layer_norm)
+        data = yaml.safe_load(path.read_text()) | {"title": name, "tried": "Other seeds."}
+        path.write_text(yaml.safe_dump(data, sort_keys=False))
+        judged.append(judge(load_card(path)))
+    claim_page.write_page(judged, tmp_path)
+    page = (tmp_path / "claims.md").read_text()
+    order = ["d_worse", "c_nothing", "b_lacking", "e_later", "a_shown"]
+    assert re.findall(r"^## (\S+)", page, re.MULTILINE) == order
+    assert re.findall(r"^\| \[(\S+)\]", page, re.MULTILINE) == order
+    assert page.count("What was tried: Other seeds.") == 5
+    assert "1 contradicted, 1 not shown, 1 underpowered, 1 not run, 1 shown" in " ".join(page.split())
+    assert "**Contradicted.**" in page and "**Not shown.**" in page
+    assert {p.stem for p in (tmp_path / "figures" / "claims").iterdir()} == set(order) - {"e_later"}
+    told = claims.table(judged)
+    assert [line.split()[0] for line in told.splitlines()[1:]] == order
+    # A claim that is gone takes its figure with it.
+    claim_page.write_page(judged[:1], tmp_path)
+    assert [p.stem for p in (tmp_path / "figures" / "claims").iterdir()] == ["a_shown"]
+
+
+def test_two_seeds_have_a_mean_and_no_interval_on_the_page(tmp_path: Path) -> None:
+    card = synthetic(tmp_path, plain=PLAIN[:2], layer_norm=BETTER[:2])
+    claim_page.write_page([judge(load_card(card))], tmp_path)
+    page = (tmp_path / "claims.md").read_text()
+    assert "| 31.5 (fewer than 3 seeds: no interval) | 2 |" in page and "underpowered" in page
+
+
+def test_the_committed_page_is_that_of_the_committed_results() -> None:
+    """Nothing in it is typed by hand, and nothing is stale."""
+    page = BUILT_IN.parent / "docs" / "claims.md"
+    assert page.exists()
+    made = (
+        "\n".join(
+            claim_page._page(
+                sorted(
+                    (judge(card) for card in find()), key=lambda j: (claim_results.ORDER.index(j.verdict), j.card.name)
+                )
+            )
+        )
+        + "\n"
+    )
+    assert page.read_text() == made, "run `pliant claims render`"

@@ -1,0 +1,435 @@
+"""The folder of a run: what is refused leaves it as it was, and what was lost or moved is named."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pliant.agents import checkpoint
+from pliant.agents.checkpoint import Checkpoints, saved_steps
+from pliant.agents.run import Run
+from pliant.common.files import WriteFailed, write_whole
+from pliant.lab.experiments import training as train
+from pliant.scripts.main import main
+
+LINE = shlex.split(
+    "train --agent ppo --env CartPole-v1 --agent.rollout 64 --agent.epochs 1 --evaluate-episodes 3 --device cpu "
+    "--threads 1 --log-every 64"
+)
+STEPS = 320
+QUIET = ["--monitors", "none"]
+
+
+def call(folder: Path | str, *words: str, steps: int = STEPS, watched: list[str] | None = None) -> int:
+    """`pliant train` in this process; the exit code."""
+    return main([*LINE, "--run", str(folder), "--steps", str(steps), *(QUIET if watched is None else watched), *words])
+
+
+def tree(folder: Path) -> dict[str, tuple[int, int, bytes]]:
+    """Everything in a folder, hidden files and folders too: inode, time of a file's change, content."""
+    everything = {}
+    for path in folder.rglob("*"):
+        there, file = path.lstat(), path.is_file()
+        content = path.read_bytes() if file else b""
+        everything[str(path.relative_to(folder))] = (there.st_ino, there.st_mtime_ns if file else 0, content)
+    return everything
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one error that was told."""
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, errors
+    return errors[0]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that is done, and says so."""
+    folder = tmp_path_factory.mktemp("runs") / "done"
+    assert call(folder) == 0
+    (folder / ".lock").unlink()  # as in a copy that was made without hidden files
+    return folder
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    (tmp_path / "runs").mkdir()
+    shutil.copytree(finished, tmp_path / "runs" / "run")
+    return tmp_path / "runs" / "run"
+
+
+# What is refused changes nothing
+
+
+def flip(path: Path, at: int = 10) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+REFUSED: dict[str, tuple[Callable[[Path], Any], list[str], int, str]] = {
+    "a monitor": (lambda f: None, ["tandem"], 2, "tandem"),
+    "no good checkpoint": (lambda f: flip(next(f.glob("checkpoints/*/agent.pt"))), ["none"], 1, "agent.pt"),
+    "a bit of the record": (lambda f: flip(f / "metrics.jsonl"), ["none"], 1, "metrics.jsonl"),
+    "no record": (lambda f: (f / "metrics.jsonl").unlink(), ["none"], 1, "metrics.jsonl is missing"),
+    "versions": (lambda f: (f / "versions.json").write_text('[{"a": 1'), ["none"], 1, "versions.json is no JSON"),
+    "other versions": (lambda f: (f / "versions.json").write_text("{}"), ["none"], 1, "versions.json must hold a list"),
+    "no versions": (lambda f: (f / "versions.json").write_text(""), ["none"], 1, "versions.json is empty"),
+    "DONE, torn": (lambda f: (f / "DONE").write_text('{"steps": 3'), ["none"], 1, "DONE is no JSON"),
+    "DONE, empty": (lambda f: (f / "DONE").write_text(""), ["none"], 1, "DONE is empty"),
+    "DONE, foreign": (lambda f: (f / "DONE").write_text('{"steps": "3"}'), ["none"], 1, "DONE does not say how many"),
+    "DONE, a list": (lambda f: (f / "DONE").write_text("[3]"), ["none"], 1, "DONE must hold an object"),
+    "DONE, no text": (lambda f: (f / "DONE").write_bytes(b"\xff\xfe"), ["none"], 1, "DONE is no JSON"),
+    "DONE, nested": (lambda f: (f / "DONE").write_text("[" * 100_000), ["none"], 1, "DONE is no JSON"),
+    "an empty configuration": (lambda f: (f / "config.yaml").write_text(""), ["none"], 2, "config.yaml is empty"),
+    "no configuration": (lambda f: (f / "config.yaml").unlink(), ["none"], 2, "checkpoints, but no config.yaml"),
+    "another run": (lambda f: None, ["none", "--agent.gamma", "0.5"], 2, "holds another run: --agent.gamma"),
+    "no checkpoints": (lambda f: shutil.rmtree(f / "checkpoints"), ["none"], 2, "checkpoints/ was deleted"),
+    "checkpoints emptied": (
+        lambda f: shutil.rmtree(next(f.glob("checkpoints/step_*"))),
+        ["none"],
+        2,
+        "checkpoints/ was deleted",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_refused_leaves_the_folder_as_it_was(what: str, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damage, words, code, message = REFUSED[what]
+    damage(copy)
+    (copy / "FAILED").write_text("killed by SIGKILL\n")
+    before = tree(copy.parent)
+    assert call(copy, steps=2 * STEPS, watched=["--monitors", *words]) == code
+    told = one_line(capsys)
+    assert message in told and (what == "a monitor" or str(copy) in told)
+    assert tree(copy.parent) == before
+
+
+def test_after_a_refusal_the_right_command_goes_on(copy: Path, tmp_path: Path) -> None:
+    assert call(copy, steps=2 * STEPS, watched=["--monitors", "tandem"]) == 2
+    assert call(copy, steps=2 * STEPS) == 0
+    assert call(tmp_path / "straight", steps=2 * STEPS) == 0
+    same = [(folder / "metrics.jsonl").read_bytes() for folder in (copy, tmp_path / "straight")]
+    assert same[0] == same[1]
+    assert json.loads((copy / "DONE").read_text())["steps"] >= 2 * STEPS
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--monitors", "tandem"], "tandem"),
+        ([*QUIET, "--interventions", "redo(tau=0.1, when='critic/nothing > 1')"], "critic/nothing"),
+        ([*QUIET, "--agent", "dqn", "--agent.buffer-size", "1000000000000"], "fits"),
+        ([*QUIET, "--env", "CartPole-v9"], "CartPole"),
+    ],
+)
+def test_a_run_that_cannot_begin_leaves_nothing_on_disk(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = [word for word in LINE if not ("--agent" in words and word.startswith("--agent"))]
+    if "--agent" in words:
+        line = ["train", "--env", "CartPole-v1", "--device", "cpu"]
+    for place in ([], ["--run", "new/deep/run"]):
+        assert main([*line, *words, "--steps", "100", *place]) == 2
+        assert message in one_line(capsys)
+        assert tree(tmp_path) == {}
+
+
+# Where a folder can be
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("file", "file is a file, not a folder"),
+        ("file/x/y", "file is a file, not a folder"),
+        ("new/" + "x" * 300, "a name of 300 bytes"),
+        ("new/" + "ü" * 140, "a name of 280 bytes"),
+        ("new/" + "x/" * 2100, "a path of 4,"),
+        ("new/" + ("x" * 200 + "/") * 20, "file systems take 4,095"),
+        ("loop/x", "cannot be used: Too many levels"),
+    ],
+)
+def test_a_place_that_can_be_no_folder_is_named(
+    name: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "loop").symlink_to("loop")
+    before = tree(tmp_path)
+    assert call(tmp_path / name) == 2
+    told = one_line(capsys)
+    assert told.startswith("error: --run ") and message in told and len(told) < 500
+    assert "Choose another --run" in told or "file systems take" in told
+    assert tree(tmp_path) == before
+
+
+def test_names_that_no_system_has_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("~nobody-of-this-name/x") == 2
+    assert (told := one_line(capsys)).startswith("error: --run ") and "~nobody-of-this-name/x" in told
+    file = tmp_path / "config.yaml"
+    file.write_text('run: "a\\0b"\n')
+    assert main([*LINE, *QUIET, "--config", str(file)]) == 2
+    assert "U+0000" in one_line(capsys)
+    assert main([*LINE, *QUIET, "--config", "x" * 5000]) == 2
+    assert one_line(capsys).startswith("error: --config")
+
+
+def read_only(monkeypatch: pytest.MonkeyPatch, number: int = errno.EROFS) -> None:
+    """Let every call that would change the disk fail, as on a disk that can only be read."""
+
+    def refuse(*arguments: Any, **more: Any) -> Any:
+        raise OSError(number, os.strerror(number), str(arguments[0]))
+
+    opened, stream = os.open, Path.open
+
+    def only_read(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            refuse(path)
+        return opened(path, flags, *more, **named)
+
+    def only_read_stream(path: Path, mode: str = "r", *more: Any, **named: Any) -> Any:
+        return refuse(path) if set(mode) & set("wax+") else stream(path, mode, *more, **named)
+
+    monkeypatch.setattr(os, "open", only_read)
+    monkeypatch.setattr(Path, "open", only_read_stream)
+    for name in ("mkdir", "rename", "replace", "unlink", "rmdir", "link", "truncate"):
+        monkeypatch.setattr(os, name, refuse)
+
+
+def test_a_run_that_is_done_is_done_on_a_disk_that_can_only_be_read(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read_only(monkeypatch)
+    assert call(copy) == 0
+    assert "is done already" in capsys.readouterr().out
+    assert call(copy, steps=2 * STEPS) == 2
+    told = one_line(capsys)
+    assert str(copy) in told and "Read-only file system" in told and "another --run" in told
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EROFS, 2), (errno.EACCES, 2), (errno.ENOSPC, 1)])
+def test_a_new_folder_on_a_disk_that_takes_nothing(
+    number: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        read_only(patch, number)
+        assert call(tmp_path / "a" / "b") == code
+    told = one_line(capsys)
+    assert str(tmp_path / "a") in told and os.strerror(number) in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_before_the_first_step_takes_no_evaluation(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = (copy / "DONE").read_bytes()
+
+    def full(source: Any, target: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = tree(copy)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        assert call(copy, steps=2 * STEPS) == 1
+    assert "cannot write" in (told := one_line(capsys)) and "config.yaml" in told
+    assert (copy / "DONE").read_bytes() == done
+    assert {k: v[2] for k, v in tree(copy).items() if k != ".lock"} == {k: v[2] for k, v in before.items()}
+
+
+def test_a_small_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    write_whole(file, "old")
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(WriteFailed, match=r"cannot write .*file: Input/output error") as failed:
+        write_whole(file, "new")
+    assert failed.value.errno == errno.EIO
+    assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
+
+
+# Checkpoints that were deleted
+
+
+def test_a_run_whose_checkpoints_were_deleted_does_not_begin_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was stopped and saved, and is not done; nothing but its own mark tells."""
+    folder = tmp_path / "run"
+    trained = Run.train
+    monkeypatch.setattr(Run, "train", lambda self, steps, stop: trained(self, steps // 2, stop) and False)
+    assert call(folder) == train.STOPPED
+    monkeypatch.undo()
+    for name in ("checkpoints", "replay"):
+        shutil.rmtree(folder / name)
+    (folder / ".lock").unlink()
+    before = tree(folder)
+    assert call(folder) == 2
+    told = one_line(capsys)
+    assert "no checkpoint" in told and "SAVED" in told and "move the folder away" in told and str(folder) in told
+    assert tree(folder) == before
+    # The way out that it tells.
+    os.rename(folder, tmp_path / "away")
+    assert call(folder) == 0
+
+
+class Killed(BaseException):
+    """Nobody catches it."""
+
+
+@pytest.mark.parametrize(("owner", "method"), [(Run, "save"), (Checkpoints, "_remove_leftovers")])
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(
+    owner: type, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(self: Any, *arguments: Any) -> None:
+        raise Killed
+
+    monkeypatch.setattr(Checkpoints, "_undo", lambda self, *arguments: None)
+    monkeypatch.setattr(owner, method, kill)
+    with pytest.raises(Killed):
+        call(tmp_path)
+    monkeypatch.undo()
+    assert (tmp_path / "metrics.jsonl").exists() and not saved_steps(tmp_path)
+    assert call(tmp_path) == 0
+
+
+# A folder that is moved while the run is in it
+
+
+def during(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], Any]) -> None:
+    """Do something when the run has come to a step."""
+    beat, acted = Run.beat, []
+
+    def beating(self: Run, before: int) -> None:
+        if self.clock.steps >= step and not acted:
+            acted.append(act())
+        beat(self, before)
+
+    monkeypatch.setattr(Run, "beat", beating)
+
+
+@pytest.mark.parametrize("every", ["64", "0"])
+@pytest.mark.parametrize("put_there", ["nothing", "an empty folder", "another run"])
+def test_a_folder_that_is_renamed_while_it_runs(
+    put_there: str,
+    every: str,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, moved, straight = tmp_path / "run", tmp_path / "moved", tmp_path / "straight"
+
+    def rename() -> None:
+        os.rename(run, moved)
+        if put_there == "an empty folder":
+            run.mkdir()
+        if put_there == "another run":
+            shutil.copytree(finished, run)
+
+    with monkeypatch.context() as patch:
+        during(patch, 160, rename)
+        assert call(run, "--checkpoint-every", every) == 1
+    told = one_line(capsys)
+    assert f"{run} was moved to {moved}" in told and "saved there at step" in told
+    there = tree(run) if run.exists() else None
+    assert call(moved, "--checkpoint-every", every) == 0
+    assert "goes on from step " in capsys.readouterr().err
+    assert call(straight) == 0
+    assert (moved / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
+    assert (moved / "DONE").exists()
+    expected = {"nothing": None, "an empty folder": {}}
+    if put_there in expected:
+        assert there == expected[put_there]
+    else:
+        assert there is not None and {k: v[2] for k, v in there.items()} == {k: v[2] for k, v in tree(finished).items()}
+
+
+def test_a_folder_that_is_moved_during_a_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    made = os.mkdir
+
+    def rename(path: Any, *more: Any) -> None:
+        if str(path).endswith("step_000000000128.tmp") and not moved.exists():
+            os.rename(run, moved)
+        made(path, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "mkdir", rename)
+        assert call(run, "--checkpoint-every", "64") == 1
+    assert f"was moved to {moved}" in one_line(capsys)
+    assert saved_steps(moved)[-1] == 128 and not run.exists()
+    assert call(moved) == 0
+
+
+def test_a_folder_that_is_moved_during_the_last_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    evaluate = train._evaluate
+
+    def rename(*arguments: Any) -> Any:
+        os.rename(run, moved)
+        return evaluate(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_evaluate", rename)
+        assert call(run) == 1
+    assert f"was moved to {moved}" in one_line(capsys)
+    assert not run.exists() and not (moved / "DONE").exists()
+    assert call(moved) == 0
+    assert (moved / "DONE").exists()
+
+
+def test_a_folder_that_is_deleted_while_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    during(monkeypatch, 100, lambda: shutil.rmtree(run))
+    assert call(run) == 1
+    assert "was moved, replaced or deleted" in one_line(capsys)
+    assert not run.exists()
+
+
+def test_a_system_that_does_not_tell_where_the_folder_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_place_of", lambda directory: None)
+        during(patch, 160, lambda: os.rename(run, moved))
+        assert call(run, "--checkpoint-every", "64") == 1
+    assert f"{run} was moved, replaced or deleted" in one_line(capsys)
+    assert saved_steps(moved) and not run.exists()
+    assert call(moved) == 0
+
+
+def test_a_lock_that_is_deleted_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        during(patch, 100, lambda: (run / ".lock").unlink())
+        assert call(run) == 0
+    assert (run / ".lock").exists()
+    # Another process was quicker.
+    other: list[Any] = []
+
+    def steal() -> None:
+        (tmp_path / "second" / ".lock").unlink()
+        other.append(checkpoint.RunLock(tmp_path / "second"))
+
+    during(monkeypatch, 100, steal)
+    assert call(tmp_path / "second") == 1
+    assert "is in use by" in one_line(capsys)
+    other[0].release()

@@ -1,0 +1,660 @@
+"""Forks: an arm that changes nothing is the parent to the last bit, whatever the arms do they do alone, and what cannot
+be added to a living network is refused by name. Through the real command, at small scale."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from processes import Command
+
+from pliant.agents import checkpoint
+from pliant.agents.checkpoint import CheckpointDamaged, Checkpoints, saved_steps
+from pliant.agents.hooks import At, Clock, Every
+from pliant.common.files import FileDamaged
+from pliant.interventions import INTERVENTIONS
+from pliant.lab.errors import BadInput
+from pliant.lab.experiments import fork
+from pliant.scripts.main import main
+
+RUNS = {
+    "dqn": (
+        "--agent dqn --env CartPole-v1 --num-envs 2 --agent.learning-starts 100 --agent.buffer-size 600 "
+        "--agent.network.hidden 16 --agent.batch-size 16"
+    ),
+    "dqn_atari": (
+        "--agent dqn --env ALE/Breakout-v5 --agent.learning-starts 60 --agent.buffer-size 300 "
+        "--agent.batch-size 4 --agent.network.hidden 16"
+    ),
+    "sac": (
+        "--agent sac --env HalfCheetah-v5 --agent.learning-starts 100 --agent.buffer-size 500 "
+        "--agent.network.hidden 16 --agent.actor-network.hidden 16 --agent.batch-size 16"
+    ),
+    "ppo": (
+        "--agent ppo --env CartPole-v1 --num-envs 4 --agent.rollout 16 --agent.epochs 2 --agent.batch-size 32 "
+        "--agent.network.hidden 16 --agent.actor-network.hidden 16 "
+        "--env.drift observation_offset(scale=2.0,every=400)"
+    ),
+    "supervised": "--agent supervised --env stream/RandomLabels --num-envs 8 --agent.network.hidden 16",
+}
+STEPS, AT, BETWEEN = 800, 400, 320
+
+
+def line(name: str, folder: Path, steps: int = STEPS) -> list[str]:
+    return [
+        *RUNS[name].split(),
+        "--steps",
+        str(steps),
+        "--evaluate-episodes",
+        "0",
+        "--log-every",
+        "80",
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+        "--run",
+        str(folder),
+        "--checkpoint-every",
+        "200",
+        "--keep-checkpoints",
+        "9",
+        "--monitors",
+        "units(every=20)",
+    ]
+
+
+@pytest.fixture(scope="module")
+def parents(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    made: dict[str, Path] = {}
+
+    def parent(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name) / "run"
+            assert main(["train", *line(name, made[name])]) == 0
+        return made[name]
+
+    return parent
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b or (a != a and b != b))
+
+
+def state(folder: Path, step: int = STEPS) -> dict[str, Any]:
+    """All that a run is at a step, replay included, without its log's names of files."""
+    found = Checkpoints.open(folder / "checkpoints" / f"step_{step:012d}", verify=None)
+    parts = {part: found.load(part) for part in found.parts if part != "log"}
+    chunks = {entry["name"]: entry["sha256"] for entry in found.manifest["chunks"]}
+    return parts | {"chunks": chunks}
+
+
+def record(folder: Path) -> list[str]:
+    return (folder / "metrics.jsonl").read_text().splitlines()
+
+
+def forked(folder: Path, *words: str) -> int:
+    return main(["fork", str(folder), "--jobs", "1", *words])
+
+
+# ------------------------------------------------------------------------------------------------ the law
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_control_is_the_parent_to_the_last_bit(name: str, parents: Any, tmp_path: Path) -> None:
+    parent = parents(name)
+    word = "l2(weight=0.1)" if name != "dqn_atari" else "reset_target"
+    assert forked(parent, "--at", str(AT), "--with", "", "--with", word) == 0
+    control = parent / "forks" / str(AT) / "control" / "seed0"
+    assert same(state(control), state(parent))
+    assert record(control) == record(parent)
+    other = next(f for f in (parent / "forks" / str(AT)).iterdir() if f.name != "control") / "seed0"
+    assert not same(state(other)["agent"], state(parent)["agent"])
+    assert record(other)[: len(record(control)) // 3] == record(control)[: len(record(control)) // 3]
+
+
+@pytest.mark.parametrize("name", ["dqn", "ppo"])
+def test_a_moment_without_a_checkpoint_is_reached_by_running_again(
+    name: str, parents: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parent = parents(name)
+    assert forked(parent, "--at", str(BETWEEN), "--with", "", "--with", "l2") == 0
+    assert "running it again from step 200" in capsys.readouterr().err
+    assert same(state(parent / "forks" / str(BETWEEN) / "control" / "seed0"), state(parent))
+
+
+def test_a_run_without_checkpoints_is_run_again_from_the_start(tmp_path: Path) -> None:
+    words = line("dqn", tmp_path / "run", 300)
+    words[words.index("--checkpoint-every") + 1] = "0"
+    assert main(["train", *words]) == 0
+    assert forked(tmp_path / "run", "--at", "220", "--with", "l2") == 0
+    assert same(state(tmp_path / "run" / "forks" / "220" / "control" / "seed0", 300), state(tmp_path / "run", 300))
+
+
+def test_what_cannot_be_repeated_is_refused(tmp_path: Path) -> None:
+    assert main(["train", *line("dqn", tmp_path / "run", 300)]) == 0
+    file = tmp_path / "run" / "metrics.jsonl"
+    rows = [json.loads(row) for row in record(tmp_path / "run")]
+    changed = next(row for row in rows if row["steps"] > 200 and "charts/episodic_return" in row)
+    changed["charts/episodic_return"] += 1
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(BadInput, match="did not repeat it: its record differs from step"):
+        fork.reach(fork.parent_of(tmp_path / "run"), 280)
+    assert not (tmp_path / "run" / "forks").exists()
+
+
+def test_a_passive_agent_learns_beside_the_control_and_changes_nothing(
+    parents: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parent = parents("dqn")
+    assert forked(parent, "--at", "500", "--tandem", "100") == 0
+    control = parent / "forks" / "500" / "control" / "seed0"
+    mine, its = state(control), state(parent)
+    passive = mine["monitors"]["monitors"]["tandem"]["_extra_state"]["passive"]
+    assert all(same(mine[part], its[part]) for part in mine if part != "monitors")
+    rows = [json.loads(row) for row in record(control) if "tandem_gap" in row]
+    assert [row["steps"] for row in rows] == [600, 700, 800]
+    weights = passive["modules"]["critic.online"]
+    assert weights.keys() == its["agent"]["state"]["modules"]["critic.online"].keys()
+    assert passive["optimizers"]["critic"]["state"][0]["step"] > 50  # it has learnt as often as the control since
+    # The control that is watched serves for forks that ask for none, and not the reverse.
+    assert forked(parent, "--at", "500", "--with", "l2") == 0
+    assert forked(parent, "--at", "600", "--with", "l2") == 0
+    assert forked(parent, "--at", "600", "--tandem", "100") == 2
+    assert "forks/600/control/seed0 went on without tandem(every=100): move it away" in capsys.readouterr().err
+
+
+def test_who_keeps_no_replay_has_no_passive_agent_beside_it(parents: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    parent = parents("ppo")
+    assert forked(parent, "--at", "760", "--tandem") == 2
+    assert "tandem: a passive agent learns from a replay, and ppo has none" in capsys.readouterr().err
+    assert not (parent / "forks" / "760").exists() and not (parent / "forks" / "stem" / "760").exists()
+
+
+# ------------------------------------------------------------------------------------------------ replicates
+
+
+def test_replicates_draw_anew_and_arms_are_paired(parents: Any) -> None:
+    parent = parents("ppo")
+    assert forked(parent, "--at", "600", "--with", "reset_optimizer(start=1000000)", "--reseed", "2") == 0
+    arms = parent / "forks" / "600"
+    other = arms / "reset_optimizer,start=1000000"
+    final = {(arm.name, k): state(arm / f"seed{k}") for arm in (arms / "control", other) for k in (0, 1)}
+    assert same(final["control", 0], state(parent))
+    for k in (0, 1):  # a word that does nothing yet changes nothing, in either replicate
+        mine, its = final["control", k], final[other.name, k]
+        assert same(mine["agent"]["state"]["modules"]["actor.online"], its["agent"]["state"]["modules"]["actor.online"])
+        assert same(mine["envs"], its["envs"])
+    first, second = final["control", 0], final["control", 1]
+    assert not same(first["agent"]["state"]["modules"], second["agent"]["state"]["modules"])
+    assert first["envs"]["drift_seed"] == second["envs"]["drift_seed"]  # the problem is the same
+    assert first["envs"]["seed"] != second["envs"]["seed"]
+
+
+@pytest.mark.parametrize("name", ["dqn", "supervised", "sac"])
+def test_a_reseeded_arm_goes_on_where_it_was_stopped(name: str, parents: Any, tmp_path: Path) -> None:
+    parent = fork.parent_of(parents(name))
+    found = fork.reach(parent, AT)
+    arm = fork.arm_of("l2(weight=0.1)")
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    for folder in (whole, halved):
+        fork.begin(parent, found, arm, 1, folder, STEPS)
+    assert main(["train", "--config", str(whole), "--run", str(whole)]) == 0
+    assert main(["train", "--config", str(halved), "--run", str(halved), "--steps", "560"]) == 0
+    assert main(["train", "--config", str(halved), "--run", str(halved), "--steps", str(STEPS)]) == 0
+    assert same(state(whole), state(halved))
+
+
+# ------------------------------------------------------------------------------------------------ what may join
+
+REFUSED = {
+    "its tensors are others": {
+        "c51",
+        "crelu",
+        "fourier",
+        "hl_gauss",
+        "layer_norm",
+        "quantile",
+        "two_hot",
+        "value_mapping",
+    },
+    "would say something else": {"activation", "linear", "symlog"},
+    "those are past": {"heavy_priming"},
+    "this dqn has none": {"bbf"},
+    "needs images": {"random_shift"},
+}
+
+
+@pytest.mark.parametrize("name", INTERVENTIONS)
+def test_every_word_joins_or_is_refused_by_name(name: str, parents: Any, tmp_path: Path) -> None:
+    parent = fork.parent_of(parents("dqn"))
+    found = fork.reach(parent, AT)
+    arm = fork.arm_of(name if name == "plasticity_injection" else INTERVENTIONS[name].example or name)
+    why = next((why for why, names in REFUSED.items() if name in names), None)
+    if why is not None:
+        with pytest.raises(BadInput, match=f"(?s){name}.*{why}"):
+            fork.begin(parent, found, arm, 0, tmp_path / "arm", STEPS)
+        assert not (tmp_path / "arm").exists()
+    else:
+        fork.begin(parent, found, arm, 0, tmp_path / "arm", STEPS)
+        here = state(tmp_path / "arm", AT)
+        assert same(here["envs"], state(parent.folder, AT)["envs"])
+        assert len(here["agent"]["interventions"]) == 1
+
+
+def test_the_one_that_cannot_join_is_named_among_several(parents: Any, tmp_path: Path) -> None:
+    parent = fork.parent_of(parents("dqn"))
+    with pytest.raises(BadInput, match=r"^layer_norm cannot be added"):
+        fork.begin(parent, fork.reach(parent, AT), fork.arm_of("l2 layer_norm"), 0, tmp_path / "arm", STEPS)
+
+
+def test_what_keeps_a_beat_fires_at_the_fork_and_says_so(parents: Any, tmp_path: Path) -> None:
+    parent = fork.parent_of(parents("dqn"))
+    found = fork.reach(parent, AT)
+    old = state(parent.folder, AT)["agent"]["state"]["modules"]["critic.online"]
+    kept = {"critic.online": {}}
+    for k in (0, 1):
+        fork.begin(parent, found, fork.arm_of("reset(layers=last)"), k, tmp_path / str(k), STEPS)
+        kept[k] = state(tmp_path / str(k), AT)["agent"]["state"]["modules"]["critic.online"]
+        changed = {name.partition(".")[0] for name in old if not torch.equal(old[name], kept[k][name])}
+        assert changed == {"advantage", "value"} & {name.partition(".")[0] for name in old}
+    assert not same(kept[0], kept[1])  # replicates draw their own
+    fork.begin(parent, found, fork.arm_of("reset(start=500)"), 0, tmp_path / "later", STEPS)
+    assert same(state(tmp_path / "later", AT)["agent"]["state"]["modules"]["critic.online"], old)
+    assert main(["train", "--config", str(tmp_path / "0"), "--run", str(tmp_path / "0")]) == 0
+    events = [json.loads(row) for row in record(tmp_path / "0") if '"firings/reset/units"' in row]
+    assert [row["steps"] for row in events] == [AT]
+
+
+def test_moments_and_beats() -> None:
+    clock = Clock(steps=400, updates=300, last_steps=398, last_updates=300)  # no update is owed at 399 and 400
+
+    def at_fork(word: str) -> bool:
+        from pliant.interventions.core.spec import build_parts
+
+        return fork.fires_at_fork(build_parts([word], INTERVENTIONS)[0], clock)
+
+    assert at_fork("redo") and at_fork("reset(every=1000)") and not at_fork("l2")
+    assert at_fork(f"reset(every={fork.ONCE})")
+    # 400 is crossed by the next update, which fires by itself: twice would be once too often
+    assert Every(400, "steps")(clock.updated()) and not at_fork("reset(every=400)")
+    assert not at_fork("reset(start=401)") and not at_fork("reset(stop=399)") and not at_fork("reset(at=500)")
+    assert At((400,), "steps")(clock.updated()) and not at_fork("reset(at=400)")
+    with pytest.raises(BadInput, match="would never fire: its moments lie before the fork at 400"):
+        at_fork("reset(at=300)")
+    assert not at_fork("redo(when='critic/dormant_fraction > 0.2')")
+
+
+def test_settings_of_the_optimizer_are_those_of_the_arm(parents: Any, tmp_path: Path) -> None:
+    parent = fork.parent_of(parents("dqn"))
+    arm = fork.arm_of("l2(weight=0.3, form=decoupled)")
+    fork.begin(parent, fork.reach(parent, AT), arm, 0, tmp_path / "arm", STEPS)
+    optimizer = state(tmp_path / "arm", AT)["agent"]["state"]["optimizers"]["critic"]
+    assert optimizer["param_groups"][0]["weight_decay"] == 0.3
+    plain = state(parent.folder, AT)["agent"]["state"]["optimizers"]["critic"]
+    assert same(optimizer["state"], plain["state"])
+
+
+# ------------------------------------------------------------------------------------------------ kills and misuse
+
+
+def test_a_fork_that_is_killed_goes_on(parents: Any, tmp_path: Path) -> None:
+    """SIGKILL while arms are made and while they run: the same command finishes, as if nothing had been."""
+    copy = tmp_path / "run"
+    shutil.copytree(parents("dqn"), copy, ignore=shutil.ignore_patterns("forks"))
+    words = [str(copy), "--at", str(AT), "--with", "l2(weight=0.1)", "--jobs", "1", "--for", "2400"]
+    process = Command("fork", *words)
+    arm = copy / "forks" / str(AT) / "control" / "seed0"
+    until = time.monotonic() + 60
+    while not any(step > AT for step in saved_steps(arm)) and time.monotonic() < until:
+        time.sleep(0.02)
+    process.send(signal.SIGKILL)
+    process.wait()
+    (copy / "forks" / str(AT) / "l2,weight=0.1" / "seed1.tmp").mkdir(parents=True)
+    until = time.monotonic() + 60
+    while time.monotonic() < until:  # the worker hears that the pool is gone, saves and leaves
+        try:
+            from pliant.agents.checkpoint import RunLock
+
+            with RunLock(arm):
+                break
+        except RuntimeError:
+            time.sleep(0.1)
+    assert main(["fork", *words, "--reseed", "2"]) == 0
+    done = sorted(path.parent.relative_to(copy / "forks").as_posix() for path in copy.glob("forks/*/*/*/DONE"))
+    assert done == [f"{AT}/{arm}/seed{k}" for arm in ("control", "l2,weight=0.1") for k in (0, 1)]
+    assert main(["train", *line("dqn", copy, AT + 2400)]) == 0
+    assert same(state(arm, AT + 2400), state(copy, AT + 2400))
+
+
+def test_misuse_is_told_in_one_line(parents: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parent = parents("dqn")
+    for words, message in {
+        ("--at", "4000", "--with", "redo"): "ends at step 800, before 4,000",
+        ("--at", "soon", "--with", "redo"): "--at is a number of environment steps or latest, not 'soon'",
+        ("--at", "0", "--with", "redo"): "--at must be at least 1",
+        ("--at", "1e400", "--with", "redo"): "--at is a number of environment steps or latest, not '1e400'",
+        ("--at", "1.5e0", "--with", "redo"): "--at is a number of environment steps or latest, not '1.5e0'",
+        ("--at", "400", "--with", "redo", "--steps", "0"): "--steps must be at least 1 environment step, not 0",
+        ("--at", "400"): "nothing to compare",
+        ("--at", "400", "--with", "rodo"): "unknown intervention 'rodo'. Did you mean 'redo'?",
+        ("--at", "400", "--with", "redo(tua=1)"): "redo has no parameter 'tua'",
+        ("--at", "400", "--with", "redo", "--steps", "400"): "would end at step 400",
+        ("--at", "400", "--with", "redo", "--steps", "900", "--for", "9"): "give --steps or --for, not both",
+        ("--at", "400", "--with", "redo", "--reseed", "0"): "--reseed must be at least 1 replicate, not 0",
+    }.items():
+        assert forked(parent, *words) == 2
+        assert message in capsys.readouterr().err
+    assert main(["fork", str(tmp_path), "--at", "1", "--with", "redo"]) == 2
+    assert "is no run's folder" in capsys.readouterr().err
+
+
+@pytest.fixture
+def copy(parents: Any, tmp_path: Path) -> Path:
+    """A run that nobody has forked."""
+    shutil.copytree(parents("dqn"), tmp_path / "run", ignore=shutil.ignore_patterns("forks"))
+    return tmp_path / "run"
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Everything in a folder, hidden files and folders too."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in folder.rglob("*")}
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, errors
+    return errors[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--at", "400", "--with", "l2", "--with", "layer_norm"), "layer_norm cannot be added"),
+        (("--at", "400", "--with", "l2", "--with", "linear", "--reseed", "2"), "linear cannot be added"),
+        (("--at", "300", "--with", "l2", "--with", "heavy_priming"), "heavy_priming cannot be added"),
+        (("--at", "300", "--with", "l2", "--steps", "300"), "would end at step 300"),
+        (("--at", "4000", "--with", "l2"), "ends at step 800"),
+    ],
+)
+def test_a_fork_that_is_refused_leaves_nothing(
+    words: tuple[str, ...], message: str, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tree(copy)
+    assert forked(copy, *words) == 2
+    assert message in one_line(capsys)
+    assert tree(copy) == before
+
+
+def test_a_parent_that_cannot_be_run_again_is_left_as_it_was(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [json.loads(line) for line in record(copy)]
+    rows[0] |= {"losses/td_loss": -1.0}
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for folder in copy.glob("checkpoints/*"):
+        shutil.rmtree(folder)
+    before = tree(copy)
+    assert forked(copy, "--at", "300", "--with", "l2") == 2
+    assert "did not repeat it" in one_line(capsys)
+    assert tree(copy) == before
+
+
+@pytest.mark.parametrize("when", ["copied", "named"])
+def test_a_disk_that_is_full_takes_no_half_made_arm(
+    when: str, copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = tree(copy)
+    with monkeypatch.context() as patch:
+        if when == "copied":
+            patch.setattr(shutil, "copyfile", full)
+        else:
+            patch.setattr(os, "replace", full)
+        assert forked(copy, "--at", "400", "--with", "l2") == 1
+    assert "No space left on device" in one_line(capsys)
+    assert tree(copy) == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EROFS, 2), (errno.ENOSPC, 1)])
+def test_a_run_that_can_only_be_read_is_not_forked(
+    number: int, code: int, copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*arguments: Any, **more: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    before = tree(copy)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "mkdir", refuse)
+        assert forked(copy, "--at", "400", "--with", "l2") == code
+    told = one_line(capsys)
+    assert str(copy / "forks") in told and os.strerror(number) in told and ("copy it" in told) == (code == 2)
+    assert tree(copy) == before
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000])
+def test_a_damaged_lineage_is_named(text: str, parents: Any, tmp_path: Path) -> None:
+    parent = fork.parent_of(parents("dqn"))
+    found = fork.reach(parent, AT)
+    fork.begin(parent, found, fork.arm_of(""), 0, tmp_path / "arm", STEPS)
+    (tmp_path / "arm" / "fork.json").write_text(text)
+    before = tree(tmp_path)
+    with pytest.raises(FileDamaged, match=r"arm/fork\.json .*Move the folder of the arm away"):
+        fork.begin(parent, found, fork.arm_of(""), 0, tmp_path / "arm", STEPS)
+    assert tree(tmp_path) == before
+
+
+def test_what_stands_in_the_place_of_an_arm_is_left_alone(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = copy / "forks" / "400" / "control" / "seed0"
+    place.mkdir(parents=True)
+    (place / "mine").write_text("x")
+    before = tree(copy)
+    assert forked(copy, "--at", "400", "--with", "l2") == 2
+    assert f"{place} is there already" in one_line(capsys)
+    assert tree(copy) == before
+
+
+def test_a_damaged_record_of_the_parent_is_named(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (copy / "metrics.jsonl").read_bytes().split(b"\n")
+    for folder in copy.glob("checkpoints/*"):
+        shutil.rmtree(folder)
+    (copy / "metrics.jsonl").write_bytes(b"\n".join([lines[0], b"{" + lines[1], *lines[2:]]))
+    before = tree(copy)
+    assert forked(copy, "--at", "300", "--with", "l2") == 1
+    assert f"{copy / 'metrics.jsonl'} is damaged: its line 2" in one_line(capsys)
+    assert tree(copy) == before
+    # A last line that was cut short, as a kill leaves it, is no damage.
+    (copy / "metrics.jsonl").write_bytes(b"\n".join(lines[:20]) + b'\n{"frames')
+    assert fork.reach(fork.parent_of(copy), 300).step == 300
+
+
+def test_a_checkpoint_that_names_a_file_outside_is_not_forked(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    victim = copy.parent / "victim.txt"
+    victim.write_text("mine")
+    newest = copy / "checkpoints" / f"step_{AT:012d}"
+    manifest = json.loads((newest / "manifest.json").read_text())
+    del manifest["sha256"]
+    entry = {"size": 4, "sha256": hashlib.sha256(b"mine").hexdigest()}
+    manifest["files"]["../../../victim.txt"] = entry
+    (newest / "manifest.json").write_bytes(checkpoint._sealed(manifest))
+    before = tree(copy.parent)
+    assert forked(copy, "--at", str(AT), "--with", "l2") == 1
+    assert "'../../../victim.txt', which is no name of a part" in one_line(capsys)
+    assert tree(copy.parent) == before and victim.stat().st_nlink == 1
+
+
+def test_an_arm_of_the_same_name_that_is_another_is_refused(parents: Any, tmp_path: Path) -> None:
+    parent = fork.parent_of(parents("dqn"))
+    found = fork.reach(parent, AT)
+    fork.begin(parent, found, fork.arm_of("l2"), 0, tmp_path / "arm", STEPS)
+    fork.begin(parent, found, fork.arm_of("l2"), 0, tmp_path / "arm", STEPS)  # stands already
+    with pytest.raises(BadInput, match="is another fork"):
+        fork.begin(parent, found, fork.arm_of("l2_init"), 0, tmp_path / "arm", STEPS)
+
+
+def test_a_checkpoint_that_vanishes_meanwhile_is_named(parents: Any, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(parents("dqn"), copy, ignore=shutil.ignore_patterns("forks"))
+    parent = fork.parent_of(copy)
+    found = fork.reach(parent, AT)
+    shutil.rmtree(found.path)
+    with pytest.raises(CheckpointDamaged, match="more --keep-checkpoints"):
+        fork.begin(parent, found, fork.arm_of("l2"), 0, tmp_path / "arm", STEPS)
+
+
+def test_sentences_are_split_where_words_end() -> None:
+    assert fork.split("redo(tau=0.1, every=3) l2_init") == ["redo(tau=0.1, every=3)", "l2_init"]
+    assert fork.split("redo(when='critic/dead_fraction > 0.2')  reset(layers=[head, last])") == [
+        "redo(when='critic/dead_fraction > 0.2')",
+        "reset(layers=[head, last])",
+    ]
+    assert fork.split("  ") == []
+
+
+# ------------------------------------------------------------------------------------------------ what is told
+
+
+def _arms(folder: Path, scores: dict[str, list[float]]) -> dict[str, dict[tuple[int, int], Path]]:
+    found: dict[str, dict[tuple[int, int], Path]] = {}
+    for label, values in scores.items():
+        for k, value in enumerate(values):
+            path = folder / label / str(k)
+            path.mkdir(parents=True)
+            rows = [
+                {"steps": 10, "charts/episodic_return": 1e9},
+                {"steps": 30, "charts/episodic_return": value - 1},
+                {"steps": 40, "charts/episodic_return": value + 1},
+                {"steps": 50, "losses/td": 5.0},
+                {"steps": 60, "charts/episodic_return": -1e9},
+            ]
+            (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            found.setdefault(label, {})[0, k] = path
+    return found
+
+
+def test_a_diagnosis_says_which_arm_recovers(tmp_path: Path) -> None:
+    names = ("injection", "fresh_optimizer", "full_reset")
+    arms = [fork.Arm(), *(fork.Arm(("x",), name, "diagnose") for name in names)]
+    base = np.array([10.0, 12.0, 11.0, 13.0])
+    better, unlike = np.array([5, 6, 5, 6]), np.array([-1, 1, -2, 2])
+    folders = _arms(
+        tmp_path / "a",
+        {
+            "control": list(base),
+            "injection": list(base + better),
+            "fresh_optimizer": list(base + unlike),
+            "full_reset": list(base - better),
+        },
+    )
+    span = {0: (20, 45)}  # whatever was done after it, by an arm that had gone further before, counts for nobody
+    text = fork.told(folders, arms, span)
+    assert "injection recovers: the critic's head has lost its plasticity" in text
+    assert "full_reset does harm" in text and "fresh_optimizer recovers" not in text
+    assert "11.5" in text and "+5.5" in text
+    few = {label: {key: path for key, path in found.items() if key[1] < 2} for label, found in folders.items()}
+    assert "Too few runs to tell" in fork.told(few, arms, span) and "recovers" not in fork.told(few, arms, span)
+    none = {label: folders["control"] if label != "full_reset" else folders["full_reset"] for label in folders}
+    assert "No arm recovers" in fork.told(none, arms, span)
+
+
+def test_replicates_of_one_parent_are_no_evidence_of_others(tmp_path: Path) -> None:
+    """Of three parents each counts once: here two are better by 1 and one is worse, in five replicates each."""
+    arms = [fork.Arm(), fork.Arm(("x",), "injection", "diagnose")]
+    folders: dict[str, dict[tuple[int, int], Path]] = {"control": {}, "injection": {}}
+    for parent, gap in enumerate((1.0, 1.0, -0.5)):
+        made = _arms(tmp_path / str(parent), {"control": [10.0] * 5, "injection": [10.0 + gap] * 5})
+        for label, found in made.items():
+            folders[label] |= {(parent, k): path for (_, k), path in found.items()}
+    spans = dict.fromkeys(range(3), (20, 45))
+    assert "injection recovers" not in fork.told(folders, arms, spans)
+    # A replicate without an episode is left out, and takes nobody with it.
+    for label in folders:
+        (folders[label][2, 0] / "metrics.jsonl").write_text("")
+    text = fork.told(folders, arms, spans)
+    assert "[" in text and "nan" not in text and "Too few" not in text
+
+
+def test_a_parent_of_two_threads_has_a_control_of_two(tmp_path: Path) -> None:
+    parent = tmp_path / "run"
+    words = line("dqn", parent)
+    words[words.index("--threads") + 1] = "2"
+    before = torch.get_num_threads()
+    try:
+        assert main(["train", *words]) == 0
+    finally:
+        torch.set_num_threads(before)
+    assert forked(parent, "--at", str(AT), "--with", "") == 0
+    control = parent / "forks" / str(AT) / "control" / "seed0"
+    assert same(state(control, STEPS), state(parent, STEPS))
+
+
+def test_two_arms_do_not_stand_in_one_folder(parents: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was asked for is not silently replaced by the diagnosis's arm of the same name."""
+    assert forked(parents("ppo"), "--at", str(AT), "--with", "fresh_agent", "--diagnose") == 2
+    assert "two arms would stand in one folder fresh_agent" in capsys.readouterr().err
+
+
+def test_two_forks_of_one_run_at_a_time_are_one_too_many(parents: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    from pliant.agents.checkpoint import RunLock
+
+    with RunLock(parents("dqn") / "forks"):
+        assert forked(parents("dqn"), "--at", str(AT), "--with", "redo") == 2
+    assert "is being forked already" in capsys.readouterr().err
+
+
+def test_arms_stand_where_the_report_is_told_to_look(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A moment between two steps of several environments is the next one, for folders, table and report alike; and the
+    parent that was run again to reach it is no second run."""
+    parent = tmp_path / "run"
+    assert main(["train", *line("ppo", parent)]) == 0
+    capsys.readouterr()
+    assert forked(parent, "--at", "501", "--with", "", "--for", "100") == 0
+    told = capsys.readouterr().out
+    (named,) = [text for text in told.splitlines() if text.startswith("Report: ")]
+    assert Path(named.split()[3]).is_dir() and named.split()[3].endswith("/504")
+    assert main(["report", str(parent), "--out", str(tmp_path / "report"), "--no-flops"]) == 0
+
+
+def test_diagnose_forks_what_the_agent_has(parents: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert [a.label for a in fork.diagnosis(fork.parent_of(parents("dqn")).config)] == [
+        "injection",
+        "critic_reset",
+        "full_reset",
+        "fresh_optimizer",
+        "fresh_target",
+    ]
+    assert "left out of the diagnosis: actor_reset" in capsys.readouterr().err
+    assert [a.label for a in fork.diagnosis(fork.parent_of(parents("sac")).config)] == [
+        "injection",
+        "actor_reset",
+        "critic_reset",
+        "full_reset",
+        "fresh_optimizer",
+        "fresh_target",
+    ]
+    assert [a.label for a in fork.diagnosis(fork.parent_of(parents("ppo")).config)] == [
+        "actor_reset",
+        "critic_reset",
+        "fresh_agent",
+        "fresh_optimizer",
+    ]
+    capsys.readouterr()
+    assert forked(parents("ppo"), "--at", "700", "--diagnose") == 0
+    out = capsys.readouterr().out
+    assert "Too few runs to tell" in out and "fresh_agent" in out

@@ -1,0 +1,188 @@
+"""Statistics over seeds, against scipy and numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats as theirs
+
+from pliant.lab.statistics import (
+    Interval,
+    against,
+    bootstrap,
+    gap_closed,
+    iqm,
+    mean_interval,
+    paired,
+    probability_of_improvement,
+    t_cdf,
+    t_quantile,
+    welch,
+)
+
+A, B = [1.0, 2.0, 3.0, 4.0, 5.0], [2.0, 4.0, 6.0, 8.0, 10.0]
+rng = np.random.default_rng(0)
+LONG = [rng.normal(0.3, 1.0, 9), rng.normal(0.0, 3.0, 6)]
+
+
+@pytest.mark.parametrize("df", [0.5, 1, 2, 2.7, 4, 9, 30, 1000])
+def test_students_t_is_scipys(df: float) -> None:
+    for t in (-40.0, -3.0, -1.0, -0.1, 0.0, 0.5, 2.0, 11.0):
+        assert t_cdf(t, df) == pytest.approx(theirs.t.cdf(t, df), rel=1e-10, abs=1e-15)
+    for p in (0.01, 0.2, 0.5, 0.8, 0.95, 0.975, 0.999):
+        assert t_quantile(p, df) == pytest.approx(theirs.t.ppf(p, df), rel=1e-9, abs=1e-12)
+    assert (t_cdf(-math.inf, df), t_cdf(math.inf, df)) == (0.0, 1.0)
+
+
+def test_the_ends_of_the_line_have_no_quantile() -> None:
+    for p, df in ((0.0, 3), (1.0, 3), (0.5, 0)):
+        with pytest.raises(ValueError, match="quantile"):
+            t_quantile(p, df)
+
+
+def test_the_interval_of_a_mean() -> None:
+    # By hand: mean 3, deviation sqrt(2.5), t = 2.776445 with 4 degrees of freedom.
+    half = 2.7764451 * math.sqrt(2.5 / 5)
+    assert mean_interval(A) == pytest.approx((3.0, 3.0 - half, 3.0 + half), rel=1e-6)
+    low, high = theirs.t.interval(0.9, 8, loc=LONG[0].mean(), scale=theirs.sem(LONG[0]))
+    assert mean_interval(LONG[0], 0.9)[1:] == pytest.approx((low, high))
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_no_interval_from_fewer_than_three_seeds(seeds: int) -> None:
+    few = A[:seeds]
+    for interval in (
+        mean_interval(few),
+        bootstrap([few]),
+        bootstrap([A, few]),
+        paired(few, few).interval(),
+        welch(A, few).interval(),
+        against(few, 1.0).interval(),
+        probability_of_improvement(A, few),
+    ):
+        assert not interval.known and not math.isnan(interval.estimate)
+    difference = welch(few, A)
+    assert all(math.isnan(x) for x in (difference.p, difference.equivalence_p(1.0), difference.detectable()))
+    assert gap_closed(few, few, B[:seeds]).fraction is None and not gap_closed(few, few, B[:seeds]).above
+    assert mean_interval(A[:3]).known
+
+
+def test_nothing_is_said_of_nobody() -> None:
+    with pytest.raises(ValueError, match="no seeds"):
+        mean_interval([])
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 8, 9, 20])
+def test_the_interquartile_mean_is_a_trimmed_one(count: int) -> None:
+    values = rng.normal(size=count)
+    assert iqm(values) == pytest.approx(theirs.trim_mean(values, 0.25))
+
+
+def test_golden_interquartile_mean() -> None:
+    assert iqm([100.0, 1.0, 2.0, 3.0, 4.0, -50.0, 5.0, 6.0]) == 3.5  # 2, 3, 4, 5 are left
+
+
+def test_bootstrap_draws_within_strata() -> None:
+    # Two tasks without any spread within: whatever is drawn, the mean stays. Drawn across, it would not.
+    flat = bootstrap([[0.0] * 4, [10.0] * 4], lambda x: float(x.mean()))
+    assert flat == Interval(5.0, 5.0, 5.0)
+    mine = bootstrap([LONG[0]], lambda x: float(x.mean()), replicates=4000)
+    found = theirs.bootstrap((LONG[0],), np.mean, method="percentile", n_resamples=4000, rng=1).confidence_interval
+    assert mine[1:] == pytest.approx((found.low, found.high), abs=0.05)
+    assert bootstrap([LONG[0]], replicates=100) == bootstrap([LONG[0]], replicates=100)
+    assert bootstrap([LONG[0]], replicates=100) != bootstrap([LONG[0]], replicates=100, seed=1)
+
+
+def test_paired_differences() -> None:
+    found, expected = paired(A, B), theirs.ttest_rel(A, B)
+    assert (found.estimate, found.df, found.seeds) == (-3.0, 4, 5)
+    assert found.p == pytest.approx(expected.pvalue)
+    assert found.interval()[1:] == pytest.approx(tuple(expected.confidence_interval()))
+    with pytest.raises(ValueError, match="pairs"):
+        paired(A, B[:4])
+
+
+def test_welchs_difference() -> None:
+    found, expected = welch(*LONG), theirs.ttest_ind(*LONG, equal_var=False)
+    assert found.p == pytest.approx(expected.pvalue)
+    assert found.df == pytest.approx(expected.df)
+    assert found.interval(0.9)[1:] == pytest.approx(tuple(expected.confidence_interval(0.9)))
+    # By hand: variances 2.5 and 10, standard error sqrt(2.5), 5.88 degrees of freedom.
+    assert (welch(A, B).error, welch(A, B).df) == pytest.approx((math.sqrt(2.5), 6.25 / (0.25 / 4 + 4 / 4)))
+
+
+def test_against_a_number() -> None:
+    found, expected = against(A, 2.0), theirs.ttest_1samp(A, 2.0)
+    assert (found.estimate, found.p) == (1.0, pytest.approx(expected.pvalue))
+
+
+def test_what_does_not_vary_has_a_point_for_an_interval() -> None:
+    for found in (paired([2.0] * 4, [1.0] * 4), welch([2.0] * 4, [1.0] * 4)):
+        assert found.interval() == Interval(1.0, 1.0, 1.0)
+        assert (found.p, found.equivalence_p(2.0), found.equivalence_p(0.5), found.detectable()) == (0.0, 0.0, 1.0, 0.0)
+    assert paired(A, A).p == 1.0
+
+
+@pytest.mark.parametrize("margin", [0.5, 2.0, 3.5, 6.0])
+def test_equivalence_is_two_one_sided_tests(margin: float) -> None:
+    gap = np.array(A) - np.array(B)
+    expected = max(
+        theirs.ttest_1samp(gap, -margin, alternative="greater").pvalue,
+        theirs.ttest_1samp(gap, margin, alternative="less").pvalue,
+    )
+    assert paired(A, B).equivalence_p(margin) == pytest.approx(expected)
+    # … and says the same as the 90 % interval.
+    inside = -margin < paired(A, B).interval(0.9).low and paired(A, B).interval(0.9).high < margin
+    assert (expected < 0.05) == inside
+
+
+def test_a_margin_is_positive() -> None:
+    with pytest.raises(ValueError, match="margin"):
+        paired(A, B).equivalence_p(0.0)
+
+
+@pytest.mark.parametrize("count", [5, 10, 30])
+def test_the_detectable_difference_has_the_power_that_it_says(count: int) -> None:
+    gap = np.random.default_rng(count).normal(size=count)
+    found = paired(gap, np.zeros(count))
+    shift, critical = found.detectable(0.8) / found.error, theirs.t.ppf(0.975, count - 1)
+    power = theirs.nct.sf(critical, count - 1, shift) + theirs.nct.cdf(-critical, count - 1, shift)
+    assert power == pytest.approx(0.8, abs=0.03)
+    assert found.detectable(0.9) > found.detectable(0.8)
+
+
+def test_probability_of_improvement_is_mann_whitneys() -> None:
+    found = probability_of_improvement(*LONG)
+    expected = theirs.mannwhitneyu(*LONG).statistic / (len(LONG[0]) * len(LONG[1]))
+    assert found.estimate == pytest.approx(expected) and found.low < expected < found.high
+    assert probability_of_improvement(A, A).estimate == 0.5  # ties count half
+    assert probability_of_improvement([6.0] * 5, A) == Interval(1.0, 1.0, 1.0)
+
+
+def test_the_share_of_the_gap_that_was_closed() -> None:
+    plain, oracle = np.array([0.2, 0.3, 0.25, 0.22]), np.array([0.8, 0.9, 0.86, 0.83])
+    half = (plain + oracle) / 2
+    found = gap_closed(half, plain, oracle)
+    assert found.fraction == pytest.approx(Interval(0.5, 0.5, 0.5)) and not found.above and found.seeds == 4
+    # Seeds are drawn together: an arm that is plain plus a fifth of each seed's own gap has no spread at all.
+    assert gap_closed(plain + 0.2 * (oracle - plain), plain, oracle).fraction == pytest.approx((0.2, 0.2, 0.2))
+    above = gap_closed(np.add(oracle, [0.1, 0.2, 0.1, 0.15]), plain, oracle)
+    assert above.above and above.fraction is not None and above.fraction.low > 1
+    # Better by luck alone is not above.
+    assert not gap_closed(np.add(oracle, [0.3, -0.2, 0.1, 0.0]), plain, oracle).above
+    # Errors: less is better.
+    assert gap_closed(-half, -plain, -oracle, higher_is_better=False).fraction == found.fraction
+    assert gap_closed(-half, -plain, -oracle, higher_is_better=True).fraction is None
+    # No gap, no share of it.
+    assert gap_closed(half, plain, np.add(plain, [0.1, -0.1, 0.05, -0.06])).fraction is None
+    with pytest.raises(ValueError, match="share"):
+        gap_closed(half, plain, oracle[:3])
+
+
+def test_intervals_overlap_or_do_not() -> None:
+    one = Interval(1.0, 0.0, 2.0)
+    assert one.overlaps(Interval(2.5, 2.0, 3.0)) and not one.overlaps(Interval(2.6, 2.1, 3.0))
+    assert not Interval(2.6, 2.1, 3.0).overlaps(one)
+    assert one.overlaps(Interval(9.0, math.nan, math.nan))

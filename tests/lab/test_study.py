@@ -1,0 +1,106 @@
+"""Study files: what they may say, which runs they are, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pliant.lab.errors import BadInput
+from pliant.lab.experiments.config import parse
+from pliant.lab.experiments.study import load_study
+
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "title": "A small study",
+    "agents": {"ppo": {"agent.rollout": 64}, "wide": {"agent": "ppo", "agent.rollout": 64, "agent.epochs": 2}},
+    "environments": {"CartPole-v1": None, "shaken": {"env": "CartPole-v1", "num_envs": 2}},
+    "arms": {
+        "plain": {"kind": "control"},
+        "layer_norm": ["layer_norm"],
+        "fast": {"flags": {"agent.optimizer.lr": 0.003}, "only": ["ppo", "shaken"]},
+    },
+    "seeds": 2,
+    "segment": 100,
+    "flags": {"steps": 400, "monitors": ["none"], "evaluate_episodes": 0},
+}
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    data = {k: v for k, v in (copy.deepcopy(SMALL) | changes).items() if v is not None}
+    file = folder / "small.yaml"
+    file.write_text(yaml.safe_dump(data, sort_keys=False))
+    return file
+
+
+def test_a_study_is_read_whole(tmp_path: Path) -> None:
+    study = load_study(write(tmp_path))
+    assert (study.baseline, study.seeds, study.segment, study.arms["plain"].kind) == ("plain", (0, 1), 100, "control")
+    cells = study.cells(tmp_path / "runs")
+    assert len(cells) == 2 * (2 * 2 * 2 + 1)  # `fast` is one combination alone
+    assert [cell.seed for cell in cells] == [0] * 9 + [1] * 9  # a seed of everything, before the next
+    assert len({cell.folder for cell in cells}) == len(cells)
+    first = cells[0]
+    assert first.folder == tmp_path / "runs" / "CartPole-v1" / "ppo" / "plain" / "seed0"
+    assert (first.config.steps, first.config.checkpoint_every, first.config.threads) == (400, 100, 1)
+    # The command is the run, to the last setting.
+    for cell in cells[:9]:
+        assert parse(list(cell.words), prog="test").config == cell.config
+
+
+def test_the_folder_of_a_study_is_the_study(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    write(tmp_path).rename(tmp_path / "root" / "study.yaml")
+    study = load_study(tmp_path / "root")
+    assert study.folder == tmp_path / "root" and study.cells()[0].folder.parts[-4:-3] == ("CartPole-v1",)
+
+
+def test_a_smaller_scale_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    study = load_study(write(tmp_path))
+    small = study.scaled(200)
+    assert small.folder != study.folder and {cell.config.steps for cell in small.cells()} == {200}
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "study.yaml").write_text(small.text)
+    assert load_study(tmp_path / "again").cells()[0].config.steps == 200
+
+
+def test_a_slash_in_an_environment_is_no_folder(tmp_path: Path) -> None:
+    study = load_study(
+        write(
+            tmp_path, agents=["supervised"], environments=["stream/RandomLabels"], arms=["plain"], flags={"steps": 64}
+        )
+    )
+    assert study.cells(tmp_path)[0].folder.relative_to(tmp_path).parts[0] == "stream-RandomLabels"
+    # Arms may be a list of names, at any scale.
+    assert [cell.config.steps for cell in study.scaled(32).cells(tmp_path)] == [32, 32]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"sedes": 3}, "unknown key 'sedes'. Did you mean 'seeds'?"),
+        ({"title": None}, "'title' is missing"),
+        ({"name": "a/b"}, "'name' is made of letters"),
+        ({"seeds": 0}, "'seeds' is how many"),
+        ({"seeds": [1, 1]}, "'seeds' is how many"),
+        ({"baseline": "plian"}, "is none of the arms. Did you mean 'plain'?"),
+        ({"flags": {"stepps": 3}}, "unknown flag 'stepps'. Did you mean 'steps'?"),
+        ({"flags": {"seed": 3}}, "'seed' is not for a study to say"),
+        ({"flags": {"interventions": ["layer_norm"]}}, "interventions are the words of an arm"),
+        ({"arms": {"plain": None, "b": ["layer_nrom"]}}, "Did you mean"),
+        ({"arms": {"plain": None, "b": {"words": [], "only": ["pp"]}}}, "is neither"),
+        ({"arms": {"plain": None, "b": {"kind": "contrl"}}}, "'kind': expects 'control'"),
+        ({"arms": {"plain": None, "b": {"flags": {"agent.rollout": 64}}}}, "'plain' and 'b' are the same run"),
+        ({"arms": {"a": {"kind": "control"}, "b": {"kind": "control", "words": ["layer_norm"]}}}, "which one is the"),
+        ({"environments": {"a/b": None, "a-b": None}, "arms": ["plain"]}, "would share a folder"),
+        ({"arms": {}}, "'arms' is empty"),
+    ],
+)
+def test_what_is_wrong_is_one_line(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    file = write(tmp_path, **changes)
+    with pytest.raises(BadInput) as error:
+        load_study(file)
+    assert str(error.value).startswith(str(file)) and told in str(error.value) and "\n" not in str(error.value)

@@ -1,0 +1,613 @@
+"""What must hold of every intervention, over every agent, and of every ordered pair of them.
+
+A new method is tested by being listed in `INTERVENTIONS`: its `example` makes it act within a few updates.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from law_agents import (
+    AGENTS,
+    MINATAR,
+    PAIRED,
+    VECTOR,
+    begun,
+    build_run,
+    differences,
+    dqn,
+    held,
+    identities,
+    refuse_waiting,
+    resume,
+    saved,
+    walk,
+    watched_walk,
+)
+from torch import Tensor, nn
+
+from pliant.agents import PPO, Agent, Every, Supervised
+from pliant.agents.networks import Layer
+from pliant.agents.run import Run
+from pliant.interventions import INTERVENTIONS, attach
+from pliant.interventions.core.parts import survey
+from pliant.interventions.core.recycling import Recycler
+from pliant.interventions.core.resetting import LayerMethod
+from pliant.interventions.core.spec import build
+from pliant.interventions.core.surgery import MEMORY
+from pliant.monitors import MONITORS
+
+METHODS = sorted(INTERVENTIONS)
+STEPS = 7  # of two environments: six updates, in which what acts at every third acts twice
+
+# Who sees vectors has no images to shift and no encoder to shrink; rewards in channels are one-step rewards.
+FLAT = ("dqn", "sac", "redq", "droq", "ppo", "ppo, continuous", "supervised")
+VECTORS = {n for n in AGENTS if n in FLAT or "3-step" in n}
+# On-policy: no replay to be drawn from more often, no target network, values regressed on returns.
+OFF_POLICY = (
+    "replay_ratio",
+    "adaptive_replay_ratio",
+    "bbf",
+    "hare_tortoise",
+    "plasticity_injection",
+    "c51",
+    "quantile",
+    "heavy_priming",
+    "reset_target",
+)
+REFUSED = {(name, method) for name in VECTORS for method in ("bbf", "random_shift")} | {
+    (name, "value_mapping") for name in AGENTS if "3-step" in name
+}
+REFUSED |= {(name, method) for name in AGENTS if "ppo" in name for method in (*OFF_POLICY, "value_mapping")}
+# Supervised: each minibatch but once, no target network; classes are learnt by cross-entropy and by nothing else.
+SUPERVISED = {name for name in AGENTS if "supervised" in name}
+REFUSED |= {
+    (name, method)
+    for name in SUPERVISED
+    for method in (*OFF_POLICY, "value_mapping")
+    if method != "plasticity_injection"
+}
+REFUSED |= {("supervised", method) for method in ("mse", "huber", "symlog", "two_hot", "hl_gauss")}
+# What projects image features is bounded by tanh, and the largest of a pool is no linear function.
+REFUSED |= {("sac, pixels", "linear"), ("dqn, impala", "linear")}
+
+# Penalties are sums, and activations and value losses are choices of a configuration: they edit no weight, and in what
+# order they stand cannot matter. What each computes is tested for itself (test_regularisers, test_activations,
+# test_heads), so a few agents show that it keeps the laws, and one or two of each kind stand for the others beside
+# other methods.
+QUIET = {
+    "l2",
+    "l2_init",
+    "wasserstein",
+    "spectral",
+    "parseval",
+    "crelu",
+    "fourier",
+    "activation",
+    "linear",
+    "mse",
+    "huber",
+    "symlog",
+    "two_hot",
+    "quantile",
+}
+BESIDE_OTHERS = {"l2_init", "spectral", "fourier", "linear"}
+FEW = ("dqn, minatar, dueling", "droq", "sac, pixels", "ppo, continuous")
+MET = [method for method in METHODS if method not in QUIET or method in BESIDE_OTHERS]
+PAIRS = [
+    (agent, a, b)
+    for agent in PAIRED
+    for a in MET
+    for b in MET
+    if not {(agent, a), (agent, b)} & REFUSED and (a <= b or not {a, b} & QUIET)
+]
+
+
+def words(*methods: str) -> tuple[Any, ...]:
+    return tuple(build([INTERVENTIONS[m].example for m in methods], INTERVENTIONS))
+
+
+def run_of(agent: str, method: str, **options: Any) -> Run:
+    return build_run(agent, words(method), **options)
+
+
+each = pytest.mark.parametrize(
+    ("agent", "method"), [(a, m) for m in METHODS for a in (FEW if m in QUIET else AGENTS) if (a, m) not in REFUSED]
+)
+
+
+@each
+class TestLaws:
+    def test_a_seed_decides_all_and_a_stranger_goes_on(self, agent: str, method: str) -> None:
+        """Two runs of one seed are one run; 2N steps are N steps, save, load into a stranger, N steps: to the last bit.
+
+        No parameter, buffer or optimizer changes identity, each trainable one has exactly one optimizer, nothing is
+        drawn from global streams, and neither an update nor what follows from it makes the host wait for the device.
+        """
+        states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # type: ignore[index]
+        straight, stopped, stranger = run_of(agent, method), run_of(agent, method), run_of(agent, method, seed=99)
+        assert differences(held(straight), held(stranger))
+        before = identities(straight.agent)
+        for run in (straight, stopped):
+            walk(run, STEPS)
+        assert not differences(held(straight), held(stopped))
+        resume(stranger, saved(stopped))
+        rest = refuse_waiting(straight, updates=5)
+        walk(straight, 4)
+        walk(stranger, 4 + rest())
+        assert not differences(held(straight), held(stranger))
+        assert before == identities(straight.agent)
+        check_optimizers(straight.agent)
+        assert torch.equal(states[0], torch.get_rng_state()) and random.getstate() == states[2]
+        assert np.array_equal(states[1], np.random.get_state()[1])  # type: ignore[index]
+
+    def test_fresh_start(self, agent: str, method: str) -> None:
+        """Whatever weight a method edits is forgotten by the optimizer, and nothing else is; what is drawn anew follows
+        the law of its birth, and its first step is that of a new weight."""
+        run = run_of(agent, method)
+        walk(run, 4)
+        acted = False
+        for _ in range(4):
+            acted |= watch_edits(run, method)
+        if acts_on_weights(method):
+            assert acted, "the method edited nothing: the law saw nothing"
+
+
+@pytest.mark.parametrize(("agent", "method"), sorted(REFUSED))
+def test_what_an_agent_has_no_place_for_is_refused_by_name(agent: str, method: str) -> None:
+    with pytest.raises(ValueError) as refusal:
+        run_of(agent, method)
+    assert method in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(("agent", "first", "second"), PAIRS)
+def test_pairs(agent: str, first: str, second: str) -> None:
+    """Every ordered pair obeys the laws or is refused in one line that names both."""
+    try:
+        straight = build_run(agent, words(first, second))
+    except ValueError as refusal:
+        message = str(refusal)
+        assert first in message and second in message and "exclude each other" in message and "\n" not in message
+        with pytest.raises(ValueError, match="exclude each other"):
+            build_run(agent, words(second, first))
+        return
+    before = identities(straight.agent)
+    # Four updates and then four: what acts at every third acts on both sides of the stop.
+    walk(straight, 6)
+    stopped = deepcopy(held(straight))  # the laws of single methods go through a file
+    rest = refuse_waiting(straight, updates=1, after=1)  # the sixth: what acts at every second or third, acts now
+    walk(straight, 2)
+    further = rest()
+    assert before == identities(straight.agent)
+    check_optimizers(straight.agent)
+    resumed = build_run(agent, words(first, second), seed=99)
+    resume(resumed, stopped)
+    walk(resumed, 2 + further)
+    assert not differences(held(straight), held(resumed))
+
+
+# ------------------------------------------------------------------------------------------------ other laws
+
+
+def draws_of(run: Run, steps: int) -> list[tuple[int, float]]:
+    """n-step and discount of every batch that is drawn beside those of training, all as the agent learns then."""
+    sample, drawn = run.memory.sample, []
+
+    def noted(batch_size: int, n_step: int = 1, gamma: float = 0.99, generator: Any = None) -> Any:
+        if generator is not None:
+            sampling = run.agent.sampling(run.clock)
+            drawn.append((n_step, gamma))
+            assert drawn[-1] == (sampling.n_step, sampling.gamma)
+        return sample(batch_size, n_step, gamma, generator)
+
+    run.memory.sample = noted
+    watched_walk(run, steps)
+    return drawn
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("value_mapping", "random_shift", "bbf")])
+def test_methods_draw_batches_as_the_agent_learns_from_them(method: str) -> None:
+    """With the agent's n-step and discount, and not with the defaults of the replay."""
+    drawn = draws_of(begun(dqn(VECTOR, n_step=3, gamma=0.9)(interventions=words(method))), STEPS)
+    assert set(drawn) == ({(3, 0.9)} if method in ("chain", "redo", "regrama") else set())
+
+
+def test_monitors_draw_batches_as_the_agent_learns_from_them() -> None:
+    """While n-step and discount are annealed, and at a firing."""
+    parts = build(["bbf(every=1000, anneal=12, n_start=4, n_end=2)", "redo(tau=0.9, every=2)"], INTERVENTIONS)
+    agent = dqn(MINATAR, gamma=0.9)(interventions=parts)
+    assert len(set(draws_of(begun(agent, monitors=[kind.example for kind in MONITORS.values()]), 12))) > 3
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_does_something(method: str) -> None:
+    """A run with the method differs from one without, so the laws above are not about nothing."""
+    plain, treated = build_run("dqn, minatar, dueling"), build_run("dqn, minatar, dueling", words(method))
+    for run in (plain, treated):
+        walk(run, STEPS)
+    mine, theirs = (dict(run.agent.components["critic"].online.named_parameters()) for run in (treated, plain))
+    same = mine.keys() == theirs.keys() and all(
+        mine[k].shape == theirs[k].shape and torch.equal(mine[k], theirs[k]) for k in mine
+    )
+    assert same == (method == "huber"), "the default of DQN is Huber, and nothing else is"
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if isinstance(words(m)[0].when, Every)])
+@pytest.mark.parametrize("num_envs", [1, 3])
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 2.0])
+def test_beat(method: str, num_envs: int, ratio: float) -> None:
+    """A method with a period fires once per period, at any number of environments and at any replay ratio."""
+    part = words(method)[0]
+    run = build_run("dqn, minatar, dueling", (part,), num_envs=num_envs)
+    fired: list[bool] = []
+    inner = part.measurements
+    part.measurements = lambda: fired.append(bool(found := inner())) or found  # type: ignore[func-returns-value, method-assign]
+    expected = []
+    if method != "adaptive_replay_ratio":
+        pace(run, ratio)
+    learn = run.learn
+
+    def counted(batch: Any) -> None:
+        learn(batch)
+        last, now = run.clock.read(part.when.of)
+        expected.append(now // part.when.period > last // part.when.period)
+
+    run.learn = counted  # type: ignore[method-assign]
+    walk(run, 32 // num_envs)
+    assert sum(expected) > 1
+    if isinstance(part, Recycler | LayerMethod):
+        assert fired == expected
+
+
+def pace(run: Run, ratio: float) -> None:
+    sampling = run.agent.sampling
+    run.agent.sampling = (
+        lambda clock: (
+            sampling(clock)._replace(replay_ratio=ratio)
+            if hasattr(  # type: ignore[method-assign]
+                sampling(clock), "_replace"
+            )
+            else type(sampling(clock))(*[*vars(sampling(clock)).values()][:3], ratio)
+        )
+    )
+
+
+@pytest.mark.parametrize("agent", [name for name in AGENTS if (name, "plasticity_injection") not in REFUSED])
+def test_injection_preserves_every_prediction(agent: str) -> None:
+    run = build_run(agent, build(["plasticity_injection(at=(3, 6), of=updates)"], INTERVENTIONS))
+    walk(run, 4)
+    for _ in range(6):
+        batch = run.memory.sample(8)
+        before: list[Tensor] = []
+        inner = run.agent.interventions.after_update
+
+        def spy(r: Any, activations: Any, inner: Any = inner, said: list[Tensor] = before, batch: Any = batch) -> None:
+            said += predictions(run.agent, batch)
+            inner(r, activations)
+
+        run.agent.interventions.after_update = spy  # type: ignore[method-assign]
+        run.clock = run.clock.stepped(1)
+        run.learn(batch)
+        run.agent.interventions.after_update = inner  # type: ignore[method-assign]
+        for old, new in zip(before, predictions(run.agent, batch), strict=True):
+            torch.testing.assert_close(old, new, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("agent", [name for name in AGENTS if name != "droq"])
+@pytest.mark.parametrize(
+    "word", ["redo(tau=0, every=1, on=all, samples=0)", "self_normalized_reset(longest=1, on=all)"]
+)
+def test_dead_units_are_recycled_without_a_trace(agent: str, word: str) -> None:
+    """Units that are exactly dead are recycled, and no prediction changes.
+
+    Unless the layer is normalised: then a new unit's pre-activation enters the statistics of all the others.
+    """
+    run = build_run(agent, build([word], INTERVENTIONS))
+    walk(run, 3)
+    dead = kill_units(run.agent)
+    if "crelu" in agent:
+        assert not dead, "of the two copies of a unit one is always alive"
+        return
+    batch = run.memory.sample(8)
+    before = predictions(run.agent, batch)
+    run.clock = run.clock.stepped(1).updated()
+    run.agent.interventions.after_update(run, run.agent.activations(batch))
+    for old, new in zip(before, predictions(run.agent, batch), strict=True):
+        torch.testing.assert_close(old, new, atol=2e-7, rtol=2e-6)
+    assert all(layer.linear.weight[unit].abs().max() > 0 for layer, unit in dead), "a dead unit was not recycled"
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_who_silences_nothing_leaves_readers_alone(agent: str) -> None:
+    """The law of the fresh start, for the variant that redraws incoming weights alone."""
+    run = build_run(agent, build(["regrama(tau=0.7, every=2, samples=16, outgoing=False)"], INTERVENTIONS))
+    walk(run, 4)
+    assert sum(watch_edits(run, "regrama") for _ in range(4)) > 0
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_what_reads_a_replaced_unit_keeps_its_mean(agent: str) -> None:
+    """Continual backprop folds the mean of a replaced unit into the biases of its consumers: where the unit stood at
+    its mean, what reads it puts out the same, whatever the other inputs are."""
+    (part,) = words("continual_backprop")
+    run = build_run(agent, (part,))
+    walk(run, 5)
+    seen, inner, g = spy_on_recycling(part), part.compensate, torch.Generator().manual_seed(0)
+    probes: list[tuple[str, Layer, Tensor, Tensor]] = []
+    names = {layer: name for name, layer in survey(run.agent).layers.items()}
+
+    def compensate(name: str, chosen: Any) -> None:
+        units, picked = part.units[name], chosen.index[chosen.valid].tolist()
+        age, mean = (getattr(part, part._key(name, key)) for key in ("age", "mean"))
+        means = mean / (1 - part.decay**age)
+        for consumer in units.consumers if picked else ():
+            x = torch.randn(1, *consumer.weight.shape[1:], generator=g)
+            for unit in picked:
+                # The places of a unit: those of its first copy, then those of its second.
+                for copy, places in enumerate((consumer.owner == unit).nonzero().flatten().chunk(units.layer.copies)):
+                    x[0, places] = means[copy, unit]
+            probes.append((names[consumer.layer], consumer.layer, x, at_one_place(consumer.layer, x)))
+        inner(name, chosen)
+
+    part.compensate = compensate  # type: ignore[method-assign]
+    for _ in range(3):
+        seen.clear()
+        probes.clear()
+        run.clock = run.clock.stepped(1)
+        run.learn(run.memory.sample(8))
+        for name, layer, x, before in probes:
+            kept = [row for row in range(len(before)) if row not in seen.get(name, [])]
+            torch.testing.assert_close(at_one_place(layer, x)[kept], before[kept], atol=1e-5, rtol=1e-5)
+        if probes:
+            return
+    raise AssertionError("nothing was replaced: the law saw nothing")
+
+
+def at_one_place(layer: Layer, x: Tensor) -> Tensor:
+    """The linear map of a layer at one position [units]."""
+    weight, bias = layer.linear.weight, layer.linear.bias
+    with torch.no_grad():
+        return weight.flatten(1) @ x.flatten() + bias
+
+
+def test_what_has_no_bias_is_not_compensated() -> None:
+    """Readers without a bias, as foreign networks have them, are silenced like all others."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 2, bias=False))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    plasticity = attach(network, optimizer, torch.zeros(1, 5), "continual_backprop(rho=0.5, maturity=0)")
+    plasticity.before_update()
+    network(torch.ones(4, 5)).sum().backward()
+    optimizer.step()
+    plasticity.after_update()
+    assert (network[2].weight == 0).all(0).sum() == 4
+
+
+# ------------------------------------------------------------------------------------------------------ helpers
+
+
+def check_optimizers(agent: Agent) -> None:
+    held = [id(p) for _, o in agent.optimizers() for g in o.param_groups for p in g["params"]]
+    trainable = {id(p) for _, m in agent.modules() for p in m.parameters() if p.requires_grad}
+    assert len(held) == len(set(held)) and set(held) == trainable
+
+
+def acts_on_weights(method: str) -> bool:
+    return bool(words(method)[0].edits)
+
+
+def online(agent: Agent) -> Iterator[tuple[str, Tensor, dict[str, Tensor], Tensor, Layer | None, str]]:
+    """Every trained weight with what its optimizer remembers: name, weight, memory, shared step, layer, key."""
+    layers = {id(p): (layer, key) for layer in survey(agent).layers.values() for key, p in layer.named_parameters()}
+    names = {id(p): f"{c}.{n}" for c, part in agent.components.items() for n, p in part.online.named_parameters()}
+    for _, optimizer in agent.optimizers():
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                state = optimizer.state[p]
+                memory = {k: v for k, v in state.items() if k in MEMORY}
+                yield names[id(p)], p, memory, state["step"], *layers.get(id(p), (None, ""))
+
+
+def watch_edits(run: Run, method: str) -> bool:
+    """One update, with an eye on weights and memory around what the method does; whether it edited anything."""
+    agent, part = run.agent, next(iter(run.agent.interventions))
+    inner, seen = part.after_update, spy_on_recycling(part)
+    touched: dict[str, Tensor] = {}
+
+    def watched(r: Any, activations: Any) -> None:
+        before = {n: (p.clone(), {k: v.clone() for k, v in m.items()}, s.clone()) for n, p, m, s, _, _ in online(agent)}
+        inner(r, activations)
+        fired = any(not torch.equal(p, before[n][0]) for n, p, *_ in online(agent)) or bool(seen)
+        fired |= part.name == "reset_optimizer" and part.when(r.clock)
+        touched.update(expected_edits(part, agent, seen) if fired else {})
+        for name, p, memory, step, _, key in online(agent):
+            old, remembered, counted = before[name]
+            mask = touched.get(name, torch.zeros_like(p, dtype=torch.bool))
+            if part.name == "continual_backprop" and key == "linear.bias":
+                pass  # what silenced units contributed on average is folded into the biases of their consumers
+            else:
+                assert torch.equal(p[~mask], old[~mask]), f"{name} was edited where nothing was chosen"
+            forgotten = torch.ones_like(mask) if fired and forgets_component(part) else mask
+            if keeps_memory(part):
+                forgotten = torch.zeros_like(mask)
+            for k, value in memory.items():
+                assert torch.equal(value, torch.where(forgotten, 0.0, remembered[k])), f"{name}: {k}"
+            assert step == (0 if forgotten.all() and not isinstance(part, Recycler) else counted), f"{name}: step"
+
+    part.after_update = watched  # type: ignore[method-assign]
+    run.clock = run.clock.stepped(1)
+    run.learn(run.memory.sample(8))
+    part.after_update = inner  # type: ignore[method-assign]
+    if isinstance(part, Recycler):
+        check_births(agent, seen, silences(part))
+    if touched and not keeps_memory(part):
+        check_first_step(run, touched)
+    return bool(touched)
+
+
+def spy_on_recycling(part: Any) -> dict[str, list[int]]:
+    """The units that the method will have chosen, by layer, read when it acts."""
+    seen: dict[str, list[int]] = {}
+    if isinstance(part, Recycler):
+        inner = type(part).recycle
+
+        def recycle(chosen: Any, **options: Any) -> None:
+            for name, (index, valid) in chosen.items():
+                if units := sorted(index[valid].tolist()):
+                    seen[name] = units
+            inner(part, chosen, **options)
+
+        part.recycle = recycle  # type: ignore[method-assign]
+    return seen
+
+
+def expected_edits(part: Any, agent: Agent, seen: dict[str, list[int]]) -> dict[str, Tensor]:
+    """Which weights a method may edit, worked out from what it chose: by name, a mask."""
+    masks: dict[int, Tensor] = {}
+    found = survey(agent)
+
+    def mask(p: Tensor) -> Tensor:
+        return masks.setdefault(id(p), torch.zeros_like(p, dtype=torch.bool))
+
+    if isinstance(part, Recycler):
+        for name, units in seen.items():
+            for p in found.graph[name].layer.parameters():
+                mask(p)[units] = True
+            for consumer in found.graph[name].consumers if silences(part) else ():
+                mask(consumer.weight)[:, torch.isin(consumer.owner, torch.tensor(units))] = True
+    else:
+        for name, layer in found.layers.items():
+            if touches_layer(part, name):
+                for key, p in layer.named_parameters():
+                    if not (key.startswith("norm.") and part.name == "shrink_perturb"):
+                        mask(p)[...] = True
+        for component in agent.components.values() if part.name in ANEW else ():
+            for key, p in component.online.named_parameters():
+                if key in ("log_alpha", "log_std"):
+                    mask(p)[...] = True
+    return {name: masks[id(p)] for name, p, *_ in online(agent) if id(p) in masks}
+
+
+def touches_layer(part: Any, name: str) -> bool:
+    """Does the example of a method that redraws whole layers mean this one?"""
+    if part.name == "plasticity_injection":
+        return name.startswith(
+            ("critic.head", "critic.advantage", "critic.value", "critic.members", "critic.body", "critic.output")
+        )
+    return part.name in (*ANEW, "shrink_perturb") or (part.name == "hare_tortoise" and name.startswith("critic."))
+
+
+def keeps_memory(part: Any) -> bool:
+    """By its own word the hare goes on with its momentum."""
+    return part.name == "hare_tortoise"
+
+
+def forgets_component(part: Any) -> bool:
+    return part.name in (*ANEW, "reset_optimizer")
+
+
+# Whose examples draw all layers anew, with temperature and deviation; the placebo's is that of a reset.
+ANEW = ("reset", "bbf", "replay_ratio", "fresh_agent", "matched_random")
+
+
+def silences(part: Any) -> bool:
+    """Does a method zero the outgoing weights of what it recycles?"""
+    return bool(getattr(part, "outgoing", True))
+
+
+def check_births(agent: Agent, seen: dict[str, list[int]], silenced: bool) -> None:
+    """What was recycled follows the law of its layer's birth; what read it reads nothing."""
+    graph = survey(agent).graph
+    silent: dict[int, Tensor] = {}
+    for name, units in seen.items():
+        for consumer in graph[name].consumers if silenced else ():
+            columns = torch.isin(consumer.owner, torch.tensor(units))
+            assert not consumer.weight[:, columns].any(), f"what {name} gives is still read"
+            silent[id(consumer.weight)] = silent.get(id(consumer.weight), torch.zeros_like(columns)) | columns
+    for name, units in seen.items():
+        layer = graph[name].layer
+        weight = layer.linear.weight
+        heard = ~silent.get(id(weight), torch.zeros(weight.shape[1], dtype=torch.bool))
+        rows = weight[units][:, heard]
+        bound = layer.gain + 1e-5 if layer.init == "orthogonal" else weight[0].numel() ** -0.5
+        assert rows.numel() == 0 or 0 < rows.abs().max() <= bound
+        assert layer.linear.bias[units].abs().max() <= (0 if layer.init == "orthogonal" else bound)
+        if layer.norm is not None:
+            assert (layer.norm.weight[units] == 1).all() and (layer.norm.bias[units] == 0).all()  # type: ignore[index, union-attr]
+
+
+def check_first_step(run: Run, edited: dict[str, Tensor]) -> None:
+    """The optimizer's next step moves an edited weight by the learning rate, as it does with a new one."""
+    agent = run.agent
+    before = {n: p.detach().clone() for n, p, *_ in online(agent)}
+    moved: dict[str, Tensor] = {}
+    inner = agent.interventions.after_update
+
+    def look(r: Any, activations: Any) -> None:
+        moved.update({n: (p.detach() - before[n]).abs() for n, p, *_ in online(agent)})
+
+    agent.interventions.after_update = look  # type: ignore[method-assign]
+    run.clock = run.clock.stepped(1)
+    run.learn(run.memory.sample(8))
+    agent.interventions.after_update = inner  # type: ignore[method-assign]
+    for name, p, memory, *_ in online(agent):
+        if name not in edited or name.startswith("temperature"):
+            continue
+        lr = next(g["lr"] for _, o in agent.optimizers() for g in o.param_groups if any(q is p for q in g["params"]))
+        gradient = p.grad
+        if gradient is None:  # an actor whose turn it is not
+            continue
+        large = edited[name] & (gradient.abs() > 1e-4) & (memory["exp_avg"] != 0)
+        steps = moved[name][large]
+        assert (steps - lr).abs().max() <= 0.02 * lr if steps.numel() else True, f"{name}: the first step is not new"
+
+
+def kill_units(agent: Agent) -> list[tuple[Layer, int]]:
+    """Make one unit of every rectified layer exactly dead; the first of each."""
+    dead = []
+    found = survey(agent)
+    with torch.no_grad():
+        for units in found.graph.values():
+            layer = units.layer
+            if type(layer.activation).__name__ != "ReLU" or not units.resettable:
+                continue
+            layer.linear.weight[0] = 0.0
+            layer.linear.bias[0] = -1.0
+            dead.append((layer, 0))
+    return dead
+
+
+def predictions(agent: Agent, batch: Any) -> list[Tensor]:
+    """What every network of the agent says about a batch, without dropout."""
+    said: list[Tensor] = []
+    with torch.no_grad(), agent.without_dropout():
+        if isinstance(agent, PPO):
+            values, features = agent.read(batch.obs)
+            return [values, *agent.policy(features)]
+        critic = agent.components["critic"]
+        if isinstance(agent, Supervised):
+            return [critic.online(batch.obs)]
+        for network in (critic.online, critic.target):
+            if agent.action.discrete:
+                said.append(network(batch.obs))  # type: ignore[misc]
+            else:
+                action = (batch.action - agent.center) / agent.scale  # type: ignore[attr-defined]
+                said.append(network(batch.obs, action))  # type: ignore[misc]
+        if "actor" in agent.components:
+            said += agent.components["actor"].online(critic.online.encoder(batch.obs))
+    return said
+
+
+def test_the_laws_see_every_method() -> None:
+    assert set(METHODS) == set(INTERVENTIONS)
+    for method in METHODS:
+        accepted = [a for a in AGENTS if (a, method) not in REFUSED]
+        assert accepted, f"{method} is refused everywhere"
+        assert INTERVENTIONS[method].example.startswith(method)

@@ -1,0 +1,979 @@
+"""The deep monitors against brute force in double precision, golden numbers, and planted defects."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from law_agents import AGENTS, BOX, VECTOR, RandomEnvs, build_run, differences, dqn, held, resume, sac, saved, walk
+from no_wait import no_wait
+from stand import Fixed
+from test_agents import batch_for
+from torch import Generator, Tensor, nn
+
+from pliant.agents import DQN, SAC, Agent, Batch, Clock, DQNConfig, SACConfig
+from pliant.agents.hooks import Every
+from pliant.agents.networks import NetworkConfig
+from pliant.agents.run import Run
+from pliant.common.seeds import derive_seed
+from pliant.common.spaces import Step
+from pliant.envs import make
+from pliant.monitors import watch
+from pliant.monitors.base import Known, Look, Monitor, Picture
+from pliant.monitors.churn import Churn
+from pliant.monitors.criticality import Criticality
+from pliant.monitors.curvature import (
+    Curvature,
+    hessian_products,
+    lanczos,
+    rademacher,
+    ritz_values,
+    sharpness,
+    traces,
+    trained,
+)
+from pliant.monitors.kernel import Kernel, covariance_metrics, effective_rank, gram, kernel_metrics
+from pliant.monitors.landscape import Landscape, axis, filter_normalised, loss_slice
+from pliant.monitors.overestimation import Overestimation, compared, discounted, rank_correlation
+from pliant.monitors.registry import MONITORS
+
+NAMES = ("curvature", "kernel", "churn", "overestimation", "criticality", "landscape")
+TINY: dict[str, Any] = dict(hidden=(4, 3))
+SMALL: dict[str, Callable[..., Agent]] = {
+    "dqn": dqn(VECTOR, TINY, value_loss="mse"),
+    "dqn, dueling": dqn(VECTOR, TINY | {"activation": "tanh"}, dueling=True, double=True),
+    "sac": sac(VECTOR, TINY),
+    "redq": sac(VECTOR, TINY, critics=3, target_critics=2, actor_value="mean"),
+}
+
+
+def trained_agent(name: str, updates: int = 4, made: Callable[..., Agent] | None = None) -> Agent:
+    """A small agent that has learnt a little, so that it is not what it was born as."""
+    agent, clock = (made or SMALL[name])(seed=3), Clock(steps=100)
+    for i in range(updates):
+        clock = clock.stepped(1).updated()
+        agent.update(batch_for(agent, seed=50 + i), clock)
+    return agent
+
+
+def look_of(agent: Agent, batch: Batch | None = None, update: int = 7) -> Look:
+    """What a monitor sees of an agent whose memory always gives the same batch."""
+    memory = Fixed(batch_for(agent) if batch is None else batch)
+    return Look(agent, Clock(update, update, update, update - 1), memory, Known.of(agent))
+
+
+def read(monitor: Monitor, look: Look) -> dict[str, Any]:
+    """All that a monitor finds, as it comes to the log: the device's part under guard, the host's in double."""
+    with no_wait():
+        found = list(monitor.measure(look))
+    done: dict[str, Any] = {}
+    for key, value in found:
+        assert not value.requires_grad
+        finished = monitor.finish(key, value.double().numpy(), look.clock)
+        done |= {key: float(value)} if value.ndim == 0 else dict(finished)
+    return done
+
+
+def doubled(agent: Agent, batch: Batch) -> tuple[Agent, Batch]:
+    """A copy of an agent in double precision, and what it can read."""
+    twin = agent.twin()
+    twin.become_(agent)
+    for _, module in twin.modules():
+        module.double()
+    for name in ("center", "scale"):
+        if hasattr(twin, name):
+            setattr(twin, name, getattr(twin, name).double())
+    parts = (part.double() if part.is_floating_point() else part for part in batch)
+    return twin, Batch(*parts)
+
+
+def jacobian(function: Callable[[], Tensor], parameters: Sequence[Tensor], step: float = 1e-6) -> Tensor:
+    """[outputs, P] by central differences, one weight at a time."""
+    columns = []
+    with torch.no_grad():
+        for p in parameters:
+            flat = p.view(-1)
+            for i in range(len(flat)):
+                own = flat[i].clone()
+                flat[i] = own + step
+                above = function().flatten().clone()
+                flat[i] = own - step
+                below = function().flatten().clone()
+                flat[i] = own
+                columns.append((above - below) / (2 * step))
+    return torch.stack(columns, 1)
+
+
+def gradients_of(loss: Callable[[], Tensor], parameters: Sequence[Tensor]) -> Callable[[], Tensor]:
+    def slope() -> Tensor:
+        with torch.enable_grad():
+            found = torch.autograd.grad(loss(), parameters, allow_unused=True, materialize_grads=True)
+        return torch.cat([g.flatten() for g in found])
+
+    return slope
+
+
+def decisions_of(agent: Any, batch: Batch) -> Tensor:
+    """What the policy does, in the precision of the batch."""
+    with torch.no_grad():
+        if agent.action.discrete:
+            return agent.head.value(agent.critic.online(batch.obs)).argmax(1)
+        return torch.stack(agent.actor.online(batch.obs))
+
+
+def weights(agent: Agent) -> dict[str, Tensor]:
+    return {f"{n}.{k}": p.detach().clone() for n, m in agent.modules() for k, p in m.named_parameters()}
+
+
+def kill_(agent: Agent, layer: str) -> None:
+    """Let no unit of a hidden layer be active."""
+    with torch.no_grad():
+        agent.components["critic"].online.get_submodule(layer).linear.bias.fill_(-1e3)
+
+
+# -------------------------------------------------------------------------------------------------------- curvature
+
+
+def quadratic(matrix: Tensor, at: Tensor) -> tuple[Callable[[], Tensor], list[Tensor]]:
+    x = at.clone().requires_grad_()
+    return lambda: 0.5 * x @ matrix @ x, [x]
+
+
+class TestCurvature:
+    def test_golden_sharpness(self) -> None:
+        loss, at = quadratic(torch.diag(torch.tensor([4.0, 1.0]).double()), torch.tensor([1.0, 0.0]).double())
+        own = at[0].detach().clone()
+        assert sharpness(loss, at, 0.1).item() == pytest.approx(0.42, abs=1e-12)
+        assert torch.equal(at[0].detach(), own)
+        flat, there = quadratic(torch.eye(2), torch.zeros(2))
+        assert sharpness(flat, there, 0.1).item() == 0.0
+
+    def test_a_step_uphill_goes_along_the_whole_gradient(self) -> None:
+        """Several tensors have one gradient and one length."""
+        x, y = (torch.tensor([1.0, 2.0], requires_grad=True) for _ in range(2))
+        found = sharpness(lambda: x.sum() + 2 * y.sum(), [x, y], 0.5)
+        assert found.item() == pytest.approx(0.5 * math.sqrt(10), rel=1e-6)
+
+    def test_eigenvalues_of_a_quadratic(self) -> None:
+        """In n iterations to 1e-6, and the basis is orthonormal."""
+        g = Generator().manual_seed(0)
+        a = torch.randn(24, 24, generator=g, dtype=torch.float64)
+        matrix = a + a.T
+        loss, at = quadratic(matrix, torch.ones(24, dtype=torch.float64))
+        product = hessian_products(loss, at)
+        alphas, betas, basis = lanczos(product, rademacher(24, g, torch.float64), 24)
+        assert np.allclose(ritz_values(alphas.numpy(), betas.numpy()), torch.linalg.eigvalsh(matrix), atol=1e-6)
+        assert torch.allclose(basis @ basis.T, torch.eye(24, dtype=torch.float64), atol=1e-12)
+
+    def test_in_single_precision_the_basis_stays_orthogonal(self) -> None:
+        """Without the re-orthogonalisation a converged eigenvalue comes back as copies of itself."""
+        values = torch.cat([torch.tensor([1e3, 5e2, -2e2]), torch.rand(97, generator=Generator().manual_seed(1))])
+        alphas, betas, basis = lanczos(lambda v: values * v, rademacher(100, Generator().manual_seed(2)), 40)
+        assert (basis @ basis.T - torch.eye(40)).abs().max() < 1e-5
+        ritz = ritz_values(alphas.double().numpy(), betas.double().numpy())
+        assert len(ritz) == 40 and ritz[-1] == pytest.approx(1e3, rel=1e-5) and ritz[-2] == pytest.approx(5e2, rel=1e-5)
+        assert ritz[0] == pytest.approx(-2e2, rel=1e-5) and -0.1 < ritz[1] < ritz[-3] < 1.1
+
+    @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("values", [(3.0,) * 6, (0.0,) * 6, (5.0, 0, 0, 0, 0, 0), (2.0, 2, 2, -1, -1, 7)])
+    def test_where_the_space_is_exhausted(self, values: tuple[float, ...], kind: torch.dtype) -> None:
+        """Fewer eigenvalues than steps: exact zeros follow, and the eigenvalues are those there are."""
+        diagonal = torch.tensor(values, dtype=kind)
+        start = torch.tensor([1.0, -1, 1, 1, -1, 1], dtype=kind)
+        with no_wait():
+            alphas, betas, basis = lanczos(lambda v: diagonal * v, start, 9)
+        different = sorted(set(values))
+        ritz = ritz_values(alphas.numpy(), betas.numpy())
+        assert np.allclose(ritz, different, atol=1e-5) and len(ritz) == len(different)
+        beyond = len(different)
+        assert not alphas[beyond:].any() and not betas[beyond - 1 :].any() and not basis[beyond:].any()
+
+    def test_more_steps_than_weights(self) -> None:
+        loss, at = quadratic(torch.diag(torch.tensor([4.0, 1.0])), torch.ones(2))
+        alphas, betas, _ = lanczos(hessian_products(loss, at), torch.tensor([1.0, 2.0]), 7)
+        assert np.allclose(ritz_values(alphas.numpy(), betas.numpy()), [1, 4], atol=1e-6)
+
+    def test_a_loss_without_curvature(self) -> None:
+        x = torch.ones(3, requires_grad=True)
+        assert not hessian_products(lambda: 2 * x.sum(), [x])(torch.ones(3)).any()
+
+    def test_what_is_no_number_stays_none(self) -> None:
+        assert np.isnan(ritz_values(np.array([1.0, np.nan]), np.ones(2))).all()
+
+    def test_traces_are_exact_inside_and_unbiased_outside(self) -> None:
+        g = Generator().manual_seed(5)
+        a = torch.randn(40, 40, generator=g, dtype=torch.float64)
+        matrix = a + a.T + 20 * torch.eye(40)
+
+        def of(steps: int, probes: int) -> tuple[float, float]:
+            found = lanczos(lambda v: matrix @ v, rademacher(40, g, torch.float64), steps)
+            vectors = (rademacher(40, g, torch.float64) for _ in range(probes))
+            trace, square = traces(lambda v: matrix @ v, *found, vectors)
+            return trace.item(), square.item()
+
+        trace, square = matrix.trace().item(), matrix.square().sum().item()
+        assert of(40, 1) == (pytest.approx(trace), pytest.approx(square))
+        assert of(5, 3000) == (pytest.approx(trace, rel=0.03), pytest.approx(square, rel=0.03))
+
+    @pytest.mark.parametrize("name", SMALL)
+    def test_against_the_whole_hessian(self, name: str) -> None:
+        """The Hessian by differences of gradients in double precision, its eigenvalues one and all."""
+        agent, batch = trained_agent(name), batch_for(SMALL[name]())
+        look = look_of(agent, batch)
+        before = weights(agent)
+        found = read(Curvature(steps=160, probes=1, rho=0.2), look)
+        twin, wide = doubled(agent, batch)
+        for component, loss in twin.losses(wide, look.seed("curvature loss")).items():
+            parameters = [p for p in twin.components[component].online.parameters() if p.requires_grad]
+            slope = gradients_of(loss, parameters)
+            hessian = jacobian(slope, parameters)
+            values = torch.linalg.eigvalsh((hessian + hessian.T) / 2)
+            largest = values.abs().max().item()
+            near = dict(rel=2e-3, abs=1e-4 * largest)
+            assert found[f"{component}/top_eigenvalue"] == pytest.approx(values[-1].item(), **near)
+            assert found[f"{component}/bottom_eigenvalue"] == pytest.approx(values[0].item(), **near)
+            assert found[f"{component}/hessian_trace"] == pytest.approx(values.sum().item(), **near)
+            stable = (values.square().sum() / largest**2).item()
+            assert found[f"{component}/hessian_stable_rank"] == pytest.approx(stable, rel=5e-3)
+            direction = slope() / slope().norm()
+            with torch.no_grad():
+                flat, start = loss().item(), 0
+                for sign in (1, -1):
+                    for p in parameters:
+                        p += sign * 0.2 * direction[start : start + p.numel()].view(p.shape)
+                        start = (start + p.numel()) % len(direction)
+                    if sign == 1:
+                        rise = loss().item() - flat
+            assert found[f"{component}/sharpness"] == pytest.approx(rise, rel=1e-3, abs=1e-6)
+        assert not differences(before, weights(agent))
+
+    def test_the_largest_eigenvalue_may_be_a_negative_one(self) -> None:
+        array = np.array([-4.0, 1.0, 1e-9, 0.0, 17.0])  # diagonal, off-diagonal, sum of squares
+        found = dict(Curvature().finish("actor/hessian", array, Clock()))
+        assert found["actor/top_eigenvalue"] == pytest.approx(1)
+        assert found["actor/bottom_eigenvalue"] == pytest.approx(-4)
+        assert found["actor/hessian_stable_rank"] == pytest.approx(17 / 16)
+        flat = dict(Curvature().finish("actor/hessian", np.zeros(5), Clock()))
+        assert set(flat.values()) == {0.0}
+
+    def test_a_sharper_loss_and_a_dead_network(self) -> None:
+        """Steeper: larger. Dead: the output's bias alone bends the loss."""
+        plain = read(Curvature(steps=30, probes=4), look_of(trained_agent("dqn")))
+        sharp, dead = trained_agent("dqn"), trained_agent("dqn")
+        with torch.no_grad():
+            sharp.components["critic"].online.advantage.linear.weight.mul_(5)
+        kill_(dead, "head.layers.1")
+        sharper, deader = (read(Curvature(steps=30, probes=4), look_of(agent)) for agent in (sharp, dead))
+        for metric in ("top_eigenvalue", "hessian_trace", "sharpness"):
+            assert sharper[f"critic/{metric}"] > 1.5 * plain[f"critic/{metric}"]
+        share = torch.bincount(batch_for(dead).action, minlength=3).double() / 8  # the half of the MSE is gone
+        assert deader["critic/top_eigenvalue"] == pytest.approx(share.max().item(), rel=1e-4)
+        assert deader["critic/hessian_trace"] == pytest.approx(1.0, rel=1e-4)
+        assert deader["critic/bottom_eigenvalue"] == pytest.approx(0.0, abs=1e-6)
+        stable = (share / share.max()).square().sum().item()
+        assert deader["critic/hessian_stable_rank"] == pytest.approx(stable, rel=1e-4)
+        assert deader["critic/hessian_trace"] < plain["critic/hessian_trace"]
+
+
+# ----------------------------------------------------------------------------------------------------------- kernel
+
+
+class TestKernel:
+    @pytest.mark.parametrize("room", [2**26, 40, 1])
+    def test_of_a_linear_function(self, room: int) -> None:
+        """f = wᵀx: K = X Xᵀ, in one piece or in slices."""
+        x = torch.randn(5, 7, generator=Generator().manual_seed(0), dtype=torch.float64)
+        w = [torch.zeros(n, dtype=torch.float64, requires_grad=True) for n in (4, 3)]
+        functions = [lambda i=i: x[i] @ torch.cat(w) for i in range(5)]
+        assert torch.allclose(gram(functions, w, room), x @ x.T, atol=1e-14)
+
+    @pytest.mark.parametrize("name", SMALL)
+    def test_against_the_whole_jacobian(self, name: str) -> None:
+        agent, n = trained_agent(name), 5
+        batch = batch_for(agent, n)
+        assert 0 < (batch.discount == 0).sum() < n
+        look = look_of(agent, batch)
+        state = agent.generator.get_state()
+        found = read(Kernel(samples=n), look)
+        assert torch.equal(state, agent.generator.get_state())
+
+        twin, wide = doubled(agent, batch)
+        critic = [p for p in twin.components["critic"].online.parameters() if p.requires_grad]
+        if agent.action.discrete:
+            each = (wide._replace(obs=wide.next_obs, action=torch.full((n,), a)) for a in range(3))
+            action = torch.stack([twin.values(b)[0] for b in each]).argmax(0)
+        else:
+            mean = twin.actor.online(twin.critic.online.encoder(wide.next_obs))[0].tanh()
+            action = twin.center + twin.scale * mean
+        followed = wide._replace(obs=wide.next_obs, action=action)
+        parts = [jacobian(lambda b=b: twin.values(b), critic) for b in (wide, followed)]  # each [N * n, P]
+        parts = [part.view(-1, n, part.shape[1]) for part in parts]
+        kernel = torch.stack([part @ part.T for part in parts[0]]).mean(0)
+        values = torch.linalg.eigvalsh(kernel)
+        shares = values.clamp(min=1e-300) / values.sum()
+        assert found["critic/ntk_top_eigenvalue"] == pytest.approx(values[-1].item(), rel=1e-4)
+        # What is left of zero eigenvalues is rounding, and counts for nothing.
+        rank = int(torch.linalg.matrix_rank(torch.cat(list(parts[0]), 1), rtol=1e-3))
+        assert found["critic/ntk_numerical_rank"] == rank
+        assert found["critic/ntk_condition"] == pytest.approx((values[-1] / values[n - rank]).item(), rel=5e-3)
+        entropy = -(shares * shares.log()).sum().item()
+        assert found["critic/ntk_effective_rank"] == pytest.approx(math.exp(entropy), rel=1e-4)
+
+        # All critics' gradients side by side are one vector; without common weights that is their sum's gradient.
+        both = [part.sum(0) for part in parts]
+        pairs = [[torch.cosine_similarity(a, b, dim=0).item() for b in both[1]] for a in both[0]]
+        live = [j for j in range(n) if batch.discount[j] > 0]
+        assert found["critic/interference_successor"] == pytest.approx(np.mean([pairs[j][j] for j in live]), abs=1e-5)
+        others = [pairs[i][j] for j in live for i in range(n) if i != j]
+        assert found["critic/interference_random"] == pytest.approx(np.mean(others), abs=1e-5)
+
+        singles = [twin.losses(wide.take(slice(i, i + 1)), look.seed(f"kernel {i}")) for i in range(n)]
+        for component in singles[0]:
+            parameters = [p for p in twin.components[component].online.parameters() if p.requires_grad]
+            rows = torch.cat([jacobian(single[component], parameters) for single in singles])
+            cosines = [[torch.cosine_similarity(a, b, dim=0).item() for b in rows] for a in rows]
+            off = [cosines[i][j] for i in range(n) for j in range(n) if i != j]
+            assert found[f"{component}/gradient_cosine"] == pytest.approx(np.mean(off), abs=1e-4)
+            assert found[f"{component}/gradient_cosine_abs"] == pytest.approx(np.mean(np.abs(off)), abs=1e-4)
+            assert found[f"{component}/gradient_zero_fraction_samples"] == 0
+            # exp of the entropy of eigenvalues; singular values of the unit rows, squared, are those of the cosines.
+            squares = torch.linalg.svdvals(rows / rows.norm(dim=1, keepdim=True)).square() / n
+            rank = math.exp(-sum(s * math.log(s) for s in squares.tolist() if s > 1e-12))
+            assert found[f"{component}/gradient_covariance_rank"] == pytest.approx(rank, rel=1e-3)
+            picture = found[f"plasticity/gradient_cosines/{component}"]
+            assert isinstance(picture, Picture) and picture.png.startswith(b"\x89PNG")
+
+    def test_alike_transitions(self) -> None:
+        """Two that are the same: every cosine is 1, every rank 1."""
+        agent = trained_agent("dqn")
+        batch = batch_for(agent, 1).take(torch.zeros(4, dtype=torch.int64))
+        batch = batch._replace(discount=torch.full((4,), 0.9))
+        found = read(Kernel(samples=4), look_of(agent, batch))
+        assert found["critic/gradient_cosine"] == found["critic/gradient_cosine_abs"] == pytest.approx(1)
+        assert found["critic/gradient_covariance_rank"] == pytest.approx(1)
+        assert found["critic/ntk_numerical_rank"] == 1 == found["critic/ntk_condition"]
+        assert found["critic/interference_successor"] == pytest.approx(found["critic/interference_random"])
+
+    def test_its_own_successor(self) -> None:
+        """A transition that leads to where it began, with the action that is taken there, interferes wholly."""
+        agent = trained_agent("dqn")
+        batch = batch_for(agent, 6)
+        batch = batch._replace(next_obs=batch.obs, action=agent.act(batch.obs), discount=torch.full((6,), 0.9))
+        found = read(Kernel(samples=6), look_of(agent, batch))
+        assert found["critic/interference_successor"] == pytest.approx(1)
+        assert found["critic/interference_random"] < 0.99
+
+    def test_all_episodes_ended(self) -> None:
+        batch = batch_for(trained_agent("dqn"), 4)._replace(discount=torch.zeros(4))
+        found = read(Kernel(samples=4), look_of(trained_agent("dqn"), batch))
+        assert found["critic/interference_successor"] == found["critic/interference_random"] == 0
+
+    def test_transitions_without_a_gradient(self) -> None:
+        """A network of zeros whose target is zero has nothing to learn; the others move the biases of their actions."""
+        agent = trained_agent("dqn")
+        with torch.no_grad():
+            for module in (agent.components["critic"].online, agent.components["critic"].target):
+                assert module is not None
+                for p in module.parameters():
+                    p.zero_()
+        batch = batch_for(agent, 6)
+        batch = batch._replace(reward=torch.tensor([0.0, 1, -2, 0, 3, 0]), action=torch.tensor([0, 0, 0, 1, 2, 2]))
+        found = read(Kernel(samples=6), look_of(agent, batch))
+        assert found["critic/gradient_zero_fraction_samples"] == 0.5
+        assert found["critic/gradient_cosine"] == pytest.approx(-2 / 30)  # one pair, which pulls both ways
+        assert found["critic/gradient_cosine_abs"] == pytest.approx(2 / 30)
+        assert found["critic/gradient_covariance_rank"] == pytest.approx(1 / (2 / 3) ** (2 / 3) / (1 / 3) ** (1 / 3))
+        assert found["critic/ntk_numerical_rank"] == 3
+
+    def test_collapsed_features(self) -> None:
+        """Units that say the same of everything: gradients point one way, and ranks fall."""
+        agent, broken = (trained_agent("dqn", made=AGENTS["dqn"]) for _ in range(2))
+        with torch.no_grad():
+            broken.components["critic"].online.head.layers[0].linear.weight.mul_(1e-4)
+        batch = batch_for(agent, 8)._replace(action=torch.zeros(8, dtype=torch.int64))
+        plain, collapsed = (read(Kernel(samples=8), look_of(a, batch)) for a in (agent, broken))
+        assert collapsed["critic/gradient_cosine_abs"] > 1.1 * plain["critic/gradient_cosine_abs"]
+        for metric in ("ntk_effective_rank", "gradient_covariance_rank"):
+            assert collapsed[f"critic/{metric}"] < 0.7 * plain[f"critic/{metric}"]
+
+    def test_golden(self) -> None:
+        assert effective_rank(np.array([4.0, 2, 1, 1])) == pytest.approx(3.363586, abs=1e-6)
+        assert effective_rank(np.zeros(3)) == 0
+        found = kernel_metrics(np.diag([4.0, 1e-9, 2.0, 0.0, 1.0, 1.0]))
+        assert list(found.values()) == [4, 4, pytest.approx(3.363586, abs=1e-6), 4]
+        assert kernel_metrics(np.zeros((2, 2)))["ntk_numerical_rank"] == 0
+        assert all(math.isnan(v) for v in kernel_metrics(np.full((2, 2), np.nan)).values())
+        assert all(math.isnan(v) for v in covariance_metrics(np.full((2, 2), np.inf)).values())
+        nothing = covariance_metrics(np.zeros((3, 3)))
+        assert list(nothing.values()) == [0, 0, 1, 0]
+
+
+# ------------------------------------------------------------------------------------------------------------ churn
+
+
+class TestChurn:
+    @pytest.mark.parametrize("name", SMALL)
+    def test_against_a_plain_loop(self, name: str) -> None:
+        agent, batch = trained_agent(name), batch_for(SMALL[name]())
+        held = batch_for(agent, 8, seed=31)
+        monitor, look = Churn(samples=8), look_of(agent, held)
+        with no_wait():
+            monitor.before_update(look)
+        values, policies = [], []
+        for _ in range(2):
+            with torch.no_grad():
+                values.append(np.array([agent.values(held.take(slice(i, i + 1)))[:, 0].numpy() for i in range(8)]))
+                policies.append(self.policy(agent, held))
+            agent.update(batch, Clock(1000, 4, 999, 3))
+        # The second update is none of it.
+        after = trained_agent(name)
+        after.update(batch, Clock(1000, 4, 999, 3))
+        look.agent = after
+        found = read(monitor, look)
+        change = np.abs(values[1].astype(float) - values[0]).mean()
+        assert change > 0
+        assert found["critic/value_churn"] == pytest.approx(change, rel=1e-4)
+        assert found["critic/relative_value_churn"] == pytest.approx(change / np.abs(values[0]).mean(), rel=1e-4)
+        if agent.action.discrete:
+            assert found["critic/policy_churn"] == np.mean(policies[0] != policies[1])
+        else:
+            (m, s), (k, t) = ((p.mean, p.stddev) for p in policies)
+            kl = ((t / s).log() + (s**2 + (m - k) ** 2) / (2 * t**2) - 0.5).sum(1).mean().item()
+            assert found["actor/policy_churn"] == pytest.approx(kl, rel=2e-2, abs=1e-7)
+
+    @staticmethod
+    def policy(agent: Any, held: Batch) -> Any:
+        if agent.action.discrete:
+            return np.array([agent.act(held.obs[i : i + 1])[0].item() for i in range(8)])
+        with torch.no_grad():
+            mean, log_std = agent.actor.online(agent.critic.online.encoder(held.obs))
+        return torch.distributions.Normal(mean.double(), log_std.double().exp())
+
+    @pytest.mark.parametrize("name", ["dqn", "sac"])
+    def test_a_learning_rate_of_nothing_and_of_much(self, name: str) -> None:
+        seen = []
+        for factor in (0.0, 1.0, 30.0):
+            run = build_run(name, monitors=[Churn(every=1, samples=16)])
+            for _, optimizer in run.agent.optimizers():
+                optimizer.param_groups[0]["lr"] *= factor
+            walk(run, 12)
+            run.monitors.publish(run)
+            readings = {key: value for key, (value, _) in run.monitors.readings.items()}
+            seen.append(readings)
+        for key in seen[0]:
+            assert seen[0][key] == 0
+        assert seen[2]["critic/value_churn"] > 3 * seen[1]["critic/value_churn"] > 0
+
+    def test_all_actions_turned(self) -> None:
+        agent, monitor = trained_agent("dqn"), Churn(samples=8)
+        look = look_of(agent)
+        monitor.before_update(look)
+        with torch.no_grad():
+            agent.components["critic"].online.advantage.linear.weight.neg_()
+            agent.components["critic"].online.advantage.linear.bias.neg_()
+        found = read(monitor, look)
+        assert found["critic/policy_churn"] == 1 and found["critic/relative_value_churn"] == pytest.approx(2)
+        assert monitor.before is None
+
+    def test_values_of_nothing(self) -> None:
+        agent, monitor = trained_agent("dqn"), Churn(samples=8)
+        with torch.no_grad():
+            for p in agent.components["critic"].online.advantage.parameters():
+                p.zero_()
+        look = look_of(agent)
+        monitor.before_update(look)
+        assert read(monitor, look)["critic/relative_value_churn"] == 0
+
+
+# --------------------------------------------------------------------------------------------------- overestimation
+
+
+class Counted:
+    """Environments that remember whether they were closed."""
+
+    def __init__(self, envs: Any) -> None:
+        self.envs, self.closed = envs, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.envs, name)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Steady:
+    """A world without end that always pays the same."""
+
+    num_envs, frame_skip = 2, 1
+
+    def __init__(self, agent: Agent, reward: float, length: int = 10**9) -> None:
+        self.observation, self.action = agent.observation, agent.action
+        self.reward, self.length, self.age = reward, length, 0
+
+    def reset(self) -> Any:
+        return np.zeros((2, *self.observation.shape), np.float32)
+
+    def step(self, action: Any) -> Step:
+        self.age += 1
+        over = np.full(2, self.age % self.length == 0)
+        no, obs = np.zeros(2, bool), self.reset()
+        return Step(obs, np.full(2, self.reward, np.float32), over, no, over, obs)
+
+    def close(self) -> None:
+        pass
+
+
+def a_run(agent: Agent, envs: Callable[[], Any] | None, steps: int = 500) -> Any:
+    return SimpleNamespace(agent=agent, clock=Clock(steps), fresh_envs=envs)
+
+
+def constant_(network: nn.Module, outputs: Sequence[float]) -> None:
+    """Let a network say the same of everything."""
+    with torch.no_grad():
+        for p in network.parameters():
+            p.zero_()
+        last = [m for m in network.modules() if isinstance(m, nn.Linear)][-1]
+        last.bias.copy_(torch.tensor(outputs))
+
+
+class TestOverestimation:
+    def test_returns_by_hand(self) -> None:
+        last, middle = 4 + 0.5 * 8, 2 + 0.5 * (20 + 4 + 0.5 * 8)
+        assert discounted([1, 2, 4], [9, 10, 20], 8.0, 0.5).tolist() == [1 + 0.5 * (10 + middle), middle, last]
+        # Two steps: a bonus at every second state only.
+        found = discounted([1, 1, 1, 1], [5, 6, 7, 8], 0.0, 0.5, 2)
+        assert found.tolist() == [1.5 + 0.25 * (1.5 + 7), 1.5 + 0.25 * (1 + 8), 1.5, 1]
+
+    @pytest.mark.parametrize("n", [1, 3])
+    def test_returns_against_sums(self, n: int) -> None:
+        """From each step on, every term by itself."""
+        rng, gamma, steps, beyond = np.random.default_rng(0), 0.9, 11, 2.5
+        reward, bonus = rng.normal(size=steps), rng.normal(size=steps)
+        found = discounted(reward, bonus, beyond, gamma, n)
+        for t in range(steps):
+            terms = [gamma**k * reward[t + k] for k in range(steps - t)]
+            terms += [gamma**k * bonus[t + k] for k in range(n, steps - t, n)]
+            assert found[t] == pytest.approx(sum(terms) + gamma ** (steps - t) * beyond)
+
+    def test_cartpole_pushed_to_one_side(self) -> None:
+        """A policy that is known, in a world that is, against a plain loop over it."""
+        agent = DQN((4,), 2, DQNConfig(network=NetworkConfig(hidden=(4,))))
+        constant_(agent.critic.online, [7.0, 3.0])
+        made: list[Counted] = []
+
+        def fresh() -> Counted:
+            made.append(Counted(make("CartPole-v1", 1, seed=5)))
+            return made[-1]
+
+        found = dict(Overestimation(episodes=3).between(a_run(agent, fresh)))
+        envs, returns = make("CartPole-v1", 1, seed=5), []
+        envs.reset()
+        for _ in range(3):
+            length = 1
+            while not (step := envs.step(np.zeros(1, np.int64))).terminated[0]:
+                length += 1
+            assert step.terminated[0] and 8 <= length <= 11
+            returns += [sum(0.99**k for k in range(length - t)) for t in range(length)]
+        envs.close()
+        assert found["critic/mc_states"] == len(returns)
+        assert found["critic/mc_return"] == pytest.approx(np.mean(returns))
+        assert found["critic/overestimation"] == pytest.approx(7 - np.mean(returns))
+        assert found["critic/overestimation_normalised"] == pytest.approx((7 - np.mean(returns)) / np.mean(returns))
+        assert "critic/value_rank_correlation" not in found  # all values are alike
+        assert [envs.closed for envs in made] == [1]
+
+    def test_what_is_added_to_values_is_found(self) -> None:
+        """Values five too high are five too high; and their order matters to the correlation alone."""
+        agent = trained_agent("dqn")
+        seen = []
+        for _ in range(2):
+            run = a_run(agent, lambda: Steady(agent, 1.0, 5))
+            seen.append(dict(Overestimation(episodes=4).between(run)))
+            with torch.no_grad():
+                agent.critic.online.advantage.linear.bias.add_(5)
+        assert seen[1]["critic/overestimation"] == pytest.approx(seen[0]["critic/overestimation"] + 5, abs=1e-4)
+        assert (
+            seen[1]["critic/mc_return"]
+            == seen[0]["critic/mc_return"]
+            == pytest.approx(np.mean([sum(0.99**k for k in range(n)) for n in range(1, 6)]))
+        )
+
+    def test_the_states_of_a_cut_episode(self) -> None:
+        """The value itself goes on from the cut, and states that rest on it for the most part do not count."""
+        agent = DQN((4,), 2, replace(DQNConfig(), network=NetworkConfig(hidden=(4,)), gamma=0.5))
+        constant_(agent.critic.online, [3.0, 0.0])
+        run = a_run(agent, lambda: Steady(agent, 1.0))
+        found = dict(Overestimation(episodes=2, max_steps=6, tail=0.1).between(run))
+        # 0.5 to the power of 4, 5 and 6 is at most 0.1; value minus return, (3 - 2) of 1 - 0.5^left each.
+        assert found["critic/mc_states"] == 6
+        assert found["critic/overestimation"] == pytest.approx(np.mean([1 - 0.5**left for left in (4, 5, 6)]))
+        short = Overestimation(episodes=2, max_steps=2, tail=0.1)
+        assert dict(short.between(run)) == {"critic/mc_states": 0}
+
+    def test_rewards_are_clipped_as_they_are_learnt(self) -> None:
+        for changes, expected in (({}, 3), ({"reward_clip": 1.0}, 1), ({"value_loss": "value_mapping"}, 1)):
+            config = replace(DQNConfig(), network=NetworkConfig(hidden=(4,)), gamma=0.0, **changes)
+            agent = DQN((4,), 2, config)
+            run = a_run(agent, lambda a=agent: Steady(a, 3.0))
+            found = dict(Overestimation(episodes=2, max_steps=6).between(run))
+            assert found["critic/mc_return"] == expected
+
+    @pytest.mark.parametrize("n", [1, 3])
+    def test_soft_returns_agree_with_soft_values(self, n: int) -> None:
+        """Critics that hold the value which SAC's own targets imply are neither above nor below the returns."""
+        net = NetworkConfig(hidden=(4,))
+        config = SACConfig(network=net, actor_network=net, gamma=0.8, n_step=n, temperature=0.5)
+        agent = SAC((3,), BOX, config, seed=1)
+        constant_(agent.actor.online, [0.3, -0.2, -0.5, 0.1])
+        critic = agent.critic
+        assert critic.target is not None
+        value, lots = 0.0, batch_for(agent, 4000)._replace(reward=torch.full((4000,), sum(0.8**k for k in range(n))))
+        lots = lots._replace(discount=torch.full((4000,), 0.8**n))
+        for _ in range(60):  # the fixed point of the agent's own targets
+            for network in (critic.online, critic.target):
+                for member in network.members:
+                    constant_(member, [value])
+            value = agent.target(lots).mean().item()
+        run = a_run(agent, lambda: Steady(agent, 1.0))
+        state = agent.generator.get_state()
+        found = dict(Overestimation(episodes=4, max_steps=1000).between(run))
+        assert torch.equal(state, agent.generator.get_state())
+        assert abs(found["critic/overestimation"]) < 0.03
+        assert found["critic/mc_return"] == pytest.approx(value, abs=0.03)
+        assert abs(value - 1 / (1 - 0.8)) > 0.3  # the bonus is no small thing
+
+    @pytest.mark.parametrize("name", ["sac", "dqn, minatar, dueling"])
+    def test_against_a_plain_loop(self, name: str) -> None:
+        """A pure function of the agent and of the clock, in the order of a loop that keeps everything."""
+        run = build_run(name)
+        walk(run, 6)
+        agent: Any = run.agent
+        monitor = Overestimation(episodes=12, max_steps=4, tail=1.0)
+        before = saved(run)
+        found = dict(monitor.between(run))
+        assert not differences(before, saved(run)) and found == dict(monitor.between(run))
+        values, returns, seen = [], [], set()
+        generator = Generator().manual_seed(derive_seed(agent.seed, f"overestimation at {run.clock.steps} steps"))
+        agent.generator, own = generator, agent.generator
+
+        def decide(seen: Any) -> tuple[Tensor, float, float]:
+            """Action, bonus, mean value of the critics, one observation at a time."""
+            obs = torch.from_numpy(seen)
+            with torch.no_grad():
+                if agent.action.discrete:
+                    return (best := agent.act(obs)), 0.0, agent.critic.online(obs)[0, best.item(), 0].item()
+                scaled, log_prob = agent.policy(obs)
+                value = agent.critic.online(obs, scaled).mean().item()
+                return agent.center + agent.scale * scaled, -(agent.temperature() * log_prob).item(), value
+
+        envs, pieces, steps = RandomEnvs(agent.observation, agent.action, 1, 1000), 0, []
+        obs = envs.reset()
+        while pieces < 12:
+            action, bonus, value = decide(obs)
+            step = envs.step(action.numpy())
+            steps.append((step.reward[0], bonus, value))
+            if step.reset[0] or len(steps) == 4:
+                seen.add((bool(step.terminated[0]), bool(step.truncated[0])))
+                last = 0.0
+                if not step.terminated[0]:
+                    _, bonus, value = decide(step.final_obs)
+                    last = value + bonus
+                for reward, bonus, value in reversed(steps):
+                    returns.append(reward + 0.99 * last)
+                    values.append(value)
+                    last = returns[-1] + bonus
+                pieces, steps = pieces + 1, []
+            obs = step.obs
+        agent.generator = own
+        assert seen == {(True, False), (False, True), (False, False)}  # an end of every kind
+        assert found["critic/mc_states"] == len(values)
+        assert found["critic/mc_return"] == pytest.approx(np.mean(returns), rel=1e-5)
+        bias = np.mean(values) - np.mean(returns)
+        assert found["critic/overestimation"] == pytest.approx(bias, rel=1e-4)
+        assert found["critic/overestimation_normalised"] == pytest.approx(bias / np.mean(np.abs(returns)), rel=1e-4)
+        later = a_run(agent, run.fresh_envs, run.clock.steps + 1)
+        assert (dict(monitor.between(later)) == found) is agent.action.discrete
+
+    def test_rank_correlation(self) -> None:
+        x, y = np.array([3.0, 1, 1, 8, 5]), np.array([2.0, 2, 7, 9, 9])
+
+        def place(a: Any, i: int) -> float:
+            return sum(b < a[i] for b in a) + (sum(b == a[i] for b in a) - 1) / 2
+
+        a, b = ([place(v, i) for i in range(5)] for v in (x, y))
+        assert rank_correlation(x, y) == pytest.approx(np.corrcoef(a, b)[0, 1])
+        assert rank_correlation(x, np.exp(x)) == pytest.approx(1) and rank_correlation(x, -x) == pytest.approx(-1)
+        assert rank_correlation(x, np.ones(5)) is None
+        assert dict(compared(x, np.zeros(5))) == {"mc_states": 5, "overestimation": 3.6, "mc_return": 0}
+
+    def test_without_environments(self) -> None:
+        with pytest.raises(ValueError, match="fresh_envs"):
+            list(Overestimation().between(a_run(trained_agent("dqn"), None)))
+
+    def test_environments_are_closed_whatever_happens(self) -> None:
+        agent = trained_agent("dqn")
+        envs = Counted(RandomEnvs(agent.observation, agent.action))
+        envs.step = lambda action: 1 / 0  # type: ignore[attr-defined]
+        with pytest.raises(ZeroDivisionError):
+            list(Overestimation().between(a_run(agent, lambda: envs)))
+        assert envs.closed == 1
+
+    def test_it_keeps_the_beat_of_steps(self) -> None:
+        agent = AGENTS["dqn"](seed=0)
+        asked: list[int] = []
+        envs = RandomEnvs(agent.observation, agent.action, 2)
+        run = Run(agent, envs, monitors=watch(agent, "overestimation(every=10, episodes=1, max_steps=4, tail=1.0)"))
+        run.fresh_envs = lambda: asked.append(run.clock.steps) or RandomEnvs(agent.observation, agent.action)
+        run.train(45)
+        assert asked == [10, 20, 30, 40]
+        assert run.monitors.readings["critic/mc_states"][0] > 0
+
+
+# ------------------------------------------------------------------------------------------------------ criticality
+
+
+class TestCriticality:
+    @pytest.mark.parametrize("name", SMALL)
+    def test_against_a_network_put_together_by_hand(self, name: str) -> None:
+        agent = trained_agent(name, updates=30)
+        batch = batch_for(agent)
+        look = look_of(agent, batch)
+        found = read(Criticality(samples=8), look)
+        born, drawn = SMALL[name](seed=3), look.generator("criticality")
+        seed = look.seed("criticality")
+        for key, layer in Known.of(agent).survey.layers.items():
+            component, _, path = key.partition(".")
+            fresh = layer.fresh(drawn)
+            birth = dict(born.components[component].online.get_submodule(path).named_parameters())
+            for how, given in (("reset", birth), ("rerandomised", fresh)):
+                twin, wide = doubled(agent, batch)
+                losses, decided = twin.losses(wide, seed), decisions_of(twin, wide)
+                with torch.no_grad():
+                    old = losses[component]().item()
+                    for part, p in twin.components[component].online.get_submodule(path).named_parameters():
+                        p.copy_(given[part])
+                    new = losses[component]().item()
+                assert found[f"{key}/{how}_criticality"] == pytest.approx(new - old, rel=1e-3, abs=1e-6)
+                if agent.action.discrete:
+                    kept = (decisions_of(twin, wide) == decided).double().mean().item()
+                    assert found[f"{key}/{how}_action_agreement"] == pytest.approx(kept)
+                elif component == "actor":
+                    churn = twin.policy_churn(decided, decisions_of(twin, wide)).item()
+                    assert found[f"{key}/{how}_policy_churn"] == pytest.approx(churn, rel=1e-3, abs=1e-6)
+                else:
+                    assert f"{key}/{how}_policy_churn" not in found
+        assert any(abs(value) > 1e-3 for key, value in found.items() if key.endswith("reset_criticality"))
+
+    def test_at_birth_nothing_is_lost(self) -> None:
+        found = read(Criticality(samples=8), look_of(SMALL["dqn, dueling"](seed=3)))
+        for key, value in found.items():
+            if "/reset" in key:
+                assert value == (1.0 if key.endswith("agreement") else 0.0)
+        assert max(value for key, value in found.items() if key.endswith("rerandomised_criticality")) > 1e-4
+
+    def test_an_unused_layer(self) -> None:
+        """One that nobody reads can be replaced by anything."""
+        agent = trained_agent("dqn, dueling", updates=30)
+        with torch.no_grad():
+            agent.components["critic"].online.value.linear.weight.zero_()
+        found = read(Criticality(samples=8), look_of(agent))
+        for how in ("reset", "rerandomised"):
+            for i in (0, 1):
+                assert found[f"critic.value_head.layers.{i}/{how}_criticality"] == 0
+                assert found[f"critic.value_head.layers.{i}/{how}_action_agreement"] == 1
+                assert found[f"critic.head.layers.{i}/{how}_criticality"] != 0
+
+    def test_the_twin_is_put_back(self) -> None:
+        agent = trained_agent("sac")
+        look = look_of(agent)
+        before = weights(agent)
+        read(Criticality(samples=8), look)
+        assert not differences(before, weights(agent)) and not differences(before, weights(look._twin))
+
+    def test_more_learnt_is_more_lost(self) -> None:
+        agent, learnt = trained_agent("dqn", 1), trained_agent("dqn", 1)
+        batch = batch_for(agent)._replace(discount=torch.zeros(8), reward=torch.linspace(5, 9, 8))
+        for i in range(200):
+            learnt.update(batch, Clock(i + 1, i + 1, i, i))
+        few, many = (read(Criticality(samples=8), look_of(a, batch)) for a in (agent, learnt))
+        key = "critic.advantage/reset_criticality"
+        assert many[key] > 1 and many[key] > 3 * abs(few[key])
+
+
+# -------------------------------------------------------------------------------------------------------- landscape
+
+
+class TestLandscape:
+    def test_directions_are_as_large_as_the_weights(self) -> None:
+        agent = AGENTS["dqn, nature"](seed=0)
+        network = agent.components["critic"].online
+        found = filter_normalised(network, Generator().manual_seed(0))
+        assert set(found) == {name for name, p in network.named_parameters() if name.endswith("linear.weight")}
+        for name, direction in found.items():
+            weight = network.get_parameter(name)
+            for mine, its in zip(direction, weight, strict=True):
+                assert mine.norm().item() == pytest.approx(its.norm().item(), rel=1e-5)
+            assert torch.cosine_similarity(direction.flatten(), weight.flatten(), dim=0).abs() < 0.3
+
+    def test_norms_and_biases_stay(self) -> None:
+        """Also gains that are tied to places, and so have as many dimensions as a filter."""
+        made = dqn(AGENTS["dqn, nature"]().observation, {"norm": "layer_norm", "norm_conv": "ln_chw", "width": 0.25})
+        network = made(seed=0).components["critic"].online
+        assert any(p.ndim == 3 for _, p in network.named_parameters())
+        assert all(name.endswith("linear.weight") for name in filter_normalised(network, Generator().manual_seed(0)))
+
+    @pytest.mark.parametrize("name", SMALL)
+    def test_against_a_plain_loop(self, name: str) -> None:
+        agent, batch = trained_agent(name), batch_for(SMALL[name]())
+        look = look_of(agent, batch)
+        monitor = Landscape(points=5, span=0.6, samples=8)
+        grids: dict[str, Any] = {key: value for key, value in monitor.measure(look) if value.ndim}
+        assert not differences(weights(agent), weights(look._twin))
+        found, generator = read(monitor, look), look.generator("landscape directions")
+        twin, wide = doubled(agent, batch)
+        single = agent.losses(batch, look.seed("landscape"))
+        for component, loss in twin.losses(wide, look.seed("landscape")).items():
+            online = agent.components[component].online
+            directions = [filter_normalised(online, generator) for _ in range(2)]
+            network, grid = twin.components[component].online, np.zeros((5, 5))
+            own = {key: p.detach().clone() for key, p in network.named_parameters()}
+            for i, y in enumerate((-0.6, -0.3, 0, 0.3, 0.6)):
+                for j, x in enumerate((-0.6, -0.3, 0, 0.3, 0.6)):
+                    with torch.no_grad():
+                        for key in directions[0]:
+                            moved = own[key] + x * directions[0][key].double() + y * directions[1][key].double()
+                            network.get_parameter(key).copy_(moved)
+                        grid[i, j] = loss().item()
+            network.load_state_dict(own)
+            measured = grids[f"{component}/landscape"].numpy()
+            assert np.allclose(measured, grid, rtol=1e-4, atol=1e-5) and grid.std() > 1e-3
+            with torch.no_grad():
+                assert measured[2, 2] == single[component]().item()
+            rim = [grid[i, j] for i in range(5) for j in range(5) if {i, j} & {0, 4}]
+            assert len(rim) == 16
+            assert found[f"{component}/landscape_rise"] == pytest.approx(np.mean(rim) - grid[2, 2], rel=1e-3, abs=1e-5)
+            assert found[f"{component}/landscape_drop"] == pytest.approx(grid[2, 2] - grid.min(), rel=1e-3, abs=1e-5)
+            picture = found[f"plasticity/landscape/{component}"]
+            assert isinstance(picture, Picture) and picture.png.startswith(b"\x89PNG") and picture.width > 100
+
+    def test_rescaled_weights_of_the_same_function(self) -> None:
+        """W1 → c W1, W2 → W2 / c: the same slice, for ReLU units."""
+        torch_seed = Generator().manual_seed(0)
+        x, y = (torch.randn(16, n, generator=torch_seed) for n in (3, 2))
+
+        def slice_of(c: float) -> Tensor:
+            net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+            g = Generator().manual_seed(1)
+            with torch.no_grad():
+                for p in net.parameters():
+                    p.normal_(generator=g)
+                net[0].weight.mul_(c), net[0].bias.mul_(c), net[2].weight.div_(c)
+            directions = [filter_normalised(net, g) for _ in range(2)]
+            return loss_slice(lambda: (net(x) - y).square().mean(), net, directions, axis(5, 1.0))
+
+        plain, scaled = slice_of(1.0), slice_of(8.0)
+        assert torch.allclose(plain, scaled, rtol=1e-4) and plain.std() > 0.1
+
+    def test_places(self) -> None:
+        assert axis(5, 2.0) == [-2, -1, 0, 1, 2] and axis(11, 1.0)[5] == 0
+
+    def test_a_flat_and_a_steep_loss(self) -> None:
+        agent, dead, steep = (trained_agent("dqn") for _ in range(3))
+        kill_(dead, "head.layers.1")
+        with torch.no_grad():
+            steep.components["critic"].online.advantage.linear.weight.mul_(5)
+        monitor = Landscape(points=3, samples=8)
+        plain, flat, wall = (read(monitor, look_of(a))["critic/landscape_rise"] for a in (agent, dead, steep))
+        assert flat == 0 and wall > 3 * plain
+
+    def test_a_loss_beyond_numbers(self) -> None:
+        grid = np.full((3, 3), np.inf)
+        found = dict(Landscape(points=3).finish("critic/landscape", grid, Clock()))
+        assert math.isnan(found["critic/landscape_rise"])
+
+    @pytest.mark.parametrize("given", [{"points": 4}, {"points": 1}, {"span": 0.0}, {"samples": 0}])
+    def test_refusals(self, given: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match="landscape"):
+            Landscape(**given)
+
+
+# ------------------------------------------------------------------------------------------------------- all of them
+
+
+def examples() -> list[str]:
+    return [MONITORS[name].example for name in NAMES]
+
+
+def beaten(run: Run, steps: int) -> Iterator[None]:
+    """Steps with all that follows from them, as `train` makes them."""
+    for _ in range(steps):
+        before = run.clock.steps
+        run.step()
+        run.beat(before)
+        yield
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_they_look_and_leave_no_trace(name: str) -> None:
+    """Every agent: all readings are finite and of known metrics, nobody waits, and the weights are those of a run
+    without monitors."""
+    watched, alone = build_run(name, monitors=examples()), build_run(name)
+    for _ in beaten(watched, 5):
+        walk(alone, 1)
+    # More updates, by hand: a step of environments may wait, what follows from it may not.
+    for _ in range(3):
+        for run in (watched, alone):
+            sampling = run.agent.sampling(run.clock)
+            run.clock = run.clock.stepped(1)
+            batch = run.memory.sample(sampling.batch_size, sampling.n_step, sampling.gamma)
+            with no_wait():
+                run.learn(batch)
+    watched.monitors.publish(watched)
+    content = [(run.agent.state_dict(), run.memory.state_dict(), run.obs) for run in (watched, alone)]
+    assert not differences(*content)
+    readings = {key: value for key, (value, _) in watched.monitors.readings.items()}
+    assert readings and all(math.isfinite(value) for value in readings.values())
+    known = {metric for word in NAMES for metric in MONITORS[word].metrics}
+    measured = {key.rpartition("/")[2] for key in readings}
+    assert measured <= known
+    others = "_policy_churn" if watched.agent.action.discrete else "agreement"  # said of other kinds of actions
+    if not watched.agent.values_are_returns:
+        known -= set(MONITORS["overestimation"].metrics)
+    assert all(others in metric for metric in known - measured)
+
+
+@pytest.mark.parametrize("name", ["dqn, minatar, dueling", "droq"])
+def test_they_go_on_where_they_stopped(name: str) -> None:
+    straight, stopped, resumed = (build_run(name, monitors=examples()) for _ in range(3))
+    list(beaten(straight, 16))
+    list(beaten(stopped, 9))
+    resume(resumed, saved(stopped))
+    list(beaten(resumed, 7))
+    assert not differences(held(straight), held(resumed))
+    assert len(straight.monitors.readings) > 20
+
+
+@pytest.mark.parametrize("word", NAMES)
+def test_a_word_of_a_monitor_says_all_that_it_takes(word: str) -> None:
+    kind = MONITORS[word]
+    assert kind.group == "deep" and kind.name == word
+    assert isinstance(kind().when, Every) and kind().when.period == kind.every
+    with pytest.raises(ValueError, match=word):
+        kind(**{"episodes" if word == "overestimation" else "samples": 0})
+
+
+def test_what_is_drawn_belongs_to_the_moment() -> None:
+    """The same at the same update of the same agent, and another at another."""
+    agent = trained_agent("sac")
+    for monitor in (Curvature(steps=3, probes=1), Criticality(), Landscape(points=3)):
+        first, same, later = (read(monitor, look_of(agent, update=u)) for u in (5, 5, 6))
+        numbers = [key for key, value in first.items() if isinstance(value, float)]
+        assert all(first[key] == same[key] for key in numbers)
+        assert any(first[key] != later[key] for key in numbers)
+    assert len(trained(agent.components["critic"])) == 12
