@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from no_wait import HostWaits, no_wait
 from torch import Tensor
 
-from pliant.common import memory
 from pliant.agents import replay as replay_module
 from pliant.agents.hooks import Sampling
 from pliant.agents.priorities import BLOCK, Priorities, PrioritisedConfig
 from pliant.agents.replay import Batch, Replay, ReplayTooLarge
+from pliant.common import memory
 from pliant.common.spaces import ActionSpec, ObservationSpec, Step
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
