@@ -1,8 +1,7 @@
 """Methods that keep agents learning. The protocol is that of `pliant.agents.hooks`."""
 
-from typing import Any
-
 from ..agents.hooks import At, Clock, Compose, Every, Intervention, Sampling, Update, When, sample_like_training
+from ..common.moved import moved
 from .external.attach import Learner, Plasticity, attach, attachable
 from .registry import INTERVENTIONS
 
@@ -23,8 +22,4 @@ __all__ = [
     "sample_like_training",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in ("MONITORS", "watch"):
-        raise AttributeError(f"pliant.interventions.{name} is now pliant.monitors.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = moved(__name__, {name: f"pliant.monitors.{name}" for name in ("MONITORS", "watch")})

@@ -6,8 +6,8 @@
     pliant claims run my_claim.yaml --seeds 8         # a card of your own
     pliant claims render                              # docs/claims.md and its figures from the stored results
 
-A card says what is run and what the numbers must show (`scripts/claim_cards.py`), and the verdict follows by rule
-(`scripts/claim_results.py`). Runs stand in runs/claims, what is kept of them in `results` beside the cards. Claims
+A card says what is run and what the numbers must show (`lab/claims/cards.py`), and the verdict follows by rule
+(`lab/claims/results.py`). Runs stand in runs/claims, what is kept of them in `results` beside the cards. Claims
 share runs; a run that is done is never repeated, one that was stopped goes on.
 """
 

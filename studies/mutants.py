@@ -1,6 +1,6 @@
 """Does every line of surgery matter to a law? Remove each in turn, and see whether the laws notice.
 
-    python studies/mutants.py            # all statements of interventions/surgery.py; writes docs/mutations.md
+    python studies/mutants.py            # all statements of interventions/core/surgery.py; writes docs/mutations.md
     python studies/mutants.py --only 3   # the third statement alone, with the tests' output
 
 Each mutant is a copy of the checkout in which one statement is replaced by `pass`; the checkout itself is not touched.
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGET = Path("interventions/surgery.py")
+TARGET = Path("interventions/core/surgery.py")
 SOME = (
     "((fresh_start or dead or preserves or no_wait) and (minatar or pixels or crelu or droq))"
     " or silences or keeps_its or no_bias"
@@ -99,7 +99,7 @@ def main() -> int:
         table = "\n".join(["| verb | removed statement | noticed by |", "|---|---|---|", *rows])
         head = (
             "# Does every line of surgery matter?\n\n    python studies/mutants.py\n\nEach row is a statement of "
-            "`interventions/surgery.py` that was removed, and what failed.\n\n"
+            "`interventions/core/surgery.py` that was removed, and what failed.\n\n"
         )
         (ROOT / "docs" / "mutations.md").write_text(head + table + "\n")
     return 0

@@ -1,6 +1,6 @@
 """Interventions as words: `layer_norm "redo(tau=0.1, every=1000)" "reset(layers=head)"`.
 
-The grammar is that of `agents/words.py`; the same words name the run. Whatever is wrong with a word is a
+The grammar is that of `common/specs.py`; the same words name the run. Whatever is wrong with a word is a
 `SpecError` of one line that says what to write instead.
 """
 

@@ -7,7 +7,7 @@
     optimizer.zero_grad(); loss.backward(); optimizer.step()
     plasticity.after_update(steps=4)                    # environment steps since the last update
 
-The network is measured (`foreign`), never changed: what methods see of it is the first forward pass with gradients
+The network is measured (`networks.py`), never changed: what methods see of it is the first forward pass with gradients
 after `before_update`, and what they edit are its own tensors and its optimizer's memory of them. Methods that shape an
 agent while it is built, or decide what batches it gets, are refused by name.
 

@@ -68,7 +68,7 @@ def _page(judged: Sequence[Judgement]) -> Iterator[str]:
     )
     yield ""
     yield textwrap.fill(
-        "Verdicts follow from the intervals by rule (`scripts/claim_results.py`). *Shown*: the 95 % interval of the "
+        "Verdicts follow from the intervals by rule (`lab/claims/results.py`). *Shown*: the 95 % interval of the "
         "difference excludes no effect, and the 90 % interval reaches the margin, the smallest difference that would "
         "matter. *Contradicted*: the same the other way round. *Not shown*: an effect as large as the margin is "
         "excluded. *Underpowered*: neither is, and more seeds would tell. Of equality: *shown* if two one-sided tests "

@@ -1,0 +1,5 @@
+"""Moved to `pliant.interventions.external.sb3`; an import from here gives an error that says so."""
+
+from ..common.moved import moved
+
+__getattr__ = moved(__name__, {}, "pliant.interventions.external.sb3")

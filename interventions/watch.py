@@ -1,0 +1,7 @@
+"""Moved to `pliant.monitors.registry`; an import from here gives an error that says so."""
+
+from ..common.moved import moved
+
+__getattr__ = moved(
+    __name__, {"watch": "pliant.monitors.watch", "MONITORS": "pliant.monitors.MONITORS"}, "pliant.monitors.registry"
+)

@@ -1,0 +1,40 @@
+"""Public names that have moved: importing the old name gives an error with the new one."""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+
+import pytest
+
+MOVED = [
+    ("pliant.agents.spaces", "ActionSpec", "pliant.common.spaces.ActionSpec"),
+    ("pliant.agents.words", "Word", "pliant.common.specs.Spec"),
+    ("pliant.agents.words", "SentenceError", "pliant.common.specs.SpecError"),
+    ("pliant.agents.words", "parse", "pliant.common.specs.parse"),
+    ("pliant.interventions", "MONITORS", "pliant.monitors.MONITORS"),
+    ("pliant.interventions", "watch", "pliant.monitors.watch"),
+    ("pliant.interventions.sb3", "PlasticityCallback", "pliant.interventions.external.sb3.PlasticityCallback"),
+    ("pliant.interventions.watch", "watch", "pliant.monitors.watch"),
+    ("pliant.interventions.watch", "check_monitors", "pliant.monitors.registry.check_monitors"),
+]
+
+
+@pytest.mark.parametrize(("module", "name", "new"), MOVED)
+def test_an_import_of_the_old_name_says_the_new_one(module: str, name: str, new: str) -> None:
+    with pytest.raises(ImportError) as refused:
+        exec(f"from {module} import {name}")
+    assert str(refused.value) == f"{module}.{name} has moved: use {new}"
+    holder, _, attribute = new.rpartition(".")
+    assert hasattr(import_module(holder), attribute), f"{new} does not exist"
+
+
+@pytest.mark.parametrize("module", sorted({module for module, _, _ in MOVED}))
+def test_modules_with_moved_names_can_be_inspected(module: str) -> None:
+    assert inspect.getdoc(import_module(module))
+    assert not hasattr(import_module(module), "__no_such_name__")
+
+
+def test_a_name_that_never_existed_is_an_ordinary_mistake() -> None:
+    with pytest.raises(ImportError, match="cannot import name 'no_such_name'"):
+        exec("from pliant.interventions import no_such_name")
