@@ -16,7 +16,7 @@ from ..common.ranges import Period, Samples
 from ..interventions.core.parts import survey
 from ..interventions.core.recycling import magnitude
 from ..interventions.redo import dormancy_score
-from .base import SAMPLES, Finding, Look, Monitor, beat
+from .base import SAMPLES, Finding, Monitor, MonitorContext, beat
 from .dashboard import short
 from .pictures import stack
 
@@ -72,11 +72,11 @@ class Activity(Monitor):
                     self.register_buffer(buffer(name), torch.tensor(units, device=agent.device), persistent=False)
 
     @torch.no_grad()
-    def measure(self, look: Look) -> Iterator[tuple[str, Tensor]]:
-        outputs = look.outputs(self.samples)
+    def measure(self, context: MonitorContext) -> Iterator[tuple[str, Tensor]]:
+        outputs = context.outputs(self.samples)
         for component, film in self.films.items():
             scores = [
-                dormancy_score(magnitude(look.survey.layers[name], outputs[name])).index_select(
+                dormancy_score(magnitude(context.survey.layers[name], outputs[name])).index_select(
                     0, self.get_buffer(buffer(name))
                 )
                 for name in film.rows

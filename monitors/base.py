@@ -7,9 +7,9 @@ as tensors on the device, by key: `<place>/<metric>`, where a place is a compone
     class Dead(Monitor):
         name, metrics = "dead", {"dead_fraction": "share of units that are zero on the whole batch"}
 
-        def measure(self, look: Look) -> Iterator[tuple[str, Tensor]]:
-            for layer, h in look.outputs().items():
-                h = per_unit(look.survey.layers[layer], h)  # [B, copies, units, positions]
+        def measure(self, context: MonitorContext) -> Iterator[tuple[str, Tensor]]:
+            for layer, h in context.outputs().items():
+                h = per_unit(context.survey.layers[layer], h)  # [B, copies, units, positions]
                 yield f"{layer}/dead_fraction", (h == 0).all(dim=(0, 1, 3)).float().mean()
 
 All that is found at one update is a page: one tensor, one copy to the host that nobody waits for. It is read one update
@@ -71,7 +71,7 @@ class Known(NamedTuple):
         return cls(survey(agent), twin, born, weights)
 
 
-class Look:
+class MonitorContext:
     """What a monitor may look at, at one update. What several look at is computed once.
 
     Attributes:
@@ -166,10 +166,10 @@ class Monitor(Intervention):
         super().__init__()
         self.when = Every(self.every) if when is None else when
 
-    def before_update(self, look: Look) -> None:
+    def before_update(self, context: MonitorContext) -> None:
         """Before an update at which it will measure: keep what is to be compared."""
 
-    def measure(self, look: Look) -> Iterator[tuple[str, Tensor]]:
+    def measure(self, context: MonitorContext) -> Iterator[tuple[str, Tensor]]:
         """What is found, by key: 0-d tensors are logged, others go through `finish` first. The host never waits.
 
         A deep monitor that takes long calls `heed` in its loop, so that a run can be stopped meanwhile.
@@ -312,19 +312,19 @@ class Monitors:
         self.publish(run)
         due = [part for part in self.parts.values() if not part.plays and part.when(run.clock)]
         if due:
-            look = self._look(run)
+            context = self._context(run)
             for part in due:
-                part.before_update(look)
+                part.before_update(context)
 
     def after_update(self, run: Any, update: Update) -> None:
         """After an update, before anything is done to the agent: measure."""
         for part in self.followers:
             part.follow(run)
-        look: Look | None = None
+        context: MonitorContext | None = None
         for part in self.parts.values():
             if not part.plays and part.when(run.clock):
-                look = self._look(run, update) if look is None else look
-                found = list(part.measure(look))
+                context = self._context(run, update) if context is None else context
+                found = list(part.measure(context))
                 if found:
                     self.pages.append(_Page.sent(run.clock, part.name, found))
 
@@ -336,7 +336,7 @@ class Monitors:
         """
         batch = None
         if self.parts and run.memory is not None:
-            batch = self._look(run).batch(SAMPLES, "firing")
+            batch = self._context(run).batch(SAMPLES, "firing")
             with torch.no_grad():
                 before = run.agent.values(batch)
         part.touched = {}
@@ -420,9 +420,9 @@ class Monitors:
                 self.readings[key] = (value, clock.updates)
         return Arrived(clock, values, pictures, fired)
 
-    def _look(self, run: Any, update: Update | None = None) -> Look:
+    def _context(self, run: Any, update: Update | None = None) -> MonitorContext:
         assert self.known is not None, "monitors are bound to an agent before they look at it"
-        return Look(run.agent, run.clock, run.memory, self.known, update)
+        return MonitorContext(run.agent, run.clock, run.memory, self.known, update)
 
     # ------------------------------------------------------------------------------------------------------- state
 
@@ -475,8 +475,8 @@ __all__ = [
     "SAMPLES",
     "Arrived",
     "Finding",
-    "Look",
     "Monitor",
+    "MonitorContext",
     "Monitors",
     "Picture",
     "beat",

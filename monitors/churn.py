@@ -11,7 +11,7 @@ from torch import Tensor
 from ..agents.hooks import Unit
 from ..agents.replay import Batch
 from ..common.ranges import Period, Samples
-from .base import Look, Monitor, beat
+from .base import Monitor, MonitorContext, beat
 
 
 class Churn(Monitor):
@@ -49,16 +49,16 @@ class Churn(Monitor):
         self.before: tuple[Batch, Tensor, Tensor] | None = None  # from before an update until after it, no longer
 
     @torch.no_grad()
-    def before_update(self, look: Look) -> None:
-        batch = look.batch(self.samples, "churn")
-        self.before = batch, look.agent.values(batch), look.agent.decisions(batch)
+    def before_update(self, context: MonitorContext) -> None:
+        batch = context.batch(self.samples, "churn")
+        self.before = batch, context.agent.values(batch), context.agent.decisions(batch)
 
     @torch.no_grad()
-    def measure(self, look: Look) -> Iterator[tuple[str, Tensor]]:
+    def measure(self, context: MonitorContext) -> Iterator[tuple[str, Tensor]]:
         assert self.before is not None
         (batch, values, decisions), self.before = self.before, None
-        changed, size = (look.agent.values(batch) - values).abs().mean(), values.abs().mean()
+        changed, size = (context.agent.values(batch) - values).abs().mean(), values.abs().mean()
         yield "critic/value_churn", changed
         yield "critic/relative_value_churn", torch.where(size > 0, changed / size, 0.0)
-        place = "actor" if "actor" in look.agent.components else "critic"
-        yield f"{place}/policy_churn", look.agent.policy_churn(decisions, look.agent.decisions(batch))
+        place = "actor" if "actor" in context.agent.components else "critic"
+        yield f"{place}/policy_churn", context.agent.policy_churn(decisions, context.agent.decisions(batch))

@@ -13,7 +13,7 @@ from ..agents.stopping import heed
 from ..common.ranges import Period, Samples
 from ..interventions.core.parts import ENCODER
 from ..interventions.core.surgery import load_layer_
-from .base import Look, Monitor, beat
+from .base import Monitor, MonitorContext, beat
 
 
 class Criticality(Monitor):
@@ -52,19 +52,19 @@ class Criticality(Monitor):
         self.samples = samples
 
     @torch.no_grad()
-    def measure(self, look: Look) -> Iterator[tuple[str, Tensor]]:
-        agent, batch = look.twin(), look.batch(self.samples)
-        losses = agent.losses(batch, look.seed("criticality"))
+    def measure(self, context: MonitorContext) -> Iterator[tuple[str, Tensor]]:
+        agent, batch = context.twin(), context.batch(self.samples)
+        losses = agent.losses(batch, context.seed("criticality"))
         before = {name: loss() for name, loss in losses.items()}
         decisions = agent.decisions(batch)
-        generator = look.generator("criticality")
-        for name, layer in look.twin_survey.layers.items():
+        generator = context.generator("criticality")
+        for name, layer in context.twin_survey.layers.items():
             heed()
             component = name.partition(".")[0]
             # Of several networks, those that do not decide need not be asked.
             decides = component == "actor" or "actor" not in agent.components or name.startswith(ENCODER)
             own = {key: p.clone() for key, p in layer.named_parameters()}
-            for how, weights in (("reset", look.born[name]), ("rerandomised", layer.fresh(generator))):
+            for how, weights in (("reset", context.born[name]), ("rerandomised", layer.fresh(generator))):
                 load_layer_(layer, weights, None)
                 yield f"{name}/{how}_criticality", losses[component]() - before[component]
                 if decides:

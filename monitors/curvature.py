@@ -21,7 +21,7 @@ from ..agents.agent import Component
 from ..agents.hooks import Clock, Unit
 from ..agents.stopping import heed
 from ..common.ranges import Period, Positive, Samples, at_least
-from .base import Finding, Look, Monitor, beat
+from .base import Finding, Monitor, MonitorContext, beat
 
 Loss = Callable[[], Tensor]
 
@@ -78,9 +78,9 @@ class Curvature(Monitor):
         super().__init__(beat(every, of))
         self.samples, self.steps, self.probes, self.rho = samples, steps, probes, rho
 
-    def measure(self, look: Look) -> Iterator[tuple[str, Tensor]]:
-        agent, generator = look.twin(), look.generator("curvature")
-        for name, loss in agent.losses(look.batch(self.samples), look.seed("curvature loss")).items():
+    def measure(self, context: MonitorContext) -> Iterator[tuple[str, Tensor]]:
+        agent, generator = context.twin(), context.generator("curvature")
+        for name, loss in agent.losses(context.batch(self.samples), context.seed("curvature loss")).items():
             parameters = trained(agent.components[name])
             product = hessian_products(loss, parameters)
             size = sum(p.numel() for p in parameters)

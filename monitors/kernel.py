@@ -17,7 +17,7 @@ from ..agents.hooks import Clock, Unit
 from ..agents.replay import Batch
 from ..agents.stopping import heed
 from ..common.ranges import Period, at_least
-from .base import Finding, Look, Monitor, beat
+from .base import Finding, Monitor, MonitorContext, beat
 from .curvature import Loss, gradient, trained
 from .pictures import heatmap
 
@@ -71,9 +71,9 @@ class Kernel(Monitor):
         super().__init__(beat(every, of))
         self.samples = samples
 
-    def measure(self, look: Look) -> Iterator[tuple[str, Tensor]]:
-        agent, n = look.agent, self.samples
-        batch = look.batch(n, "kernel")
+    def measure(self, context: MonitorContext) -> Iterator[tuple[str, Tensor]]:
+        agent, n = context.agent, self.samples
+        batch = context.batch(n, "kernel")
         singles = [slice(i, i + 1) for i in range(n)]
 
         followed = batch._replace(obs=batch.next_obs, action=agent.act(batch.next_obs))
@@ -87,7 +87,7 @@ class Kernel(Monitor):
         yield "critic/interference_random", others.sum() / (goes_on.sum() * (n - 1)).clamp_(min=1)
 
         # Noise of its own for each transition, or what they share would be taken for likeness.
-        losses = [agent.losses(batch.take(i), look.seed(f"kernel {i.start}")) for i in singles]
+        losses = [agent.losses(batch.take(i), context.seed(f"kernel {i.start}")) for i in singles]
         for name in losses[0]:
             yield f"{name}/gradients", gram([each[name] for each in losses], trained(agent.components[name]))
 

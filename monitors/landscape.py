@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 from ..agents.hooks import Clock, Unit
 from ..agents.stopping import heed
 from ..common.ranges import Period, Positive, Samples, at_least
-from .base import Finding, Look, Monitor, beat
+from .base import Finding, Monitor, MonitorContext, beat
 from .curvature import Loss
 from .pictures import heatmap
 
@@ -64,9 +64,9 @@ class Landscape(Monitor):
             raise ValueError(f"landscape: points must be odd, not {points}")
         self.points, self.span, self.samples = points, span, samples
 
-    def measure(self, look: Look) -> Iterator[tuple[str, Tensor]]:
-        agent, generator = look.twin(), look.generator("landscape directions")
-        for name, loss in agent.losses(look.batch(self.samples), look.seed("landscape")).items():
+    def measure(self, context: MonitorContext) -> Iterator[tuple[str, Tensor]]:
+        agent, generator = context.twin(), context.generator("landscape directions")
+        for name, loss in agent.losses(context.batch(self.samples), context.seed("landscape")).items():
             online = agent.components[name].online
             directions = [filter_normalised(online, generator) for _ in range(2)]
             yield f"{name}/landscape", loss_slice(loss, online, directions, axis(self.points, self.span))

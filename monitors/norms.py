@@ -15,7 +15,7 @@ from ..agents.agent import Agent
 from ..agents.hooks import Clock, Unit
 from ..common.ranges import Period
 from ..interventions.core.parts import survey
-from .base import Finding, Look, Monitor, beat
+from .base import Finding, Monitor, MonitorContext, beat
 from .metrics import effective_rank, eigenvalues, pools, singular_values, stable_rank, unit_gram
 
 PRECISION = 1e-6  # of an eigenvalue of a Gram matrix in float32, relative to the largest one
@@ -81,34 +81,34 @@ class Norms(Monitor):
         self.born_norms: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def before_update(self, look: Look) -> None:
-        self.before = {name: [p.clone() for p in self._weights(look, name)] for name in self.parts}
+    def before_update(self, context: MonitorContext) -> None:
+        self.before = {name: [p.clone() for p in self._weights(context, name)] for name in self.parts}
 
-    def _weights(self, look: Look, component: str) -> list[Tensor]:
+    def _weights(self, context: MonitorContext, component: str) -> list[Tensor]:
         """The parameters of a component's layers, as `keys` orders them."""
-        return [p.detach() for name in self.parts[component] for _, p in look.survey.layers[name].named_parameters()]
+        return [p.detach() for name in self.parts[component] for _, p in context.survey.layers[name].named_parameters()]
 
     @torch.no_grad()
-    def measure(self, look: Look) -> Iterator[tuple[str, Tensor]]:
+    def measure(self, context: MonitorContext) -> Iterator[tuple[str, Tensor]]:
         before, self.before = self.before, {}
         for component, names in self.parts.items():
-            weights = self._weights(look, component)
-            born = [look.born[name][key] for name in names for key in self.keys[name]]
+            weights = self._weights(context, component)
+            born = [context.born[name][key] for name in names for key in self.keys[name]]
             if component not in self.born_norms:  # what never changes
                 self.born_norms[component] = norms(born)
             yield (
                 f"{component}/weights",
                 torch.stack([norms(weights), norms(torch._foreach_sub(weights, born)), self.born_norms[component]]),
             )
-            if before and look.update is not None and component in look.update.activations:
+            if before and context.update is not None and component in context.update.activations:
                 past = before[component]
                 yield f"{component}/update", torch.stack([norms(torch._foreach_sub(weights, past)), norms(past)])
-            if all(name in look.gradients for name in names):
-                gradients = [look.gradients[name][key] for name in names for key in self.keys[name]]
+            if all(name in context.gradients for name in names):
+                gradients = [context.gradients[name][key] for name in names for key in self.keys[name]]
                 zeros = torch.stack([g.numel() - torch.count_nonzero(g) for g in gradients])
                 rows = (norms(gradients), norms(gradients, 1), zeros.to(gradients[0].dtype))
                 yield f"{component}/gradients", torch.stack(rows)
-                spectra = [unit_gram(look.gradients[name]["linear.weight"]) for name in names]
+                spectra = [unit_gram(context.gradients[name]["linear.weight"]) for name in names]
                 yield f"{component}/gradient_spectra", torch.cat(spectra)
 
     def finish(self, key: str, array: NDArray[Any], clock: Clock) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ from ..agents.hooks import Clock, Unit
 from ..agents.replay import Batch
 from ..common.ranges import Period, Positive, Samples, SomeUpdates
 from ..interventions.core.spec import did_you_mean
-from .base import Finding, Look, Monitor, beat
+from .base import Finding, Monitor, MonitorContext, beat
 from .probing import ARMS, Budget, Draws, Probe, TargetKind, check_targets, experiment, pooled, subjects
 
 MEASURED: tuple[TargetKind, ...] = ("random", "noise", "replay")
@@ -123,11 +123,11 @@ class ProbeMonitor(Monitor):
         }
         self.chosen = {group: names for group, names in self.chosen.items() if names}
 
-    def measure(self, look: Look) -> Iterator[tuple[str, Tensor]]:
+    def measure(self, context: MonitorContext) -> Iterator[tuple[str, Tensor]]:
         names = [name for group in self.chosen.values() for name in group]
-        found = subjects(look.agent, look.batch(self.states, "probe"), "replay", names)
+        found = subjects(context.agent, context.batch(self.states, "probe"), "replay", names)
         for group, members in self.chosen.items():
-            rows = [experiment(found[name], self.targets, self.budget, look.seed("probe")) for name in members]
+            rows = [experiment(found[name], self.targets, self.budget, context.seed("probe")) for name in members]
             for kind in self.targets:
                 yield f"{group}/probe_{kind}", torch.stack([row[kind] for row in rows])
 

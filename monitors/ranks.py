@@ -14,7 +14,7 @@ from ..agents.agent import Agent
 from ..agents.hooks import Clock, Unit
 from ..common.ranges import Period, Samples
 from ..interventions.core.parts import ENCODER, Survey, survey
-from .base import SAMPLES, Finding, Look, Monitor, beat
+from .base import SAMPLES, Finding, Monitor, MonitorContext, beat
 from .metrics import (
     effective_rank,
     eigenvalues,
@@ -79,16 +79,16 @@ class Ranks(Monitor):
         self.sees = agent.observation.pixels and any(name.startswith(ENCODER) for name in found.layers)
 
     @torch.no_grad()
-    def measure(self, look: Look) -> Iterator[tuple[str, Tensor]]:
-        outputs = look.outputs(self.samples)
+    def measure(self, context: MonitorContext) -> Iterator[tuple[str, Tensor]]:
+        outputs = context.outputs(self.samples)
         for component, names in self.features.items():
             yield f"{component}/features", torch.cat([feature_moments(outputs[n][: self.samples]) for n in names])
         if not self.sees:
             return
         if self.encoder:
             seen = torch.cat([outputs[name][: self.samples].flatten(1) for name in self.encoder], dim=1)
-        elif look.memory is not None:  # a residual stream, which no hidden layer puts out
-            seen = look.agent.components["critic"].online.encoder(look.batch(self.samples).obs)
+        elif context.memory is not None:  # a residual stream, which no hidden layer puts out
+            seen = context.agent.components["critic"].online.encoder(context.batch(self.samples).obs)
         else:
             return
         yield "encoder/features", feature_moments(seen)

@@ -18,7 +18,7 @@ from ..common.ranges import Period, Samples
 from ..interventions.core.parts import survey
 from ..interventions.core.recycling import magnitude, per_unit
 from ..interventions.redo import dormancy_score
-from .base import SAMPLES, Finding, Look, Monitor, beat
+from .base import SAMPLES, Finding, Monitor, MonitorContext, beat
 from .metrics import GATES, active_share, linearised, overlap, pools, positive_share
 
 EPS = 0.01  # share of samples on which a unit may bend and still counts as linearised
@@ -97,11 +97,11 @@ class Units(Monitor):
         self.meant = (everywhere, everywhere, mortal, gated | tanh, gated, gated)
 
     @torch.no_grad()
-    def measure(self, look: Look) -> Iterator[tuple[str, Tensor]]:
-        outputs = look.outputs(self.samples)
+    def measure(self, context: MonitorContext) -> Iterator[tuple[str, Tensor]]:
+        outputs = context.outputs(self.samples)
         counts, dormant, begin = [], [], 0
         for name in self.names:
-            layer = look.survey.layers[name]
+            layer = context.survey.layers[name]
             before = self.dormant[begin : begin + layer.units]
             begin += layer.units
             count, now = counted(layer, outputs[name][: self.samples], before)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..agents.hooks import Unit
 from ..common.ranges import Period, Samples
-from .base import Look, Monitor, beat
+from .base import Monitor, MonitorContext, beat
 
 COPIED = {
     "losses/td_loss": "critic/loss",
@@ -63,20 +63,20 @@ class Values(Monitor):
         self.samples = samples
 
     @torch.no_grad()
-    def measure(self, look: Look) -> Iterator[tuple[str, Tensor]]:
-        if look.update is not None:
-            yield "critic/td_error", look.update.td_error.mean()
+    def measure(self, context: MonitorContext) -> Iterator[tuple[str, Tensor]]:
+        if context.update is not None:
+            yield "critic/td_error", context.update.td_error.mean()
             for name, key in COPIED.items():
-                if name in look.update.metrics:
-                    yield key, look.update.metrics[name]
-        if look.memory is None:
+                if name in context.update.metrics:
+                    yield key, context.update.metrics[name]
+        if context.memory is None:
             return
-        batch = look.batch(self.samples)
-        values = look.agent.values(batch)
+        batch = context.batch(self.samples)
+        values = context.agent.values(batch)
         yield "critic/q_mean", values.mean()
         yield "critic/q_std", values.mean(0).std(correction=0)
         yield "critic/q_abs_max", values.abs().max()
         if len(values) > 1:
             yield "critic/ensemble_disagreement", values.std(0, correction=0).mean()
-        if look.agent.components["critic"].target is not None:
-            yield "critic/target_gap", (values - look.agent.values(batch, target=True)).abs().mean()
+        if context.agent.components["critic"].target is not None:
+            yield "critic/target_gap", (values - context.agent.values(batch, target=True)).abs().mean()

@@ -47,7 +47,7 @@ from pliant.lab.experiments.config import RunConfig
 from pliant.lab.experiments.own_modules import refuse_others
 from pliant.lab.experiments.saved import check_fits, read_saved
 from pliant.monitors import MONITORS, watch
-from pliant.monitors.base import Finding, Known, Look, Monitor, Monitors
+from pliant.monitors.base import Finding, Known, Monitor, MonitorContext, Monitors
 from pliant.monitors.dashboard import Picture
 from pliant.monitors.probe import ProbeMonitor, readings
 from pliant.monitors.probing import Budget, Probe, Subject, experiment
@@ -334,9 +334,9 @@ def inspect_module(network: PlainNetwork, words: Sequence[str], report: Report, 
             continue
         part.to(network.device)
         part.bind(agent)
-        look = Look(agent, clock, network, watched)
-        part.before_update(look)
-        for key, tensor in part.measure(look):
+        context = MonitorContext(agent, clock, network, watched)
+        part.before_update(context)
+        for key, tensor in part.measure(context):
             single: list[Finding] = [(key, float(tensor))] if tensor.ndim == 0 else []
             for name, found in single or part.finish(key, tensor.cpu().numpy(), clock):
                 if not isinstance(found, Picture):

@@ -24,7 +24,7 @@ from pliant.interventions import INTERVENTIONS
 from pliant.interventions.core.spec import build
 from pliant.lab.analysis import inspection
 from pliant.monitors import MONITORS
-from pliant.monitors.base import Known, Look
+from pliant.monitors.base import Known, MonitorContext
 from pliant.monitors.probing import probe
 from pliant.scripts import main
 from pliant.scripts.main import COMMANDS
@@ -139,11 +139,11 @@ def test_a_run_is_told_as_direct_computation_tells_it(run: Path, tmp_path: Path)
     assert metrics["critic/distance_from_init"] == pytest.approx(norm(less(new, born)), rel=1e-5)
     changed = norm(less(new, old))
     assert metrics["critic/update_to_weight"] == pytest.approx(changed / norm(old), rel=1e-3)
-    look = Look(agent, clock, memory, known, update)
-    h = agent.activations(look.batch(200))["critic"]
+    context = MonitorContext(agent, clock, memory, known, update)
+    h = agent.activations(context.batch(200))["critic"]
     dead = [float((x.abs().amax(0) == 0).float().mean()) for x in h]
     assert [metrics[f"critic.head.layers.{i}/dead_fraction"] for i in range(2)] == pytest.approx(dead)
-    found = probe(agent, look.batch(64, "probe"), steps=4, draws=3, batch_size=16, seed=look.seed("probe"))[
+    found = probe(agent, context.batch(64, "probe"), steps=4, draws=3, batch_size=16, seed=context.seed("probe"))[
         "critic", "random"
     ]
     assert metrics["critic/plasticity_ratio_random"] == pytest.approx(found.ratio, nan_ok=True)

@@ -25,7 +25,7 @@ from pliant.common.seeds import derive_seed
 from pliant.common.spaces import Step
 from pliant.envs import make
 from pliant.monitors import watch
-from pliant.monitors.base import Known, Look, Monitor, Picture
+from pliant.monitors.base import Known, Monitor, MonitorContext, Picture
 from pliant.monitors.churn import Churn
 from pliant.monitors.criticality import Criticality
 from pliant.monitors.curvature import (
@@ -62,20 +62,20 @@ def trained_agent(name: str, updates: int = 4, made: Callable[..., Agent] | None
     return agent
 
 
-def look_of(agent: Agent, batch: Batch | None = None, update: int = 7) -> Look:
+def context_of(agent: Agent, batch: Batch | None = None, update: int = 7) -> MonitorContext:
     """What a monitor sees of an agent whose memory always gives the same batch."""
     memory = Fixed(batch_for(agent) if batch is None else batch)
-    return Look(agent, Clock(update, update, update, update - 1), memory, Known.of(agent))
+    return MonitorContext(agent, Clock(update, update, update, update - 1), memory, Known.of(agent))
 
 
-def read(monitor: Monitor, look: Look) -> dict[str, Any]:
+def read(monitor: Monitor, context: MonitorContext) -> dict[str, Any]:
     """All that a monitor finds, as it comes to the log: the device's part under guard, the host's in double."""
     with no_wait():
-        found = list(monitor.measure(look))
+        found = list(monitor.measure(context))
     done: dict[str, Any] = {}
     for key, value in found:
         assert not value.requires_grad
-        finished = monitor.finish(key, value.double().numpy(), look.clock)
+        finished = monitor.finish(key, value.double().numpy(), context.clock)
         done |= {key: float(value)} if value.ndim == 0 else dict(finished)
     return done
 
@@ -225,11 +225,11 @@ class TestCurvature:
     def test_against_the_whole_hessian(self, name: str) -> None:
         """The Hessian by differences of gradients in double precision, its eigenvalues one and all."""
         agent, batch = trained_agent(name), batch_for(SMALL[name]())
-        look = look_of(agent, batch)
+        context = context_of(agent, batch)
         before = weights(agent)
-        found = read(Curvature(steps=160, probes=1, rho=0.2), look)
+        found = read(Curvature(steps=160, probes=1, rho=0.2), context)
         twin, wide = doubled(agent, batch)
-        for component, loss in twin.losses(wide, look.seed("curvature loss")).items():
+        for component, loss in twin.losses(wide, context.seed("curvature loss")).items():
             parameters = [p for p in twin.components[component].online.parameters() if p.requires_grad]
             slope = gradients_of(loss, parameters)
             hessian = jacobian(slope, parameters)
@@ -264,12 +264,12 @@ class TestCurvature:
 
     def test_a_sharper_loss_and_a_dead_network(self) -> None:
         """Steeper: larger. Dead: the output's bias alone bends the loss."""
-        plain = read(Curvature(steps=30, probes=4), look_of(trained_agent("dqn")))
+        plain = read(Curvature(steps=30, probes=4), context_of(trained_agent("dqn")))
         sharp, dead = trained_agent("dqn"), trained_agent("dqn")
         with torch.no_grad():
             sharp.components["critic"].online.advantage.linear.weight.mul_(5)
         kill_(dead, "head.layers.1")
-        sharper, deader = (read(Curvature(steps=30, probes=4), look_of(agent)) for agent in (sharp, dead))
+        sharper, deader = (read(Curvature(steps=30, probes=4), context_of(agent)) for agent in (sharp, dead))
         for metric in ("top_eigenvalue", "hessian_trace", "sharpness"):
             assert sharper[f"critic/{metric}"] > 1.5 * plain[f"critic/{metric}"]
         share = torch.bincount(batch_for(dead).action, minlength=3).double() / 8  # the half of the MSE is gone
@@ -298,9 +298,9 @@ class TestKernel:
         agent, n = trained_agent(name), 5
         batch = batch_for(agent, n)
         assert 0 < (batch.discount == 0).sum() < n
-        look = look_of(agent, batch)
+        context = context_of(agent, batch)
         state = agent.generator.get_state()
-        found = read(Kernel(samples=n), look)
+        found = read(Kernel(samples=n), context)
         assert torch.equal(state, agent.generator.get_state())
 
         twin, wide = doubled(agent, batch)
@@ -333,7 +333,7 @@ class TestKernel:
         others = [pairs[i][j] for j in live for i in range(n) if i != j]
         assert found["critic/interference_random"] == pytest.approx(np.mean(others), abs=1e-5)
 
-        singles = [twin.losses(wide.take(slice(i, i + 1)), look.seed(f"kernel {i}")) for i in range(n)]
+        singles = [twin.losses(wide.take(slice(i, i + 1)), context.seed(f"kernel {i}")) for i in range(n)]
         for component in singles[0]:
             parameters = [p for p in twin.components[component].online.parameters() if p.requires_grad]
             rows = torch.cat([jacobian(single[component], parameters) for single in singles])
@@ -354,7 +354,7 @@ class TestKernel:
         agent = trained_agent("dqn")
         batch = batch_for(agent, 1).take(torch.zeros(4, dtype=torch.int64))
         batch = batch._replace(discount=torch.full((4,), 0.9))
-        found = read(Kernel(samples=4), look_of(agent, batch))
+        found = read(Kernel(samples=4), context_of(agent, batch))
         assert found["critic/gradient_cosine"] == found["critic/gradient_cosine_abs"] == pytest.approx(1)
         assert found["critic/gradient_covariance_rank"] == pytest.approx(1)
         assert found["critic/ntk_numerical_rank"] == 1 == found["critic/ntk_condition"]
@@ -365,13 +365,13 @@ class TestKernel:
         agent = trained_agent("dqn")
         batch = batch_for(agent, 6)
         batch = batch._replace(next_obs=batch.obs, action=agent.act(batch.obs), discount=torch.full((6,), 0.9))
-        found = read(Kernel(samples=6), look_of(agent, batch))
+        found = read(Kernel(samples=6), context_of(agent, batch))
         assert found["critic/interference_successor"] == pytest.approx(1)
         assert found["critic/interference_random"] < 0.99
 
     def test_all_episodes_ended(self) -> None:
         batch = batch_for(trained_agent("dqn"), 4)._replace(discount=torch.zeros(4))
-        found = read(Kernel(samples=4), look_of(trained_agent("dqn"), batch))
+        found = read(Kernel(samples=4), context_of(trained_agent("dqn"), batch))
         assert found["critic/interference_successor"] == found["critic/interference_random"] == 0
 
     def test_transitions_without_a_gradient(self) -> None:
@@ -384,7 +384,7 @@ class TestKernel:
                     p.zero_()
         batch = batch_for(agent, 6)
         batch = batch._replace(reward=torch.tensor([0.0, 1, -2, 0, 3, 0]), action=torch.tensor([0, 0, 0, 1, 2, 2]))
-        found = read(Kernel(samples=6), look_of(agent, batch))
+        found = read(Kernel(samples=6), context_of(agent, batch))
         assert found["critic/gradient_zero_fraction_samples"] == 0.5
         assert found["critic/gradient_cosine"] == pytest.approx(-2 / 30)  # one pair, which pulls both ways
         assert found["critic/gradient_cosine_abs"] == pytest.approx(2 / 30)
@@ -397,7 +397,7 @@ class TestKernel:
         with torch.no_grad():
             broken.components["critic"].online.head.layers[0].linear.weight.mul_(1e-4)
         batch = batch_for(agent, 8)._replace(action=torch.zeros(8, dtype=torch.int64))
-        plain, collapsed = (read(Kernel(samples=8), look_of(a, batch)) for a in (agent, broken))
+        plain, collapsed = (read(Kernel(samples=8), context_of(a, batch)) for a in (agent, broken))
         assert collapsed["critic/gradient_cosine_abs"] > 1.1 * plain["critic/gradient_cosine_abs"]
         for metric in ("ntk_effective_rank", "gradient_covariance_rank"):
             assert collapsed[f"critic/{metric}"] < 0.7 * plain[f"critic/{metric}"]
@@ -422,9 +422,9 @@ class TestChurn:
     def test_against_a_plain_loop(self, name: str) -> None:
         agent, batch = trained_agent(name), batch_for(SMALL[name]())
         held = batch_for(agent, 8, seed=31)
-        monitor, look = Churn(samples=8), look_of(agent, held)
+        monitor, context = Churn(samples=8), context_of(agent, held)
         with no_wait():
-            monitor.before_update(look)
+            monitor.before_update(context)
         values, policies = [], []
         for _ in range(2):
             with torch.no_grad():
@@ -434,8 +434,8 @@ class TestChurn:
         # The second update is none of it.
         after = trained_agent(name)
         after.update(batch, Clock(1000, 4, 999, 3))
-        look.agent = after
-        found = read(monitor, look)
+        context.agent = after
+        found = read(monitor, context)
         change = np.abs(values[1].astype(float) - values[0]).mean()
         assert change > 0
         assert found["critic/value_churn"] == pytest.approx(change, rel=1e-4)
@@ -472,12 +472,12 @@ class TestChurn:
 
     def test_all_actions_turned(self) -> None:
         agent, monitor = trained_agent("dqn"), Churn(samples=8)
-        look = look_of(agent)
-        monitor.before_update(look)
+        context = context_of(agent)
+        monitor.before_update(context)
         with torch.no_grad():
             agent.components["critic"].online.advantage.linear.weight.neg_()
             agent.components["critic"].online.advantage.linear.bias.neg_()
-        found = read(monitor, look)
+        found = read(monitor, context)
         assert found["critic/policy_churn"] == 1 and found["critic/relative_value_churn"] == pytest.approx(2)
         assert monitor.before is None
 
@@ -486,9 +486,9 @@ class TestChurn:
         with torch.no_grad():
             for p in agent.components["critic"].online.advantage.parameters():
                 p.zero_()
-        look = look_of(agent)
-        monitor.before_update(look)
-        assert read(monitor, look)["critic/relative_value_churn"] == 0
+        context = context_of(agent)
+        monitor.before_update(context)
+        assert read(monitor, context)["critic/relative_value_churn"] == 0
 
 
 # --------------------------------------------------------------------------------------------------- overestimation
@@ -743,10 +743,10 @@ class TestCriticality:
     def test_against_a_network_put_together_by_hand(self, name: str) -> None:
         agent = trained_agent(name, updates=30)
         batch = batch_for(agent)
-        look = look_of(agent, batch)
-        found = read(Criticality(samples=8), look)
-        born, drawn = SMALL[name](seed=3), look.generator("criticality")
-        seed = look.seed("criticality")
+        context = context_of(agent, batch)
+        found = read(Criticality(samples=8), context)
+        born, drawn = SMALL[name](seed=3), context.generator("criticality")
+        seed = context.seed("criticality")
         for key, layer in Known.of(agent).survey.layers.items():
             component, _, path = key.partition(".")
             fresh = layer.fresh(drawn)
@@ -771,7 +771,7 @@ class TestCriticality:
         assert any(abs(value) > 1e-3 for key, value in found.items() if key.endswith("reset_criticality"))
 
     def test_at_birth_nothing_is_lost(self) -> None:
-        found = read(Criticality(samples=8), look_of(SMALL["dqn, dueling"](seed=3)))
+        found = read(Criticality(samples=8), context_of(SMALL["dqn, dueling"](seed=3)))
         for key, value in found.items():
             if "/reset" in key:
                 assert value == (1.0 if key.endswith("agreement") else 0.0)
@@ -782,7 +782,7 @@ class TestCriticality:
         agent = trained_agent("dqn, dueling", updates=30)
         with torch.no_grad():
             agent.components["critic"].online.value.linear.weight.zero_()
-        found = read(Criticality(samples=8), look_of(agent))
+        found = read(Criticality(samples=8), context_of(agent))
         for how in ("reset", "rerandomised"):
             for i in (0, 1):
                 assert found[f"critic.value_head.layers.{i}/{how}_criticality"] == 0
@@ -791,17 +791,17 @@ class TestCriticality:
 
     def test_the_twin_is_put_back(self) -> None:
         agent = trained_agent("sac")
-        look = look_of(agent)
+        context = context_of(agent)
         before = weights(agent)
-        read(Criticality(samples=8), look)
-        assert not differences(before, weights(agent)) and not differences(before, weights(look._twin))
+        read(Criticality(samples=8), context)
+        assert not differences(before, weights(agent)) and not differences(before, weights(context._twin))
 
     def test_more_learnt_is_more_lost(self) -> None:
         agent, learnt = trained_agent("dqn", 1), trained_agent("dqn", 1)
         batch = batch_for(agent)._replace(discount=torch.zeros(8), reward=torch.linspace(5, 9, 8))
         for i in range(200):
             learnt.update(batch, Clock(i + 1, i + 1, i, i))
-        few, many = (read(Criticality(samples=8), look_of(a, batch)) for a in (agent, learnt))
+        few, many = (read(Criticality(samples=8), context_of(a, batch)) for a in (agent, learnt))
         key = "critic.advantage/reset_criticality"
         assert many[key] > 1 and many[key] > 3 * abs(few[key])
 
@@ -831,14 +831,14 @@ class TestLandscape:
     @pytest.mark.parametrize("name", SMALL)
     def test_against_a_plain_loop(self, name: str) -> None:
         agent, batch = trained_agent(name), batch_for(SMALL[name]())
-        look = look_of(agent, batch)
+        context = context_of(agent, batch)
         monitor = Landscape(points=5, span=0.6, samples=8)
-        grids: dict[str, Any] = {key: value for key, value in monitor.measure(look) if value.ndim}
-        assert not differences(weights(agent), weights(look._twin))
-        found, generator = read(monitor, look), look.generator("landscape directions")
+        grids: dict[str, Any] = {key: value for key, value in monitor.measure(context) if value.ndim}
+        assert not differences(weights(agent), weights(context._twin))
+        found, generator = read(monitor, context), context.generator("landscape directions")
         twin, wide = doubled(agent, batch)
-        single = agent.losses(batch, look.seed("landscape"))
-        for component, loss in twin.losses(wide, look.seed("landscape")).items():
+        single = agent.losses(batch, context.seed("landscape"))
+        for component, loss in twin.losses(wide, context.seed("landscape")).items():
             online = agent.components[component].online
             directions = [filter_normalised(online, generator) for _ in range(2)]
             network, grid = twin.components[component].online, np.zeros((5, 5))
@@ -889,7 +889,7 @@ class TestLandscape:
         with torch.no_grad():
             steep.components["critic"].online.advantage.linear.weight.mul_(5)
         monitor = Landscape(points=3, samples=8)
-        plain, flat, wall = (read(monitor, look_of(a))["critic/landscape_rise"] for a in (agent, dead, steep))
+        plain, flat, wall = (read(monitor, context_of(a))["critic/landscape_rise"] for a in (agent, dead, steep))
         assert flat == 0 and wall > 3 * plain
 
     def test_a_loss_beyond_numbers(self) -> None:
@@ -972,7 +972,7 @@ def test_what_is_drawn_belongs_to_the_moment() -> None:
     """The same at the same update of the same agent, and another at another."""
     agent = trained_agent("sac")
     for monitor in (Curvature(steps=3, probes=1), Criticality(), Landscape(points=3)):
-        first, same, later = (read(monitor, look_of(agent, update=u)) for u in (5, 5, 6))
+        first, same, later = (read(monitor, context_of(agent, update=u)) for u in (5, 5, 6))
         numbers = [key for key, value in first.items() if isinstance(value, float)]
         assert all(first[key] == same[key] for key in numbers)
         assert any(first[key] != later[key] for key in numbers)

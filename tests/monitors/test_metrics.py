@@ -216,9 +216,9 @@ class TestRanks:
     @pytest.mark.parametrize("agent", ["dqn, minatar, dueling", "redq", "sac, pixels", "dqn, impala"])
     def test_in_a_run_they_are_those_of_the_layers(self, agent: str, one: Callable[..., Run]) -> None:
         run = one(agent, "ranks(every=1, samples=16)", steps=14)
-        found, look = readings(run), run.monitors._look(run)  # type: ignore[union-attr]
-        outputs = look.survey.outputs(run.agent.activations(look.batch(16)))
-        for component, names in monitor_ranks.feature_layers(look.survey).items():
+        found, context = readings(run), run.monitors._context(run)  # type: ignore[union-attr]
+        outputs = context.survey.outputs(run.agent.activations(context.batch(16)))
+        for component, names in monitor_ranks.feature_layers(context.survey).items():
             truth = [by_svd(outputs[name].flatten(1).double().numpy()) for name in names]
             for name, ranks in zip(names, truth, strict=True):
                 close(found, {f"{name}/{metric}": value for metric, value in ranks.items()})
@@ -228,7 +228,7 @@ class TestRanks:
             assert not any(key.startswith("encoder/") for key in found)
         else:
             with torch.no_grad():
-                encoded = run.agent.components["critic"].online.encoder(look.batch(16).obs)
+                encoded = run.agent.components["critic"].online.encoder(context.batch(16).obs)
             truth = by_svd(encoded.double().numpy())
             close(found, {f"encoder/{metric}": value for metric, value in truth.items()})
 
@@ -372,8 +372,8 @@ class TestUnits:
     @pytest.mark.parametrize("agent", ["dqn, minatar, dueling", "sac, pixels"])
     def test_in_a_run_they_are_those_of_the_layers(self, agent: str, one: Callable[..., Run]) -> None:
         run = one(agent, "units(every=1, samples=16)", steps=14)
-        found, look = readings(run), run.monitors._look(run)  # type: ignore[union-attr]
-        outputs = look.survey.outputs(run.agent.activations(look.batch(16)))
+        found, context = readings(run), run.monitors._context(run)  # type: ignore[union-attr]
+        outputs = context.survey.outputs(run.agent.activations(context.batch(16)))
         sizes = {name: h.transpose(0, 1).flatten(1).abs().double().mean(1) for name, h in outputs.items()}
         scores = {name: size / size.mean() for name, size in sizes.items()}
         places = {name: [name] for name in outputs} | metrics.pools(outputs)
@@ -588,7 +588,7 @@ class TestNorms:
         run = one("dqn", "norms(every=1)", steps=7)
         monitor: Norms = run.monitors.parts["norms"]  # type: ignore[assignment, union-attr]
         found: dict[str, Any] = {}
-        for key, value in monitor.measure(run.monitors._look(run)):  # type: ignore[union-attr]
+        for key, value in monitor.measure(run.monitors._context(run)):  # type: ignore[union-attr]
             found |= dict(monitor.finish(key, value.double().numpy(), Clock()))
         assert found["critic/distance_from_init"] == found["critic/relative_distance_from_init"] == 0
         # Nothing has been learnt, so there is neither a gradient nor a step.
@@ -687,7 +687,7 @@ class TestValues:
         with spied(run) as seen:
             walk(run, 2)
         found, (_, update, _) = readings(run), seen[-1]
-        batch, critic = run.monitors._look(run).batch(16), run.agent.components["critic"]  # type: ignore[union-attr]
+        batch, critic = run.monitors._context(run).batch(16), run.agent.components["critic"]  # type: ignore[union-attr]
         both = []
         with torch.no_grad():
             for network in (critic.online, critic.target):
@@ -751,9 +751,9 @@ class TestValues:
     def test_an_agent_without_a_target_network_has_no_gap(self, one: Callable[..., Run]) -> None:
         run = one("dqn", "values(every=1, samples=8)", steps=12)
         run.monitors.readings.clear()  # type: ignore[union-attr]
-        look = run.monitors._look(run)  # type: ignore[union-attr]
+        context = run.monitors._context(run)  # type: ignore[union-attr]
         run.agent.components["critic"].target = None
-        found = dict(run.monitors.parts["values"].measure(look))  # type: ignore[union-attr]
+        found = dict(run.monitors.parts["values"].measure(context))  # type: ignore[union-attr]
         assert set(found) == {"critic/q_mean", "critic/q_std", "critic/q_abs_max"}
 
 

@@ -44,7 +44,7 @@ from pliant.interventions import INTERVENTIONS, attach
 from pliant.interventions.core.recycling import per_unit
 from pliant.interventions.core.spec import SpecError, build, check
 from pliant.monitors import MONITORS, watch
-from pliant.monitors.base import Finding, Look, Monitor, Monitors
+from pliant.monitors.base import Finding, Monitor, MonitorContext, Monitors
 from pliant.monitors.registry import check_monitors, expand
 
 STEPS = 9  # of two environments: ten updates
@@ -171,8 +171,8 @@ class Sum(Monitor):
     name = "sum"
     metrics: ClassVar[Mapping[str, str]] = {"sum": "of all weights", "squares": "of all weights squared"}
 
-    def measure(self, look: Look) -> Iterator[tuple[str, Tensor]]:
-        flat = torch.cat([p.detach().flatten() for p in look.agent.components["critic"].online.parameters()])
+    def measure(self, context: MonitorContext) -> Iterator[tuple[str, Tensor]]:
+        flat = torch.cat([p.detach().flatten() for p in context.agent.components["critic"].online.parameters()])
         yield "critic/sum", flat.sum()
         yield "critic/all", flat.view(1, -1)
 
@@ -213,8 +213,8 @@ def test_a_value_that_the_host_asks_for_is_caught() -> None:
     class Impatient(Monitor):
         name = "impatient"
 
-        def measure(self, look: Look) -> Iterator[tuple[str, Tensor]]:
-            if look.outputs()["critic.head.layers.0"].sum() > 0:
+        def measure(self, context: MonitorContext) -> Iterator[tuple[str, Tensor]]:
+            if context.outputs()["critic.head.layers.0"].sum() > 0:
                 yield "critic/sum", torch.ones(())
 
     run = build_run("dqn", monitors=(Impatient(Every(1)),))
@@ -227,8 +227,8 @@ def test_a_monitor_that_draws_from_training_is_caught() -> None:
     class Meddler(Monitor):
         name = "meddler"
 
-        def measure(self, look: Look) -> Iterator[tuple[str, Tensor]]:
-            yield "critic/sum", torch.rand((), generator=look.agent.generator)
+        def measure(self, context: MonitorContext) -> Iterator[tuple[str, Tensor]]:
+            yield "critic/sum", torch.rand((), generator=context.agent.generator)
 
     plain, watched = build_run("sac"), build_run("sac", monitors=(Meddler(Every(1)),))
     for run in (plain, watched):
@@ -316,8 +316,8 @@ def test_birth_is_known_of_an_agent_that_has_learnt_since() -> None:
     class Born(Monitor):
         name = "born"
 
-        def measure(self, look: Look) -> Iterator[tuple[str, Tensor]]:
-            self.seen = look.born
+        def measure(self, context: MonitorContext) -> Iterator[tuple[str, Tensor]]:
+            self.seen = context.born
             return iter(())
 
     agent = AGENTS["dqn, minatar, dueling"](seed=5)
@@ -362,19 +362,19 @@ def test_the_example_of_how_a_monitor_is_written(agent: str) -> None:
     lines = ["class Dead" + text.partition("\n")[0], *text.partition("\n\nAll that")[0].split("\n")[1:]]
     names: dict[str, Any] = {
         "Monitor": Monitor,
-        "Look": Look,
+        "MonitorContext": MonitorContext,
         "Iterator": Iterator,
         "Tensor": Tensor,
         "per_unit": per_unit,
     }
     exec("\n".join([lines[0], *(line[4:] for line in lines[1:])]), names)
     run = build_run(agent)
-    look = watch(run.agent, names["Dead"](Every(1)), "units")
+    monitors = watch(run.agent, names["Dead"](Every(1)), "units")
     stand = Stand(run.agent).tick()
-    found = {key: float(value) for key, value in look.parts["dead"].measure(look._look(stand))}
-    look.after_update(replace(stand, clock=Clock(updates=250, last_updates=249)), None)  # type: ignore[arg-type]
-    look.arrive()
-    assert found and all(look.latest(key) == (pytest.approx(value), 250) for key, value in found.items())
+    found = {key: float(value) for key, value in monitors.parts["dead"].measure(monitors._context(stand))}
+    monitors.after_update(replace(stand, clock=Clock(updates=250, last_updates=249)), None)  # type: ignore[arg-type]
+    monitors.arrive()
+    assert found and all(monitors.latest(key) == (pytest.approx(value), 250) for key, value in found.items())
 
 
 # ------------------------------------------------------------------------------------------------------- words

@@ -617,11 +617,13 @@ def test_the_monitor_finds_what_the_function_finds() -> None:
     expected: list[Any] = []
     original = part.measure
 
-    def both(look: Any) -> Iterator[Any]:
-        batch = look.batch(16, "probe")
-        expected.append(probe(look.agent, batch, draws=3, steps=6, batch_size=8, lr=0.003, seed=look.seed("probe")))
+    def both(context: Any) -> Iterator[Any]:
+        batch = context.batch(16, "probe")
+        expected.append(
+            probe(context.agent, batch, draws=3, steps=6, batch_size=8, lr=0.003, seed=context.seed("probe"))
+        )
         with no_wait():
-            yield from list(original(look))
+            yield from list(original(context))
 
     part.measure = both
     while not expected:
