@@ -5,8 +5,8 @@
 
 A range is metadata of a type annotation. Three consumers use it: `check_numbers` for the fields of a configuration,
 `checked` for the parameters of a constructor (interventions, monitors, drifts), and `specs.convert` for the values of
-words. Command lines of `argparse` use it by `lab/commands/arguments.py`. A float that is not finite is refused everywhere,
-also where no range is declared.
+specs. Command lines of `argparse` use it by `lab/commands/arguments.py`. A float that is not finite is always refused,
+even where no range is declared.
 """
 
 from __future__ import annotations
