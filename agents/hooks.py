@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import combinations
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 import torch
 from torch import Generator, Tensor, nn
@@ -26,6 +26,21 @@ if TYPE_CHECKING:
 
 Unit = Literal["updates", "steps", "episodes"]
 UNITS = ("updates", "steps", "episodes")
+Effect = Literal[
+    "configuration", "penalty", "batch", "schedule", "optimizer", "unit_surgery", "layer_surgery", "memory"
+]
+EFFECTS: tuple[Effect, ...] = get_args(Effect)
+"""What a method changes, from the weakest effect to the strongest.
+
+configuration: a field of the agent's configuration, before anything is built (`configure`).
+penalty: a term added to a loss (`penalty`).
+batch: the transitions of an update (`transform_batch`).
+schedule: how batches are drawn, and how many (`schedule`).
+optimizer: the optimizer's state, and no weight (`after_update`).
+unit_surgery: weights of single units (`after_update`, with `edits`).
+layer_surgery: weights of whole layers, of online or of target networks (`after_update`).
+memory: what the agent's replay or rollout holds (`after_update`).
+"""
 Patience: TypeAlias = Annotated[int, at_least(1, "measurements")]
 
 
@@ -290,6 +305,7 @@ class Intervention(nn.Module):
         when: When it acts.
         claims: What no other intervention may claim or edit.
         edits: What no other intervention may claim: the parts of the agent whose weights it changes.
+        effect: What it changes; of several effects the one that comes last in `EFFECTS`. Tests choose pairs by it.
         example: A word that makes it act within a few updates, for the laws.
         touched: What the latest firing changed: units by layer name, as numbers or 0-d tensors on the device.
         comes_late: Why it cannot be added to an agent that has lived already; empty if it can.
@@ -297,6 +313,7 @@ class Intervention(nn.Module):
 
     name: ClassVar[str] = ""
     example: ClassVar[str] = ""
+    effect: ClassVar[Effect | Literal[""]] = ""
     on: str = "critic"
     when: Trigger = Never()
     claims: tuple[str, ...] = ()

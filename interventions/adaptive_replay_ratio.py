@@ -40,6 +40,7 @@ class AdaptiveReplayRatio(Intervention):
 
     name = "adaptive_replay_ratio"
     example: ClassVar[str] = "adaptive_replay_ratio(low=1, high=2, every=3, of=updates, delta=0.5)"
+    effect = "schedule"
     claims = ("the replay ratio",)
     # Buffers: sum and number of the shares since they were cleared, the share at the last check, checks made, 1 once
     # switched.

@@ -44,6 +44,7 @@ class Chain(Intervention):
 
     name = "chain"
     example: ClassVar[str] = "chain(ratio=1.0, start=2, samples=8)"
+    effect = "penalty"
     obs: Tensor
     action: Tensor
 

@@ -48,6 +48,7 @@ class FreshAgent(LayerMethod):
 
     name = "fresh_agent"
     example: ClassVar[str] = "fresh_agent(every=3, of=updates)"
+    effect = "memory"
 
     def __init__(
         self,

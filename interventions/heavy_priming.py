@@ -30,6 +30,7 @@ class HeavyPriming(Intervention):
 
     name = "heavy_priming"
     example: ClassVar[str] = "heavy_priming(updates=3, transitions=8)"
+    effect = "schedule"
     claims = ("what the first transitions are worth",)
     comes_late = "it primes with the first transitions of a run, and those are past"
 

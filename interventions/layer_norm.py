@@ -30,6 +30,7 @@ class LayerNorm(Intervention):
 
     name = "layer_norm"
     example: ClassVar[str] = "layer_norm"
+    effect = "configuration"
 
     def __init__(
         self,

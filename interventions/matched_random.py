@@ -42,6 +42,7 @@ class MatchedRandom(Intervention):
 
     name = "matched_random"
     example: ClassVar[str] = "matched_random(like='reset(every=3)')"
+    effect = "layer_surgery"
     # Every intervention by name. `registry.py` sets it, because it lists this class and imports it.
     registry: ClassVar[Mapping[str, type[Intervention]]] = {}
 

@@ -39,6 +39,7 @@ class PlasticityInjection(Intervention):
 
     name = "plasticity_injection"
     example: ClassVar[str] = "plasticity_injection(at=3, of=updates)"
+    effect = "layer_surgery"
     claims = (HEADS,)
 
     def __init__(

@@ -43,6 +43,7 @@ class ResetOptimizer(Intervention):
 
     name = "reset_optimizer"
     example: ClassVar[str] = "reset_optimizer(every=3)"
+    effect = "optimizer"
 
     def __init__(
         self,

@@ -36,6 +36,7 @@ class ResetTarget(Intervention):
 
     name = "reset_target"
     example: ClassVar[str] = "reset_target(every=2, of=updates)"
+    effect = "layer_surgery"
 
     def __init__(
         self,

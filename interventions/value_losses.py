@@ -13,6 +13,7 @@ from ..common.ranges import Number, Positive
 class ValueLoss(Intervention):
     """Base of all: the agent's value loss is the one of this name, with these parameters."""
 
+    effect = "configuration"
     claims: tuple[str, ...] = ("value_loss",)
 
     def __init__(self, **parameters: Any) -> None:

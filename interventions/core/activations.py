@@ -15,6 +15,8 @@ Keep = Literal["features", "parameters", "units"]
 class Activating(Intervention):
     """Base of words that set the activation of all hidden layers of `on` before an agent is built."""
 
+    effect = "configuration"
+
     def __init__(self, on: Literal["all", "critic", "actor"], activation: ActivationName, keep: Keep) -> None:
         super().__init__()
         self.on, self.activation, self.keep = on, activation, keep

@@ -26,6 +26,8 @@ class Recycler(Intervention):
     moments that are zeroed alone are corrected as if they were old.
     """
 
+    effect = "unit_surgery"
+
     def __init__(
         self, on: str, every: int, of: Unit, start: int, stop: int | None, ages: Literal["own", "shared", "zeroed"]
     ) -> None:

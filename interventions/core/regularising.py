@@ -23,6 +23,8 @@ class Penalty(Intervention):
     what belongs to no layer (the temperature of SAC, the log-deviation of a policy that has one for all states).
     """
 
+    effect = "penalty"
+
     def __init__(self, on: str, weight: NotNegative) -> None:
         super().__init__()
         self.on, self.weight = on, weight

@@ -27,6 +27,7 @@ def beat(every: int, of: Unit, at: Sequence[int], start: int, stop: int | None) 
 class LayerMethod(Intervention):
     """Base of methods that redraw whole layers, with one policy for targets and one for the optimizer's memory."""
 
+    effect = "layer_surgery"
     edits_norms = True  # gains and shifts of normalisation, too
 
     def __init__(self, layers: str | Iterable[str], when: Trigger, target: Target, moments: Moments) -> None:
