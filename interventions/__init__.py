@@ -1,4 +1,4 @@
-"""Methods that keep agents learning. The protocol is that of `pliant.agents.hooks`."""
+"""Methods that preserve or restore plasticity. `pliant.agents.hooks` defines their protocol."""
 
 from ..agents.hooks import At, Clock, Compose, Every, Intervention, Sampling, Update, When, sample_like_training
 from ..common.moved import moved

@@ -1,4 +1,4 @@
-"""Any activation: the choice is treated as a cause of plasticity loss by Dohare et al. 2024 (Nature 632)."""
+"""A chosen activation. Dohare et al. 2024 (Nature 632) study the activation as a cause of plasticity loss."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from .core.activations import Activating
 
 
 class Activation(Activating):
-    """Give all hidden layers another activation, and change nothing else.
+    """Replace the activation of all hidden layers, and change nothing else.
 
-    When: A comparison of activations, or a control beside crelu and fourier.
-    Paper: Dohare et al. 2024, "Loss of Plasticity in Deep Continual Learning", Nature 632: how fast plasticity is lost
-        depends on the activation, and none that was tried keeps it.
-    Differs: Weights are born by the network's own law, whatever the activation. With crelu and fourier, units are kept,
-        so that the next layer reads twice as much; the words of these names halve them.
+    When: A comparison of activations, or a control for crelu and fourier.
+    Paper: Dohare et al. 2024, "Loss of Plasticity in Deep Continual Learning", Nature 632: the activation changes how
+        fast plasticity is lost, and none of the activations tested prevents the loss.
+    Differs: The network's own initialiser draws the weights, whatever the activation. With crelu and fourier the number
+        of units stays, so the next layer has twice as many inputs; the interventions crelu and fourier halve the units
+        by default.
     Excludes: crelu, fourier, linear or another activation on the same component.
 
     Args:
         name: relu, leaky_relu, elu, gelu, silu, tanh, crelu, fourier or identity.
-        on: Whose networks: all, critic or actor.
+        on: Components whose networks change: all, critic or actor.
     """
 
     name = "activation"

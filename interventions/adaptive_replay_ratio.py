@@ -17,33 +17,36 @@ from .core.parts import Survey, chosen_layers, survey
 
 
 class AdaptiveReplayRatio(Intervention):
-    """Begin with few updates per step, and switch to many once the critic's share of active units has settled.
+    """Start with a low replay ratio, and raise it once the critic's fraction of active units has settled.
 
-    When: A high replay ratio pays off late but harms early, as in control from pixels.
+    When: A high replay ratio helps late in training but harms early, as in control from pixels.
     Paper: Ma et al. 2024, "Revisiting Plasticity in Visual Reinforcement Learning: Data, Modules and Training Stages",
-        2310.07418, section 6, and the authors' code: ratio 0.5, then 2, checked every 50 episodes on the mean of the
-        last of them, threshold 0.001. On Atari (100,000 steps) likewise 0.5, then 2; its period is not published, so
-        count in steps there: `adaptive_replay_ratio(every=5000, of=steps)`.
-    Differs: The ratio is read on the host one step after the device has decided, so that nobody waits. Where two ends
-        of episodes fall between two updates (many environments), the mean is over what came since the latest check.
+        2310.07418, section 6, and the authors' code: ratio 0.5, then 2. The code checks every 50 episodes, uses the
+        mean over the last of them, and has a threshold of 0.001. Atari (100,000 steps) also has 0.5, then 2; its period
+        is not published, so use a period in steps there: `adaptive_replay_ratio(every=5000, of=steps)`.
+    Differs: The host reads the ratio one step after the device has decided, so that the host does not wait for the
+        device. If two episodes end between two updates (many environments), the mean covers the updates since the
+        latest check.
     Excludes: replay_ratio.
 
     Args:
-        low: Gradient updates per environment step at first.
-        high: The same after the switch, which is never undone.
+        low: Gradient updates per environment step at the start.
+        high: Gradient updates per environment step after the switch. The switch is never undone.
         every: Period of the check.
-        of: Clock of the period. episodes: the mean is over the last episode before the check, as in the code. steps or
-            updates: over the whole period.
-        delta: The switch is made if the share of active units differs by at most this from that of the last check.
-        at_least: Checks that are only taken note of; 0 may switch at the first one, as the code does.
+        of: Clock of the period. episodes: the mean covers the last episode before the check, as in the code. steps or
+            updates: the mean covers the whole period.
+        delta: The switch happens if the fraction of active units differs by at most this from the fraction at the
+            previous check.
+        at_least: Number of first checks that only record the fraction and never switch. With 0 the first check may
+            switch, as in the code.
     """
 
     name = "adaptive_replay_ratio"
     example: ClassVar[str] = "adaptive_replay_ratio(low=1, high=2, every=3, of=updates, delta=0.5)"
     effect = "schedule"
     claims = ("the replay ratio",)
-    # Buffers: sum and number of the shares since they were cleared, the share at the last check, checks made, 1 once
-    # switched.
+    # Buffers: sum and number of the fractions since the last clear, the fraction at the last check, the number of
+    # checks, and 1 after the switch.
     total: Tensor
     count: Tensor
     last: Tensor
@@ -68,7 +71,7 @@ class AdaptiveReplayRatio(Intervention):
 
     def bind(self, agent: Agent) -> None:
         self.found: Survey = survey(agent)
-        # The hidden layers of the value functions themselves: neither the encoder nor the projection from pixels.
+        # Only the hidden layers of the value functions, without the encoder and the projection from pixels.
         names = chosen_layers(self.found, "critic", self.name)
         self.layers = {
             n for n in names if n in self.found.graph and not n.startswith(("critic.encoder.", "critic.projection."))
@@ -78,7 +81,7 @@ class AdaptiveReplayRatio(Intervention):
         zero = torch.zeros((), device=agent.device)
         for name in ("total", "count", "last", "checks", "level"):
             self.register_buffer(name, zero.clone())
-        # Where the host finds the level, once the device has written it.
+        # The host reads the level here, after the device has written it.
         self.mirror = torch.zeros(1, pin_memory=agent.device.type == "cuda")
         self.view = self.mirror.numpy()
 
@@ -99,7 +102,7 @@ class AdaptiveReplayRatio(Intervention):
         self.last.copy_(self.share(activations))
 
     def share(self, activations: Mapping[str, Sequence[Tensor]]) -> Tensor:
-        """Active units among all units and samples (0-d)."""
+        """The fraction of active outputs over all units and samples (0-d)."""
         outputs = [h for name, h in self.found.outputs(activations).items() if name in self.layers]
         active = torch.stack([(h > 0).sum(dtype=torch.float32) for h in outputs]).sum()
         return active / sum(h.numel() for h in outputs)
@@ -117,7 +120,7 @@ class AdaptiveReplayRatio(Intervention):
         self.count.add_(1)
 
     def check(self) -> None:
-        """Compare with the last check; the official rule, kept on the device."""
+        """Compare with the previous check. This is the authors' rule; the result stays on the device."""
         mean = self.total / self.count.clamp(min=1)
         self.checks.add_((self.count > 0).to(self.checks.dtype))
         settled = ((mean - self.last).abs() <= self.delta) & (self.count > 0) & (self.checks > self.at_least)

@@ -22,7 +22,7 @@ Discount: TypeAlias = Annotated[float, between(0, 1, above=True, below=True)]
 
 
 class SoftReset(Reset):
-    """Base of composites that draw the head anew and only shrink and perturb the encoder."""
+    """Base of composite methods that reinitialise the head, and shrink and perturb the encoder."""
 
     def __init__(
         self, every: Period, of: Unit, shrink: Share, target: Target, start: Start = 0, stop: Start | None = None
@@ -31,7 +31,7 @@ class SoftReset(Reset):
         self.shrink = shrink
 
     def need_encoder(self, who: str, agent: Agent) -> None:
-        """Refuse, in the name of who asked, an agent that has nothing to shrink (ValueError)."""
+        """Refuse an agent that has no encoder (ValueError). The message names the intervention `who`."""
         if not any(name.startswith(ENCODER) for name in self.names):
             raise ValueError(f"{who} shrinks the encoder, and this {agent.name} has none; for vectors use reset")
 
@@ -48,27 +48,27 @@ class SoftReset(Reset):
 class BBF(SoftReset):
     """Shrink and perturb the encoder, reset the head, and anneal n-step and discount after each reset.
 
-    When: Few environment steps, many updates, images: the recipe of BBF, to be combined with `replay_ratio(2)`, `c51`
-        and a wide IMPALA network.
+    When: Few environment steps, many updates, image observations. This is the recipe of BBF; combine it with
+        `replay_ratio(2)`, `c51` and a wide IMPALA network.
     Paper: Schwarzer et al. 2023, "Bigger, Better, Faster: Human-level Atari with human-level efficiency", 2305.19452,
-        section 4 and the authors' BBF.gin: a reset every 20,000 of 100,000 steps, none that a whole period would not
-        follow, encoder halves, n 10 to 3 and discount 0.97 to 0.997 over 10,000 updates, both exponentially, the latter
-        in 1 - discount.
-    Differs: The self-predictive loss is not part of it. Online and target networks get different draws, the target
-        network acts, and all of the optimizer's memory is reset, as in the authors' code.
-    Excludes: value_mapping and whatever else sets n-step; plasticity_injection.
+        section 4 and the authors' BBF.gin: a reset every 20,000 of 100,000 steps, each with a whole period left after
+        it. The encoder keeps half of its weights. Over 10,000 updates, n goes from 10 to 3 and the discount from 0.97
+        to 0.997, both exponentially, the discount in 1 - discount.
+    Differs: The self-predictive loss is not included. As in the authors' code, online and target networks get different
+        draws, the target network acts, and the whole optimizer state is reset.
+    Excludes: value_mapping and every other intervention that sets n-step; plasticity_injection.
 
     Args:
         every: Period of the resets.
         of: Clock of the period: steps (environment steps), updates or episodes.
-        shrink: Share of the old weights that the encoder keeps; the rest is a fresh draw.
+        shrink: Fraction of the old weights that the encoder keeps. The rest is a fresh draw from the initialiser.
         n_start: Rewards summed before bootstrapping, right after a reset.
-        n_end: The same once annealed.
+        n_end: Rewards summed before bootstrapping, after annealing.
         gamma_start: Discount right after a reset.
-        gamma_end: The same once annealed.
-        anneal: Updates from the first to the second.
-        act_with_target: The target network picks the actions (DQN).
-        stop: Reading of the clock at which training ends: no reset is made that a whole period would not follow.
+        gamma_end: Discount after annealing.
+        anneal: Updates that the annealing takes.
+        act_with_target: The target network selects the actions (DQN).
+        stop: Clock value at which training ends. The last reset comes at least a whole period earlier.
     """
 
     name = "bbf"
@@ -91,11 +91,11 @@ class BBF(SoftReset):
         super().__init__(every, of, shrink, "own", stop=None if stop is None else max(0, stop - every))
         self.n, self.gamma, self.anneal = (n_start, n_end), (gamma_start, gamma_end), anneal
         self.act_with_target = act_with_target
-        self.since = 0  # the update of the latest reset
+        self.since = 0  # the update at which the latest reset happened
 
     def configure(self, config: Any) -> Any:
-        edit(config, self.name, n_step=self.n[0])  # refused by name where there is none to be annealed
-        # SAC acts with its actor, which has no target.
+        edit(config, self.name, n_step=self.n[0])  # refuses an agent without n-step returns by name
+        # SAC acts with its actor, which has no target network.
         if self.act_with_target and hasattr(config, "act_with_target"):
             return edit(config, self.name, act_with_target=True)
         return config
@@ -114,7 +114,7 @@ class BBF(SoftReset):
         self.since = run.clock.updates
 
     def annealed(self, updates: int) -> tuple[int, float]:
-        """n-step and discount, so many updates after a reset."""
+        """n-step and discount `updates` gradient updates after a reset."""
         left = min(1.0, max(0.0, (self.anneal - updates) / self.anneal))
         n = self.n[0] * math.exp((1 - left) * math.log(self.n[1] / self.n[0]))
         horizon = left * math.log(1 - self.gamma[0]) + (1 - left) * math.log(1 - self.gamma[1])

@@ -1,4 +1,4 @@
-"""CHAIN, reduction of churn: Tang & Berseth 2024, 2409.04792; Tang et al. 2025, 2506.00592 (C-CHAIN)."""
+"""CHAIN, churn reduction: Tang & Berseth 2024, 2409.04792; Tang et al. 2025, 2506.00592 (C-CHAIN)."""
 
 from __future__ import annotations
 
@@ -15,28 +15,30 @@ from ..common.ranges import NotNegative, Samples, SomeUpdates, Updates
 
 
 class Chain(Intervention):
-    """Keep what the agent says of states that it did not just learn from, from one update to the next.
+    """Penalise changes of the outputs for states outside the batch (churn).
 
-    When: Values or policies change everywhere when they learn anywhere (see the monitor churn); streams of tasks.
+    When: An update on some states changes values or policies for all states (see the monitor churn); streams of tasks.
     Paper: Tang & Berseth 2024, "Improving Deep Reinforcement Learning by Reducing the Chain Effect of Value and Policy
-        Churn", 2409.04792, equations 8 and 9: on a reference batch of its own, the mean squared difference of values,
-        or the divergence of policies, between the network and what it was before its last update. Tang et al. 2025,
-        "Mitigating Plasticity Loss in Continual Reinforcement Learning by Reducing Churn", 2506.00592. Strength as in
-        the code: ratio * mean |loss| / mean churn, with a ratio of 0.01 to 0.05 for DDQN and 0.1 for PPO.
-    Differs: Means are running ones, of about the last `window` updates, where the code keeps all values of 50,000
-        updates (DDQN) or 100 (PPO), and until `start` there is no penalty at all (PPO's code begins with a strength of
-        100). For PPO the loss that counts is the component's own part of the joint one. The divergence of policies is
-        the KL divergence from before to now, where PPO's code has squared differences of mean actions. The code of SAC
-        adds up the value churn of its critics, where this is their mean, with a fixed strength, and multiplies the KL
-        divergence from now to before by a fixed factor and the mean |min Q - alpha log pi|. The batch is
-        drawn after the previous update and not augmented. The weights from before are a frozen copy that is written
-        to in every update. The update after an intervention has edited weights sees that edit as churn too.
+        Churn", 2409.04792, equations 8 and 9. The penalty is measured on a separate reference batch. It is the mean
+        squared difference of values, or the divergence of policies, between the network and the same network before its
+        last update. Tang et al. 2025, "Mitigating Plasticity Loss in Continual Reinforcement Learning by Reducing
+        Churn", 2506.00592. The strength is that of the code: ratio * mean |loss| / mean churn, with a ratio of 0.01 to
+        0.05 for DDQN and 0.1 for PPO.
+    Differs: The means are running means over about the last `window` updates, while the code keeps all values of 50,000
+        updates (DDQN) or 100 (PPO). Until `start` there is no penalty at all, while PPO's code begins with a strength
+        of 100. For PPO the mean loss is that of the component's own part of the joint loss. The divergence of policies
+        is the KL divergence from the earlier to the present policy, while PPO's code uses squared differences of mean
+        actions. The code of SAC sums the value churn of its critics with a fixed strength; here it is their mean. That
+        code multiplies the KL divergence from the present to the earlier policy by a fixed factor and the mean |min Q -
+        alpha log pi|. Here the reference batch is drawn after the previous update and is not augmented. The earlier
+        weights are a frozen copy that is overwritten at every update. If an intervention edits weights, the next update
+        counts that edit as churn too.
     Excludes: another chain on the same component.
 
     Args:
-        ratio: Share of the loss that the penalty is held to on average.
-        weight: Fixed strength, instead of that; 0 is off.
-        on: Whose churn: critic, actor, or all.
+        ratio: Target for the mean penalty, as a fraction of the mean loss.
+        weight: Fixed strength that replaces the adaptive one; 0 is off.
+        on: Component whose churn is penalised: critic, actor, or all.
         samples: Transitions in a reference batch.
         window: Updates over which loss and churn are averaged.
         start: Updates of a component before its penalty begins.
@@ -71,14 +73,14 @@ class Chain(Intervention):
         size, device = self.samples, agent.device
         kind = torch.int64 if agent.action.discrete else torch.float32
         shape = (size,) if agent.action.discrete else (size, agent.action.size)
-        # Zeros until the first batch is drawn: before a first update there is no churn on any batch.
+        # Zeros until the first batch is drawn: before the first update there is no churn on any batch.
         obs = torch.zeros(size, *agent.observation.shape, dtype=agent.observation.dtype, device=device)
         self.register_buffer("obs", obs)
         self.register_buffer("action", torch.zeros(shape, dtype=kind, device=device))
         self.before = nn.ModuleDict()
         self.online: dict[str, dict[str, nn.Module]] = {}
         for name in chosen:
-            # What one optimizer moves is one network, to whoever reads several parts of it.
+            # `predictions` may read several networks, so copy every network that this optimizer trains.
             optimizer = agent.components[name].optimizer
             self.online[name] = {k: c.online for k, c in agent.components.items() if c.optimizer is optimizer}
             copies = {k: agent.slow_copy(network).eval() for k, network in self.online[name].items()}
@@ -102,19 +104,19 @@ class Chain(Intervention):
 
     @torch.no_grad()
     def strength(self, component: str, loss: Tensor, churn: Tensor) -> Tensor:
-        """What the churn is multiplied with (0-d), once these two have entered their means."""
+        """The factor on the churn (0-d), after loss and churn have entered their running means."""
         updates = self.get_buffer(f"{component}:updates").add_(1)
         share = 1 / updates.clamp(max=float(self.window))
         means = []
         for what, value in (("loss", loss), ("churn", churn)):
             mean = self.get_buffer(f"{component}:{what}")
             means.append(mean.add_((value - mean) * share))
-        found = means[0] * self.ratio / (means[1] + 1e-8) if not self.weight else torch.full_like(loss, self.weight)
-        return torch.where(updates > self.start, found, 0.0)
+        strength = means[0] * self.ratio / (means[1] + 1e-8) if not self.weight else torch.full_like(loss, self.weight)
+        return torch.where(updates > self.start, strength, 0.0)
 
     @torch.no_grad()
     def remember_(self, component: str) -> None:
-        """Take note of the weights as they are before this update."""
+        """Copy the weights before this update."""
         for name, network in self.online[component].items():
             copy = self.before[component][name]  # type: ignore[index]
             torch._foreach_copy_(list(copy.parameters()), list(network.parameters()))
@@ -142,5 +144,5 @@ class Chain(Intervention):
                 self.get_buffer(f"{component}:{what}").zero_()
 
     def measurements(self) -> dict[str, Tensor]:
-        found, self.terms = self.terms, {}
-        return found
+        terms, self.terms = self.terms, {}
+        return terms

@@ -20,32 +20,34 @@ Utility = Literal["contribution", "zero_mean", "adaptable"]
 
 
 class ContinualBackprop(Recycler):
-    """Replace, at every update, a small share of the least useful mature units.
+    """Reinitialise, at every update, a small fraction of the mature units with the lowest utility.
 
-    When: Training never ends, and some units should always be new.
+    When: Training never ends, and the network should always have some freshly initialised units.
     Paper: Dohare, Sutton & Mahmood 2021, 2108.06325, algorithm 1 (utility=adaptable); Dohare et al. 2024, "Loss of
         plasticity in deep continual learning", Nature 632 (utility=contribution; rho 1e-4 and maturity 10,000 are its
         values for control).
-    Differs: In the authors' code the running mean is cleared before it is folded into the next bias, so that a
-        replacement changes the output; moments are never reset in its PPO. Here both are done, with an age per weight
-        as its AdamGnT is meant to have (`ages=shared` does without). The released AdamGnT works out the bias correction
-        and does not use it: along a constant gradient the first steps of a new weight are 0.0032, 0.0085 and 0.015
-        times the learning rate there (betas 0.9 and 0.999), and 1, 1 and 1 here. Sums over weights as in the papers,
-        where the code has means. Biases of new units come from their layer's law of birth, as weights do, where the
-        code has zeros. The weight between two units of neighbouring layers that are replaced at once ends at zero; the
-        code goes layer by layer and leaves it as drawn. Replaced units of one layer are at most ceil(rho * units) + 1
-        an update; more that are due wait for the next.
+    Differs: The authors' code clears the running mean before it folds the mean into the next bias, so a replacement
+        changes the output; its PPO never resets moments. Here the mean is folded first and moments are reset, with a
+        step count per weight as intended for its AdamGnT (`ages=shared` uses one count per tensor). The released
+        AdamGnT computes the bias correction and does not use it: with a constant gradient the first steps of a new
+        weight are 0.0032, 0.0085 and 0.015 times the learning rate there (betas 0.9 and 0.999), and 1, 1 and 1 here.
+        Utilities use sums over weights as in the papers; the code uses means. The layer's initialiser draws the biases
+        of new units as well as their weights; the code sets biases to zero. If two units of neighbouring layers are
+        replaced at once, the weight between them ends at zero; the code processes the layers one by one and leaves that
+        weight as drawn. An update replaces at most ceil(rho * units) + 1 units of a layer; further due units wait for
+        the next update.
     Excludes: plasticity_injection, unless on=encoder or on=actor.
 
     Args:
-        rho: Share of a layer's mature units that is replaced per update.
-        maturity: Updates that a unit lives at least.
-        decay: Of the running averages of activity and utility.
-        utility: contribution: mean |h| * outgoing weights. zero_mean: mean |h - mean h| * outgoing. adaptable: that, by
-            the sum of incoming weights.
-        on: The part whose units are replaced: critic, actor, encoder, head, all, or layers by name.
-        ages: Of Adam. own: a replaced weight begins like a new one. shared: its moments are zeroed and the step counter
-            of the whole tensor is kept, so that its first steps are 3.2, 4.2, 4.9 times the learning rate.
+        rho: Fraction of a layer's mature units that is replaced per update.
+        maturity: Minimum age of a unit, in updates, before it may be replaced.
+        decay: Decay rate of the running averages of activity and utility.
+        utility: contribution: mean |h| * sum of outgoing weights. zero_mean: mean |h - mean h| * sum of outgoing
+            weights. adaptable: zero_mean divided by the sum of incoming weights.
+        on: Part of the agent whose units are replaced: critic, actor, encoder, head, all, or layers by name.
+        ages: Step counts in Adam. own: each weight has its own count, so a replaced weight starts like a new one.
+            shared: moments are zeroed and the step counter of the whole tensor is kept, so the first steps are 3.2,
+            4.2, 4.9 times the learning rate.
     """
 
     name = "continual_backprop"
@@ -72,7 +74,7 @@ class ContinualBackprop(Recycler):
             shapes = {"age": zeros, "utility": zeros, "mean": zeros.repeat(units.layer.copies, 1)}
             for key, value in shapes.items():
                 self.register_buffer(self._key(name, key), value.clone())
-            # In double precision: a float's rounding would shift when the thousandth replacement falls due.
+            # Double precision: float32 rounding would shift the time of the thousandth replacement.
             kind = torch.float32 if agent.device.type == "mps" else torch.float64
             self.register_buffer(self._key(name, "due"), torch.zeros((), dtype=kind, device=agent.device))
 
@@ -99,7 +101,7 @@ class ContinualBackprop(Recycler):
 
     @torch.no_grad()
     def judge(self, name: str, units: Units, h: Tensor) -> Chosen:
-        """Carry age, mean activity and utility forward, and choose what is to be replaced."""
+        """Update age, mean activity and utility, and select the units to replace."""
         age, utility, mean = (getattr(self, self._key(name, key)) for key in ("age", "utility", "mean"))
         due = getattr(self, self._key(name, "due"))
         age.add_(1)
@@ -108,14 +110,15 @@ class ContinualBackprop(Recycler):
         utility.lerp_(self.instant_utility(units, h, mean / filled), 1 - self.decay)
         eligible = age > self.maturity
         due.add_(eligible.sum().to(due.dtype) * self.rho)
-        # 0.3 four times is a little less than 1.2, hence the tolerance.
+        # The tolerance is needed because 0.3 added four times is slightly less than 1.2.
         count = torch.minimum((due + 1e-9).floor(), eligible.sum()).clamp(max=self.most[name])
         due.sub_(count)
         order = torch.where(eligible, utility / filled, torch.inf).argsort(stable=True)[: self.most[name]]
         return Chosen(order, torch.arange(len(order), device=order.device) < count)
 
     def instant_utility(self, units: Units, h: Tensor, mean: Tensor) -> Tensor:
-        """[units], on one batch; section 3 of the paper. `mean` [copies, units] is the corrected running mean."""
+        """Utility [units] on one batch; section 3 of the paper. `mean` [copies, units] is the bias-corrected running
+        mean."""
         if self.utility == "contribution":
             size = h.abs().mean(0)
         else:
@@ -127,12 +130,13 @@ class ContinualBackprop(Recycler):
             outgoing = weight.abs().sum(dim=(0, *range(2, weight.ndim))).index_select(0, consumer.columns.flatten())
             total += (at_inputs(consumer, units, size) * outgoing.view(consumer.columns.shape)).sum(1)
         if self.utility == "adaptable":
-            # A unit that reads nothing is constant; 0 / 0 would follow it for ever.
+            # A unit without incoming weights is constant. Without the clamp, 0 / 0 would leave a permanent NaN.
             total = total / units.layer.linear.weight.abs().flatten(1).sum(1).clamp(min=1e-9)
         return total
 
     def compensate(self, name: str, chosen: Chosen) -> None:
-        """Give the mean contribution of what is replaced to the biases of what reads it, before it is silenced."""
+        """Add the mean contribution of the chosen units to the biases of their consumers, before outgoing weights
+        are zeroed."""
         units = self.units[name]
         age, mean = (getattr(self, self._key(name, key)) for key in ("age", "mean"))
         corrected = (mean / (1 - self.decay**age).clamp(min=1e-9)).flatten()

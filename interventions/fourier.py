@@ -8,19 +8,19 @@ from .core.activations import Activating, Keep
 
 
 class Fourier(Activating):
-    """Let every hidden unit put out sin(z) and cos(z), of which one is always close to a line.
+    """Output both sin(z) and cos(z) from every hidden unit, so that one of the two is always close to linear.
 
-    When: The task changes again and again. It often learns better than a fresh network of ReLUs: compare with a fresh
-        network of its own kind before calling that restored plasticity.
+    When: The task changes repeatedly. Fourier features often learn better than a fresh ReLU network: compare with a
+        fresh network of the same kind before concluding that plasticity was restored.
     Paper: Lewandowski, Schuurmans & Machado 2024, "Plastic Learning with Deep Fourier Features", 2410.20634: every
-        layer [sin z, cos z] with z of half the width.
-    Differs: Output layers stay linear, and weights are born by the network's own law.
+        layer outputs [sin z, cos z] with z of half the width.
+    Differs: Output layers stay linear, and the network's own initialiser draws the weights.
     Excludes: activation, crelu, linear or another fourier on the same component.
 
     Args:
-        on: Whose networks: all, critic or actor.
-        keep: What stays as it was. features (the paper's): n / 2 units. parameters: n / sqrt(2) units (exact between
-            layers of equal width). units: n units.
+        on: Components whose networks change: all, critic or actor.
+        keep: Quantity that stays the same for a layer of n units. features (the paper's): n / 2 units. parameters: n /
+            sqrt(2) units (exact between layers of equal width). units: n units.
     """
 
     name = "fourier"

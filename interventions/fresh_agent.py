@@ -1,4 +1,4 @@
-"""A fresh agent on a beat: the oracle of continual learning, and the reset of everything."""
+"""A freshly initialised agent on a schedule: the upper baseline of continual learning, and the full reset."""
 
 from __future__ import annotations
 
@@ -18,32 +18,34 @@ from .core.surgery import forget_, load_layer_
 
 
 class FreshAgent(LayerMethod):
-    """Let the agent become a newly born one, in place: the oracle that every method is measured against.
+    """Reinitialise the whole agent in place on a schedule: the baseline for every method of continual learning.
 
-    When: As the baseline of a stream of tasks, with the tasks' own period: a method that keeps plasticity whole does as
-        well as it. With `memory=keep` it is the full reset, and in a fork the diagnosis whether network or data limit
-        an agent.
-    Paper: Lyle et al. 2023, "Understanding Plasticity in Neural Networks", 2303.01486 (networks that begin anew as the
-        measure of plasticity); Nikishin et al. 2022, 2205.07802, section 5 (memory=keep: SAC anew on its old replay).
-    Differs: Nothing is rebuilt. Every network is drawn anew from the law of its birth and targets equal it;
-        temperature, deviation and running statistics go back to what they were born with; optimizers forget all,
-        counters included; other interventions forget what they know of the agent before (ages, utilities, thresholds).
-        It acts at the first update at or after an edge: memory is emptied then, and of a rollout that reaches across
-        the edge nothing more is learnt. Not begun anew: the beats of other interventions and of the target network,
-        which follow the run's clock, triggers that wait for a measurement, the streams of random numbers, and
-        heavy_priming, which primes the first agent alone.
+    When: As the baseline of a stream of tasks, with the tasks' own period: a method that preserves all plasticity does
+        as well. With `memory=keep` it is the full reset; in a fork it shows whether the network or the data limits an
+        agent.
+    Paper: Lyle et al. 2023, "Understanding Plasticity in Neural Networks", 2303.01486 (fresh networks as the reference
+        for plasticity); Nikishin et al. 2022, 2205.07802, section 5 (memory=keep: a fresh SAC on its old replay).
+    Differs: Tensors are edited in place; no network is rebuilt. The initialisers redraw every network, and targets
+        equal the online networks. Temperature, deviation and running statistics return to their initial values.
+        Optimizers lose all state, counters included. Other interventions lose their state about the earlier agent
+        (ages, utilities, thresholds). It acts at the first update at or after a task boundary. At that moment it
+        empties the memory, and a rollout that crosses the boundary is not used further. Some things do not restart: the
+        schedules of other interventions and of the target network, which follow the run's clock; triggers that wait for
+        a measurement; the random number streams; and heavy_priming, which primes only the first agent.
     Excludes: plasticity_injection.
 
     Args:
-        every: Period, that of the tasks.
+        every: Period. Use the period of the tasks.
         of: Clock of the period: steps (environment steps), updates or episodes.
-        at: Moments of the clock, instead of a period.
-        memory: The replay or rollout. clear: emptied; learning waits for learning_starts transitions again. keep: the
-            agent learns from what its predecessor lived through (agents with a replay).
-        exploration: Schedules of the agent's age (epsilon of DQN, random actions before learning starts, PPO's learning
-            rate). restart: begin anew. keep: go on. None: restart if memory is cleared, else keep.
-        start: First reading of the clock at which it may fire.
-        stop: Last reading at which it may fire.
+        at: Clock values at which it fires, instead of a period.
+        memory: The replay or rollout. clear: it is emptied, and learning waits until it holds learning_starts
+            transitions again. keep: the new agent learns from the transitions of the earlier one (agents with a
+            replay).
+        exploration: Schedules that depend on the agent's age (epsilon of DQN, random actions before learning starts,
+            PPO's learning rate). restart: they start again. keep: they continue. None: restart if memory is cleared,
+            else keep.
+        start: First clock value at which it may fire.
+        stop: Last clock value at which it may fire.
     """
 
     name = "fresh_agent"
@@ -65,7 +67,7 @@ class FreshAgent(LayerMethod):
         self.restarts = memory == "clear" if exploration is None else exploration == "restart"
 
     def configure(self, config: Any) -> Any:
-        """Nothing is changed; what could never learn is refused."""
+        """Change nothing, but refuse settings with which no agent could ever learn."""
         if self.memory == "keep" and not hasattr(config, "replay_ratio"):
             raise ValueError(f"fresh_agent: memory=keep needs a replay, and {agent_name(config)} has none")
         for field, what in (("learning_starts", "learning begins"), ("rollout", "a rollout is complete")):
@@ -73,7 +75,7 @@ class FreshAgent(LayerMethod):
         return config
 
     def refuse_before(self, steps: int, what: str) -> None:
-        """Refuse edges that come before a newly born agent has learnt anything (ValueError)."""
+        """Refuse a period that ends before a freshly initialised agent has learnt anything (ValueError)."""
         when = self.when
         if self.memory == "keep" or getattr(when, "of", "") != "steps":
             return
@@ -96,7 +98,8 @@ class FreshAgent(LayerMethod):
             self.register_buffer(key, tensor.detach().clone())
 
     def rest(self, agent: Agent) -> Iterator[tuple[str, Tensor]]:
-        """All that an agent's modules hold and no layer draws, by the name of the buffer that keeps its birth."""
+        """Every tensor of the agent's modules that no layer draws, with the name of the buffer that holds its
+        initial value."""
         layers = (*self.found.layers.values(), *self.found.twins.values())
         drawn = {id(p) for layer in layers for p in layer.parameters()}
         for name, module in agent.modules():

@@ -16,22 +16,23 @@ from .core.surgery import copy_layer_
 
 
 class HareTortoise(LayerMethod):
-    """A fast network that is set back, on a beat, to the slow average of itself that serves as its target.
+    """Set a fast network, on a schedule, to the slow average of its weights that serves as its target.
 
-    When: Updates are plenty, and the average generalises better than what it follows.
+    When: There are many updates, and the averaged network generalises better than the fast one.
     Paper: Lee et al. 2024, "Slow and Steady Wins the Race: Maintaining Plasticity with Hare and Tortoise Networks",
-        2406.02596, section 4: tortoise <- mu * tortoise + (1 - mu) * hare at every update, hare <- tortoise on a beat.
-    Differs: In reinforcement learning the target network is the tortoise, so no third copy is kept. Which of the two
-        acts is a parameter. In the authors' supervised trainer hare and tortoise share one memory from a reset until
-        the next average, so that the tortoise makes the hare's next step in full; here the values are copied.
-    Excludes: whatever else sets the target network's pace; plasticity_injection.
+        2406.02596, section 4: tortoise <- mu * tortoise + (1 - mu) * hare at every update, hare <- tortoise on a
+        schedule.
+    Differs: In reinforcement learning the target network is the tortoise, so there is no third copy. A parameter
+        chooses which of the two acts. In the authors' supervised trainer hare and tortoise share one tensor from a
+        reset until the next average, so the tortoise makes the hare's next step in full; here the values are copied.
+    Excludes: every other intervention that sets how fast the target network moves; plasticity_injection.
 
     Args:
-        mu: Share of itself that the tortoise keeps at every update.
-        every: Period of setting the hare back.
+        mu: Weight of the tortoise in its own average at every update.
+        every: Period of setting the hare to the tortoise.
         of: Clock of the period: steps (environment steps), updates or episodes.
-        act: Who picks the actions of a DQN: tortoise or hare. SAC acts with its actor.
-        moments: The optimizer's memory when the hare is set back: keep or reset.
+        act: Network that selects the actions of a DQN: tortoise or hare. SAC acts with its actor.
+        moments: The optimizer state when the hare is set to the tortoise: keep or reset.
     """
 
     name = "hare_tortoise"

@@ -11,21 +11,21 @@ from .core.config_edits import agent_name, edit
 
 
 class HeavyPriming(Intervention):
-    """Overfit the first transitions: very many updates on them before the run goes on as usual.
+    """Overfit the first transitions: make very many updates on them before the run continues as usual.
 
-    When: To show the primacy bias within minutes: an agent that is primed and one that is not then see the same amount
-        of data, and only the primed one may be unable to learn from it. Hopper shows lasting damage, Pendulum delay.
+    When: To show the primacy bias within minutes. A primed and an unprimed agent then get the same amount of data, and
+        only the primed one may fail to learn from it. Hopper shows lasting damage, Pendulum a delay.
     Paper: Nikishin et al. 2022, "The Primacy Bias in Deep Reinforcement Learning", 2205.07802, section 4: 100
         transitions and 100,000 updates, SAC on quadruped-run.
-    Differs: Transitions are rounded up to whole steps of all environments, and to a whole n-step window. Learning
-        starts after them, so a plain arm beside it wants the same `--agent.learning-starts`, and DQN's epsilon falls
-        from there. Other periods count the priming's updates like all others. The run can be stopped and saves in the
-        midst of it.
+    Differs: The number of transitions is rounded up to whole steps of all environments, and to a whole n-step window.
+        Learning starts after them, so a comparison run without priming needs the same `--agent.learning-starts`; DQN's
+        epsilon starts to fall there too. Other schedules count the updates of the priming like all others. The run can
+        be stopped and saved during the priming.
     Excludes: Agents without a replay.
 
     Args:
-        updates: Gradient updates on the first transitions, before any other step.
-        transitions: How many those are.
+        updates: Gradient updates on the first transitions, before any further environment step.
+        transitions: Number of first transitions.
     """
 
     name = "heavy_priming"

@@ -16,26 +16,27 @@ from .core.regularising import Penalty, tensors
 
 
 class L2(Penalty):
-    """Keep weights small, by a penalty on their squares or by decay in the optimizer's step.
+    """Keep weights small, by a penalty on their squares or by weight decay in the optimizer's step.
 
-    When: Weights grow for as long as training lasts; with layer_norm the strongest simple combination known (Lyle et
+    When: Weights keep growing during training. With layer_norm it is the strongest simple combination known (Lyle et
         al. 2024, 2402.18762).
     Paper: Krogh & Hertz 1991, "A Simple Weight Decay Can Improve Generalization": a penalty of weight / 2 times the sum
-        of squares, whose gradient is weight * theta. Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization",
+        of squares, with the gradient weight * theta. Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization",
         1711.05101, algorithm 2: theta <- (1 - lr * weight) theta in every step, apart from the gradient. For loss of
         plasticity Dohare et al. 2024 (Nature 632): the penalty with 1e-3 and Adam.
-    Differs: The penalty is that which torch's Adam calls weight_decay, but of weights and biases alone, and written to
-        the log. With Adam it is divided by the root of the second moment like every gradient, so it hardly moves
-        weights whose gradients are large; the decoupled form moves all alike. That is the optimizer's own, and so
-        knows of no layers: it decays all that the optimizer holds.
-    Excludes: another l2 on the same component. With form=decoupled, a configuration that has a weight decay already.
+    Differs: The penalty equals weight_decay of torch's Adam, but covers only weights and biases, and is logged. Adam
+        divides its gradient by the root of the second moment like every gradient, so the penalty hardly moves weights
+        with large gradients; the decoupled form moves all weights alike. The optimizer applies the decoupled form and
+        does not know layers, so it decays every tensor that it holds.
+    Excludes: another l2 on the same component. With form=decoupled, a configuration that already has a weight decay.
 
     Args:
         weight: Strength of the penalty, or rate of decay.
         form: penalty (coupled) or decoupled.
-        on: Whose weights: all, critic, actor, and for the penalty also encoder, head, last, or layers by name.
-        norms: Gains and shifts of normalisation too; the decoupled form leaves nothing out, and asks for norms=True
-            where there is something to leave out.
+        on: Weights that are penalised: all, critic, actor, and for the penalty also encoder, head, last, or layers by
+            name.
+        norms: Include gains and shifts of normalisation. The decoupled form always includes them, so it requires
+            norms=True in a network that has them.
     """
 
     name = "l2"
@@ -57,7 +58,7 @@ class L2(Penalty):
         if self.form == "penalty":
             return config
         if self.on != "all":
-            edit_network(config, self.on, self.name)  # refuses a component that there is not
+            edit_network(config, self.on, self.name)  # refuses a component that does not exist
         mine = {config.parts[c][1] for c in config.parts if self.on in ("all", c)}
         others = {config.parts[c][1]: c for c in config.parts if self.on not in ("all", c)}
         for field in sorted(mine):

@@ -16,23 +16,24 @@ from .core.regularising import FromBirth, birth, tensors
 
 
 class L2Init(FromBirth):
-    """Pull weights back to those that they were born with.
+    """Penalise the distance of weights from their initial values.
 
-    When: The task changes again and again; what no gradient holds returns to where learning was easy.
+    When: The task changes repeatedly; weights without a gradient return to the initialisation, where learning was easy.
     Paper: Kumar, Marklund & Van Roy 2023, "Maintaining Plasticity in Continual Learning via Regenerative
         Regularization", 2308.11958, equation 1: weight * sum (theta - theta_0)^2.
-    Differs: The authors' code has half of that (form=half), Chung et al. 2024 (2412.07224) the mean over each tensor
-        (form=mean), so that one weight means different pulls in the three. Gains and shifts of normalisation are left
-        out, unless norms=True. The code's variant that draws theta_0 anew at every update is not here.
-    Excludes: another l2_init on the same component; with rebase=True a place behind what edits weights.
+    Differs: The authors' code uses half of that (form=half), Chung et al. 2024 (2412.07224) use the mean over each
+        tensor (form=mean), so the same `weight` has a different effect in each form. Gains and shifts of normalisation
+        are excluded, unless norms=True. The code's variant that redraws theta_0 at every update is not implemented.
+    Excludes: another l2_init on the same component. With rebase=True it must stand before every intervention that edits
+        weights.
 
     Args:
-        weight: Strength of the pull.
-        on: Whose weights: all, critic, actor, encoder, head, last, or layers by name.
+        weight: Strength of the penalty.
+        on: Weights that are penalised: all, critic, actor, encoder, head, last, or layers by name.
         form: sum: the paper's. half: half of it. mean: the mean over each tensor, summed over tensors.
-        norms: Gains and shifts of normalisation too.
-        rebase: Weights that another intervention of the sentence edits are from then on pulled to what it made of them;
-            otherwise what was reset is pulled back to where it was first born.
+        norms: Include gains and shifts of normalisation.
+        rebase: After another intervention of the same specs edits a weight, penalise the distance from the edited
+            value. Without it, the penalty pulls a reset weight back to its first initial value.
     """
 
     name = "l2_init"
@@ -75,10 +76,10 @@ class L2Init(FromBirth):
 
     @torch.no_grad()
     def follow_edits_(self, layers: dict[str, Layer]) -> None:
-        """Whatever is not as the optimizer left it was edited since, and begins anew from there."""
+        """Set the reference of every weight that was edited after the optimizer's latest step to its present value."""
         for key, parameter in tensors(layers, self.norms):
-            born = self.get_buffer(birth(key))
-            born.copy_(torch.where(parameter != self.get_buffer(stepped(key)), parameter, born))
+            initial = self.get_buffer(birth(key))
+            initial.copy_(torch.where(parameter != self.get_buffer(stepped(key)), parameter, initial))
 
     @torch.no_grad()
     def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
@@ -89,5 +90,5 @@ class L2Init(FromBirth):
 
 
 def stepped(key: str) -> str:
-    """The name of the buffer that holds a parameter as the optimizer's latest step left it."""
+    """The name of the buffer that holds a parameter as it was after the optimizer's latest step."""
     return f"{key.replace('.', '/')}:stepped"

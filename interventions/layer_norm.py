@@ -11,20 +11,20 @@ from .core.config_edits import edit_network
 
 
 class LayerNorm(Intervention):
-    """Normalise what goes into the activations of hidden layers.
+    """Normalise the inputs of the activations of hidden layers.
 
-    When: Almost always for critics; with weight decay the strongest simple combination known.
+    When: Almost always for critics. With weight decay it is the strongest simple combination known.
     Paper: Ba, Kiros & Hinton 2016, "Layer Normalization", 1607.06450. Lyle et al. 2024, "Disentangling the Causes of
         Plasticity Loss in Neural Networks", 2402.18762: between linear map and activation, and never after the last
         linear map of a value.
-    Differs: For convolutions the gain belongs to a channel (`gn1`), so that single units can be reset; public code
-        often has one for every channel and position (`ln_chw`), which is another network.
+    Differs: In convolutions each channel has its own gain (`gn1`), so that single units can be reset. Public code often
+        has one gain for every channel and position (`ln_chw`), which is a different network.
     Excludes: another layer_norm on the same component.
 
     Args:
-        on: Whose networks: critic, actor, or both.
-        placement: all: every hidden layer. dense: those after the encoder. encoder: the convolutions. last: the last
-            hidden layer alone.
+        on: Components whose networks change: critic, actor, or both.
+        placement: all: every hidden layer. dense: hidden layers after the encoder. encoder: the convolutions. last:
+            only the last hidden layer.
         conv: Normalisation of a convolution: gn1 or ln_chw.
     """
 
@@ -53,7 +53,7 @@ class LayerNorm(Intervention):
     def bind(self, agent: Agent) -> None:
         for component in self.components:
             network = agent.components[component].online
-            # A projection of image features is normalised in any case.
+            # A projection of image features always has a norm, so it does not count.
             own = {module.layer for module in network.modules() if isinstance(module, Projection)}
             if all(layer.norm is None or layer in own for layer in all_layers(network).values()):
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""The linear network, as a baseline: Dohare et al. 2024 (Nature 632)."""
+"""The linear network as a baseline: Dohare et al. 2024 (Nature 632)."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ BENT: dict[type[nn.Module], str] = {
 
 
 class Linear(Activating):
-    """Make the network a linear function of what it sees: the baseline that a deep one should stay above.
+    """Make the network a linear function of its observations: a baseline that a deep network should exceed.
 
-    When: Beside any deep network that learns for long: one that ends below it has lost more than its depth gave.
+    When: As a baseline for any deep network in long training. A deep network that ends below it has lost more than its
+        depth contributed.
     Paper: Dohare et al. 2024, "Loss of Plasticity in Deep Continual Learning", Nature 632: after enough tasks deep
-        networks do no better than a linear one. Lewandowski et al. 2024, 2410.20634: linear networks, deep ones too,
-        keep their plasticity.
-    Differs: Convolutions stay where there are images, without their activations, since they are what fits images of any
-        size into a vector: the function is linear in the pixels, of no higher rank than they let through. So is that of
-        form=deep, which is trained like a deep network. Distributions over values, squashed actions and softmax stay
-        what they are, outside the network.
-    Excludes: activation, crelu, fourier, layer_norm or another linear on the same component. What acts on hidden units
-        finds none in the shallow network of a vector. Bodies that are not linear without activations are refused: the
-        max-pooling of impala, and what projects image features in SAC.
+        networks do no better than a linear one. Lewandowski et al. 2024, 2410.20634: linear networks, including deep
+        ones, keep their plasticity.
+    Differs: For images the convolutions stay, without their activations, because they reduce images of any size to a
+        vector. The function is then linear in the pixels, and its rank is at most that of the convolutions. The same
+        holds for form=deep, which is trained like a deep network. Distributions over values, squashed actions and
+        softmax lie outside the network and do not change.
+    Excludes: activation, crelu, fourier, layer_norm or another linear on the same component. Methods that act on hidden
+        units find none in the shallow network of a vector. Networks that are not linear without activations are
+        refused: impala (max-pooling), and SAC's projection of image features.
 
     Args:
-        on: Whose networks: all, critic or actor.
+        on: Components whose networks change: all, critic or actor.
         form: shallow: no dense hidden layers. deep: the same layers without activations.
     """
 

@@ -1,4 +1,4 @@
-"""The placebo of a reset: a random change of the same size at the same moments."""
+"""The placebo of a reset: a random change of the same size at the same times."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ FAMILIES = (Recycler, LayerMethod)
 
 
 class MatchedRandom(Intervention):
-    """Do what another intervention does, but change weights by as much in random directions.
+    """Apply another intervention, but move weights by the same amount in random directions.
 
-    When: As the control of any method that edits weights: what it does better than its placebo is owed to which weights
-        it picks, the rest to the shake.
-    Paper: The control of Sokar et al. 2023, 2302.12902, who recycle units at random, carried over to methods that
-        redraw whole layers.
-    Differs: No units are picked. Every parameter tensor moves by a Gaussian direction of its
-        own, scaled to the norm by which the other intervention moved it; a target network moves along with its online
-        one by the norm of its own change. What the tensor holds besides weights (running statistics) is left as the
-        other one leaves it.
-    Excludes: What the other intervention excludes.
+    When: As the control of any method that edits weights. If the method is better than this control, the selection of
+        weights explains the difference; the random change explains the rest.
+    Paper: Sokar et al. 2023, 2302.12902, use randomly selected units as a control; this extends the control to methods
+        that redraw whole layers.
+    Differs: No units are selected. Every parameter tensor moves in its own Gaussian direction, scaled to the norm of
+        the change that the other intervention made to it. A target network moves in the direction of its online
+        network, by the norm of its own change. Other tensors (running statistics) keep the values that the other
+        intervention gives them.
+    Excludes: Everything that the other intervention excludes.
 
     Args:
-        like: The other intervention, a word in quotes: `matched_random("redo(tau=0.1, every=1000)")`. One that resets
-            units or redraws layers.
-        moments: The optimizers' memory. like: as the other one leaves it. keep: as if nothing had happened.
+        like: The other intervention, a quoted spec: `matched_random("redo(tau=0.1, every=1000)")`. It must reset units
+            or redraw layers.
+        moments: The optimizer state. like: as the other intervention leaves it. keep: unchanged.
     """
 
     name = "matched_random"
     example: ClassVar[str] = "matched_random(like='reset(every=3)')"
     effect = "layer_surgery"
-    # Every intervention by name. `registry.py` sets it, because it lists this class and imports it.
+    # Every intervention by name. `registry.py` sets it, because `registry.py` imports this class.
     registry: ClassVar[Mapping[str, type[Intervention]]] = {}
 
     def __init__(self, like: str, moments: Literal["like", "keep"] = "like") -> None:
@@ -91,12 +91,12 @@ class MatchedRandom(Intervention):
         self.inner.joined(run, activations)
 
     def fire_now(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
-        beat = self.inner.when
-        self.inner.when = lambda clock: True  # what it matches asks its own beat
+        trigger = self.inner.when
+        self.inner.when = lambda clock: True  # the other intervention checks its own trigger
         try:
             super().fire_now(run, activations)
         finally:
-            self.inner.when = beat
+            self.inner.when = trigger
 
     def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
         if not self.when(run.clock):
@@ -114,8 +114,8 @@ class MatchedRandom(Intervention):
         self.inner.after_update(Unwatched(run), activations)
         norms = []
         for pair in pairs(run.agent):
-            # Online and target in one direction. Drawn for every tensor, so that the stream does not depend on which
-            # were changed.
+            # Online and target network move in one direction. Noise is drawn for every tensor, so that the random
+            # stream does not depend on which tensors changed.
             noise = torch.randn(pair[0].shape, generator=self.generator, device=pair[0].device)
             noise.div_(torch.linalg.vector_norm(noise).clamp(min=1e-30))
             for p in pair:
@@ -128,12 +128,13 @@ class MatchedRandom(Intervention):
         self.moved = {"interventions/matched_random_norm": torch.stack(norms).square().sum().sqrt()}
 
     def measurements(self) -> dict[str, Tensor]:
-        found, self.moved = self.moved | self.inner.measurements(), {}
-        return found
+        measured, self.moved = self.moved | self.inner.measurements(), {}
+        return measured
 
 
 class Unwatched:
-    """A run as the other intervention sees it: what it changes is not weighed, for it does not stay."""
+    """The run that is passed to the other intervention. It does not record that change, because the change is
+    replaced."""
 
     def __init__(self, run: Run) -> None:
         self.agent: Agent = run.agent
@@ -145,11 +146,11 @@ class Unwatched:
 
 
 def pairs(agent: Agent) -> Iterator[tuple[Tensor, ...]]:
-    """Every parameter of an agent's networks, with the target network's of the same place where there is one."""
+    """Every parameter of an agent's networks, paired with the target network's parameter if there is one."""
     seen: set[int] = set()
     for component in agent.components.values():
-        twins = dict(zip(component.followed, component.followers, strict=False))
+        targets = dict(zip(component.followed, component.followers, strict=False))
         for p in component.followed:
             if id(p) not in seen:
                 seen.add(id(p))
-                yield (p, twins[p]) if p in twins else (p,)
+                yield (p, targets[p]) if p in targets else (p,)

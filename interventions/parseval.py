@@ -15,23 +15,24 @@ from .core.regularising import Penalty
 
 
 class Parseval(Penalty):
-    """Keep the rows of hidden weight matrices orthogonal, and of the length that they were born with.
+    """Keep the rows of hidden weight matrices orthogonal, and at the length of their initialisation.
 
-    When: Policies and values learn one task after another; made for networks that are born orthogonal.
+    When: Policies and values learn one task after another; intended for networks with orthogonal initialisation.
     Paper: Chung, Cherif, Precup & Meger 2024, "Parseval Regularization for Continual Reinforcement Learning",
         2412.07224: weight * (64 / width)^2 * sum over hidden layers of |W W^T - s I|^2, with s the squared gain of the
-        orthogonal birth (2), without biases and output layers; 1e-3 in gridworlds and Meta-World, 1e-4 on CARL.
-    Differs: A layer of more outputs than inputs cannot have orthogonal rows: its columns are made so (W^T W), which has
-        the same gradient, less the constant s^2 (out - in) that the code's value has. width is the layer's own number
-        of units. A convolution counts as the matrix [out, in * kernel] that it is stored as. The learnable diagonal,
-        the scaled input and the groups of rows are not here.
+        orthogonal initialisation (2), without biases and output layers; 1e-3 in gridworlds and Meta-World, 1e-4 on
+        CARL.
+    Differs: A layer with more outputs than inputs cannot have orthogonal rows, so its columns are made orthogonal (W^T
+        W). This has the same gradient; the value lacks the constant s^2 (out - in) of the code's value. width is the
+        layer's own number of units. A convolution is treated as the matrix [out, in * kernel] in which it is stored.
+        The learnable diagonal, the scaled input and the groups of rows are not implemented.
     Excludes: another parseval on the same component.
 
     Args:
         weight: Strength of the penalty.
-        on: Whose weights: all, critic, actor, encoder, head, or layers by name.
-        s: Squared length of the rows; 0 is the squared gain of each layer (2 if hidden, also where the network was born
-            by PyTorch's law, whose rows have a squared length near 1/3 and are pulled up).
+        on: Weights that are penalised: all, critic, actor, encoder, head, or layers by name.
+        s: Squared length of the rows. 0 is the squared gain of each layer: 2 for hidden layers. This also holds for
+            PyTorch's default initialisation, whose rows have a squared length near 1/3, so the penalty increases them.
     """
 
     name = "parseval"
@@ -48,10 +49,10 @@ class Parseval(Penalty):
         parts = []
         for layer in layers.values():
             product = gram(layer.linear.weight.flatten(1))
-            wanted = self.length(layer) * torch.eye(len(product), device=product.device, dtype=product.dtype)
-            parts.append((64 / layer.units) ** 2 * (product - wanted).square().sum())
+            target = self.length(layer) * torch.eye(len(product), device=product.device, dtype=product.dtype)
+            parts.append((64 / layer.units) ** 2 * (product - target).square().sum())
         return self.weight * torch.stack(parts).sum()
 
     def length(self, layer: Layer) -> float:
-        """The squared length that the rows of a layer are to have."""
+        """The squared row length that the penalty aims at."""
         return self.s or layer.gain**2

@@ -20,21 +20,22 @@ Times: TypeAlias = Annotated[int, at_least(1, "injections", most=MOST_INJECTIONS
 
 
 class PlasticityInjection(Intervention):
-    """Freeze the critic's head and let a new one learn beside it, without a change of any prediction.
+    """Freeze the critic's head and train a new head beside it, without a change of any prediction.
 
-    When: To find out whether a network has lost plasticity (fork a run and inject), or to give it back late in a run.
-    Paper: Nikishin et al. 2023, "Deep Reinforcement Learning with Plasticity Injection", 2305.15555, section 4:
-        q(x) = old(x) + new(x) - copy of new(x), of which only `new` and the encoder are trained.
-    Differs: The tensors that were trained go on being trained: the old head moves into a frozen copy, and the trained
-        one is drawn anew, which is the same function and the same optimizer. Room for the copies is there from the
-        start, holding zeros. The target network's copy of the head moves likewise, with the same draws.
-    Excludes: everything else that edits the critic's head.
+    When: To test whether a network has lost plasticity (fork a run and inject), or to restore plasticity late in a run.
+    Paper: Nikishin et al. 2023, "Deep Reinforcement Learning with Plasticity Injection", 2305.15555, section 4: q(x) =
+        old(x) + new(x) - copy of new(x). Only `new` and the encoder are trained.
+    Differs: The trained tensors stay the same: the old head is copied into a frozen copy, and the trained head is
+        reinitialised. The function and the optimizer are the same as in the paper. The copies are allocated at
+        construction and hold zeros. The head of the target network moves in the same way, with the same draws.
+    Excludes: every other intervention that edits the critic's head.
 
     Args:
-        at: Moments of the injections; none if it waits for a measurement (`when='...'`).
-        of: Clock of the moments: steps (environment steps) or updates.
-        times: With `when`, injections that room is kept for; it rests once they are made.
-        encoder_moments: The optimizer's memory of the encoder: keep (the paper's finding: resetting it hurts) or reset.
+        at: Clock values of the injections; leave it out if the injection waits for a measurement (`when='...'`).
+        of: Clock of `at`: steps (environment steps) or updates.
+        times: With `when`, the number of injections for which copies are allocated. After that many injections it does
+            nothing.
+        encoder_moments: The optimizer state of the encoder: keep (the paper finds that a reset hurts) or reset.
     """
 
     name = "plasticity_injection"
@@ -72,7 +73,7 @@ class PlasticityInjection(Intervention):
             super().after_update(run, activations)
 
     def fire(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
-        # Moments that one update passes together are one each, as if they had come apart.
+        # If one update passes several clock values of `at`, each of them makes an injection of its own.
         passed = 1
         if isinstance(self.when, At):
             last, now = run.clock.read(self.when.of)
@@ -89,15 +90,15 @@ class PlasticityInjection(Intervention):
 
     @torch.no_grad()
     def inject(self, agent: Agent, number: int) -> None:
-        """Move what every head of the critic has learnt into its frozen copy `number`, and draw the head anew."""
+        """Copy every head of the critic into its frozen copy `number`, and reinitialise the head."""
         critic = agent.components["critic"]
         heads = list(injectable(critic.online))
-        twins = list(injectable(critic.target)) if critic.target is not None else [None] * len(heads)
-        for head, twin in zip(heads, twins, strict=True):
+        targets = list(injectable(critic.target)) if critic.target is not None else [None] * len(heads)
+        for head, target in zip(heads, targets, strict=True):
             draws = [layer.fresh(self.generator) for layer in layers(head.head_modules().values())]
             self.move(head, number, draws, self.optimizers)
-            if twin is not None:
-                self.move(twin, number, draws, None)
+            if target is not None:
+                self.move(target, number, draws, None)
         if self.encoder_moments == "reset":
             for parameter in critic.online.encoder.parameters():
                 forget_(self.optimizers, parameter)
@@ -108,22 +109,22 @@ class PlasticityInjection(Intervention):
     def move(
         self, head: Any, number: int, draws: Sequence[Mapping[str, Tensor]], optimizers: Optimizers | None
     ) -> None:
-        """old <- head; head <- draw; born <- the same draw."""
+        """Three copies: old <- head; head <- draw; the frozen copy of the new head <- the same draw."""
         modules = list(layers(head.head_modules().values()))
-        old, born = (list(layers([copies[number]])) for copies in (head.injection.old, head.injection.born))
-        for layer, kept, copy, fresh in zip(modules, old, born, draws, strict=True):
+        old, initial = (list(layers([copies[number]])) for copies in (head.injection.old, head.injection.born))
+        for layer, kept, copy, fresh in zip(modules, old, initial, draws, strict=True):
             copy_layer_(kept, layer)
             load_layer_(layer, fresh, optimizers)
             copy_layer_(copy, layer)
         head.injection.opened = number + 1
 
     def measurements(self) -> dict[str, Tensor]:
-        found, self.fired = self.fired, {}
-        return found
+        fired, self.fired = self.fired, {}
+        return fired
 
 
 def injectable(network: nn.Module) -> Iterator[Any]:
-    """The heads of a network that have room for an injection."""
+    """The heads of a network for which injection copies are allocated."""
     for module in network.modules():
         if getattr(module, "injection", None) is not None:
             yield module

@@ -18,10 +18,12 @@ Pixels: TypeAlias = Annotated[int, at_least(1, "pixels", most=1_024, why="no obs
 class RandomShift(Intervention):
     """Shift every image of a batch by a few pixels at random.
 
-    When: Learning from images; one of the strongest preservers of plasticity there (Ma et al. 2024, 2310.07418).
+    When: Learning from images. It is one of the strongest known ways to preserve plasticity there (Ma et al. 2024,
+        2310.07418).
     Paper: Yarats et al. 2021, "Mastering Visual Continuous Control", 2107.09645, section 3.1: replicate padding of 4,
-        one integer shift an image for all its channels, independent for an observation and its successor.
-    Differs: An integer crop is taken by index, where the code interpolates at integer places; equal up to its rounding.
+        one integer shift per image for all its channels, independent for an observation and its successor.
+    Differs: The crop is taken by integer index, while the code interpolates at integer positions; the results are equal
+        up to the rounding of the code.
     Excludes: another random_shift.
 
     Args:
@@ -47,16 +49,16 @@ class RandomShift(Intervention):
         return batch._replace(obs=self.shift(batch.obs), next_obs=self.shift(batch.next_obs))
 
     def shift(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] → the same, every image cropped out of its padded self at a place of its own."""
+        """[B, C, H, W] → the same shape; every image is a random crop of its padded original."""
         offsets = torch.randint(2 * self.pad + 1, (2, len(images)), generator=self.generator, device=images.device)
         return crop(images, offsets[0], offsets[1], self.pad)
 
 
 def crop(images: Tensor, down: Tensor, right: Tensor, pad: int) -> Tensor:
-    """Pad by replicating the border, then cut [H, W] out at `down` and `right` [B], both in 0 … 2 * pad."""
+    """Pad by replicating the border, then crop [H, W] at `down` and `right` [B], both in 0 … 2 * pad."""
     size, channels, height, width = images.shape
-    # Beyond the border stands the border: what padding by replication means, without padding anything.
+    # Clamping the indices at the border equals padding by replication, and needs no padded copy.
     rows = (torch.arange(height, device=images.device) + down[:, None] - pad).clamp_(0, height - 1)
     columns = (torch.arange(width, device=images.device) + right[:, None] - pad).clamp_(0, width - 1)
-    places = (rows[:, :, None] * width + columns[:, None, :]).view(size, 1, -1)
-    return images.flatten(2).gather(2, places.expand(-1, channels, -1)).view(images.shape)
+    positions = (rows[:, :, None] * width + columns[:, None, :]).view(size, 1, -1)
+    return images.flatten(2).gather(2, positions.expand(-1, channels, -1)).view(images.shape)

@@ -16,32 +16,32 @@ FreshSamples: TypeAlias = Annotated[int, at_least(0, "transitions", most=1_000_0
 
 
 class ReDo(Recycler):
-    """Recycle dormant units: new incoming weights, outgoing ones to zero.
+    """Reinitialise dormant units: new incoming weights, outgoing weights set to zero.
 
-    When: Units go dormant in the course of training, as in DQN on Atari and at high replay ratios.
+    When: Units become dormant during training, as in DQN on Atari and at high replay ratios.
     Paper: Sokar, Agarwal, Castro & Evci 2023, "The Dormant Neuron Phenomenon in Deep Reinforcement Learning",
-        2302.12902, definitions 3.1 and 3.2, algorithm 1. tau = 0.025 at replay ratio 0.25 on Atari, 0.1 elsewhere.
+        2302.12902, definitions 3.1 and 3.2, algorithm 1. tau = 0.025 at replay ratio 0.25 on Atari, 0.1 otherwise.
     Differs: The authors' code zeroes the wrong inputs between the last convolution and the first dense layer (it
-        expands a channel's mask in the wrong order); here what reads a unit is measured. Biases are drawn anew, and
-        their moments forgotten, like all other incoming weights. New weights come from the layer's own law, not from
-        another. The weight between two units of neighbouring layers that are recycled at once ends at zero, as in
-        Dopamine; timoklein/redo leaves it as drawn. Every weight has an age of its own, where Dopamine zeroes moments
-        under a shared step counter: this inflates the first steps of what is reborn to 3.2, 4.2 and 4.9 times the
-        learning rate, an effect as large as those that papers report (`ages=shared` shows it).
+        expands a channel's mask in the wrong order); here the inputs that read a unit are measured. Biases are
+        reinitialised and their moments reset, like all other incoming weights. The layer's own initialiser draws the
+        new weights. If two units of neighbouring layers are recycled at once, the weight between them ends at zero, as
+        in Dopamine; timoklein/redo leaves it as drawn. Every weight has its own step count. Dopamine zeroes moments
+        under a shared step counter, which inflates the first steps of reinitialised weights to 3.2, 4.2 and 4.9 times
+        the learning rate; this effect is as large as those that papers report (`ages=shared` reproduces it).
     Excludes: plasticity_injection, unless on=encoder or on=actor.
 
     Args:
         tau: A unit is dormant if its mean absolute output is at most tau times the mean over its layer.
         every: Period of the check.
         of: Clock of the period: updates, steps (environment steps) or episodes.
-        on: The part whose units are recycled: critic, actor, encoder, head, all, or layers by name.
-        samples: Transitions of the replay on which outputs are measured; 0 is the update's own batch.
-        ages: How Adam begins with a recycled weight. own: like a new one, by an age per weight. shared: moments zeroed,
-            the tensor's step counter kept (Dopamine). zeroed: the counter zeroed too (timoklein/redo; slows the whole
-            layer down after every check).
-        max_fraction: Largest share of a layer that is recycled at once, its most dormant first.
-        start: First reading of the clock at which it may fire.
-        stop: Last reading at which it may fire.
+        on: Part of the agent whose units are recycled: critic, actor, encoder, head, all, or layers by name.
+        samples: Transitions from the replay on which outputs are measured; 0 is the update's own batch.
+        ages: Step counts in Adam. own: each weight has its own count, so a recycled weight starts like a new one.
+            shared: moments are zeroed and the tensor's step counter is kept (Dopamine). zeroed: the counter is zeroed
+            too (timoklein/redo; slows the whole layer down after every check).
+        max_fraction: Largest fraction of a layer that is recycled at once, the most dormant units first.
+        start: First clock value at which it may fire.
+        stop: Last clock value at which it may fire.
     """
 
     name = "redo"
@@ -72,7 +72,7 @@ class ReDo(Recycler):
             self._zero_steps(chosen)
 
     def _zero_steps(self, chosen: Mapping[str, Chosen]) -> None:
-        """Zero the counters of all tensors that were looked at, as the port does at every check."""
+        """Zero the step counters of all measured layers and their consumers, as timoklein/redo does at every check."""
         for name in chosen:
             units = self.units[name]
             for parameter in (*units.layer.parameters(), *(consumer.weight for consumer in units.consumers)):

@@ -1,4 +1,4 @@
-"""Every intervention by name. A method that is listed here is under every law."""
+"""Every intervention by name. All laws (`tests/laws`) run on every method in this list."""
 
 from __future__ import annotations
 
@@ -43,6 +43,6 @@ INTERVENTIONS: dict[str, type[Intervention]] = {
         SelfNormalizedReset, ShrinkPerturb, Spectral, Symlog, TwoHot, ValueMapping, Wasserstein,
     )
 }  # fmt: skip
-"""Every intervention by the word that names it in a sentence."""
+"""Every intervention by its name in an intervention spec."""
 
 MatchedRandom.registry = INTERVENTIONS

@@ -16,35 +16,36 @@ from .redo import dormancy_score
 
 
 class ReGraMa(Recycler):
-    """Recycle units that the loss no longer moves: those of small gradient magnitude.
+    """Reinitialise units with small gradient magnitudes, which the loss no longer changes.
 
-    When: Activity misleads, as with residual networks, or activations that are never zero.
+    When: Activity is misleading, as with residual networks, or with activations that are never zero.
     Paper: Liu et al. 2025, "Measure gradients, not activations! Enhancing neuronal activity in deep reinforcement
-        learning", 2505.24061: gradient magnitude in the place of ReDo's activity.
-    Differs: The public code averages signed gradients of incoming weights over the batch first, so that cancelling
-        samples make a live unit look inactive (`mode=weight_grad`), and leaves outgoing weights as they are
-        (`outgoing=False`). It also counts the output layer's units. An earlier version of it crashes Adam by an integer
-        step counter; the present one leaves the counter alone, and its SAC scripts give it no optimizer, so that no
-        moments are reset there. Here every weight has an age of its own (`ages=shared` is the common practice, and
-        inflates first steps). The loss of mode=unit is the agent's own, with its n-step and discount of the moment,
-        without augmentation and without penalties. With outgoing=True the weight between two units of neighbouring
-        layers that are recycled at once ends at zero.
+        learning", 2505.24061: gradient magnitude instead of ReDo's activity.
+    Differs: The public code first averages signed gradients of incoming weights over the batch, so samples that cancel
+        make an active unit look inactive (`mode=weight_grad`), and leaves outgoing weights as they are
+        (`outgoing=False`). It also counts the output layer's units. An earlier version of it crashes Adam with an
+        integer step counter. The present version leaves the counter unchanged, and its SAC scripts pass no optimizer,
+        so no moments are reset there. Here every weight has its own step count (`ages=shared` is the common practice,
+        and inflates first steps). The loss of mode=unit is the agent's own, with its current n-step and discount,
+        without augmentation and without penalties. With outgoing=True, if two units of neighbouring layers are recycled
+        at once, the weight between them ends at zero.
     Excludes: plasticity_injection, unless on=encoder or on=actor.
 
     Args:
         tau: A unit is inactive if its gradient magnitude is at most tau times the mean over its layer.
         every: Period of the check.
         of: Clock of the period: updates, steps (environment steps) or episodes.
-        on: The part whose units are recycled: critic, actor, encoder, head, all, or layers by name.
+        on: Part of the agent whose units are recycled: critic, actor, encoder, head, all, or layers by name.
         mode: unit: mean over samples of |d loss / d output of the unit|. weight_grad: mean |gradient| of its incoming
-            weights in the latest update; a dead ReLU unit is inactive in this one alone.
-        samples: Transitions of the replay on which gradients are measured (mode=unit).
-        outgoing: Zero the outgoing weights of what is recycled.
-        max_fraction: Largest share of a layer that is recycled at once, its least active first.
-        ages: Of Adam. own: a recycled weight begins like a new one. shared: its moments are zeroed and the step counter
-            of the whole tensor is kept, so that its first steps are 3.2, 4.2, 4.9 times the learning rate.
-        start: First reading of the clock at which it may fire.
-        stop: Last reading at which it may fire.
+            weights in the latest update; only in this mode is a dead ReLU unit inactive.
+        samples: Transitions from the replay on which gradients are measured (mode=unit).
+        outgoing: Zero the outgoing weights of recycled units.
+        max_fraction: Largest fraction of a layer that is recycled at once, the least active units first.
+        ages: Step counts in Adam. own: each weight has its own count, so a recycled weight starts like a new one.
+            shared: moments are zeroed and the step counter of the whole tensor is kept, so the first steps are 3.2,
+            4.2, 4.9 times the learning rate.
+        start: First clock value at which it may fire.
+        stop: Last clock value at which it may fire.
     """
 
     name = "regrama"
@@ -93,8 +94,8 @@ class ReGraMa(Recycler):
 
     def weight_gradients(self) -> dict[str, Tensor]:
         """Mean absolute gradient of each unit's incoming weights in the latest update."""
-        found = {}
+        sizes = {}
         for name, units in self.units.items():
             if (gradient := units.layer.linear.weight.grad) is not None:
-                found[name] = gradient.abs().flatten(1).mean(1)
-        return found
+                sizes[name] = gradient.abs().flatten(1).mean(1)
+        return sizes

@@ -1,4 +1,4 @@
-"""Replay ratio, static or scaled by resets: D'Oro et al. 2023 (OpC-9aBBVJe)."""
+"""The replay ratio, alone or with the resets that high ratios need: D'Oro et al. 2023 (OpC-9aBBVJe)."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from .reset import Reset
 
 
 class ReplayRatio(Intervention):
-    """Make so many gradient updates per environment step, if asked with resets that make high ratios bearable.
+    """Set the number of gradient updates per environment step, optionally with the resets that high ratios need.
 
-    When: Environment steps are dear; or as the standard stress test of plasticity.
+    When: Environment steps are expensive; or as the standard stress test of plasticity.
     Paper: D'Oro et al. 2023, "Sample-Efficient Reinforcement Learning by Breaking the Replay Ratio Barrier" (ICLR 2023,
-        OpC-9aBBVJe). SR-SAC is `replay_ratio(128, reset_every=2560000)`, SR-SPR
-        `replay_ratio(16, reset_every=40000, encoder_shrink=0.8)`. Resets are counted in updates, so that they come
-        sooner, in environment steps, the higher the ratio.
-    Differs: Nothing known. Periods of target network, actor and other methods keep their own clocks.
+        OpC-9aBBVJe). SR-SAC is `replay_ratio(128, reset_every=2560000)`, SR-SPR `replay_ratio(16, reset_every=40000,
+        encoder_shrink=0.8)`. The period of resets is in updates, so a higher ratio means fewer environment steps
+        between resets.
+    Differs: Nothing known. Target network, actor and other methods keep the clocks of their own periods.
     Excludes: adaptive_replay_ratio; with resets also plasticity_injection.
 
     Args:
-        ratio: Gradient updates per environment step; fractions are kept as credit.
+        ratio: Gradient updates per environment step. Fractions of an update are carried over to later steps.
         reset_every: Updates between two full resets; 0 is never.
-        encoder_shrink: If given, the encoder is not reset but keeps this share of its weights, the rest a fresh draw.
+        encoder_shrink: If given, the encoder is not reset. It keeps this fraction of its weights; the rest is a fresh
+            draw.
     """
 
     name = "replay_ratio"

@@ -15,32 +15,34 @@ from .core.surgery import forget_, load_layer_
 
 
 class Reset(LayerMethod):
-    """Draw layers anew on a beat, while the replay keeps what was lived through.
+    """Reinitialise layers on a schedule, while the replay keeps its transitions.
 
-    When: The replay ratio is high, or early experience weighs too much (primacy bias).
+    When: The replay ratio is high, or early experience has too much influence (primacy bias).
     Paper: Nikishin et al. 2022, "The Primacy Bias in Deep Reinforcement Learning", 2205.07802, section 5: SAC from
-        states resets everything every 200,000 steps, DrQ all but the encoder (`layers=head`), SPR the last layer
-        (`layers=last, target=none`). D'Oro et al. 2023, "Sample-Efficient Reinforcement Learning by Breaking the Replay
-        Ratio Barrier": every 2,560,000 updates.
-    Differs: Nothing is rebuilt: weights are drawn into the same tensors, so optimizers and targets cannot lose them.
-        The authors mean to keep the encoder's moments when heads are reset, but their code resets all (`moments=all`).
+        states resets everything every 200,000 steps, DrQ resets all but the encoder (`layers=head`), SPR resets the
+        last layer (`layers=last, target=none`). D'Oro et al. 2023, "Sample-Efficient Reinforcement Learning by Breaking
+        the Replay Ratio Barrier": every 2,560,000 updates.
+    Differs: No network is rebuilt: new weights are written into the same tensors, so optimizers and target networks
+        keep their references. The authors intend to keep the encoder's moments when heads are reset, but their code
+        resets all (`moments=all`).
     Excludes: plasticity_injection, unless layers=encoder or layers=actor.
 
     Args:
         every: Period.
         of: Clock of the period: steps (environment steps), updates or episodes.
-        layers: What is drawn anew: all, critic, actor, encoder, head (all but the encoder), last, or layers by name.
-        target: The target network's layers. copy: as the online ones. same or own: drawn too, alike or on their own
-            (what a layer without a target has nothing to do with). none: left alone.
-        moments: The optimizers' memory that is reset. all: that of every component of which a layer was reset. reset:
-            that of the reset layers.
-        temperature: SAC's temperature, when the actor or everything is reset: fresh (back to where it began, its
-            optimizer too) or keep.
+        layers: Layers that are reinitialised: all, critic, actor, encoder, head (all but the encoder), last, or layers
+            by name.
+        target: The target network's layers. copy: copied from the online layers. same or own: reinitialised too, with
+            the same draws or their own (no effect on layers without a target). none: unchanged.
+        moments: The optimizer state that is reset. all: that of every component with a reset layer. reset: that of the
+            reset layers.
+        temperature: SAC's temperature, when the actor or everything is reset: fresh (back to its initial value, with
+            its optimizer state) or keep.
         log_std: PPO's deviation, likewise: fresh or keep.
         norms: Gains and shifts of normalisation layers: fresh or keep.
-        at: Moments of the clock, instead of a period.
-        start: First reading of the clock at which it may fire.
-        stop: Last reading at which it may fire.
+        at: Clock values at which it fires, instead of a period.
+        start: First clock value at which it may fire.
+        stop: Last clock value at which it may fire.
     """
 
     name = "reset"
@@ -67,7 +69,7 @@ class Reset(LayerMethod):
         self.reset(run.agent)
 
     def reset(self, agent: Agent) -> None:
-        """Draw everything anew, in the order in which it was drawn when the agent was built."""
+        """Reinitialise the chosen layers, in the order of their initialisation when the agent was built."""
         for name in self.names:
             self.redraw(name)
         self.finish(agent, self.names)
@@ -78,9 +80,9 @@ class Reset(LayerMethod):
                 reset_deviation_(self, agent)
 
     def redraw(self, name: str) -> None:
-        """One layer, and its twin in the target network where that is drawn too."""
+        """Reinitialise one layer, and its target layer if `target` is same or own."""
         fresh = self.draw(name, self.generator)
-        # Forgetting comes with `finish`, for all at once.
+        # `finish` resets the optimizer state of all layers at once.
         load_layer_(self.found.layers[name], fresh, None, norms=self.edits_norms)
         if self.target in ("same", "own") and name in self.found.twins:
             own = self.draw(name, self.generator) if self.target == "own" else fresh
@@ -88,7 +90,7 @@ class Reset(LayerMethod):
 
 
 def reset_temperature_(method: LayerMethod, agent: Agent) -> None:
-    """SAC's temperature back to where it began; agents without one have nothing to reset."""
+    """Set SAC's temperature to its initial value. Does nothing for agents without a temperature."""
     if "temperature" in agent.components:
         module = agent.components["temperature"].online
         module.load_fresh()
@@ -96,8 +98,8 @@ def reset_temperature_(method: LayerMethod, agent: Agent) -> None:
 
 
 def reset_deviation_(method: LayerMethod, agent: Agent) -> None:
-    """The deviation of PPO's Gaussian policy back to where it began; a policy whose deviation is an output of its
-    network, or none, has nothing to reset."""
+    """Set the deviation of PPO's Gaussian policy to its initial value. Does nothing if the policy has no deviation
+    or outputs it."""
     policy: Any = agent.components["actor"].online if "actor" in agent.components else None
     log_std = getattr(policy, "log_std", None)
     if log_std is not None:

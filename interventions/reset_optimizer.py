@@ -1,4 +1,4 @@
-"""The reset of optimizers alone: Asadi et al. 2023, 2306.17833; Lyle et al. 2023, 2303.01486."""
+"""The reset of the optimizer state alone: Asadi et al. 2023, 2306.17833; Lyle et al. 2023, 2303.01486."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from .core.surgery import Optimizers, forget_
 
 
 class ResetOptimizer(Intervention):
-    """Let optimizers forget on a beat, and leave every weight as it is.
+    """Reset the optimizer state on a schedule, and leave every weight unchanged.
 
-    When: As the baseline beside whatever resets weights and forgets with them; or with `syncs`, since every new target
-        network is a new problem to the optimizer.
+    When: As the baseline of methods that reset weights together with optimizer state. With `syncs`, because every new
+        target network is a new problem for the optimizer.
     Paper: Asadi, Fakoor & Sabach 2023, "Resetting the Optimizer in Deep RL: An Empirical Study", 2306.17833: moments
         and counter at every update of the target network. Lyle et al. 2023, "Understanding Plasticity in Neural
-        Networks", 2303.01486: optimizers that remember another task as a cause of its loss.
-    Differs: Nothing known. With `keep_step` it is what code does that zeroes the moments alone: bias correction takes
-        them for those of long training, and the first steps are 3.2, 4.2, 4.9 times the learning rate. That such a
-        stale Adam can beat a new network is faster optimisation, and no restored plasticity.
+        Networks", 2303.01486: optimizer state from another task as a cause of plasticity loss.
+    Differs: Nothing known. `keep_step` reproduces code that zeroes only the moments: bias correction then treats them
+        as moments of long training, and the first steps are 3.2, 4.2, 4.9 times the learning rate. If an Adam with such
+        a stale counter learns faster than a new network, that is faster optimisation and not restored plasticity.
     Excludes: Nothing.
 
     Args:
         every: Period.
         of: Clock of the period: steps (environment steps), updates or episodes.
-        on: Whose optimizers' memory: all, or components (critic, actor, temperature), encoder, head, last, or layers by
-            name.
-        keep_step: Zero the moments and let the step counter go on.
-        syncs: At every update of the target network, instead of a period.
-        at: Moments of the clock, instead of a period.
-        start: First reading of the clock at which it may fire.
-        stop: Last reading at which it may fire.
+        on: Parameters whose optimizer state is reset: all, or components (critic, actor, temperature), encoder, head,
+            last, or layers by name.
+        keep_step: Zero the moments, but keep the step counter.
+        syncs: Fire at every update of the target network, instead of a period.
+        at: Clock values at which it fires, instead of a period.
+        start: First clock value at which it may fire.
+        stop: Last clock value at which it may fire.
     """
 
     name = "reset_optimizer"
@@ -74,18 +74,18 @@ class ResetOptimizer(Intervention):
         named = {id(p) for part in self.parts for p in self.meant(agent, part, held)}
         self.chosen = [p for p in held if id(p) in named]
         if self.syncs:
-            self.when = self._beat_of_the_target(agent)
+            self.when = self._target_schedule(agent)
 
     def meant(self, agent: Agent, part: str, held: list[Tensor]) -> list[Tensor]:
-        """What a part means: also what is in no layer, such as a temperature."""
+        """The parameters of a part, including those outside all layers, such as a temperature."""
         if part == "all":
             return held
         if part in agent.components:
             return list(agent.components[part].online.parameters())
-        found = survey(agent)
-        return [p for name in chosen_layers(found, part, self.name) for p in found.layers[name].parameters()]
+        surveyed = survey(agent)
+        return [p for name in chosen_layers(surveyed, part, self.name) for p in surveyed.layers[name].parameters()]
 
-    def _beat_of_the_target(self, agent: Agent) -> Every:
+    def _target_schedule(self, agent: Agent) -> Every:
         period = getattr(getattr(agent, "config", None), "target_period", None)
         if period is None:
             raise ValueError(f"reset_optimizer: syncs needs a target network, and this {agent.name} has none")
@@ -103,5 +103,5 @@ class ResetOptimizer(Intervention):
         self.fired = {"interventions/reset_optimizer_tensors": count}
 
     def measurements(self) -> dict[str, Tensor]:
-        found, self.fired = self.fired, {}
-        return found
+        fired, self.fired = self.fired, {}
+        return fired

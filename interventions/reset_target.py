@@ -1,4 +1,4 @@
-"""A target network set anew on a beat: a part of the diagnosis which of an agent's networks misleads it."""
+"""The reset of a target network on a schedule. In a fork it helps to find which network misleads an agent."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from .core.surgery import load_layer_
 
 
 class ResetTarget(Intervention):
-    """Set the target network anew on a beat: equal to the online network, or drawn like a newborn one.
+    """Reset the target network on a schedule: to a copy of the online network, or to a fresh initialisation.
 
-    When: In a fork, to find out whether a target that is stale or has diverged holds an agent back.
-    Paper: Mnih et al. 2015, "Human-level control through deep reinforcement learning" (the copy); with `to=drawn` what
-        Nikishin et al. 2022, 2205.07802, do to targets when they reset networks, by itself.
-    Differs: A verb of its own, so that the target can be told from the rest.
+    When: In a fork, to test whether a stale or diverged target network limits an agent.
+    Paper: Mnih et al. 2015, "Human-level control through deep reinforcement learning" (the copy). With `to=drawn` it is
+        the reset of target networks of Nikishin et al. 2022, 2205.07802, without their reset of online networks.
+    Differs: A separate intervention, so that the effect of the target network can be separated from the rest.
     Excludes: Agents without a target network.
 
     Args:
         every: Period.
         of: Clock of the period: steps (environment steps), updates or episodes.
-        to: online: equal to the online network. drawn: new weights from the law of their birth.
-        at: Moments of the clock, instead of a period.
-        start: First reading of the clock at which it may fire.
-        stop: Last reading at which it may fire.
+        to: online: equal to the online network. drawn: new weights from the initialiser.
+        at: Clock values at which it fires, instead of a period.
+        start: First clock value at which it may fire.
+        stop: Last clock value at which it may fire.
     """
 
     name = "reset_target"
@@ -63,12 +63,12 @@ class ResetTarget(Intervention):
                 if component.target is not None:
                     sync_target_(component, 1.0)
         else:
-            for twin in self.found.twins.values():
-                load_layer_(twin, twin.fresh(self.generator), None)
+            for layer in self.found.twins.values():
+                load_layer_(layer, layer.fresh(self.generator), None)
         self.touched = {name: float(layer.units) for name, layer in self.found.twins.items()}
         count = torch.full((), float(len(self.found.twins)), device=run.agent.device)
         self.fired = {"interventions/reset_target_layers": count}
 
     def measurements(self) -> dict[str, Tensor]:
-        found, self.fired = self.fired, {}
-        return found
+        fired, self.fired = self.fired, {}
+        return fired

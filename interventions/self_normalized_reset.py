@@ -14,39 +14,40 @@ from ..common.ranges import NotNegative, Period, SomeShare, SomeUpdates, at_leas
 from .core.recycling import Ages, Recycler, per_unit
 from .core.surgery import Chosen
 
-EXACT = 64  # silences of up to so many updates have a bin each, longer ones share bins of width 1/16 octave
+EXACT = 64  # inactive periods shorter than this many updates have a bin each; longer ones share bins of 1/16 octave
 BINS = EXACT + 16 * 14
 
 Factor: TypeAlias = Annotated[float, at_least(1.0)]
 
 
 class SelfNormalizedReset(Recycler):
-    """Reset a unit that has been silent for longer than its own past makes plausible.
+    """Reset a unit that has been inactive for longer than its own history makes plausible.
 
-    When: Units differ in how often they fire, so that no one threshold of activity fits all.
-    Paper: Farias & Jozefiak 2024, "Self-Normalized Resets for Plasticity in Continual Learning", 2410.20098,
-        algorithm 1: a test of "it should have fired by now" against the unit's own inter-firing times.
-    Differs: Thresholds are renewed every `renew` updates, since reinforcement learning has no tasks at whose end to do
-        it. Times between firings are counted in updates and, beyond 64, in bins of a sixteenth of an octave, where the
-        code keeps a count for every length: a threshold falls or grows exactly when the code's does, and where it falls
-        it ends up to two bins (9 %) lower. A unit with no recorded firing keeps its threshold; in the code an empty
-        record makes it the smallest there is. At most `most` units of a layer are reset per update, the most overdue
-        first. Biases of new units come from their layer's law of birth, where the code has zeros. A unit fires if any
-        of its outputs on the batch exceeds eps in magnitude (for ReLU: is positive). Adam's counts are kept in the
-        code, which inflates the first steps of what is reset (`ages=shared`). The weight between two units of
-        neighbouring layers that are reset at once ends at zero.
+    When: Units differ in how often they fire, so no single activity threshold fits all.
+    Paper: Farias & Jozefiak 2024, "Self-Normalized Resets for Plasticity in Continual Learning", 2410.20098, algorithm
+        1: it tests whether a unit should have fired by now, given the unit's own inter-firing times.
+    Differs: Thresholds are updated every `renew` updates, because reinforcement learning has no end of a task to
+        trigger this. Times between firings are in updates; beyond 64 they share bins of a sixteenth of an octave, while
+        the code counts every length. A threshold decreases or grows exactly when the code's does, and after a decrease
+        it is up to two bins (9 %) lower. A unit with no recorded firing keeps its threshold; in the code an empty
+        record gives the smallest possible threshold. At most `most` units of a layer are reset per update, the most
+        overdue first. The layer's initialiser draws the biases of new units; the code sets them to zero. A unit fires
+        if any of its outputs on the batch exceeds eps in magnitude (for ReLU: is positive). The code keeps Adam's step
+        counts, which inflates the first steps of reset weights (`ages=shared`). If two units of neighbouring layers are
+        reset at once, the weight between them ends at zero.
     Excludes: plasticity_injection, unless on=encoder or on=actor.
 
     Args:
-        percentile: Share of past silences that a silence must outlast.
-        renew: Updates between two renewals of the thresholds.
-        expansion: Factor by which a threshold grows where the record would not lower it.
-        longest: Largest threshold, in updates; also the first one.
-        eps: Magnitude from which on an output counts as firing.
-        most: Units of a layer that are reset per update at most.
-        on: The part whose units are reset: critic, actor, encoder, head, all, or layers by name.
-        ages: Of Adam. own: a reset weight begins like a new one. shared: its moments are zeroed and the step counter
-            of the whole tensor is kept, so that its first steps are 3.2, 4.2, 4.9 times the learning rate.
+        percentile: A unit is reset if its current inactive period exceeds this fraction of its past ones.
+        renew: Updates between two updates of the thresholds.
+        expansion: Factor by which a threshold grows when the record would not lower it.
+        longest: Largest threshold, in updates; also the initial threshold.
+        eps: An output above this magnitude counts as firing.
+        most: Maximum number of units of a layer that are reset per update.
+        on: Part of the agent whose units are reset: critic, actor, encoder, head, all, or layers by name.
+        ages: Step counts in Adam. own: each weight has its own count, so a reset weight starts like a new one. shared:
+            moments are zeroed and the step counter of the whole tensor is kept, so the first steps are 3.2, 4.2, 4.9
+            times the learning rate.
     """
 
     name = "self_normalized_reset"
@@ -100,30 +101,32 @@ class SelfNormalizedReset(Recycler):
             order = overdue.argsort(descending=True, stable=True)[: self.most]
             reset = overdue.index_select(0, order) >= 0
             chosen[name] = Chosen(order, reset)
-            # The silence that ended in a reset is one that was at least so long.
-            gone = torch.zeros_like(fired).index_copy_(0, order, reset)
-            self.note(record, age, gone, threshold)
-            age.masked_fill_(gone, 0.0)
+            # Record the inactive period that ended in a reset; without the reset it would have been at least as long.
+            reset_mask = torch.zeros_like(fired).index_copy_(0, order, reset)
+            self.note(record, age, reset_mask, threshold)
+            age.masked_fill_(reset_mask, 0.0)
             if self.renewal(run.clock):
                 self.renew(threshold, record)
         self.recycle(chosen)
 
     def note(self, record: Tensor, age: Tensor, which: Tensor, threshold: Tensor) -> None:
-        """Enter the present silences of the units at which `which` holds.
+        """Record the current inactive periods of the units for which `which` holds.
 
-        Whether a threshold is lowered depends on how many silences were shorter than it. One that was, but falls into
-        the threshold's own bin, is entered one bin lower, so that the record can tell.
+        The number of periods shorter than a threshold decides whether the threshold decreases. A period that is
+        shorter, but falls into the threshold's own bin, is recorded one bin lower, so that the record preserves this
+        fact.
         """
         bins, limit = bin_of(age, self.lengths), bin_of(threshold.ceil(), self.lengths)
         bins = torch.where(age < threshold, bins.minimum(limit - 1), bins)
         record.scatter_add_(1, bins[:, None], which[:, None].to(record.dtype))
 
     def renew(self, threshold: Tensor, record: Tensor) -> None:
-        """The percentile of each unit's record, or the old threshold expanded where that would not lower it."""
+        """Set each threshold to the percentile of the unit's record, or expand the old one if that would not lower
+        it."""
         total = record.sum(1)
         share = record.cumsum(1) / total.clamp(min=1)[:, None]
-        # The first bin at which the share is reached. Bins are compared with bins: the shortest silence of the bin that
-        # a threshold lies in is shorter than the threshold itself, and would seem to lower it.
+        # The first bin at which the percentile is reached. Bins are compared with bins, not with the threshold: the
+        # shortest period of the threshold's own bin is shorter than the threshold, and would seem to lower it.
         reached = (share >= self.percentile).to(torch.uint8).argmax(1)
         lowered = reached < bin_of(threshold.ceil(), self.lengths)
         renewed = torch.where(lowered, self.lengths.index_select(0, reached), threshold * self.expansion)
@@ -132,11 +135,11 @@ class SelfNormalizedReset(Recycler):
 
 
 def bin_of(length: Tensor, lengths: Tensor) -> Tensor:
-    """[units] whole numbers of updates → the bin of a silence of that length."""
+    """[units] whole numbers of updates → the bin of an inactive period of that length."""
     return torch.bucketize(length, lengths, right=True) - 1
 
 
 def bin_lengths() -> Tensor:
-    """[BINS] the shortest silence, in whole updates, that falls into each bin."""
+    """[BINS] the shortest inactive period, in whole updates, of each bin."""
     coarse = EXACT * 2 ** (torch.arange(BINS - EXACT, dtype=torch.float64) / 16)
     return torch.cat([torch.arange(EXACT, dtype=torch.float64), coarse.ceil()]).float()

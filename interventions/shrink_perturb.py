@@ -1,4 +1,4 @@
-"""Shrink and perturb: Ash & Adams 2020, 1910.08475, and its relatives."""
+"""Shrink and perturb, with its published variants: Ash & Adams 2020, 1910.08475."""
 
 from __future__ import annotations
 
@@ -20,32 +20,33 @@ Noise = Literal["fresh", "gaussian", "initial"]
 class ShrinkPerturb(LayerMethod):
     """Shrink weights towards zero and add noise: weight <- shrink * weight + perturb * noise.
 
-    When: A reset would lose too much; or, at every update with tiny steps, as a steady rejuvenation.
+    When: A reset would lose too much; or, at every update with tiny steps, as a continual renewal of weights.
     Paper: Ash & Adams 2020, "On Warm-Starting Neural Network Training", 1910.08475, section 4 (noise=gaussian, once per
         chunk of data). D'Oro et al. 2023 and Schwarzer et al. 2023, 2305.19452: noise=fresh, on the encoder, 0.8 and
         0.2, or 0.5 and 0.5.
-    Differs: The five variants in use are parameters here. At every update, with noise=fresh or gaussian, it is the form
-        of Kumar et al. 2023 and of Dohare et al. 2024: `every=1, of=updates, target=none, moments=keep`, or Adam would
-        begin anew each time; noise=initial pulls towards the weights of birth, which public code also
-        calls shrink and perturb, though at birth it changes nothing. Norms, temperature and running statistics are
-        left alone. Two independent draws mixed half and half have 0.71 of the standard deviation of one.
+    Differs: Parameters select among the five variants in use. At every update, with noise=fresh or gaussian, it is the
+        form of Kumar et al. 2023 and of Dohare et al. 2024: `every=1, of=updates, target=none, moments=keep`; with
+        another `moments`, Adam would restart each time. noise=initial pulls towards the initial weights; public code
+        also calls this shrink and perturb, though it does not change a freshly initialised network. Norms, temperature
+        and running statistics are not changed. An equal mixture of two independent draws has 0.71 of the standard
+        deviation of one.
     Excludes: plasticity_injection, unless layers=encoder or layers=actor.
 
     Args:
         shrink: Factor on the weights.
         perturb: Factor on the noise; with noise=gaussian its standard deviation.
-        noise: fresh: a draw from the law of the layer's birth. gaussian: standard normal. initial: the layer's very
-            first weights.
+        noise: fresh: a draw from the layer's initialiser. gaussian: standard normal. initial: the layer's initial
+            weights.
         every: Period.
         of: Clock of the period: steps (environment steps), updates or episodes.
-        layers: What is changed: all, critic, actor, encoder, head (all but the encoder), last, or layers by name.
-        target: The target network's layers. same: shrunk and perturbed alike. own: with noise of their own. copy: as
-            the online ones. none: left alone.
-        moments: The optimizers' memory that is reset. keep: none. reset: that of the changed layers. all: that of every
-            component of which a layer was changed.
-        at: Moments of the clock, instead of a period.
-        start: First reading of the clock at which it may fire.
-        stop: Last reading at which it may fire.
+        layers: Layers that change: all, critic, actor, encoder, head (all but the encoder), last, or layers by name.
+        target: The target network's layers. same: shrunk and perturbed with the same noise. own: with their own noise.
+            copy: copied from the online layers. none: unchanged.
+        moments: The optimizer state that is reset. keep: none. reset: that of the changed layers. all: that of every
+            component with a changed layer.
+        at: Clock values at which it fires, instead of a period.
+        start: First clock value at which it may fire.
+        stop: Last clock value at which it may fire.
     """
 
     name = "shrink_perturb"
@@ -74,25 +75,25 @@ class ShrinkPerturb(LayerMethod):
         if self.noise == "initial":
             for name in self.names:
                 for key, parameter in self.found.layers[name].named_parameters():
-                    self.register_buffer(_birth(name, key), parameter.detach().clone())
+                    self.register_buffer(_initial_buffer(name, key), parameter.detach().clone())
 
     def draw(self, name: str, generator: Generator) -> dict[str, Tensor]:
         layer = self.found.layers[name]
         if self.noise == "fresh":
             return layer.fresh(generator)
         if self.noise == "gaussian":
-            # Drawn contiguous, so that the memory layout of the weights does not decide which number goes where.
+            # Draw in contiguous layout, so that the draws do not depend on the memory layout of the weights.
             return {
                 key: torch.randn(p.shape, generator=generator, device=p.device) for key, p in layer.named_parameters()
             }
-        return {key: getattr(self, _birth(name, key)) for key, _ in layer.named_parameters()}
+        return {key: getattr(self, _initial_buffer(name, key)) for key, _ in layer.named_parameters()}
 
     @torch.no_grad()
     def reborn(self, run: Run) -> None:
         if self.noise == "initial":
             for name in self.names:
                 for key, parameter in self.found.layers[name].named_parameters():
-                    getattr(self, _birth(name, key)).copy_(parameter)
+                    getattr(self, _initial_buffer(name, key)).copy_(parameter)
 
     def fire(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
         for name in self.names:
@@ -104,5 +105,5 @@ class ShrinkPerturb(LayerMethod):
         self.finish(run.agent, self.names)
 
 
-def _birth(name: str, key: str) -> str:
+def _initial_buffer(name: str, key: str) -> str:
     return f"birth:{name}:{key}".replace(".", "/")

@@ -15,7 +15,7 @@ from ..common.ranges import NotNegative, at_least
 from .core.parts import ENCODER
 from .core.regularising import Penalty
 
-WARM_UP = 30  # power iterations at birth; afterwards one an update follows the weights
+WARM_UP = 30  # power iterations at construction; afterwards one per update follows the weights
 
 Power: TypeAlias = Annotated[int, at_least(1, most=1_000, why="weights are raised to this power")]
 
@@ -23,25 +23,26 @@ Power: TypeAlias = Annotated[int, at_least(1, most=1_000, why="weights are raise
 class Spectral(Penalty):
     """Keep the largest singular value of every layer near 1, and its biases near 0.
 
-    When: The task changes again and again; the paper finds its strength easier to choose than that of l2 or l2_init.
+    When: The task changes repeatedly; the paper finds its strength easier to choose than that of l2 or l2_init.
     Paper: Lewandowski, Kumar, Schuurmans, Gyorgy & Machado 2024, "Learning Continually by Spectral Regularization",
         2406.06811: weight * sum over layers of (sigma^k - 1)^2 + |b|^2k, k = 2; gains of normalisation are
         multiplicative parameters that are kept near 1, shifts are biases.
-    Differs: Every gain g of normalisation adds (|g|^k - 1)^2, as the singular value of a scaling. A convolution counts
-        as the matrix [out, in * kernel] that it is stored as. The singular vector is kept from update to update and
-        improved by one power iteration in each; it begins with thirty, for one iteration from a random vector, as some
-        public code has it, finds too small a value. One iteration lags behind weights that move fast. Over 2,000
-        updates on random labels (two layers of 128, weight=1e-3) sigma is too low by 1.6 % in the median and 5.9 % at
-        the 99th percentile at a learning rate of 1e-3, by 7.7 % and 15 % at 1e-2 (by 10 % and 27 % with weight=0.1).
-        The largest singular values end 2 to 4 % higher at 1e-3, 13 to 28 % at 1e-2, than with ten iterations an update.
-        After a reset the vector is as good as any random one, and takes some updates to find the new direction.
+    Differs: Every gain g of normalisation adds (|g|^k - 1)^2, as the singular value of a scaling. A convolution is
+        treated as the matrix [out, in * kernel] in which it is stored. The singular vector is kept between updates, and
+        each update improves it by one power iteration. It starts with thirty, because one iteration from a random
+        vector, as in some public code, gives too small a value. One iteration lags behind weights that change quickly.
+        Over 2,000 updates on random labels (two layers of 128, weight=1e-3) sigma is too low by 1.6 % in the median and
+        5.9 % at the 99th percentile at a learning rate of 1e-3, by 7.7 % and 15 % at 1e-2 (by 10 % and 27 % with
+        weight=0.1). The largest singular values end 2 to 4 % higher at 1e-3, 13 to 28 % at 1e-2, than with ten
+        iterations per update. After a reset of a layer the vector is no better than a random one, and needs some
+        updates to converge.
     Excludes: another spectral on the same component.
 
     Args:
         weight: Strength of the penalty.
-        on: Whose weights: all, critic, actor, encoder, head, last, or layers by name.
+        on: Weights that are penalised: all, critic, actor, encoder, head, last, or layers by name.
         k: Power of the singular value.
-        output: The output layers too, as in the paper; they set the scale of values, which False leaves free.
+        output: Include the output layers, as in the paper. They set the scale of values; False leaves that scale free.
     """
 
     name = "spectral"
@@ -64,7 +65,7 @@ class Spectral(Penalty):
         self.warm_up_()
 
     def warm_up_(self) -> None:
-        """Find the singular vectors of the weights as they are."""
+        """Compute the singular vectors of the present weights."""
         for layers in self.layers.values():
             for name, layer in layers.items():
                 for _ in range(WARM_UP):
@@ -75,7 +76,7 @@ class Spectral(Penalty):
 
     @torch.no_grad()
     def right_(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """One power iteration; the left and right singular vectors [out], [in] as far as they are known."""
+        """One power iteration; the present estimates of the left and right singular vectors [out], [in]."""
         u = self.get_buffer(direction(name))
         v = unit(weight.T @ u, weight.new_zeros(weight.shape[1]))
         u.copy_(unit(weight @ v, u))
@@ -85,7 +86,7 @@ class Spectral(Penalty):
         """The largest singular value (0-d), with the gradient u v^T."""
         weight = matrix(layer)
         u, v = self.right_(name, weight)
-        # u is written to in place by the next update, whose graph is another.
+        # The next update overwrites u in place, and this graph still needs it.
         return u.clone() @ (weight @ v)
 
     def term(self, layers: dict[str, Layer]) -> Tensor:
@@ -108,7 +109,7 @@ def matrix(layer: Layer) -> Tensor:
 
 
 def unit(x: Tensor, otherwise: Tensor) -> Tensor:
-    """A vector scaled to length 1, or another where it has none: what was zero would stay so for ever."""
+    """A vector scaled to length 1, or `otherwise` if its norm is zero, because a zero vector would stay zero."""
     norm = torch.linalg.vector_norm(x)
     return torch.where(norm > 0, x / norm.clamp(min=torch.finfo(x.dtype).tiny), otherwise)
 

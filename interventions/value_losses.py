@@ -1,4 +1,4 @@
-"""Value losses: words that choose the head of `pliant.agents.heads`, and thereby how values are learnt."""
+"""Value losses. Each intervention selects a head of `pliant.agents.heads`, and thereby how values are learnt."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ..common.ranges import Number, Positive
 
 
 class ValueLoss(Intervention):
-    """Base of all: the agent's value loss is the one of this name, with these parameters."""
+    """Base of all value losses: sets the agent's value loss to the one of this name, with these parameters."""
 
     effect = "configuration"
     claims: tuple[str, ...] = ("value_loss",)
 
     def __init__(self, **parameters: Any) -> None:
         super().__init__()
-        HeadConfig(**parameters)  # what is wrong with them is said now, of this word
+        HeadConfig(**parameters)  # checks the parameters now, so that the error names this spec
         self.parameters_of_head = parameters
 
     def configure(self, config: Any) -> Any:
@@ -28,11 +28,11 @@ class ValueLoss(Intervention):
 
 
 class MSE(ValueLoss):
-    """Regress values on their targets by half the squared error.
+    """Regress values on their targets with half the squared error.
 
-    When: The default of SAC; elsewhere as the baseline in which gradients grow with the error without bound.
+    When: The default of SAC; in other agents a baseline whose gradients grow with the error without bound.
     Paper: Haarnoja et al. 2018, "Soft Actor-Critic Algorithms and Applications", 1812.05905, eq. 5.
-    Differs: Much code has no half in it, so that gradients are twice as large.
+    Differs: Much code omits the half, so that its gradients are twice as large.
     Excludes: every other value loss.
     """
 
@@ -44,7 +44,7 @@ class MSE(ValueLoss):
 
 
 class Huber(ValueLoss):
-    """Regress values on their targets by an error that is squared near zero and linear beyond.
+    """Regress values on their targets with an error that is squared near zero and linear beyond.
 
     When: The default of DQN; gradients are bounded, whatever the rewards.
     Paper: Mnih et al. 2015, "Human-level control through deep reinforcement learning", Nature 518, methods: the error
@@ -53,7 +53,7 @@ class Huber(ValueLoss):
     Excludes: every other value loss.
 
     Args:
-        delta: Error where the square ends and the line begins.
+        delta: Error at which the square ends and the line begins.
     """
 
     name = "huber"
@@ -69,9 +69,9 @@ class C51(ValueLoss):
     When: Discrete actions and clipped rewards; part of Rainbow and of BBF.
     Paper: Bellemare, Dabney & Munos 2017, "A Distributional Perspective on Reinforcement Learning", 1707.06887,
         algorithm 1.
-    Differs: Probabilities are never clamped before their logarithm is taken, as public code does, which leaves those
-        near zero without a gradient. Priorities are errors of the mean, where Rainbow has the KL divergence. In SAC
-        the critic of the smallest mean gives the whole distribution.
+    Differs: Probabilities are never clamped before the logarithm. Public code clamps them, which removes the gradient
+        of probabilities near zero. Priorities are errors of the mean, while Rainbow uses the KL divergence. In SAC the
+        critic with the smallest mean provides the whole distribution.
     Excludes: every other value loss.
 
     Args:
@@ -88,20 +88,20 @@ class C51(ValueLoss):
 
 
 class TwoHot(ValueLoss):
-    """Learn values as a classification whose target is split between the two bins next to it.
+    """Learn values by classification, with a target that is split between its two nearest bins.
 
-    When: The control for hl_gauss that has no smoothing; with symlog, returns of unknown or varying size.
+    When: As the control of hl_gauss without smoothing; with symlog, for returns of unknown or varying size.
     Paper: Hafner et al. 2023, "Mastering Diverse Domains through World Models", 2301.04104, "Robust predictions".
-        Farebrother et al. 2024, "Stop Regressing", 2403.03950, section 3.1. DreamerV3's is
-        `two_hot(bins=255, low=-20, high=20, symlog=True)`.
-    Differs: DreamerV3 draws the output layer as zeros. It is not here, and the spread of its outputs times the largest
-        centre is what fresh values look like: with symlog keep the support as small as the returns allow.
+        Farebrother et al. 2024, "Stop Regressing", 2403.03950, section 3.1. DreamerV3's is `two_hot(bins=255, low=-20,
+        high=20, symlog=True)`.
+    Differs: DreamerV3 initialises the output layer with zeros. This is not done here, so the size of initial values is
+        the spread of the outputs times the largest centre: with symlog keep the support as small as the returns allow.
     Excludes: every other value loss.
 
     Args:
-        bins: Number of bins; with symlog an odd one has a bin at zero.
-        low: Centre of the lowest bin, in units of (discounted, clipped) return; with symlog in those of its symlog.
-        high: The same for the highest.
+        bins: Number of bins; with symlog an odd number has a bin at zero.
+        low: Centre of the lowest bin, in units of (discounted, clipped) return; with symlog in units of its symlog.
+        high: Centre of the highest bin, in the same units.
         symlog: Space the centres evenly in symlog.
     """
 
@@ -113,24 +113,24 @@ class TwoHot(ValueLoss):
 
 
 class HLGauss(ValueLoss):
-    """Learn values as a classification whose target is a Gaussian cut into histogram bins.
+    """Learn values by classification, with a target that is a Gaussian integrated over histogram bins.
 
-    When: Large networks, noisy or moving targets; the best of the losses that Farebrother et al. compare.
+    When: Large networks, noisy or changing targets; the best of the losses that Farebrother et al. compare.
     Paper: Imani & White 2018, "Improving Regression Performance with Distributional Losses", 1806.04613. Farebrother et
         al. 2024, "Stop Regressing: Training Value Functions via Classification for Scalable Deep RL", 2403.03950,
         section 3.1.
-    Differs: The word changes the loss alone, so that losses can be compared at equal settings. The paper's Atari runs
-        have a learning rate of 2.5e-4 and an eps of 3.125e-4 (tables B.2 and B.3), where DQN's preset has 6.25e-5 and
-        1.5e-4: add `--agent.optimizer.lr 2.5e-4 --agent.optimizer.eps 3.125e-4` for these. Near the ends the Gaussian
-        is cut off and values are biased inwards, as in the paper: a support 1.1 times the range of returns, or more,
-        avoids it.
+    Differs: This intervention changes only the loss, so that losses can be compared at equal settings. The paper's
+        Atari runs have a learning rate of 2.5e-4 and an eps of 3.125e-4 (tables B.2 and B.3), while DQN's preset has
+        6.25e-5 and 1.5e-4: add `--agent.optimizer.lr 2.5e-4 --agent.optimizer.eps 3.125e-4` to use theirs. Near the
+        ends of the support the Gaussian is cut off and values are biased inwards, as in the paper: a support of at
+        least 1.1 times the range of returns avoids it.
     Excludes: every other value loss.
 
     Args:
         bins: Number of bins.
         low: Lower end of the support, in units of (discounted, clipped) return.
         high: Upper end of the support.
-        sigma: Standard deviation of the Gaussian, in widths of a bin.
+        sigma: Standard deviation of the Gaussian, in bin widths.
     """
 
     name = "hl_gauss"
@@ -141,18 +141,18 @@ class HLGauss(ValueLoss):
 
 
 class Quantile(ValueLoss):
-    """Learn quantiles of the distribution of returns.
+    """Learn quantiles of the distribution of returns by quantile regression.
 
-    When: A distribution is wanted and its range is not known.
+    When: A distribution of returns is needed and its range is not known.
     Paper: Dabney et al. 2018, "Distributional Reinforcement Learning with Quantile Regression", 1710.10044, eq. 10 and
         algorithm 1.
-    Differs: nothing known. Summed over predicted and averaged over target quantiles, so that more of them mean larger
-        gradients. In SAC the critic of the smallest mean gives all quantiles.
+    Differs: nothing known. The loss is summed over predicted and averaged over target quantiles, so more quantiles mean
+        larger gradients. In SAC the critic with the smallest mean provides all quantiles.
     Excludes: every other value loss.
 
     Args:
         quantiles: Number of quantiles; cost and memory of the loss grow with its square.
-        delta: Error where the square ends and the line begins (kappa).
+        delta: Error at which the square ends and the line begins (kappa).
     """
 
     name = "quantile"
@@ -163,12 +163,12 @@ class Quantile(ValueLoss):
 
 
 class Symlog(ValueLoss):
-    """Regress the symmetric logarithm of values by half the squared error.
+    """Regress the symmetric logarithm of values with half the squared error.
 
-    When: Rewards of very different size and little noise; with noise the mean of logarithms is below the logarithm of
-        the mean, and `two_hot(symlog=True)` is the one without that bias.
+    When: Rewards of very different size and little noise. With noise the mean of logarithms is below the logarithm of
+        the mean; `two_hot(symlog=True)` does not have that bias.
     Paper: Hafner et al. 2023, "Mastering Diverse Domains through World Models", 2301.04104, "Robust predictions".
-    Differs: There it reconstructs observations, and values are learnt by two-hot.
+    Differs: In the paper it reconstructs observations, and values are learnt by two-hot.
     Excludes: every other value loss.
     """
 

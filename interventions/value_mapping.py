@@ -15,29 +15,30 @@ class ValueMapping(ValueLoss):
 
     When: Returns of very different size matter equally, as with sparse rewards and a low discount.
     Paper: Fatemi & Tavakoli 2022, "Orchestrated Value Mapping for Reinforcement Learning", 2203.07171, section 5, with
-        the polar channels of eq. 13; the logarithm and the averaging before it are those of van Seijen, Fatemi &
+        the polar channels of eq. 13. The logarithm and the averaging before it are those of van Seijen, Fatemi &
         Tavakoli 2019, "Using a Logarithmic Mapping to Enable Lower Discount Factors in Reinforcement Learning",
         1906.00572.
-    Differs: The optimizer's learning rate is the authors' beta_f and stays as it is; theirs is ten times that of DQN
-        (2.5e-3, centred RMSProp, gamma 0.96), which beta = 0.1 takes back. Heads have no hidden layer of their own and
-        gradients are not rescaled by the number of channels (options of the code). With channels=cumulative the code
-        gives every channel above the first -1/9 for a reward at or below the channel's lower bound; here it is 0,
-        since the paper's channels are not negative. On MPS single precision.
-    Excludes: every other value loss, bbf and n-step returns, since rewards are split one by one. Sets reward_clip to 0:
-        the channels clip for themselves. In SAC the entropy bonus is split, and clipped, with the reward.
+    Differs: The optimizer's learning rate is the authors' beta_f and is not changed. Their rate is ten times that of
+        DQN (2.5e-3, centred RMSProp, gamma 0.96), and beta = 0.1 compensates for it. Heads have no hidden layer of
+        their own, and gradients are not rescaled by the number of channels (options of the code). With
+        channels=cumulative the code gives every channel above the first -1/9 for a reward at or below the channel's
+        lower bound; here it is 0, because the paper's channels are not negative. On MPS it uses single precision.
+    Excludes: every other value loss, bbf and n-step returns, because rewards are split one by one. It sets reward_clip
+        to 0, because the channels do the clipping. In SAC the entropy bonus is split, and clipped, with the reward.
 
     Args:
         mapping: log, or loglin: log up to exp(-shift / c) and its tangent above.
-        channels: polar: reward and punishment. bands: each also by magnitude, a reward belongs to the channel of its
-            decade (configuration 1). cumulative: likewise, but it fills the channels up to its own (configuration 2).
-        levels: Decades of bands and cumulative; 4 reach rewards of 1000.
+        channels: polar: reward and punishment. bands: also split by magnitude; a reward belongs to the channel of its
+            decade (configuration 1). cumulative: the same split, but a reward fills all channels up to its own
+            (configuration 2).
+        levels: Decades of bands and cumulative; 4 cover rewards up to 1000.
         c: Factor of the logarithm.
-        shift: Added to the logarithm. Fresh channels begin near exp(-shift / c), and cancel in the value.
-        epsilon: Smallest return of a channel that is told from zero; the authors' is about gamma^100.
-        beta: Share of the way to the target that is gone before it is mapped; the optimizer goes on.
-        delta: Error where the square of the loss ends and the line begins.
+        shift: Added to the logarithm. Initial outputs of channels are near exp(-shift / c), and cancel in the value.
+        epsilon: Smallest return of a channel that is distinguished from zero; the authors' is about gamma^100.
+        beta: Fraction of the step to the target that is taken before the mapping; the optimizer does the rest.
+        delta: Error at which the square of the loss ends and the line begins.
         clip: Largest reward of a polar channel; 0 is off.
-        limit: Largest return of a channel; 0 is what gamma and the largest reward imply.
+        limit: Largest return of a channel; 0 computes it from gamma and the largest reward.
     """
 
     name = "value_mapping"

@@ -13,20 +13,21 @@ from .core.regularising import FromBirth, birth, tensors
 
 
 class Wasserstein(FromBirth):
-    """Keep the distribution of each tensor's weights what it was at birth, whichever weight is where.
+    """Keep the distribution of each tensor's weights as it was at initialisation, whichever weight has which value.
 
     When: As for l2_init, where single weights should be free to move.
     Paper: Lewandowski, Tanaka, Schuurmans & Machado 2023, "Directions of Curvature as an Explanation for Loss of
-        Plasticity", 2312.00246: the squared 2-Wasserstein distance between the empirical distributions of weights now
-        and at birth, which for as many numbers on either side is the mean squared difference of the sorted ones.
-    Differs: Of each tensor for itself, biases too, and summed over tensors. Gains and shifts of normalisation are left
-        out, unless norms=True. What was reset follows its law of birth, so there is nothing to rebase.
+        Plasticity", 2312.00246: the squared 2-Wasserstein distance between the empirical distributions of present and
+        initial weights. For two samples of equal size this is the mean squared difference of the sorted values.
+    Differs: The distance is computed for each tensor, biases included, and summed over tensors. Gains and shifts of
+        normalisation are excluded, unless norms=True. Reset weights follow the layer's initialiser, so the reference
+        needs no update after a reset.
     Excludes: another wasserstein on the same component.
 
     Args:
-        weight: Strength of the pull.
-        on: Whose weights: all, critic, actor, encoder, head, last, or layers by name.
-        norms: Gains and shifts of normalisation too.
+        weight: Strength of the penalty.
+        on: Weights that are penalised: all, critic, actor, encoder, head, last, or layers by name.
+        norms: Include gains and shifts of normalisation.
     """
 
     name = "wasserstein"

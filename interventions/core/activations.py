@@ -1,4 +1,4 @@
-"""What words that choose activations have in common."""
+"""The base class of interventions that set the activation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Keep = Literal["features", "parameters", "units"]
 
 
 class Activating(Intervention):
-    """Base of words that set the activation of all hidden layers of `on` before an agent is built."""
+    """Base of interventions that set the activation of all hidden layers of `on` before an agent is built."""
 
     effect = "configuration"
 
@@ -30,7 +30,7 @@ class Activating(Intervention):
     def shape(self, config: Any, component: str) -> Any:
         """The configuration with the network of one component changed."""
         network = getattr(config, config.parts[component][0])
-        # Widths of a network whose units have several copies already were chosen for that.
+        # If the present activation already has several outputs per unit, the widths were chosen for that.
         copies = COPIES.get(self.activation, 1) / COPIES.get(network.activation, 1)
         factor = {"features": 1 / copies, "parameters": 1 / math.sqrt(copies), "units": 1.0}[self.keep]
         return edit_network(
@@ -44,7 +44,7 @@ class Activating(Intervention):
 
 
 def chosen(config: Any, on: str, who: str) -> list[str]:
-    """The components that `on` means (ValueError if this agent does not have it)."""
+    """The components that `on` names (ValueError if this agent does not have the component)."""
     if on == "all":
         return list(config.parts)
     edit_network(config, on, who)

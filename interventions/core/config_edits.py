@@ -10,7 +10,7 @@ def edit(config: Any, who: str, **changes: Any) -> Any:
     """The configuration with fields changed.
 
     Raises:
-        ValueError: This agent has no such field; the message names `who` asked.
+        ValueError: This agent has no such field. The message names the intervention `who`.
     """
     known = {f.name for f in fields(config)}
     if missing := [name for name in changes if name not in known]:
@@ -28,5 +28,5 @@ def edit_network(config: Any, component: str, who: str, **changes: Any) -> Any:
 
 
 def agent_name(config: Any) -> str:
-    """The name of the agent that a configuration is of."""
+    """The name of the agent to which a configuration belongs."""
     return type(config).__name__.removesuffix("Config").lower()

@@ -1,14 +1,14 @@
-"""The parts of an agent that a word can name, and what an intervention needs to know of them.
+"""The parts of an agent that an intervention spec can name, and the layers and units in them.
 
     all         every network
     critic      a component: `critic`, `actor`
-    encoder     what turns observations into features: the convolutions of the critic
+    encoder     the layers that turn observations into features: the convolutions of the critic
     head        everything but the encoder, in every component
     last        the output layers
     critic.head.layers.*    layers by their qualified name, with wildcards
 
-`survey` measures an agent once, when it is built; whatever else can describe itself in the same way (`attach`) can be
-operated on by the same methods.
+`survey` measures an agent once, when it is built. An object that provides its own `Survey` (as `attach` does) works
+with the same methods.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ ENCODER = "critic.encoder."
 
 @dataclass(frozen=True)
 class Survey:
-    """What an agent is made of, by qualified layer name (`critic.head.layers.0`)."""
+    """The layers and units of an agent, by qualified layer name (`critic.head.layers.0`)."""
 
-    name: str  # of the agent, for errors
-    layers: dict[str, Layer]  # every layer that learns, in the order in which they were drawn
-    twins: dict[str, Layer]  # the target network's layer of the same place, where there is one
+    name: str  # of the agent, for error messages
+    layers: dict[str, Layer]  # every trained layer, in the order of initialisation
+    twins: dict[str, Layer]  # the corresponding layers of target networks, where they exist
     graph: UnitGraph
     taps: dict[str, list[str]]  # component → its hidden layers in the order of the trace
 
@@ -47,7 +47,7 @@ class Survey:
 
 
 def survey(agent: Agent) -> Survey:
-    """Measure an agent."""
+    """Collect the layers and units of an agent."""
     if isinstance(own := getattr(agent, "survey", None), Survey):
         return own
     layers: dict[str, Layer] = {}
@@ -60,39 +60,40 @@ def survey(agent: Agent) -> Survey:
     return Survey(agent.name, layers, twins, agent_graph(agent), taps)
 
 
-def chosen_layers(found: Survey, parts: str | Iterable[str], who: str) -> list[str]:
-    """The names of the layers that `parts` means, in the order in which they were drawn.
+def chosen_layers(surveyed: Survey, parts: str | Iterable[str], who: str) -> list[str]:
+    """The names of the layers that `parts` names, in the order of initialisation.
 
     Raises:
-        ValueError: A part that this agent does not have; the message names `who` asked.
+        ValueError: This agent does not have one of the parts. The message names the intervention `who`.
     """
     wanted = (parts,) if isinstance(parts, str) else tuple(parts)
     names: set[str] = set()
     for part in wanted:
-        matching = {name for name, layer in found.layers.items() if _matches(part, name, layer)}
+        matching = {name for name, layer in surveyed.layers.items() if _matches(part, name, layer)}
         if not matching:
-            known = [part for part in known_parts(found) if part != "all"]
-            hint = did_you_mean(part, [*known, *found.layers])
+            known = [part for part in known_parts(surveyed) if part != "all"]
+            hint = did_you_mean(part, [*known, *surveyed.layers])
             raise ValueError(
-                f"{who}: this {found.name} has no {part!r}.{hint} It has {', '.join(known)}, and "
-                f"layers such as {next(iter(found.layers), 'none')}"
+                f"{who}: this {surveyed.name} has no {part!r}.{hint} It has {', '.join(known)}, and "
+                f"layers such as {next(iter(surveyed.layers), 'none')}"
             )
         names |= matching
-    return [name for name in found.layers if name in names]
+    return [name for name in surveyed.layers if name in names]
 
 
-def known_parts(found: Survey) -> list[str]:
+def known_parts(surveyed: Survey) -> list[str]:
     """The parts that an agent has."""
-    components = dict.fromkeys(name.partition(".")[0] for name in found.layers)
+    components = dict.fromkeys(name.partition(".")[0] for name in surveyed.layers)
     return [
         part
         for part in ("all", *components, "encoder", "head", "last")
-        if any(_matches(part, name, layer) for name, layer in found.layers.items())
+        if any(_matches(part, name, layer) for name, layer in surveyed.layers.items())
     ]
 
 
 def edited(parts: str | Iterable[str]) -> tuple[str, ...]:
-    """What whoever changes these parts edits: the claim that protects the critics' heads, or nothing."""
+    """The resources that an intervention on these parts edits: the critics' heads, unless all parts lie outside
+    them."""
     wanted = (parts,) if isinstance(parts, str) else tuple(parts)
     outside = all(part in ("encoder", "actor") or part.startswith((ENCODER, "actor.")) for part in wanted)
     return () if outside else (HEADS,)

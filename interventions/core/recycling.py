@@ -1,4 +1,4 @@
-"""What methods that reset single units have in common: which units there are, and how one looks at them."""
+"""The base class of methods that reset single units: which units can be reset, and how their outputs are measured."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Ages = Literal["own", "shared"]
 
 
 class Recycler(Intervention):
-    """Base of methods that reset single units of `on` on a beat.
+    """Base of methods that reset single units of `on` on a schedule.
 
-    Units that nobody reads, or whose output joins a residual stream, are left alone. With `ages=own` Adam begins with a
-    recycled weight as with a new one; with `shared` it has one step counter for a whole tensor, as torch's has, and
-    moments that are zeroed alone are corrected as if they were old.
+    Units without a consumer, and units whose output joins a residual stream, are not reset. With `ages=own` Adam treats
+    a recycled weight like a new one. With `shared`, as in torch, a whole tensor has one step counter: Adam then
+    corrects zeroed moments as if they were old.
     """
 
     effect = "unit_surgery"
@@ -49,7 +49,7 @@ class Recycler(Intervention):
             )
         for units in self.units.values():
             for consumer in units.consumers:
-                _ = consumer.columns  # sorted on the host, so before training begins
+                _ = consumer.columns  # computed on the host and cached, so do it before training begins
         self.optimizers = Optimizers(optimizer for _, optimizer in agent.optimizers())
         self._refuse_other_ages(agent)
         if self.ages == "own":
@@ -57,14 +57,15 @@ class Recycler(Intervention):
                 self.optimizers.give_age(parameter)
 
     def edited_weights(self) -> list[Tensor]:
-        """Every parameter of which single weights may be drawn anew or zeroed."""
-        found: dict[Tensor, None] = {}
+        """Every parameter in which single weights may be reinitialised or zeroed."""
+        weights: dict[Tensor, None] = {}
         for units in self.units.values():
-            found |= dict.fromkeys((*units.layer.parameters(), *(consumer.weight for consumer in units.consumers)))
-        return list(found)
+            weights |= dict.fromkeys((*units.layer.parameters(), *(consumer.weight for consumer in units.consumers)))
+        return list(weights)
 
     def _refuse_other_ages(self, agent: Agent) -> None:
-        """One tensor cannot have both: whoever was bound before must mean the same (ValueError naming both)."""
+        """Refuse an `ages` that differs from that of another intervention on the same tensors (ValueError naming
+        both)."""
         mine = set(self.edited_weights())
         others = [part for outer in getattr(agent, "interventions", ()) for part in outer.modules()]
         for other in others:
@@ -77,14 +78,14 @@ class Recycler(Intervention):
                 )
 
     def look(self, run: Run, activations: Mapping[str, Sequence[Tensor]], samples: int) -> dict[str, Tensor]:
-        """Outputs by layer on `samples` transitions of the replay, or on the update's own batch if that is 0."""
+        """Outputs by layer on `samples` transitions from the replay, or on the update's own batch if `samples` is 0."""
         if samples and run.memory is not None:
             activations = run.agent.activations(sample_like_training(run, samples, self.generator))
         return {name: h for name, h in self.found.outputs(activations).items() if name in self.units}
 
     def recycle(self, chosen: Mapping[str, Chosen], *, outgoing: bool = True) -> None:
         """Reset the chosen units, and count them for the log."""
-        if not chosen:  # no component that was updated has any
+        if not chosen:  # the updated components have no units of `on`
             return
         reinit_units_(self.found.graph, chosen, self.optimizers, self.generator, outgoing=outgoing)
         counts = {name: c.valid.sum(dtype=torch.float32) for name, c in chosen.items()}
@@ -92,20 +93,20 @@ class Recycler(Intervention):
         self.recycled = {f"interventions/{self.name}_units": torch.stack(list(counts.values())).sum()}
 
     def measurements(self) -> dict[str, Tensor]:
-        found, self.recycled = self.recycled, {}
-        return found
+        recycled, self.recycled = self.recycled, {}
+        return recycled
 
 
 def per_unit(layer: Any, h: Tensor) -> Tensor:
-    """[B, copies * units, *positions] → [B, copies, units, positions]; a unit's outputs wherever they stand."""
+    """[B, copies * units, *positions] → [B, copies, units, positions], which groups the outputs of each unit."""
     return h.reshape(len(h), layer.copies, layer.units, -1)
 
 
 def magnitude(layer: Any, h: Tensor) -> Tensor:
     """Mean absolute output of every unit [units], over samples, copies and positions (Sokar et al. 2023).
 
-    The outputs of a Fourier unit lie on a circle, so that none is ever small; of such a unit it is the mean absolute
-    deviation, which is zero for one that always says the same.
+    The two outputs of a Fourier unit lie on a circle, so their magnitude is never small. For such a unit it is the mean
+    absolute deviation, which is zero if the unit's output is constant.
     """
     h = per_unit(layer, h)
     if isinstance(getattr(layer, "activation", None), Fourier):
@@ -114,19 +115,20 @@ def magnitude(layer: Any, h: Tensor) -> Tensor:
 
 
 def lowest(score: Tensor, mask: Tensor, fraction: float) -> Tensor:
-    """The mask less all but the lowest-scoring `fraction` of a layer's units."""
+    """The mask, restricted to the lowest-scoring `fraction` of a layer's units."""
     if fraction >= 1.0:
         return mask
     rank = torch.where(mask, score, torch.inf).argsort(stable=True).argsort(stable=True)
-    # 0.29 * 100 is a little less than 29, hence the tolerance.
+    # The tolerance is needed because 0.29 * 100 is slightly less than 29.
     return mask & (rank < int(fraction * len(score) + 1e-9))
 
 
 def at_inputs(consumer: Consumer, units: Units, statistic: Tensor) -> Tensor:
-    """A statistic of outputs [copies * units, *positions] at the consumer's inputs behind each unit [units, m].
+    """Map a statistic of outputs [copies * units, *positions] to the consumer's inputs that belong to each unit [units,
+    m].
 
-    A linear consumer of a convolution has an input for every position; any other reads a channel as a whole, so the
-    mean over its positions stands for it.
+    A linear consumer of a convolution has one input per position. Any other consumer reads a channel as a whole, and
+    gets the mean over the channel's positions.
     """
     owned = consumer.columns.numel()
     flat = statistic.reshape(-1)
@@ -134,6 +136,6 @@ def at_inputs(consumer: Consumer, units: Units, statistic: Tensor) -> Tensor:
         flat = statistic.flatten(1).mean(1)
         if owned != flat.numel():
             raise ValueError(f"what lies between {units.name} and its consumer changes the number of its outputs")
-    # The inputs that belong to this layer stand in the order of its outputs, whatever else is between them.
+    # The inputs that come from this layer are in the order of its outputs, even with other inputs between them.
     places = torch.cumsum(consumer.owner >= 0, 0) - 1
     return flat.index_select(0, places.index_select(0, consumer.columns.flatten())).view(consumer.columns.shape)

@@ -1,4 +1,4 @@
-"""What penalties on weights have in common: of which layers, at which component's loss, and what the log is told."""
+"""Base classes of penalties on weights: they choose layers, add to the component's loss, and log the penalty."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .parts import Survey, chosen_layers, survey
 class Penalty(Intervention):
     """Base of penalties on the weights of `on`.
 
-    The penalty of a layer is added to the loss of the component that it belongs to, once an update of that component,
-    and reaches that component's optimizer alone. What target networks and frozen copies hold is never penalised, nor is
-    what belongs to no layer (the temperature of SAC, the log-deviation of a policy that has one for all states).
+    The penalty of a layer is added to the loss of its component, once per update of that component, and affects only
+    that component's optimizer. Target networks and frozen copies are never penalised. Parameters outside all layers are
+    not penalised either (the temperature of SAC, the log-deviation of a policy that has one for all states).
     """
 
     effect = "penalty"
@@ -41,11 +41,11 @@ class Penalty(Intervention):
             raise ValueError(f"{self.name}: {self.on} of this {self.found.name} holds nothing that it acts on")
 
     def means(self, name: str, layer: Layer) -> bool:
-        """Is this one of the layers that are penalised?"""
+        """Whether this layer is penalised."""
         return True
 
     def term(self, layers: dict[str, Layer]) -> Tensor:
-        """The penalty of some layers of one component (0-d), `weight` included."""
+        """The penalty of the given layers of one component (0-d), `weight` included."""
         raise NotImplementedError
 
     def penalty(self, agent: Agent, component: str) -> Tensor | float:
@@ -56,12 +56,12 @@ class Penalty(Intervention):
         return term
 
     def measurements(self) -> dict[str, Tensor]:
-        found, self.terms = self.terms, {}
-        return found
+        terms, self.terms = self.terms, {}
+        return terms
 
 
 class FromBirth(Penalty):
-    """Base of penalties on how far weights are from those that they were born with, which are kept as buffers."""
+    """Base of penalties on the distance of weights from their initial values, which are kept as buffers."""
 
     def __init__(self, on: str, weight: NotNegative, norms: bool) -> None:
         super().__init__(on, weight)
@@ -80,12 +80,12 @@ class FromBirth(Penalty):
                 self.get_buffer(birth(key)).copy_(self.remembered(parameter))
 
     def remembered(self, parameter: Tensor) -> Tensor:
-        """What is kept of a parameter as it was born."""
+        """The part of a parameter's initial value that the penalty needs."""
         return parameter.detach().clone(memory_format=torch.preserve_format)
 
 
 def tensors(layers: dict[str, Layer], norms: bool) -> Iterator[tuple[str, Tensor]]:
-    """Weights and biases by name, and gains and shifts of normalisation where they are asked for."""
+    """Weights and biases by name, and with `norms` also gains and shifts of normalisation."""
     for name, layer in layers.items():
         for key, parameter in layer.named_parameters():
             if parameter.requires_grad and (norms or not key.startswith("norm.")):
@@ -93,12 +93,12 @@ def tensors(layers: dict[str, Layer], norms: bool) -> Iterator[tuple[str, Tensor
 
 
 def birth(key: str) -> str:
-    """The name of the buffer that holds what a parameter was born as."""
+    """The name of the buffer that holds a parameter's initial value."""
     return f"{key.replace('.', '/')}:born"
 
 
 def reached(on: str) -> tuple[str, ...]:
-    """The components to which layers of `on` belong."""
+    """The components that may contain layers of `on`."""
     if on == "encoder" or fnmatchcase(on, "critic*"):
         return ("critic",)
     return ("actor",) if fnmatchcase(on, "actor*") else ("critic", "actor")

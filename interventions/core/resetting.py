@@ -1,4 +1,4 @@
-"""What methods that redraw whole layers have in common."""
+"""The base class of methods that reinitialise whole layers."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ Moments = Literal["all", "reset", "keep"]
 
 
 def beat(every: int, of: Unit, at: Sequence[int], start: int, stop: int | None) -> Trigger:
-    """Every `every`, or at given moments of the clock."""
+    """The trigger of a schedule: every `every`, or at the given clock values."""
     if at:
         return At(tuple(at), of)
     return Every(every, of, start, stop)
 
 
 class LayerMethod(Intervention):
-    """Base of methods that redraw whole layers, with one policy for targets and one for the optimizer's memory."""
+    """Base of methods that redraw whole layers. It defines what happens to target networks and to the optimizer
+    state."""
 
     effect = "layer_surgery"
-    edits_norms = True  # gains and shifts of normalisation, too
+    edits_norms = True  # whether gains and shifts of normalisation change, too
 
     def __init__(self, layers: str | Iterable[str], when: Trigger, target: Target, moments: Moments) -> None:
         super().__init__()
@@ -45,17 +46,18 @@ class LayerMethod(Intervention):
         self.optimizers = Optimizers(optimizer for _, optimizer in agent.optimizers())
 
     def draw(self, name: str, generator: Generator) -> dict[str, Tensor]:
-        """New weights for a layer from the law of its birth."""
+        """New weights for a layer from its initialiser."""
         return self.found.layers[name].fresh(generator)
 
     def finish(self, agent: Agent, changed: Sequence[str]) -> None:
-        """After the online layers were changed: targets that copy them, and the optimizers' memory."""
+        """After a change of the online layers: copy them to target networks, and reset the optimizer state, as
+        configured."""
         if self.target == "copy":
             for name in changed:
                 if name in self.found.twins:
                     copy_layer_(self.found.twins[name], self.found.layers[name])
         if self.moments == "all":
-            # What learns together forgets together: every parameter of a component of which a layer was changed.
+            # Reset the optimizer state of every parameter of a component with a changed layer.
             for component in dict.fromkeys(name.partition(".")[0] for name in changed):
                 self.forget(agent.components[component].online)
         elif self.moments == "reset":
@@ -67,10 +69,10 @@ class LayerMethod(Intervention):
         self.fired = {f"interventions/{self.name}_layers": torch.full((), float(len(changed)), device=agent.device)}
 
     def forget(self, module: nn.Module) -> None:
-        """Let the optimizers begin with all parameters of a module from scratch."""
+        """Reset the optimizer state of all parameters of a module."""
         for parameter in module.parameters():
             forget_(self.optimizers, parameter)
 
     def measurements(self) -> dict[str, Tensor]:
-        found, self.fired = self.fired, {}
-        return found
+        fired, self.fired = self.fired, {}
+        return fired

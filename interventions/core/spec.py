@@ -1,7 +1,7 @@
-"""Interventions as words: `layer_norm "redo(tau=0.1, every=1000)" "reset(layers=head)"`.
+"""Intervention specs: `layer_norm "redo(tau=0.1, every=1000)" "reset(layers=head)"`.
 
-The grammar is that of `common/specs.py`; the same words name the run. Whatever is wrong with a word is a
-`SpecError` of one line that says what to write instead.
+`common/specs.py` defines the grammar. The same specs name the run. An invalid spec raises a `SpecError` of one line
+that says how to correct it.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ __all__ = [
 
 Registry: TypeAlias = Mapping[str, Callable[..., Intervention]]
 
-# What any word may say that names something that fires now and then, in the place of a beat.
+# Parameters that every intervention with a schedule accepts instead of the schedule.
 LOOP: dict[str, Any] = {"when": str, "patience": Patience, "cooldown": Updates}
 BEAT = ("every", "of", "at", "start", "stop")
 
 
 def normalise(words: Iterable[str], registry: Registry | None = None) -> str:
-    """The canonical text of a sentence, which names a run: equal for words that say the same.
+    """The canonical text of specs, which names a run: equivalent specs have the same text.
 
-    Without a registry only the spelling is made canonical. With one, every word is also looked up and checked as in
-    `check`. The order of the words is kept, for it is the order of application.
+    Without a registry only the spelling is made canonical. With a registry, every spec is also looked up and checked as
+    in `check`. The order of specs is kept, because it is the order of application.
     """
     if registry is None:
         return " ".join(str(parse(word)) for word in words)
@@ -65,16 +65,16 @@ def normalise(words: Iterable[str], registry: Registry | None = None) -> str:
 
 
 def check(words: Iterable[str], registry: Registry) -> tuple[str, ...]:
-    """The words in canonical spelling, every name, parameter and type checked (SpecError); builds nothing.
+    """The specs in canonical spelling, with every name, parameter and type checked (SpecError). It builds nothing.
 
-    A value given by position gets its parameter's name, and numbers take the parameter's type (`every=1e3` is 1000).
+    A positional value gets its parameter's name, and numbers take the parameter's type (`every=1e3` is 1000).
     """
     resolved = (_resolve(word, registry) for word in words)
     return tuple(str(Spec(name, arguments)) for name, arguments in resolved)
 
 
 def build(words: Iterable[str], registry: Registry) -> Compose:
-    """The interventions that the words name, in order, as one (SpecError)."""
+    """The interventions that the specs name, in order, as one composed intervention (SpecError)."""
     parts = build_parts(words, registry)
     try:
         return Compose(parts)
@@ -83,7 +83,7 @@ def build(words: Iterable[str], registry: Registry) -> Compose:
 
 
 def build_parts(words: Iterable[str], registry: Registry) -> list[Intervention]:
-    """The interventions that the words name, each for itself (SpecError)."""
+    """The interventions that the specs name, as a list (SpecError)."""
     parts = []
     for word in words:
         name, arguments = _resolve(word, registry)
@@ -99,38 +99,38 @@ def build_parts(words: Iterable[str], registry: Registry) -> list[Intervention]:
 
 
 def _resolve(text: str, registry: Registry) -> tuple[str, dict[str, Any]]:
-    """The name and the checked, converted arguments of a word, each by its key."""
-    word = parse(text)
+    """The name and the checked, converted arguments of a spec, by parameter name."""
+    spec = parse(text)
     loop: dict[str, Any] = {}
-    if word.name in registry:
-        loop = _closed_loop(word, parameters_of(registry[word.name]))
-    return word.name, resolve(word, registry, skip=loop) | loop
+    if spec.name in registry:
+        loop = _closed_loop(spec, parameters_of(registry[spec.name]))
+    return spec.name, resolve(spec, registry, skip=loop) | loop
 
 
-def _closed_loop(word: Spec, parameters: Mapping[str, Any]) -> dict[str, Value]:
-    """What the word says of a measurement that it waits for, checked; nothing if it keeps a beat."""
-    given = {key: value for key, value in word.arguments.items() if key in LOOP and key not in parameters}
+def _closed_loop(spec: Spec, parameters: Mapping[str, Any]) -> dict[str, Value]:
+    """The checked arguments of a spec that waits for a measurement (`when`); empty for a spec on a schedule."""
+    given = {key: value for key, value in spec.arguments.items() if key in LOOP and key not in parameters}
     if not given:
         return {}
     if "when" not in given:
-        raise SpecError(f"{word.name}: {next(iter(given))!r} needs when='place/metric > number' beside it")
-    if both := [key for key in BEAT if key in word.arguments]:
+        raise SpecError(f"{spec.name}: {next(iter(given))!r} needs when='place/metric > number' beside it")
+    if both := [key for key in BEAT if key in spec.arguments]:
         raise SpecError(
-            f"{word.name}: {both[0]!r} and 'when' exclude each other; it fires on a beat or on what is measured"
+            f"{spec.name}: {both[0]!r} and 'when' exclude each other; it fires on a beat or on what is measured"
         )
-    found: dict[str, Value] = {}
+    converted: dict[str, Value] = {}
     for key, value in given.items():
         try:
-            found[key] = convert(value, LOOP[key])
+            converted[key] = convert(value, LOOP[key])
         except OutOfRange as error:
-            raise SpecError(f"{word.name}: {key} {error.complaint}") from None
+            raise SpecError(f"{spec.name}: {key} {error.complaint}") from None
         except ValueError as error:
-            raise SpecError(f"{word.name}({key}=...) {error}") from None
+            raise SpecError(f"{spec.name}({key}=...) {error}") from None
     try:
-        _when(found)
+        _when(converted)
     except ValueError as error:
-        raise SpecError(f"{word.name}: {one_line(error)}") from None
-    return found
+        raise SpecError(f"{spec.name}: {one_line(error)}") from None
+    return converted
 
 
 def _when(loop: Mapping[str, Any]) -> When:

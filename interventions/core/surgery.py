@@ -1,8 +1,8 @@
-"""The verbs that edit weights, and the only ones.
+"""The functions that edit weights. No other code edits weights.
 
-Every edit of a weight is followed by the reset of the optimizer's memory of exactly that weight. Nothing is replaced:
-tensors keep their identity, so optimizers, targets, compiled graphs and checkpoints stay right. Nothing here makes the
-host wait for the device: which units are meant stays a tensor, and what is not to change is written back as it was.
+After every edit of a weight, the optimizer state of exactly that weight is reset. Tensors keep their identity, so
+optimizers, targets, compiled graphs and checkpoints stay valid. Nothing here makes the host wait for the device: the
+choice of units stays a tensor, and weights that do not change are written back unchanged.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from torch import Generator, Tensor
 from ...agents.networks import Layer
 from .units import Consumer, UnitGraph
 
-# Per-element memory of torch's optimizers and of pliant's own, all of the parameter's shape.
+# Per-element state of torch's optimizers and of pliant's own, all with the parameter's shape.
 MEMORY = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "filled", "filled_sq")
-# Of these, what tells an optimizer how old a weight is, as the step counter tells it of a whole tensor.
+# Entries of MEMORY that hold the age of each weight; the step counter holds the age of a whole tensor.
 AGES = ("filled", "filled_sq")
 
 
 class Optimizers:
-    """Which optimizer holds which parameter, found by the parameter itself and never by position."""
+    """Maps each parameter to the optimizer that holds it, by the parameter's identity and never by position."""
 
     def __init__(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:
         self._of = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
 
     def memory(self, parameter: Tensor) -> dict[str, Tensor]:
-        """What is remembered of a parameter, element by element; empty for what nobody trains."""
+        """The optimizer state of a parameter, element by element; empty for a parameter that is not trained."""
         return {
             name: value
             for name, value in self.state(parameter).items()
@@ -37,27 +37,29 @@ class Optimizers:
         }
 
     def step(self, parameter: Tensor) -> Tensor | None:
-        """The counter that all elements of a parameter share."""
+        """The step counter that all elements of a parameter share."""
         step = self.state(parameter).get("step")
         return step if isinstance(step, Tensor) else None
 
     def give_age(self, parameter: Tensor) -> None:
-        """Let single weights of a parameter begin anew, where the optimizer knows how (that of pliant does)."""
+        """Give each weight of a parameter its own step count, if the optimizer supports it (pliant's Adam does)."""
         optimizer = self._of.get(parameter)
         if optimizer is not None and hasattr(optimizer, "give_age"):
             optimizer.give_age(parameter)
 
     def state(self, parameter: Tensor) -> dict[str, Tensor]:
-        """All that is remembered of a parameter, its step counter included; empty for what nobody trains."""
+        """The whole optimizer state of a parameter, step counter included; empty for a parameter that is not
+        trained."""
         optimizer = self._of.get(parameter)
-        # A plain lookup would enter an empty state, which torch's optimizers take for a started one.
+        # A plain lookup would insert an empty state, and torch's optimizers would not initialise it any more.
         return {} if optimizer is None or parameter not in optimizer.state else optimizer.state[parameter]
 
 
 class Chosen(NamedTuple):
-    """Units of one layer, without saying on the host how many: those of `index` [k] int64 at which `valid` [k] holds.
+    """Units of one layer, whose number is not known on the host: those of `index` [k] int64 for which `valid` [k]
+    holds.
 
-    Every unit stands in `index` at most once.
+    `index` contains each unit at most once.
     """
 
     index: Tensor  # type: ignore[assignment]
@@ -65,25 +67,28 @@ class Chosen(NamedTuple):
 
     @classmethod
     def where(cls, mask: Tensor) -> Chosen:
-        """The units at which a mask [units] holds."""
+        """The units for which a mask [units] holds."""
         return cls(torch.arange(len(mask), device=mask.device), mask)
 
 
 @torch.no_grad()
 def forget_(optimizers: Optimizers, parameter: Tensor, *, keep_step: bool = False) -> None:
-    """Let the optimizer begin with a whole parameter from scratch, its step counter included; or forget the moments and
-    go on counting, so that they are taken for those of long training while they are none (`keep_step`)."""
+    """Reset the optimizer state of a whole parameter, its step counter included.
+
+    With `keep_step` only the moments are zeroed and the counter is kept, so Adam treats the zeros as moments of long
+    training.
+    """
     for name, memory in optimizers.memory(parameter).items():
         if not (keep_step and name in AGES):
             memory.zero_()
     step = optimizers.step(parameter)
     if step is not None and not keep_step:
-        # In place: it may live on the device, and an integer in its stead crashes the next step.
+        # In place: the counter may be a device tensor, and replacing it by an integer crashes the next step.
         step.zero_()
 
 
 def _put_(tensor: Tensor, dim: int, index: Tensor, valid: Tensor, value: Tensor | float) -> None:
-    """tensor[index along dim] <- value where valid; everything else is written back as it was."""
+    """tensor[index along dim] <- value where valid; everything else is written back unchanged."""
     old = tensor.index_select(dim, index)
     shape = [1] * tensor.ndim
     shape[dim] = -1
@@ -94,7 +99,7 @@ def _put_(tensor: Tensor, dim: int, index: Tensor, valid: Tensor, value: Tensor 
 def _edit_(
     optimizers: Optimizers, parameter: Tensor, dim: int, index: Tensor, valid: Tensor, value: Tensor | float
 ) -> None:
-    """Set slices of a parameter, and forget what the optimizer remembers of exactly these."""
+    """Set slices of a parameter, and zero the optimizer state of exactly these slices."""
     _put_(parameter, dim, index, valid, value)
     for memory in optimizers.memory(parameter).values():
         _put_(memory, dim, index, valid, 0.0)
@@ -109,14 +114,14 @@ def reinit_units_(
     *,
     outgoing: bool = True,
 ) -> None:
-    """Give the chosen units new incoming weights from the law of their layer's birth, and zero outgoing ones.
+    """Give the chosen units new incoming weights from their layer's initialiser, and zero outgoing weights.
 
-    First all that is incoming, then all that is outgoing (Sokar et al. 2023), so that the weight between two recycled
-    units of neighbouring layers ends at zero.
+    All incoming weights change first, then all outgoing ones (Sokar et al. 2023), so that the weight between two
+    recycled units of neighbouring layers ends at zero.
 
     Args:
         chosen: By layer name, on the network's device.
-        generator: On the network's device; its stream depends on how many units could be chosen, never on which.
+        generator: On the network's device. Its stream depends on the number of candidate units, never on the choice.
         outgoing: Zero outgoing weights too.
     """
     for name, (index, valid) in chosen.items():
@@ -133,10 +138,12 @@ def reinit_units_(
 
 @torch.no_grad()
 def fold_into_bias_(consumer: Consumer, chosen: Chosen, mean: Tensor) -> None:
-    """bias += weight of the chosen units * their mean outputs, so that silencing them keeps what reads them on average.
+    """bias += weight of the chosen units * their mean outputs, so that zeroing the units keeps the consumer's mean
+    output.
 
     Args:
-        mean: [units * m], the mean of the consumer's input behind each unit, in the order of `consumer.columns`.
+        mean: [units * m], the mean of the consumer's inputs that belong to each unit, in the order of
+            `consumer.columns`.
     """
     bias = consumer.layer.linear.bias
     if bias is None:
@@ -151,11 +158,11 @@ def fold_into_bias_(consumer: Consumer, chosen: Chosen, mean: Tensor) -> None:
 def load_layer_(
     layer: Layer, fresh: Mapping[str, Tensor], optimizers: Optimizers | None, *, norms: bool = True
 ) -> None:
-    """Give a whole layer the weights that were drawn for it, and let the optimizer (none for a target network, or
-    where another verb sees to it) begin with them from scratch.
+    """Load freshly drawn weights into a whole layer, and reset the optimizer state of each.
 
     Args:
-        norms: Gains and shifts of the layer's normalisation too.
+        optimizers: None for a target network, or if the caller resets the optimizer state.
+        norms: Load gains and shifts of the layer's normalisation too.
     """
     for key, value in fresh.items():
         if norms or not key.startswith("norm."):
@@ -167,9 +174,9 @@ def load_layer_(
 
 @torch.no_grad()
 def blend_layer_(layer: Layer, fresh: Mapping[str, Tensor], shrink: float, perturb: float) -> None:
-    """weight <- shrink * weight + perturb * drawn, for weights and biases; gains and shifts of norms stay.
+    """weight <- shrink * weight + perturb * drawn, for weights and biases; gains and shifts of norms do not change.
 
-    The optimizer's memory is the caller's to keep or to reset: the papers differ.
+    The caller decides whether to keep or to reset the optimizer state, because the papers differ.
     """
     for key, value in fresh.items():
         if key.startswith("linear."):
@@ -178,7 +185,7 @@ def blend_layer_(layer: Layer, fresh: Mapping[str, Tensor], shrink: float, pertu
 
 @torch.no_grad()
 def copy_layer_(layer: Layer, source: Layer) -> None:
-    """Let a layer hold the weights of another of its kind, and the running statistics, where it has any."""
+    """Copy the weights, and running statistics if any, from another layer of the same kind."""
     held, given = ((*one.parameters(), *one.buffers()) for one in (layer, source))
     for mine, theirs in zip(held, given, strict=True):
         mine.copy_(theirs)

@@ -1,13 +1,13 @@
-"""The unit graph: which weights read which unit, measured rather than guessed.
+"""The unit graph: which weights read which unit. It is measured, not inferred from the code.
 
-Numbers are pushed through a network, one per unit, and everything that is no `Layer` (flattening, pooling, the
-concatenation of an action, the split of a dueling head) carries them where it carries the units' outputs. What then
-arrives at a layer's inputs says which unit stands behind each. Convolution to linear, CReLU's two copies, dueling
-streams, ensembles and encoders with several consumers need no case of their own.
+Each unit gets a number, and the numbers are pushed through the network. Everything that is not a `Layer` (flattening,
+pooling, the concatenation of an action, the split of a dueling head) moves them in the same way as the units' outputs.
+The numbers that arrive at a layer's inputs identify the unit behind each input. Convolution to linear, CReLU's two
+copies, dueling streams, ensembles and encoders with several consumers need no special case.
 
-A unit whose output joins a residual stream has no consumer of its own and cannot be reset; such layers are output
-layers in `pliant.agents.networks`, carry no number, and appear here as consumers only. So do frozen copies of a
-head: they read units, but have none that could be reset.
+A unit whose output joins a residual stream has no consumer of its own and cannot be reset. Such layers are output
+layers in `pliant.agents.networks`; they carry no number, and appear here only as consumers. The same holds for frozen
+copies of a head: they read units, but none of their own units can be reset.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Consumer:
 
     @cached_property
     def columns(self) -> Tensor:
-        """[units, m] int64: the inputs behind which each unit stands; every unit stands behind as many."""
+        """[units, m] int64: the inputs that belong to each unit; every unit has the same number of inputs."""
         owner = self.owner.cpu()
         order = torch.argsort(owner, stable=True)
         order = order[owner[order] >= 0]
@@ -52,7 +52,7 @@ class Consumer:
 
 @dataclass
 class Units:
-    """The units of one hidden layer, and all that read them."""
+    """The units of one hidden layer, and all their consumers."""
 
     name: str  # qualified name of the layer in its network
     layer: Layer
@@ -64,7 +64,7 @@ class Units:
 
     @property
     def resettable(self) -> bool:
-        """Every unit has somebody who reads it, so that silencing its consumers silences the unit."""
+        """Whether every unit has a consumer, so that zeroing the consumers' weights removes the unit's effect."""
         read = torch.zeros(self.count, dtype=torch.bool)
         for consumer in self.consumers:
             read[consumer.owner[consumer.owner >= 0].cpu()] = True
@@ -75,13 +75,14 @@ UnitGraph = dict[str, Units]
 
 
 class NotMeasurable(ValueError):
-    """The network mixes units, so that they cannot be told apart; the message names where."""
+    """The network mixes units, so that they cannot be distinguished. The message names the place."""
 
 
 def agent_graph(agent: Agent) -> UnitGraph:
     """The units of all of an agent's online networks, named `<component>.<layer>`.
 
-    In one graph, because what reads a unit may belong to another component: the actor reads the critics' encoder.
+    There is one graph for all networks, because a unit's consumer may belong to another component: the actor reads the
+    critics' encoder.
     """
     networks = online_networks(agent)
     with _all_open(networks):
@@ -90,7 +91,7 @@ def agent_graph(agent: Agent) -> UnitGraph:
 
 @contextmanager
 def _all_open(network: nn.Module) -> Iterator[None]:
-    """Let copies of a head take part that no injection has opened yet: they will read units too."""
+    """Include copies of a head that no injection has opened yet, because they will read units later."""
     rooms = [m for m in network.modules() if isinstance(m, Injection)]
     opened = [room.opened for room in rooms]
     for room in rooms:
@@ -111,17 +112,17 @@ def unit_graph(network: nn.Module, forward: Callable[[], Any]) -> UnitGraph:
     """The units of every hidden layer of `network`, by the layer's qualified name, in the order of the trace.
 
     Args:
-        network: Whose layers are looked at.
+        network: The network to measure.
         forward: Runs the network once on inputs of all zeros, with a batch of one.
 
     Raises:
-        NotMeasurable: Numbers arrive mixed at a layer.
+        NotMeasurable: A layer receives mixed numbers.
     """
     frozen = frozen_modules(network)
     layers = {m: name for name, m in network.named_modules() if isinstance(m, Layer)}
     silent = {m for m in layers if m.is_output or m in frozen}
     graph = {name: Units(name, layer) for layer, name in layers.items() if layer not in silent}
-    # Zero stands for "no unit", and what starts as zero stays zero through everything that is no layer.
+    # Zero means "no unit": an input of zero stays zero through everything that is not a layer.
     first: dict[str, int] = {}
     total = 1
     for name, units in graph.items():
@@ -132,7 +133,7 @@ def unit_graph(network: nn.Module, forward: Callable[[], Any]) -> UnitGraph:
     starts = torch.tensor([*first.values(), total])
 
     def numbered(layer: Layer, x: Tensor) -> Tensor:
-        """What the layer would put out, with the units' numbers for their outputs."""
+        """A tensor in the shape of the layer's output that holds the numbers of the layer's units."""
         name = layers[layer]
         _note_consumers(name, layer, x, graph, starts)
         shape = layer.linear(x).shape
@@ -146,7 +147,7 @@ def unit_graph(network: nn.Module, forward: Callable[[], Any]) -> UnitGraph:
     def carried(activation: nn.Module, x: Tensor) -> Tensor:
         return torch.cat([x, x], dim=1)
 
-    # An activation that stands by itself, and whose value at zero is not zero, would make a number out of nothing.
+    # A separate activation module with a non-zero value at zero would turn "no unit" into a number.
     bare = {m: name for name, m in network.named_modules() if isinstance(m, Fourier)}
     with torch.no_grad(), _replaced_forward(layers, numbered), _replaced_forward(bare, carried):
         forward()
@@ -154,7 +155,7 @@ def unit_graph(network: nn.Module, forward: Callable[[], Any]) -> UnitGraph:
 
 
 def _note_consumers(name: str, layer: Layer, x: Tensor, graph: UnitGraph, starts: Tensor) -> None:
-    """Enter a layer as the consumer of whatever units its input numbers."""
+    """Record a layer as the consumer of the units whose numbers arrive at its inputs."""
     positions = x[0].reshape(x.shape[1], -1)
     numbers = positions[:, 0].round()
     mixed = not torch.equal(positions, numbers[:, None].expand_as(positions))
@@ -169,7 +170,7 @@ def _note_consumers(name: str, layer: Layer, x: Tensor, graph: UnitGraph, starts
 
 @contextmanager
 def _replaced_forward(layers: dict[M, str], numbered: Callable[[M, Tensor], Tensor]) -> Iterator[None]:
-    """Let every layer hand on numbers instead of activations, for the time being."""
+    """Temporarily let every layer output numbers instead of activations."""
 
     def bind(layer: M) -> Callable[..., Tensor]:
         return lambda x, trace=None: numbered(layer, x)
