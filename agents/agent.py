@@ -1,6 +1,6 @@
-"""What every agent is: components, an act, an update, and a state that can be saved.
+"""The base class of agents: components, `act`, `update`, and a state that can be saved.
 
-An agent needs neither loop nor logger nor environments:
+An agent works without the training loop, the logger and the environments:
 
     agent, clock = DQN((4,), 2), Clock()
     action = agent.act(obs)                                   # [E, 4] → [E]
@@ -46,14 +46,14 @@ N = TypeVar("N", bound=nn.Module)
 
 @dataclass
 class Component(Generic[N]):
-    """A network that learns, the slow copy that it bootstraps from (if any), and its optimizer."""
+    """A trained network, its target network (if it has one), and its optimizer."""
 
     online: N
     optimizer: torch.optim.Optimizer
     target: N | None = None
 
     def __post_init__(self) -> None:
-        # Nothing is ever replaced, so what a target follows can be looked up once.
+        # Tensors are never replaced, so the pairs of target and online tensors can be collected once.
         self.followed: list[Tensor] = list(self.online.parameters())
         self.followers: list[Tensor] = list(self.target.parameters()) if self.target is not None else []
         self.buffers: list[tuple[Tensor, Tensor]] = []
@@ -68,9 +68,9 @@ class Agent(ABC):
         observation: A gymnasium `Box`, a shape, or an `ObservationSpec`.
         action: A gymnasium `Discrete` or `Box`, a number of discrete actions, or an `ActionSpec`.
         config: The agent's configuration; its default if None.
-        interventions: Applied in order.
-        seed: Of everything random in the agent: initial weights, exploration, sampled actions.
-        device: Where networks live.
+        interventions: Interventions, applied in this order.
+        seed: Seed of all random draws of the agent: initial weights, exploration, sampled actions.
+        device: Device of the networks.
 
     Raises:
         ValueError: The spaces do not fit the agent, or two interventions exclude each other.
@@ -78,9 +78,9 @@ class Agent(ABC):
 
     name: ClassVar[str]
     config_class: ClassVar[type[Any]]
-    learns_from_targets: ClassVar[bool] = False  # and so needs environments that tell what should have been said
-    slow: ClassVar[tuple[str, ...]] = ()  # the components that bootstrap from a slow copy of themselves
-    values_are_returns: ClassVar[bool] = True  # so that they can be compared with what follows
+    learns_from_targets: ClassVar[bool] = False  # True: the environments must give labels
+    slow: ClassVar[tuple[str, ...]] = ()  # the components that have a target network
+    values_are_returns: ClassVar[bool] = True  # True: values can be compared with observed returns
 
     def __init__(
         self,
@@ -94,20 +94,21 @@ class Agent(ABC):
     ) -> None:
         self.observation: ObservationSpec = observation_spec(observation)
         self.action: ActionSpec = action_spec(action)
-        # With its index, as tensors tell it, so that the two can be compared.
+        # A tensor reports its device with an index; this makes the two comparable.
         self.device = torch.empty(0, device=device).device
         self.seed = seed
         self.given_config = self.config_class() if config is None else config
         self.interventions = Compose(interventions)
         self.config = self.interventions.configure(self.given_config)
-        # Exploration and sampled actions. Initial weights come from another stream, so that a wider network does not
-        # shift what the agent tries.
+        # For exploration and sampled actions. Initial weights come from another stream, so that a wider network does
+        # not change the exploration.
         self.generator = Generator(self.device).manual_seed(derive_seed(seed, "noise"))
         self.host_rng = np.random.Generator(np.random.PCG64(derive_seed(seed, "host noise")))
         self.components: dict[str, Component[Any]] = {}
-        # The latest loss of each component without what interventions add, for who weighs the one against the other.
+        # The latest loss of each component without the penalties of interventions. Penalties that are weighted relative
+        # to the loss read it.
         self.unpenalised: dict[str, Tensor] = {}
-        self.born = 0  # environment steps at which it was born: a fresh agent of a run begins its schedules anew
+        self.born = 0  # environment step of the initialisation: an agent that is reinitialised restarts its schedules
         self.build(Generator().manual_seed(derive_seed(seed, "weights")))
         self.dropouts = [m for _, module in self.modules() for m in module.modules() if isinstance(m, Dropout)]
         self.interventions.to(self.device)
@@ -118,14 +119,15 @@ class Agent(ABC):
         """Fill `components`."""
 
     def networks(self, generator: Generator) -> dict[str, nn.Module]:
-        """The networks that learn, by component, newly born on the CPU, for `built`."""
+        """The trained networks by component, freshly initialised on the CPU; `built` calls this."""
         raise NotImplementedError
 
     def built(self, generator: Generator) -> dict[str, Any]:
-        """The agent's `networks`, once a sketch of them without memory has shown that they fit.
+        """Build the agent's `networks`, after a check on the meta device (which allocates nothing) that they fit.
 
         Raises:
-            TooLarge: They do not fit with gradients, optimizer and slow copies, or a batch does not.
+            TooLarge: The networks do not fit into memory with gradients, optimizer state and target networks, or a
+                batch does not fit.
         """
         with torch.device("meta"):
             sketch = self.networks(generator)
@@ -134,7 +136,8 @@ class Agent(ABC):
             learnt = sum(p.nbytes for p in network.parameters() if p.requires_grad)
             rest = sum(x.nbytes for x in (*network.parameters(), *network.buffers())) - learnt
             weights += sum(p.numel() for p in network.parameters())
-            # Of what learns the weights, their gradients and two moments; a slow copy holds the weights alone.
+            # Trained parameters take four times their size: weights, gradients and two moments. A target network holds
+            # weights only.
             needed += 4 * learnt + rest + (learnt + rest if name in self.slow else 0)
         refuse_too_large(
             f"an agent whose networks have {weights:,} weights",
@@ -151,12 +154,12 @@ class Agent(ABC):
         return self.networks(generator)
 
     def batch(self) -> int:
-        """Transitions in a batch, as far as the configuration says it."""
+        """Transitions in a batch; 0 if the configuration has no batch size."""
         return int(getattr(self.config, "batch_size", 0))
 
     def bytes_per_sample(self) -> int:
-        """Bytes that a transition of a batch takes at the very least while it is learnt from: both observations, as
-        stored and as floats, and what the loss compares."""
+        """Minimum bytes that one transition of a batch takes during an update: both observations, as stored and as
+        floats, and the values that the loss compares."""
         numbers = math.prod(self.observation.shape)
         stored = 0 if self.observation.dtype == torch.float32 else self.observation.dtype.itemsize
         head = getattr(self, "head", None)
@@ -164,15 +167,18 @@ class Agent(ABC):
 
     @abstractmethod
     def act(self, obs: NDArray[Any] | Tensor, clock: Clock | None = None) -> Tensor:
-        """[E, *obs] → actions [E] int64 or [E, A] float32 on the device: exploring if given a clock, else greedy."""
+        """Choose actions for observations [E, *obs]: [E] int64 or [E, A] float32, on the device.
+
+        The agent explores if `clock` is given, and acts greedily otherwise.
+        """
 
     @abstractmethod
     def update(self, batch: Batch, clock: Clock) -> Update:
-        """One gradient update; `clock` counts it already. Never makes the host wait for the device."""
+        """Make one gradient update; `clock` already counts it. The host never waits for the device."""
 
     @abstractmethod
     def blank_pass(self) -> None:
-        """Run every online network once on a blank observation, so that what reads what can be measured."""
+        """Run every online network once on an observation of zeros, so that the unit graph can be traced."""
 
     @abstractmethod
     def activations(self, batch: Batch) -> dict[str, Trace]:
@@ -180,55 +186,58 @@ class Agent(ABC):
 
     @abstractmethod
     def live_traces(self, batch: Batch) -> Iterator[tuple[str, Tensor, Trace]]:
-        """Component, loss, and hidden outputs that still hang in its graph, for who asks for gradients of units."""
+        """Yield component, loss, and hidden outputs with their graph, so that gradients of units can be computed."""
 
     @abstractmethod
     def values(self, batch: Batch, *, target: bool = False) -> Tensor:
-        """Each critic's value of the actions taken [N, B], by the online network or by the target network, where there
-        is one. Gradients run through it; it draws nothing."""
+        """Each critic's values of the batch's actions [N, B], by the online network or (`target`) by the target network
+        of agents that have one. Differentiable; makes no random draw."""
 
     @torch.no_grad()
     def valued_policy(self, obs: NDArray[Any] | Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-        """What the policy that `values` are of does: actions for observations [E, *obs], drawn from `generator` if at
-        all, and the bonus [E] that the agent gives itself for them. Here the greedy policy, without a bonus."""
+        """The policy that `values` evaluates: actions for observations [E, *obs], and the bonus [E] (for SAC the
+        entropy bonus) that the agent adds to the reward. Random draws use `generator`. Here the greedy policy, without
+        a bonus."""
         action = self.act(obs)
         return action, torch.zeros(len(obs), device=action.device)
 
     def scaled_rewards(self, reward: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Rewards in the unit of `values`, before they are clipped."""
+        """Rewards in the units of `values`, before clipping."""
         return reward
 
     @abstractmethod
     def losses(self, batch: Batch, seed: int) -> dict[str, Callable[[], Tensor]]:
-        """Component → its loss on a batch as a function of its present weights alone, without what interventions add:
-        targets are computed now and stay, noise is the same at every call, nothing is dropped."""
+        """Component → its loss on a batch as a function of its current weights only, without penalties.
+
+        Targets are computed once, now; noise (from `seed`) is the same at every call; dropout is off.
+        """
 
     @abstractmethod
     def decisions(self, batch: Batch) -> Tensor:
-        """What the policy does, without its noise, in the form that `policy_churn` compares."""
+        """The policy's output on a batch, without noise, in the form that `policy_churn` compares."""
 
     @abstractmethod
     def policy_churn(self, before: Tensor, after: Tensor) -> Tensor:
-        """How far two sets of `decisions` on the same observations lie apart (0-d)."""
+        """The distance of two sets of `decisions` on the same observations (0-d)."""
 
     @abstractmethod
     def probed(self, batch: Batch) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
-        """The modules whose plasticity is worth to be told apart, by name, and what each reads on a batch."""
+        """The modules whose plasticity is probed separately, by name, each with its inputs on a batch."""
 
     def twin(self) -> Self:
-        """An agent of the same build as this one was born, with tensors of its own and without interventions, to be
-        experimented on; `become_` makes it a copy."""
+        """A freshly initialised agent with the same configuration and seed, its own tensors and no interventions, for
+        experiments; `become_` then copies this agent's state into it."""
         return type(self)(self.observation, self.action, self.config, seed=self.seed, device=self.device)
 
     @torch.no_grad()
     def become_(self, other: Agent) -> None:
-        """Take over the weights and optimizers of an agent of the same build, in place."""
+        """Copy the weights and optimizer states of an agent with the same configuration, in place."""
         for name, component in other.components.items():
             mine = self.components[name]
             for one, its in ((mine.online, component.online), (mine.target, component.target)):
                 if one is not None and its is not None:
                     one.load_state_dict(its.state_dict())
-            # Tensor by tensor: torch's own way copies all twice, and asks each for its device.
+            # Tensor by tensor: torch's load_state_dict copies everything twice and checks the device of each tensor.
             for group, given in zip(mine.optimizer.param_groups, component.optimizer.param_groups, strict=True):
                 group |= {key: value for key, value in given.items() if key != "params"}
                 for p, q in zip(group["params"], given["params"], strict=True):
@@ -236,16 +245,16 @@ class Agent(ABC):
                         value.copy_(component.optimizer.state[q][key])
 
     def age(self, clock: Clock) -> int:
-        """Environment steps since it was born; what its schedules are functions of."""
+        """Environment steps since the agent was initialised; its schedules are functions of this number."""
         return clock.steps - self.born
 
     def charts(self, clock: Clock) -> dict[str, float]:
-        """What its schedules say at this moment, for the log."""
+        """Current values of the agent's schedules, for the log."""
         return {}
 
     @contextmanager
     def drawing_from(self, generator: Generator) -> Iterator[None]:
-        """Let whoever looks at losses draw from a stream of his own, so that training's stays where it is."""
+        """Use another generator within the block, so that training's stream does not advance."""
         own, self.generator = self.generator, generator
         try:
             for module in self.dropouts:
@@ -258,7 +267,7 @@ class Agent(ABC):
 
     @contextmanager
     def without_dropout(self) -> Iterator[None]:
-        """Forward passes that drop nothing, and so draw nothing."""
+        """Switch dropout off within the block, so that forward passes make no random draw."""
         for module in self.dropouts:
             module.training = False
         try:
@@ -268,11 +277,11 @@ class Agent(ABC):
                 module.training = True
 
     def blank(self) -> Tensor:
-        """One observation of zeros, as it is stored."""
+        """One observation of zeros [1, *obs], in the stored type."""
         return torch.zeros(1, *self.observation.shape, dtype=self.observation.dtype, device=self.device)
 
     def sampling(self, clock: Clock) -> Sampling:
-        """How batches are drawn at this moment."""
+        """Batch size, n-step, discount and replay ratio at this moment."""
         c = self.config
         return self.interventions.schedule(Sampling(c.batch_size, c.n_step, c.gamma, c.replay_ratio), clock)
 
@@ -280,7 +289,7 @@ class Agent(ABC):
         """The replay that the configuration describes, on the agent's device.
 
         Raises:
-            ValueError: It does not fit into memory, or no window of `n_step` rewards fits into it.
+            ValueError: The replay does not fit into memory, or no window of `n_step` rewards fits into the replay.
         """
         c = self.config
         if (waiting := (c.n_step - 1) * num_envs) >= c.buffer_size:
@@ -302,7 +311,7 @@ class Agent(ABC):
         )
 
     def describe_memory(self, num_envs: int = 1) -> str:
-        """One line: what `memory` will take, before anything is allocated."""
+        """One line: how many bytes `memory` will take. Allocates nothing."""
         c = self.config
         size = Replay.size_of(
             self.observation,
@@ -314,7 +323,10 @@ class Agent(ABC):
         return f"replay: {c.buffer_size:,} transitions take {size / 1e9:.3g} GB on {self.device}"
 
     def penalised(self, loss: Tensor, component: str, own: Tensor | None = None) -> Tensor:
-        """A component's loss with what interventions add to it; `own` is its part of a loss that several share."""
+        """A component's loss plus the penalties of interventions.
+
+        `own` is the component's part of `loss`, if several components share the loss.
+        """
         if not len(self.interventions):
             return loss
         self.unpenalised[component] = (loss if own is None else own).detach()
@@ -323,31 +335,35 @@ class Agent(ABC):
     def predictions(
         self, component: str, obs: Tensor, action: Tensor, networks: Mapping[str, nn.Module] | None = None
     ) -> Tensor:
-        """What a component says of B observations and actions: values [B, actions] or [N, B], or a policy in the form
-        of `decisions`. Gradients run through it; it draws nothing.
+        """The outputs of a component on B observations and actions: values [B, actions] or [N, B], or a policy in the
+        form of `decisions`. Differentiable; makes no random draw.
 
         Args:
-            networks: By component, copies to ask in the place of the agent's own networks; all or some of them.
+            networks: Copies of networks, by component, that are used instead of the agent's own; all or some of them.
         """
-        said: Tensor = self.asked(component, networks)(obs)
-        return said
+        output: Tensor = self.asked(component, networks)(obs)
+        return output
 
     def asked(self, component: str, networks: Mapping[str, nn.Module] | None) -> Any:
-        """The network of a component among those given, or else the agent's own."""
+        """The given network of a component, or the agent's own if none is given."""
         if networks is not None and component in networks:
             return networks[component]
         return self.components[component].online
 
     def slow_copy(self, online: N) -> N:
-        """A frozen copy to bootstrap from. What draws in either (dropout) draws from the agent's stream."""
+        """A frozen copy of a network, to be its target network. Dropout in both draws from the agent's generator."""
         for module in online.modules():
             if isinstance(module, Dropout):
                 module.generator = self.generator
-        # A generator cannot be copied, and must not be: the memo hands out the same one.
+        # A generator cannot be deep-copied; the memo makes both networks share the same one.
         return copy.deepcopy(online, memo={id(self.generator): self.generator}).requires_grad_(False)
 
     def tensor(self, obs: NDArray[Any] | Tensor) -> Tensor:
-        """Observations on the device, in their stored type; their shape is checked."""
+        """Observations [E, *obs] on the device, in the stored type.
+
+        Raises:
+            ValueError: The observations have another shape.
+        """
         if obs.shape[1:] != self.observation.shape:
             raise ValueError(
                 f"observations must have the shape (batch, {', '.join(map(str, self.observation.shape))}), "
@@ -357,7 +373,7 @@ class Agent(ABC):
         return x if x.dtype == self.observation.dtype else x.to(self.observation.dtype)
 
     def upload(self, x: NDArray[Any] | Tensor) -> Tensor:
-        """A tensor on the device, without waiting for it: only from pinned memory does a copy leave the host free."""
+        """Copy an array or tensor to the device without waiting: only copies from pinned memory are asynchronous."""
         if not isinstance(x, Tensor):
             x = torch.from_numpy(x if x.flags.writeable else x.copy())
         if x.device == self.device:
@@ -377,7 +393,7 @@ class Agent(ABC):
         yield "interventions", self.interventions
 
     def optimizers(self) -> Iterator[tuple[str, torch.optim.Optimizer]]:
-        """Every distinct optimizer, by the name of the first component that it serves."""
+        """Every distinct optimizer, by the name of the first component that uses it."""
         seen: set[int] = set()
         for name, component in self.components.items():
             if id(component.optimizer) not in seen:
@@ -385,7 +401,7 @@ class Agent(ABC):
                 yield name, component.optimizer
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, targets, optimizer moments, interventions' memory and the random stream."""
+        """Weights, target networks, optimizer states, the state of interventions and the random generators."""
         return {
             "modules": {name: dict(module.state_dict()) for name, module in self.modules()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers()},
@@ -398,8 +414,8 @@ class Agent(ABC):
         """Copy a saved state into this agent's own tensors; nothing is replaced.
 
         Args:
-            joining: How many of the last interventions the saved agent did not have. They stay as they were born, and
-                so does what the networks hold for them alone.
+            joining: How many of the last interventions the saved agent did not have. They keep their initial state, and
+                so do the parts of the networks that only they use.
 
         Raises:
             ValueError: The state belongs to an agent of another shape or with other interventions.
@@ -420,8 +436,11 @@ class Agent(ABC):
         self.born = state.get("born", 0)
 
     def _refuse_unmatched(self, missing: Sequence[str], unknown: Sequence[str], joining: int | None) -> None:
-        """Of a state that was loaded leniently: nothing in it may be left over, and of the interventions only
-        those that join may be without one (KeyError)."""
+        """Check a state that was loaded with `strict=False`.
+
+        Raises:
+            KeyError: The state has an unknown key, or the state of an intervention that does not join is missing.
+        """
         if unknown:
             raise KeyError(f"there is no {unknown[0]} here")
         if joining is not None:
@@ -430,7 +449,7 @@ class Agent(ABC):
                 raise KeyError(f"the saved state has no {lacking[0]}")
 
     def reseed(self, seed: int) -> None:
-        """Let everything random in it be drawn from another seed from now on."""
+        """Seed every generator of the agent and its interventions anew."""
         self.generator.manual_seed(derive_seed(seed, "noise"))
         self.host_rng = np.random.Generator(np.random.PCG64(derive_seed(seed, "host noise")))
         for i, part in enumerate(self.interventions):
@@ -439,7 +458,7 @@ class Agent(ABC):
                     inner.generator.manual_seed(derive_seed(seed, f"intervention {i} {inner.name}"))
 
     def content(self) -> dict[str, Any]:
-        """All that `load` needs: what the agent was built from, and its state."""
+        """Everything that `load` needs: the arguments of the constructor, and the state."""
         return {
             "format": FORMAT,
             "agent": self.name,
@@ -452,7 +471,7 @@ class Agent(ABC):
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the whole agent to one file, atomically; `load` needs nothing else."""
+        """Write the agent to one file, atomically; `load` needs no other file."""
         path = Path(path)
         scratch = path.with_name(path.name + ".tmp")
         torch.save(self.content(), scratch)
@@ -466,11 +485,11 @@ class Agent(ABC):
         interventions: Sequence[Intervention] = (),
         device: str | torch.device = "cpu",
     ) -> Self:
-        """The agent that `save` wrote, ready to act and to learn on.
+        """Load the agent that `save` wrote; it can act and continue to learn.
 
         Raises:
-            FileNotFoundError: No such file.
-            BadFile: The file holds no agent, or not all of one (a ValueError).
+            FileNotFoundError: The file does not exist.
+            BadFile: The file holds no agent, or an incomplete one (a ValueError).
             ValueError: The file holds another kind of agent, a newer format, or other interventions than given.
         """
         if not os.path.exists(path):
@@ -486,7 +505,12 @@ class Agent(ABC):
         interventions: Sequence[Intervention] = (),
         device: str | torch.device = "cpu",
     ) -> Self:
-        """The agent that `content` described; `path` says in errors where it came from (BadFile, ValueError)."""
+        """Build the agent that `content` describes; error messages name `path`.
+
+        Raises:
+            BadFile: The content is not that of an agent, or is incomplete.
+            ValueError: As `load`.
+        """
         check_is_agent(content, path)
         if content["agent"] != cls.name:
             raise ValueError(f"{path} holds {content['agent']}, not {cls.name}")
@@ -509,7 +533,7 @@ class Agent(ABC):
 
 
 def _rng_state(rng: np.random.Generator) -> dict[str, Any]:
-    """The state of a PCG64 generator; its 128-bit integers as text, which every format can hold."""
+    """The state of a PCG64 generator. Its 128-bit integers become strings, which every file format can store."""
     state = rng.bit_generator.state
     words = {key: str(value) for key, value in state["state"].items()}
     return {"state": words, "has_uint32": state["has_uint32"], "uinteger": state["uinteger"]}
@@ -521,7 +545,7 @@ def _set_rng_state(rng: np.random.Generator, saved: dict[str, Any]) -> None:
 
 
 def check_off_policy(config: Any) -> None:
-    """Check the configuration of an agent with a replay: every number, and windows against the replay.
+    """Check the configuration of an agent with a replay: the range of every number, and `n_step` against `buffer_size`.
 
     Raises:
         ValueError: A number is not in its range, or no window of `n_step` rewards fits into the replay.
@@ -547,8 +571,7 @@ def sync_target_(component: Component[Any], tau: float) -> None:
 
 
 def gaussian_kl(before: Tensor, after: Tensor) -> Tensor:
-    """Mean KL divergence of diagonal Gaussians, of the first from the second (0-d); each is means and log deviations
-    [2, B, A]."""
+    """Mean KL(before ‖ after) of diagonal Gaussians (0-d). Each is means and log standard deviations [2, B, A]."""
     (mean, log_std), (new_mean, new_log_std) = precise(before), precise(after)
     moved = (mean - new_mean) / new_log_std.exp()
     divergence = 0.5 * (beyond_first_order(2 * (log_std - new_log_std)) + moved.square()).sum(dim=1)
@@ -556,19 +579,23 @@ def gaussian_kl(before: Tensor, after: Tensor) -> Tensor:
 
 
 def categorical_kl(before: Tensor, after: Tensor) -> Tensor:
-    """Mean KL divergence of categorical distributions, of the first from the second (0-d); each is log-probabilities
-    [B, actions], which are normalised anew, since the sum of rounded ones is 1 to seven digits only."""
+    """Mean KL(before ‖ after) of categorical distributions (0-d). Each is log-probabilities [B, actions].
+
+    The log-probabilities are normalised again in double precision: rounded ones sum to 1 to seven digits only.
+    """
     old, new = precise(before).log_softmax(dim=1), precise(after).log_softmax(dim=1)
     change, p = new - old, old.exp()
-    # Where a probability grows much nothing cancels, and the exponential of the change may be infinite.
+    # Where a probability grows a lot no digits cancel, and exp(change) may overflow: there use the direct formula.
     small = p * beyond_first_order(change.clamp(max=1.0))
     divergence = torch.where(change < 1.0, small, new.exp() - p * (1 + change)).sum(dim=1)
     return divergence.clamp(min=0).mean().to(after.dtype)
 
 
 def beyond_first_order(x: Tensor) -> Tensor:
-    """exp(x) - 1 - x, never negative. It is the divergence of what has changed by x, which after one update is of the
-    order of 1e-8: in single precision the rounding of exp(x) alone would be larger."""
+    """exp(x) - 1 - x, never negative: the KL divergence for a change x of a log-probability.
+
+    After one update it is of the order of 1e-8. In single precision the rounding error of exp(x) would be larger.
+    """
     return x.expm1() - x
 
 
@@ -585,7 +612,7 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def restore(cls: type[Any], values: dict[str, Any]) -> Any:
-    """The inverse of `plain`: defaults tell which fields are configurations themselves, and which are tuples."""
+    """The inverse of `plain`. The types of the default values show which fields are nested configurations or tuples."""
     default = cls()
     unknown = set(values) - {f.name for f in fields(cls)}
     if unknown:

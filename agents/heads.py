@@ -1,13 +1,13 @@
-"""Value heads: how a network's outputs stand for a value, and what it costs to be wrong.
+"""Value heads: the representation of a value by a network's outputs, and the value loss.
 
-A head knows three things. `value(logits)` reads the value off the outputs. `backup(next_logits, reward, discount)` is
-the target that reward and successor imply, in whatever form the loss wants it. `loss(logits, target)` is the error of
-each sample. An entropy bonus is a shift of the reward, so the same head serves DQN and the critics of SAC.
+A head has three functions. `value(logits)` computes the value from the outputs. `backup(next_logits, reward, discount)`
+computes the target from reward and next state, in the form that the loss needs. `loss(logits, target)` is the loss of
+each sample. An entropy bonus is a shift of the reward, so DQN and the critics of SAC use the same heads.
 
-Heads differ in what the target is: a number (`mse`, `huber`, `symlog`, and `two_hot` and `hl_gauss`, whose loss spreads
-it over bins), a distribution (`c51`), quantiles (`quantile`), or one number for each channel of the reward
-(`value_mapping`). The size of the gradient differs too: it grows with the error under `mse`, and does not under the
-others.
+Heads differ in the form of the target: a number (`mse`, `huber`, `symlog`, and `two_hot` and `hl_gauss`, whose loss
+spreads it over bins), a distribution (`c51`), quantiles (`quantile`), or one number for each channel of the reward
+(`value_mapping`). They also differ in the size of the gradient: it grows with the error under `mse`, and does not under
+the others.
 """
 
 from __future__ import annotations
@@ -30,32 +30,35 @@ Bins: TypeAlias = Annotated[int, at_least(2, most=100_000, why=WIDE)]
 Quantiles: TypeAlias = Annotated[int, at_least(1, most=10_000, why="the loss compares each with each")]
 Levels: TypeAlias = Annotated[int, at_least(1, most=30, why="each is a decade of single precision")]
 
-# Logarithm of a return beyond any. Exponentials stop there, so that an output gone astray is no infinite value.
+# Logarithm of a return larger than any real one. Exponents are clipped here, so that no output gives an infinite value.
 BEYOND = 60.0
 
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """Parameters of the value losses; each reads its own.
+    """Parameters of the value losses; each loss reads its own.
 
     Attributes:
-        delta: huber, value_mapping: error where the square ends and the line begins. quantile: the same, kappa there.
+        delta: huber, value_mapping: error at which the loss changes from quadratic to linear. quantile: the same (kappa
+            in the paper).
         bins: c51, two_hot, hl_gauss: number of bins.
-        low: c51, two_hot: lowest atom. hl_gauss: lower edge of the lowest bin. In discounted, clipped return.
-        high: The same at the upper end.
-        sigma: hl_gauss: standard deviation of the target's Gaussian, in widths of a bin.
-        symlog: two_hot: space the bins evenly in symlog, whose units low and high then have (DreamerV3).
+        low: c51, two_hot: lowest atom. hl_gauss: lower edge of the lowest bin. In units of discounted, clipped return.
+        high: c51, two_hot: highest atom. hl_gauss: upper edge of the highest bin. In the same units.
+        sigma: hl_gauss: standard deviation of the target's Gaussian, in bin widths.
+        symlog: two_hot: space the bins evenly in symlog; low and high are then in symlog units (DreamerV3).
         quantiles: quantile: number of quantiles; cost and memory of the loss grow with its square.
-        mapping: value_mapping: log, or log up to exp(-shift / c) and linear above.
+        mapping: value_mapping: log, or loglin: log up to exp(-shift / c) and linear above.
         c: value_mapping: factor of the logarithm.
-        shift: value_mapping: added to the logarithm. A fresh channel begins near exp(-shift / c).
-        epsilon: value_mapping: smallest return of a channel that is told from zero.
-        beta: value_mapping: share of the way to the target that is gone before it is mapped; the optimizer goes on.
-        channels: value_mapping: polar: reward and punishment. bands: each also by magnitude, a reward belongs to the
-            channel of its decade. cumulative: likewise, but a reward fills the channels up to its own.
-        levels: value_mapping: decades of bands and cumulative; 4 reach rewards of 1000.
+        shift: value_mapping: added to the logarithm. A freshly initialised channel has a return near exp(-shift / c).
+        epsilon: value_mapping: smallest return of a channel; smaller ones are raised to it before the logarithm.
+        beta: value_mapping: step size towards the target in the space of returns, before the mapping; the optimizer's
+            learning rate applies as well.
+        channels: value_mapping: polar: one channel for positive and one for negative rewards. bands: several for each
+            sign, by magnitude; a reward belongs to the channel of its decade. cumulative: likewise, but a reward also
+            fills the channels of the smaller decades.
+        levels: value_mapping: number of decades of bands and cumulative; 4 cover rewards up to 1000.
         clip: value_mapping: largest reward of a polar channel; 0 is off.
-        limit: value_mapping: largest return of a channel; 0 is the one that gamma and the largest reward imply.
+        limit: value_mapping: largest return of a channel; 0 computes it from gamma and the largest reward.
     """
 
     delta: Positive = 1.0
@@ -93,7 +96,7 @@ DEFAULT = HeadConfig()
 
 
 class ValueHead(nn.Module):
-    """A scalar regressed on its target; subclasses say with which loss."""
+    """Base of value heads: one scalar output that is regressed on its target; subclasses define the loss."""
 
     outputs = 1
 
@@ -102,23 +105,23 @@ class ValueHead(nn.Module):
 
     @property
     def scratch(self) -> int:
-        """Numbers that the loss of one sample holds at once."""
+        """Numbers that the loss of one sample holds in memory at once."""
         return self.outputs
 
     def constant(self, name: str, values: Tensor) -> None:
-        """A buffer that moves with the head and is not saved, since the configuration implies it."""
+        """Register a buffer that moves with the head and is not saved, since it follows from the configuration."""
         self.register_buffer(name, values, persistent=False)
 
     def value(self, logits: Tensor) -> Tensor:
-        """[..., outputs] → [...]."""
+        """Logits [..., outputs] → values [...]."""
         return logits.squeeze(-1)
 
     def backup(self, next_logits: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
-        """[B, outputs], [B], [B] → the target of `loss`; here [B]."""
+        """Next logits [B, outputs], reward [B], discount [B] → the target of `loss`; here [B]."""
         return torch.addcmul(reward, discount, self.value(next_logits))
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """[..., B, outputs], target → error of each sample [..., B]."""
+        """Logits [..., B, outputs] and target → the loss of each sample [..., B]."""
         raise NotImplementedError
 
     def error(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -127,14 +130,14 @@ class ValueHead(nn.Module):
 
 
 class MSE(ValueHead):
-    """Half the squared error, so that its gradient is the temporal-difference error."""
+    """Half the squared error; its gradient is the temporal-difference error."""
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         return 0.5 * (self.value(logits) - target).square()
 
 
 class Huber(ValueHead):
-    """Squared up to `delta`, linear beyond (Mnih et al. 2015 clip the error to [-1, 1], which is delta = 1)."""
+    """Quadratic up to `delta`, linear beyond (Mnih et al. 2015 clip the error to [-1, 1], which is delta = 1)."""
 
     def __init__(self, config: HeadConfig = DEFAULT, gamma: float = 0.99) -> None:
         super().__init__(config, gamma)
@@ -155,7 +158,7 @@ class Symlog(ValueHead):
 
 
 class Categorical(ValueHead):
-    """Base of heads whose value is the mean of a distribution over fixed places, learnt by cross-entropy."""
+    """Base of heads whose value is the mean of a distribution over a fixed support, trained with cross-entropy."""
 
     support: Tensor  # [outputs]
 
@@ -164,7 +167,7 @@ class Categorical(ValueHead):
         self.outputs = config.bins
 
     def value(self, logits: Tensor) -> Tensor:
-        # No matrix product: in half precision or TF32 it would round the values.
+        # Not a matrix product, which would round the values in half precision or TF32.
         return (logits.softmax(-1, dtype=torch.float32) * self.support).sum(-1)
 
     def distribution(self, target: Tensor) -> Tensor:
@@ -172,7 +175,7 @@ class Categorical(ValueHead):
         raise NotImplementedError
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        # The logarithm of a clamped softmax would have no gradient where a probability must grow from nothing.
+        # The logarithm of a clamped softmax would have no gradient where a probability is zero and must grow.
         return -(self.distribution(target) * F.log_softmax(logits, -1, dtype=torch.float32)).sum(-1)
 
 
@@ -185,11 +188,12 @@ class C51(Categorical):
         self.constant("support", torch.linspace(config.low, config.high, config.bins))
 
     def backup(self, next_logits: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
-        """The shifted and shrunk distribution of the successor, projected onto the atoms [B, outputs]."""
+        """The next state's distribution, shifted by the reward and scaled by the discount, projected onto the atoms
+        [B, outputs]."""
         mass = next_logits.softmax(-1, dtype=torch.float32)
         place = torch.addcmul(reward.unsqueeze(1), discount.unsqueeze(1), self.support)
-        # Atoms beyond the support go to its end. The lower neighbour is never the last atom, so that both neighbours
-        # exist and no mass is lost where an atom is hit exactly.
+        # Atoms outside the support are clipped to its end. The lower neighbour is never the last atom, so both
+        # neighbours exist, and no mass is lost where a shifted atom coincides with an atom of the support.
         place = place.sub_(self.low).div_(self.spacing).clamp_(0, self.outputs - 1)
         below = place.floor().clamp_(max=self.outputs - 2)
         upper = mass * (place - below)
@@ -204,14 +208,14 @@ class C51(Categorical):
 
 
 class TwoHot(Categorical):
-    """The target's mass on its two neighbours, so that their mean is the target.
+    """Two-hot targets: the mass lies on the two neighbouring centres, so that the mean is the target.
 
-    With `symlog` the centres are even in symlog space, so dense near zero (Hafner et al. 2023, 2301.04104); the weights
-    of two neighbours are still those of plain values.
+    With `symlog` the centres are evenly spaced in symlog space, so dense near zero (Hafner et al. 2023, 2301.04104).
+    The weights of the two neighbours are still computed from plain values.
     """
 
-    above: Tensor  # [outputs], one over the distance to the next centre …
-    below: Tensor  # … and to the one before
+    above: Tensor  # [outputs], 1 / distance to the next centre
+    below: Tensor  # [outputs], 1 / distance to the previous centre
 
     def __init__(self, config: HeadConfig = DEFAULT, gamma: float = 0.99) -> None:
         super().__init__(config, gamma)
@@ -220,28 +224,29 @@ class TwoHot(Categorical):
         self.low, self.high, self.symlog = float(centres[0]), float(centres[-1]), config.symlog
         inverse = 1 / centres.diff()
         self.constant("support", centres.float())
-        # Beyond the ends there is no neighbour, and no target either.
+        # The outer centres lack one neighbour; targets are clipped, so these entries never matter.
         self.constant("above", torch.cat([inverse, inverse[-1:]]).float())
         self.constant("below", torch.cat([inverse[:1], inverse]).float())
 
     def value(self, logits: Tensor) -> Tensor:
         if not self.symlog:
             return super().value(logits)
-        # Large centres of opposite sign first, so that what they leave is not lost in rounding (as DreamerV3's code).
+        # Add centres of opposite sign first, so that large ones cancel before small ones are added (as in DreamerV3's
+        # code).
         parts = logits.softmax(-1, dtype=torch.float32) * self.support
         return 0.5 * (parts + parts.flip(-1)).sum(-1)
 
     def distribution(self, target: Tensor) -> Tensor:
         beyond = target.clamp(self.low, self.high).unsqueeze(-1) - self.support
-        # A hat over each centre, zero from its neighbours on.
+        # A triangular weight around each centre, zero at its neighbours.
         return (1 - torch.maximum(beyond * self.above, -beyond * self.below)).relu_()
 
 
 class HLGauss(Categorical):
-    """A Gaussian around the target, cut into histogram bins (Imani & White 2018, 1806.04613; Farebrother et al. 2024,
-    2403.03950, section 3.1).
+    """Targets are histograms of a Gaussian around the target value (Imani & White 2018, 1806.04613; Farebrother et al.
+    2024, 2403.03950, section 3.1).
 
-    The support is the outer *edges*: the value lies between the centres of the outer bins, half a bin inside.
+    `low` and `high` are the outer *edges*: the value lies between the centres of the outer bins, half a bin inside.
     """
 
     edges: Tensor  # [outputs + 1], in units of sqrt(2) sigma
@@ -256,7 +261,7 @@ class HLGauss(Categorical):
         self.constant("edges", (edges * self.scale).float())
 
     def distribution(self, target: Tensor) -> Tensor:
-        # Far outside the support every bin would underflow, and their sum with them.
+        # Clipped: far outside the support the mass of every bin would underflow, and so would their sum.
         middle = target.clamp(self.low, self.high).mul_(self.scale).unsqueeze(-1)
         below = torch.erf(self.edges - middle)
         return below.diff(dim=-1) / (below[..., -1:] - below[..., :1])
@@ -286,7 +291,7 @@ class Quantile(ValueHead):
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         mine, theirs = logits.unsqueeze(-1).expand(*logits.shape, target.shape[-1]), target.unsqueeze(-2)
         over = (mine.detach() > theirs).to(logits.dtype)
-        # Of every pair of quantiles: summed over those that learn, averaged over those of the target.
+        # The loss of every pair of quantiles, averaged over the target's quantiles, then summed over the online ones.
         pairs = (self.levels - over).abs_() * huber(mine, theirs, self.delta)
         return pairs.mean(-1).sum(-1) / self.delta
 
@@ -295,19 +300,20 @@ class Quantile(ValueHead):
 
 
 class ValueMapping(ValueHead):
-    """Channels of non-negative reward, each valued on a logarithmic scale (Fatemi & Tavakoli 2022, 2203.07171, section
-    5; van Seijen et al. 2019, 1906.00572).
+    """Rewards are split into non-negative channels, each with a value on a logarithmic scale (Fatemi & Tavakoli 2022,
+    2203.07171, section 5; van Seijen et al. 2019, 1906.00572).
 
-    The outputs are f(Q_j) and the value is the sum of weight_j * Q_j, with f(x) = c ln x + shift, under `loglin` up to
-    exp(-shift / c) and from there on along its tangent. Outputs near zero, a fresh network's, stand for channels at
-    exp(-shift / c), 1 by default, as in the authors' code: the channels of either sign cancel, and the value is near
-    zero. Rewards are split one by one, so that a return over n steps is not a sum over its channels.
+    The outputs are f(Q_j) and the value is the sum of weight_j * Q_j, with f(x) = c ln x + shift. Under `loglin`, f is
+    the logarithm up to exp(-shift / c) and its tangent beyond. Outputs near zero, as of a freshly initialised network,
+    mean channels at exp(-shift / c), 1 by default, as in the authors' code: positive and negative channels cancel, and
+    the value is near zero. The split is not linear, so a return over n steps is not the sum of its channels: each
+    reward must be split separately, and n_step must be 1.
     """
 
-    high: Tensor  # [L], for each level: the largest reward, …
-    low: Tensor  # … the reward from which on it counts, …
-    end: Tensor  # … the reward up to which it is the reward's own, …
-    unit: Tensor  # … and what is 1 there
+    high: Tensor  # [L], for each level: its largest reward
+    low: Tensor  # [L], lower end of the rewards that the level counts
+    end: Tensor  # [L], upper end of the rewards that belong to the level (`bands`)
+    unit: Tensor  # [L], the reward that the level represents as 1
     weights: Tensor  # [outputs], first the positive levels, then the negative
 
     def __init__(self, config: HeadConfig = DEFAULT, gamma: float = 0.99) -> None:
@@ -317,7 +323,7 @@ class ValueMapping(ValueHead):
         polar = config.channels == "polar"
         largest = (config.clip or math.inf) if polar else 1.0
         self.limit = config.limit or (largest / (1 - gamma) if gamma < 1 else math.inf)
-        # Both mappings are a logarithm up to a knee and its tangent beyond; a mere logarithm's is out of reach.
+        # Both mappings are a logarithm up to a knee and its tangent beyond; under `log` no return reaches the knee.
         self.knee = math.exp(-config.shift / config.c if config.mapping == "loglin" else BEYOND)
         self.bend = config.c * math.log(self.knee) + config.shift
         high = torch.tensor([largest]) if polar else 10.0 ** torch.arange(config.levels)
@@ -328,11 +334,11 @@ class ValueMapping(ValueHead):
         self.constant("low", low)
         self.constant("unit", unit)
         self.constant("weights", torch.cat([unit, -unit]))
-        # The uppermost band takes what lies above it.
+        # The uppermost band also takes all larger rewards.
         self.constant("end", torch.cat([high[:-1], torch.tensor([math.inf])]))
 
     def split(self, reward: Tensor) -> Tensor:
-        """[B] → rewards of the channels [B, outputs], none negative."""
+        """Rewards [B] → non-negative rewards of the channels [B, outputs]."""
         size = torch.stack([reward, -reward], -1).clamp_(min=0).unsqueeze(-1)
         if self.bands:
             parts = torch.where((size > self.low) & (size <= self.end), size.minimum(self.high), 0.0)
@@ -341,14 +347,14 @@ class ValueMapping(ValueHead):
         return (parts / self.unit).flatten(-2)
 
     def mapped(self, returns: Tensor) -> Tensor:
-        """f: positive returns → outputs."""
+        """The mapping f: positive returns of the channels → outputs."""
         slope = self.c / self.knee
         return self.c * returns.clamp(max=self.knee).log() + self.shift + slope * (returns - self.knee).relu()
 
     def returns(self, logits: Tensor) -> Tensor:
         """The inverse of f: outputs → returns of the channels."""
         x, slope = precise(logits), self.knee / self.c
-        # At the bend itself one of the two has a gradient, and not both.
+        # At the bend itself only one of the two terms has a gradient.
         return ((x.clamp(max=self.bend) - self.shift) / self.c).exp() + slope * (x - self.bend).relu()
 
     def value(self, logits: Tensor) -> Tensor:
@@ -358,12 +364,12 @@ class ValueMapping(ValueHead):
         return (returns * self.weights).sum(-1)
 
     def backup(self, next_logits: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
-        """The returns of the channels [B, outputs]."""
+        """The target returns of the channels [B, outputs]."""
         following = self.returns(next_logits).clamp_(0, self.limit)
         return torch.addcmul(precise(self.split(reward)), precise(discount).unsqueeze(1), following)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        # Averaged before it is mapped: the logarithm of a mean is not the mean of logarithms.
+        # Interpolate before mapping: the logarithm of a mean is not the mean of logarithms.
         held = self.returns(logits.detach()).clamp_(0, self.limit)
         moved = held.lerp_(target, self.beta).clamp_(min=self.epsilon)
         return huber(logits, self.mapped(moved).to(logits.dtype), self.delta).sum(-1)
@@ -385,10 +391,10 @@ HEADS: dict[str, type[ValueHead]] = {
 
 
 def build_head(name: str, config: HeadConfig = DEFAULT, *, gamma: float = 0.99, n_step: int = 1) -> ValueHead:
-    """The head of that name.
+    """Build the value head with the given name.
 
     Raises:
-        ValueError: There is none, or it cannot learn from returns of `n_step` rewards.
+        ValueError: The name is unknown, or the head cannot learn from returns of `n_step` rewards.
     """
     if name not in HEADS:
         raise ValueError(f"unknown value loss {name!r}; known: {', '.join(HEADS)}")
@@ -398,8 +404,8 @@ def build_head(name: str, config: HeadConfig = DEFAULT, *, gamma: float = 0.99, 
 
 
 def huber(x: Tensor, target: Tensor, delta: float) -> Tensor:
-    """Huber's loss of every element of `x`; the target is broadcast to it."""
-    # The operator itself: the function around it takes longer to check its arguments.
+    """Huber loss of every element of `x`; the target is broadcast to the shape of `x`."""
+    # Calls the operator itself: F.huber_loss spends longer on checks of its arguments.
     return torch.ops.aten.huber_loss(x, target.expand_as(x), 0, delta)
 
 
@@ -410,10 +416,10 @@ def symlog(x: Tensor) -> Tensor:
 
 def symexp(x: Tensor) -> Tensor:
     """The inverse of symlog: sign(x) (exp(|x|) - 1)."""
-    # As a sum, of which at zero one term has a gradient: the sign's would be zero there.
+    # A sum of two terms, one of which has a gradient at zero; the form with sign(x) would have gradient zero there.
     return x.relu().expm1() - (-x.clamp(max=0)).expm1()
 
 
 def precise(x: Tensor) -> Tensor:
-    """In double precision where the device has it."""
+    """`x` in double precision, or unchanged on devices without it (mps)."""
     return x if x.device.type == "mps" else x.double()

@@ -1,7 +1,7 @@
-"""The joints at which interventions reach into an agent, and the clocks they run on.
+"""The hooks through which interventions change an agent, the clock, and the triggers.
 
-An `Intervention` overrides the hooks it needs; every default is the identity. `Compose` is a list of interventions
-that is itself one, so an agent always holds exactly one.
+An `Intervention` overrides the hooks that it needs; every default is the identity. `Compose` is a list of interventions
+and is itself an intervention, so an agent always holds exactly one.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ Patience: TypeAlias = Annotated[int, at_least(1, "measurements")]
 
 @dataclass(frozen=True)
 class Clock:
-    """How far a run has come: environment steps (decisions), gradient updates and finished episodes, now and at the
+    """The progress of a run: environment steps (decisions), gradient updates and finished episodes, now and at the
     previous update.
 
-    They are different clocks; emulator frames are steps times frame skip and matter to logs alone. Triggers are
-    asked after each update, so what they compare with is the previous one: at any replay ratio nothing that was
-    crossed in between is missed or seen twice.
+    These are three different clocks. Emulator frames are steps times frame skip and appear in logs only. Triggers are
+    evaluated after each update and compare with the previous update, so at any replay ratio no moment in between is
+    missed or counted twice.
     """
 
     steps: int = 0
@@ -62,7 +62,7 @@ class Clock:
     last_episodes: int = 0
 
     def stepped(self, steps: int, episodes: int = 0) -> Clock:
-        """The clock after `steps` more environment steps, at which `episodes` ended."""
+        """The clock after `steps` more environment steps, in which `episodes` episodes ended."""
         now = self._settled()
         return replace(now, steps=now.steps + steps, episodes=now.episodes + episodes)
 
@@ -72,27 +72,28 @@ class Clock:
         return replace(now, updates=now.updates + 1)
 
     def _settled(self) -> Clock:
-        """This clock once its own update is the previous one."""
+        """This clock, with the present readings as those of the previous update if an update was counted."""
         if self.last_updates == self.updates:
             return self
         return replace(self, last_steps=self.steps, last_updates=self.updates, last_episodes=self.episodes)
 
     def read(self, of: Unit) -> tuple[int, int]:
-        """(previous, present) reading of one of the clocks."""
+        """(reading at the previous update, present reading) of one of the clocks."""
         if of == "updates":
             return self.last_updates, self.updates
         return (self.last_steps, self.steps) if of == "steps" else (self.last_episodes, self.episodes)
 
 
 class Trigger(Protocol):
-    """A pure function of the clock: does something fire between the previous tick and this one?"""
+    """A pure function of the clock: True if the trigger fires between the previous update and this one."""
 
     def __call__(self, clock: Clock) -> bool: ...
 
 
 @dataclass(frozen=True)
 class Every:
-    """Fires once per `period` of a clock, at any stride; never at zero, never before `start` nor after `stop`."""
+    """Fires once per `period` of a clock, whatever the stride of the clock; never at zero, before `start` or after
+    `stop`."""
 
     period: Period
     of: Unit = "updates"
@@ -106,9 +107,9 @@ class Every:
 
     def __call__(self, clock: Clock) -> bool:
         last, now = clock.read(self.of)
-        # The latest multiple that lies within [start, stop] is the only one that can have been crossed last.
-        beat = (now if self.stop is None else min(now, self.stop)) // self.period * self.period
-        return last < beat and beat >= max(self.start, 1)
+        # It suffices to check the latest multiple of the period that is not after `stop`.
+        latest = (now if self.stop is None else min(now, self.stop)) // self.period * self.period
+        return last < latest and latest >= max(self.start, 1)
 
 
 @dataclass(frozen=True)
@@ -129,33 +130,33 @@ class At:
 
 
 class Never:
-    """The trigger of what does not act on a beat."""
+    """The trigger that never fires, for interventions without a schedule."""
 
     def __call__(self, clock: Clock) -> bool:
         return False
 
 
 class Readings(Protocol):
-    """Who knows what was measured last; the monitors of a run do."""
+    """Access to the latest measurements; the monitors of a run implement it."""
 
     def latest(self, metric: str) -> tuple[float, int] | None:
-        """The value, and the update at which it was measured; None if it was not yet."""
+        """The latest value and the update at which it was measured; None before the first measurement."""
         ...
 
 
 class When:
-    """Fires on what a monitor measured: closed loop.
+    """Fires when a monitor's measurement crosses a bound (closed loop).
 
-    A measurement is read one update after it was made, so that the host never waits for it. One that is not a number
-    breaks a row of patience and fires nothing; one from before the latest firing says nothing of what that changed, and
-    is passed over. Asked at any number of moments, it counts every measurement once.
+    A measurement is read one update after it was made, so that the host never waits for it. A NaN resets the count of
+    consecutive measurements and fires nothing. Measurements from before the latest firing are ignored, since they do
+    not show its effect. However often the trigger is evaluated, each measurement counts once.
 
     Args:
         metric: Place and metric, such as `critic/dormant_fraction`.
-        below: Fires if the measurement is smaller than this …
-        above: … or larger than this; one of the two.
-        patience: Measurements in a row of which this must hold.
-        cooldown: Gradient updates after a firing during which it does not fire again, and nothing is counted.
+        below: Fires if the measurement is smaller than this. Give exactly one of `below` and `above`.
+        above: Fires if the measurement is larger than this.
+        patience: Consecutive measurements that must meet the condition.
+        cooldown: Gradient updates after a firing during which the trigger does not fire and counts no measurement.
 
     Raises:
         ValueError: Neither or both of `below` and `above` are given, or a number is out of range.
@@ -174,22 +175,26 @@ class When:
         cooldown: Updates = 0,
     ) -> None:
         if (below is None) == (above is None):
-            raise ValueError(f"when {metric} is what: give either below or above")
+            raise ValueError("when: give exactly one of below and above")
         self.metric, self.below, self.above = metric, below, above
         self.patience, self.cooldown = patience, cooldown
         self.readings: Readings | None = None
-        self.row = 0  # measurements in a row of which it held
+        self.row = 0  # consecutive measurements that met the condition
         self.seen = 0  # update of the latest measurement that was counted
-        self.asked: tuple[int, bool] = (0, False)  # update of the latest question, and the answer
+        self.asked: tuple[int, bool] = (0, False)  # update of the latest evaluation, and its result
         self.fired: int | None = None  # update of the latest firing
 
     @classmethod
     def parse(cls, text: str, patience: int = 1, cooldown: int = 0) -> When:
-        """`critic/dormant_fraction > 0.2` (ValueError if it is not that)."""
-        found = re.fullmatch(r"\s*(\S+?)\s*([<>])\s*(\S+)\s*", text)
+        """Parse a condition such as `critic/dormant_fraction > 0.2`.
+
+        Raises:
+            ValueError: The text is not of the form `metric > number` or `metric < number`.
+        """
+        match = re.fullmatch(r"\s*(\S+?)\s*([<>])\s*(\S+)\s*", text)
         try:
-            assert found is not None
-            metric, sign, bound = found[1], found[2], float(found[3])
+            assert match is not None
+            metric, sign, bound = match[1], match[2], float(match[3])
         except (AssertionError, ValueError):
             raise ValueError(
                 f"cannot read when={text!r}: write place/metric > number, like 'critic/dormant_fraction > 0.2'"
@@ -221,11 +226,11 @@ class When:
         return fires
 
     def state(self) -> dict[str, Any]:
-        """What it remembers, in plain values."""
+        """The trigger's state, in plain values."""
         return {"row": self.row, "seen": self.seen, "asked": list(self.asked), "fired": self.fired}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state` gave."""
+        """Restore what `state` returned."""
         self.row, self.seen, self.fired = state["row"], state["seen"], state["fired"]
         self.asked = (state["asked"][0], state["asked"][1])
 
@@ -234,8 +239,8 @@ class When:
 class Sampling:
     """How the next batches are drawn; interventions may anneal it (`Intervention.schedule`).
 
-    `replay_ratio` is gradient updates per environment step, `extra_updates` the number of those that a run owes up to
-    this moment besides: it only grows, and each is made once.
+    `replay_ratio` is gradient updates per environment step. `extra_updates` is the total number of additional updates
+    that were requested until this moment: it only grows, and each is made once.
     """
 
     batch_size: int
@@ -246,7 +251,7 @@ class Sampling:
 
 
 class Update(NamedTuple):
-    """What one gradient update returns, all of it on the device."""
+    """The results of one gradient update; all tensors are on the device."""
 
     metrics: dict[str, Tensor]  # 0-d
     activations: dict[str, list[Tensor]]  # per component, the output of every layer on the batch, in forward order
@@ -265,15 +270,18 @@ class Learning(Protocol):
 
 
 class Run(Learning, Protocol):
-    """What `after_update` may see of the run around the agent."""
+    """The part of a run that `after_update` may use."""
 
     def firing(self, part: Intervention) -> AbstractContextManager[None]:
-        """Take note that an intervention fires within the block, and of what that changes."""
+        """Record that an intervention fires within the block, and what the firing changes."""
         ...
 
 
 class Memory(Protocol):
-    """What an intervention may ask of a run's memory: a batch to look at, drawn without a trace; to forget."""
+    """The part of a run's memory that an intervention may use.
+
+    `clear` forgets all transitions. `sample` with a generator draws a batch without changing the memory's state.
+    """
 
     def clear(self) -> None: ...
     def sample(
@@ -282,9 +290,9 @@ class Memory(Protocol):
 
 
 def sample_like_training(run: Learning, samples: int, generator: Generator) -> Batch:
-    """B = `samples` transitions as the agent learns from them at this moment, drawn without a trace.
+    """Draw B = `samples` transitions as training would draw them now, without changing the memory's state.
 
-    The agent's n-step and discount count, annealed or not; the defaults of `Memory.sample` are no agent's.
+    Uses the agent's present n-step and discount (which may be annealed), not the defaults of `Memory.sample`.
 
     Raises:
         RuntimeError: The memory holds no transition with a complete window.
@@ -294,21 +302,23 @@ def sample_like_training(run: Learning, samples: int, generator: Generator) -> B
 
 
 class Intervention(nn.Module):
-    """Something done to an agent so that it keeps learning. Override what you need; the rest is the identity.
+    """A change to an agent or its training, such as a method against plasticity loss.
 
-    Memory is buffers, so that a checkpoint holds it; what only the host needs is `host_state`. Time is the clock, never
-    a counter in an attribute. Randomness comes from `generator`, which `seed` gives and a checkpoint holds.
+    Override the hooks that you need; every default is the identity. Keep state in buffers, so that a checkpoint holds
+    it, and in `host_state` what only the host needs. Use the clock for time, never a counter in an attribute. Draw
+    random numbers from `generator`, which `seed` creates and a checkpoint holds.
 
     Attributes:
-        name: The word that names it.
-        on: What it acts on: a component of the agent, or a part of one.
-        when: When it acts.
-        claims: What no other intervention may claim or edit.
-        edits: What no other intervention may claim: the parts of the agent whose weights it changes.
-        effect: What it changes; of several effects the one that comes last in `EFFECTS`. Tests choose pairs by it.
-        example: A word that makes it act within a few updates, for the laws.
-        touched: What the latest firing changed: units by layer name, as numbers or 0-d tensors on the device.
-        comes_late: Why it cannot be added to an agent that has lived already; empty if it can.
+        name: The intervention's name in an intervention spec.
+        on: The component of the agent that it changes, or a part of one.
+        when: The trigger of `fire`.
+        claims: Resources that it reserves: no other intervention may claim or edit them.
+        edits: Parts of the agent whose weights it changes: no other intervention may claim them.
+        effect: Its effect class, one of `EFFECTS`; if it has several, the last of them in `EFFECTS`. Tests choose pairs
+            of interventions by it.
+        example: An intervention spec with which it acts within a few updates, for the tests of laws.
+        touched: Units that the latest firing changed, by layer name, as numbers or 0-d tensors on the device.
+        comes_late: Reason why it cannot be added to an agent that is already trained; empty if it can.
     """
 
     name: ClassVar[str] = ""
@@ -324,19 +334,19 @@ class Intervention(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "__init__" in cls.__dict__:  # numbers are checked by the ranges that the annotations declare
+        if "__init__" in cls.__dict__:  # check arguments against the ranges that their annotations declare
             cls.__init__ = checked(cls.__dict__["__init__"])  # type: ignore[method-assign]
 
     def seed(self, seed: int, device: torch.device) -> None:
-        """Give the intervention a random stream of its own, on the device where it draws."""
+        """Create the intervention's own random generator, on the device."""
         self.generator = Generator(device).manual_seed(seed)
 
     def host_state(self) -> dict[str, Any]:
-        """What the host has to remember, in plain values; most interventions remember nothing."""
+        """State that only the host needs, in plain values; empty for most interventions."""
         return {}
 
     def load_host_state(self, state: dict[str, Any]) -> None:
-        """Take back what `host_state` gave."""
+        """Restore what `host_state` returned."""
 
     def get_extra_state(self) -> dict[str, Any]:
         generator = self.__dict__.get("generator")
@@ -351,82 +361,94 @@ class Intervention(nn.Module):
             restore_stream_(self.generator, state["generator"], derive_seed(0, self.name))
 
     def configure(self, config: Any) -> Any:
-        """A pure edit of the agent's frozen configuration, before anything is built."""
+        """Return an edited copy of the agent's frozen configuration; called before anything is built."""
         return config
 
     def bind(self, agent: Agent) -> None:
-        """Once, when the agent is built: allocate buffers; refuse by name what cannot apply (ValueError)."""
+        """Allocate buffers; called once, when the agent is built.
+
+        Raises:
+            ValueError: The intervention cannot be applied to this agent.
+        """
 
     def schedule(self, sampling: Sampling, clock: Clock) -> Sampling:
-        """Batch size, n-step, discount and replay ratio at this moment."""
+        """Return the batch size, n-step, discount and replay ratio for this moment."""
         return sampling
 
     def transform_batch(self, batch: Batch) -> Batch:
-        """Inside the update, before the loss: augmentation, mapping of rewards."""
+        """Return a changed batch (augmented observations, mapped rewards); called in the update, before the loss."""
         return batch
 
     def penalty(self, agent: Agent, component: str) -> Tensor | float:
-        """Inside the update: a term added to a component's loss. Terms are summed, so order cannot matter."""
+        """A term that the update adds to a component's loss. Terms are summed, so their order has no effect."""
         return 0.0
 
     def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
-        """Between updates: edit in place, without making the host wait for the device. Fires if it is time to."""
+        """Edit the agent in place between updates; by default call `fire` if `when` triggers.
+
+        The host must not wait for the device.
+        """
         if self.when(run.clock):
             with firing(run, self):
                 self.fire(run, activations)
 
     def fire(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
-        """What is done when `when` says so."""
+        """The action that `when` triggers."""
 
     def fire_now(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
-        """Fire, whatever `when` says: a fork asks what had become of it."""
+        """Fire, whatever `when` says; a fork uses it to compare a run with and without the firing."""
         with firing(run, self):
             self.fire(run, activations)
 
     def reborn(self, run: Run) -> None:
-        """The agent has become a newly born one, in place: forget what was remembered of the one before."""
+        """Reset the intervention's state; called after the agent was reinitialised in place."""
 
     def joined(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
-        """It was added to an agent that has lived already, whose state is loaded by now: what `bind` took from the
-        newborn agent and is meant of the present one is taken again. What is meant of the birth stays."""
+        """Called when the intervention was added to a trained agent, after the agent's state was loaded.
+
+        `bind` saw the freshly initialised agent. Recompute here the state that should come from the present agent; keep
+        the state that should come from the initialisation.
+        """
 
     def fire_when(self, when: When) -> None:
-        """Fire on what is measured rather than on a beat.
+        """Fire on a measurement instead of a schedule.
 
         Raises:
-            ValueError: It does not act on a beat.
+            ValueError: The intervention has no `fire`, so it does not act on a schedule.
         """
         if type(self).fire is Intervention.fire:
             raise ValueError(f"{self.name} does not fire now and then, so there is nothing for when= to set off")
         self.when = when
 
     def measurements(self) -> dict[str, Tensor]:
-        """What it did lately, as 0-d tensors on the device, for the log; names begin with the intervention's."""
+        """Measurements of its latest actions for the log, as 0-d tensors on the device; each name begins with the
+        intervention's name."""
         return {}
 
 
 def firing(run: Any, part: Intervention) -> AbstractContextManager[None]:
-    """The run's note of a firing; whoever stands in for a run need not take one."""
-    note = getattr(run, "firing", None)
-    return nullcontext() if note is None else note(part)
+    """The run's record of a firing; does nothing if the run object has no `firing` (a stand-in for a run)."""
+    record = getattr(run, "firing", None)
+    return nullcontext() if record is None else record(part)
 
 
 def _changes(before: Any, after: Any, prefix: str = "") -> dict[str, Any]:
     """The fields of a (nested) dataclass that differ, by dotted name."""
     if type(before) is not type(after) or not is_dataclass(before):
         return {} if before == after else {prefix: after}
-    found: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
     for field in fields(before):
         name = f"{prefix}.{field.name}" if prefix else field.name
-        found |= _changes(getattr(before, field.name), getattr(after, field.name), name)
-    return found
+        changes |= _changes(getattr(before, field.name), getattr(after, field.name), name)
+    return changes
 
 
 class Compose(Intervention):
     """Interventions in order of application.
 
-    Two that set the same field of the configuration, claim the same resource, or of which one edits what the other
-    claims, are refused by name (ValueError).
+    Raises:
+        ValueError: Two interventions claim the same resource, or one edits what the other claims (at construction), or
+            both set the same field of the configuration (in `configure`).
     """
 
     def __init__(self, interventions: Sequence[Intervention] = ()) -> None:
@@ -439,7 +461,7 @@ class Compose(Intervention):
                     how = "both claim" if set(other.claims) & shared else f"{one.name} has to itself what both edit,"
                     raise ValueError(f"{second.name} and {first.name} exclude each other: {how} {what}")
 
-    # What it remembers, its parts do; so an agent without any has the state that it always had.
+    # Only the parts have state of their own, so the state dict of an agent without interventions stays unchanged.
     get_extra_state = nn.Module.get_extra_state
     set_extra_state = nn.Module.set_extra_state
 
@@ -486,15 +508,15 @@ class Compose(Intervention):
             part.after_update(run, activations)
 
     def measurements(self) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
+        measurements: dict[str, Tensor] = {}
         for part in self:
-            found |= part.measurements()
-        return found
+            measurements |= part.measurements()
+        return measurements
 
 
 def restore_stream_(generator: Generator, state: Tensor, seed: int) -> None:
-    """Let a random stream go on where its state was taken. The state of another kind of device cannot be read here, and
-    the stream begins anew from a seed."""
+    """Restore a generator's state. A state from another kind of device cannot be loaded; then the generator starts from
+    `seed`."""
     if state.numel() == generator.get_state().numel():
         generator.set_state(state.cpu())
     else:

@@ -1,12 +1,13 @@
-"""Networks, built from one kind of brick.
+"""Networks, built from one kind of layer.
 
 A `Layer` is linear map → norm → activation. Its outputs are its *units*: an output feature of a linear map or a channel
-of a convolution, with all that is its alone (row of weights, bias, gain and shift). A layer can draw itself anew from
-the distribution it was born with.
+of a convolution, with the parameters that belong to it alone (row of weights, bias, gain and shift). A layer can
+reinitialise itself from its own initialiser.
 
 Activations are a return value: `forward(x, trace)` appends the output of every hidden layer to `trace`, in the order of
-`hidden_layers`. Forward hooks would not do: one registered after the first compiled call never fires. So bricks call
-each other's `forward` directly, which for small networks saves a third of a pass.
+`hidden_layers`. Forward hooks do not work here: a hook that is registered after the first compiled call never fires.
+Without hooks, modules can call each other's `forward` directly, which saves a third of the time of a small network's
+forward pass.
 """
 
 from __future__ import annotations
@@ -44,19 +45,19 @@ class NetworkConfig:
     """Shape of a network.
 
     Attributes:
-        body: What turns an observation into features. auto: `mlp` for vectors, `nature` for large images, `minatar`
+        body: Network from observations to features. auto: `mlp` for vectors, `nature` for large images, `minatar`
             for images below 36 pixels.
         hidden: Widths of the dense hidden layers.
         width: Factor on the channels of a convolutional body.
         activation: Activation of every hidden layer.
         norm: Normalisation between a hidden linear map and its activation.
-        norm_placement: Which hidden layers are normalised. dense: those after the encoder. encoder: the convolutions.
-            last: the last hidden layer alone, whose outputs are the features of the value.
-        norm_conv: Normalisation of a convolution. gn1: over channels and positions, one gain and shift a channel.
+        norm_placement: Which hidden layers are normalised. all: every one. dense: those after the encoder. encoder:
+            the convolutions. last: only the last hidden layer, whose outputs are the features of the value.
+        norm_conv: Normalisation of a convolution. gn1: over channels and positions, one gain and shift per channel.
             ln_chw: over the same numbers, but one gain and shift for every channel and position.
-        init: Distribution that weights are born with. torch: uniform in 1/sqrt(fan-in), PyTorch's default.
-            orthogonal: orthogonal weights of gain sqrt(2) (output layers 1), zero biases.
-        injections: Plasticity injections that room is kept for; each adds two frozen copies of a value head.
+        init: Initialiser of the weights. torch: uniform in ±1/sqrt(fan-in), PyTorch's default. orthogonal: orthogonal
+            weights of gain sqrt(2) (output layers 1), zero biases.
+        injections: Plasticity injections to allocate memory for; each adds two frozen copies of a value head.
     """
 
     body: BodyName = "auto"
@@ -76,7 +77,7 @@ class NetworkConfig:
 
 
 class ReLU(nn.Module):
-    """max(x, 0), without the checks of `nn.ReLU`, which for a single observation take longer than the maximum."""
+    """max(x, 0). Skips the checks of `nn.ReLU`, which for a single observation take longer than the maximum itself."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(x)
@@ -97,7 +98,7 @@ class Fourier(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Inverted dropout whose masks come from a generator of its own, so that nothing else sees its draws."""
+    """Inverted dropout that draws its masks from a given generator, not from the global one."""
 
     def __init__(self, p: float, generator: Generator) -> None:
         super().__init__()
@@ -123,7 +124,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "identity": nn.Identity,
 }
 COPIES = {"crelu": 2, "fourier": 2}
-"""Outputs that a unit has, where it has more than one."""
+"""Outputs per unit, for activations with more than one."""
 
 
 def _draw_torch(shape: torch.Size, fan_in: int, is_bias: bool, gain: float, generator: Generator) -> Tensor:
@@ -141,7 +142,7 @@ LAWS = {"torch": _draw_torch, "orthogonal": _draw_orthogonal}
 
 
 def blank(kind: type[nn.Module], *sizes: int, **settings: int) -> Any:
-    """A linear map or a convolution without weights yet; in a sketch (`with torch.device("meta")`) without memory."""
+    """A linear map or a convolution with uninitialised weights; under `with torch.device("meta")`, without memory."""
     device = "meta" if torch.get_default_device().type == "meta" else "cpu"
     return nn.utils.skip_init(kind, *sizes, device=device, **settings)
 
@@ -149,7 +150,7 @@ def blank(kind: type[nn.Module], *sizes: int, **settings: int) -> Any:
 class Layer(nn.Module):
     """Linear map → (dropout) → norm → activation.
 
-    An *output layer* has neither norm nor activation, and its outputs are no units: it stays out of the trace.
+    An *output layer* has neither norm nor activation. Its outputs are not units, so it does not appear in the trace.
     """
 
     def __init__(
@@ -176,8 +177,8 @@ class Layer(nn.Module):
         self.dropout = Dropout(dropout, generator) if dropout else None
         self.norm: nn.Module | None = None
         if norm == "layer_norm":
-            # `shape` ties the gains of a convolution to places. GroupNorm with one group normalises the same numbers,
-            # and its gain and shift belong to a channel, and so to one unit.
+            # With `shape`, a convolution has a gain for every position. GroupNorm with one group normalises the same
+            # numbers, but its gain and shift belong to a channel, and so to one unit.
             dense = isinstance(linear, nn.Linear)
             self.norm = nn.LayerNorm(shape or self.units) if dense or shape else nn.GroupNorm(1, self.units)
         self.activation = ACTIVATIONS[activation]()
@@ -190,10 +191,10 @@ class Layer(nn.Module):
 
     @torch.no_grad()
     def fresh(self, generator: Generator) -> dict[str, Tensor]:
-        """New weights and biases from the law of this layer's birth, by parameter name; nothing is changed.
+        """Draw new parameters from this layer's initialiser, by parameter name; the layer itself does not change.
 
-        Drawn where the generator lives: on the CPU when an agent is built, so that a seed means the same weights on
-        every device; on the device in the midst of training, where the host must not wait.
+        The draw happens on the generator's device: on the CPU when an agent is built, so that a seed gives the same
+        weights on every device; on the agent's device during training, where the host must not wait.
         """
         weight, bias = self.linear.weight, self.linear.bias
         fan_in = weight[0].numel()
@@ -209,9 +210,9 @@ class Layer(nn.Module):
 
     @torch.no_grad()
     def fresh_units(self, count: int, generator: Generator) -> dict[str, Tensor]:
-        """New incoming weights for `count` units from the law of this layer's birth, by parameter name."""
+        """Draw new incoming weights for `count` units from this layer's initialiser, by parameter name."""
         if self.init != "torch" or count >= self.units:
-            # Rows of an orthogonal matrix depend on each other, so a whole one is drawn.
+            # Rows of an orthogonal matrix depend on each other, so the whole matrix is drawn.
             return {key: value[:count] for key, value in self.fresh(generator).items()}
         drawn = {}
         for key, parameter in self.named_parameters():
@@ -226,7 +227,7 @@ class Layer(nn.Module):
 
     @torch.no_grad()
     def load_fresh(self, generator: Generator) -> None:
-        """Draw this layer anew, in place; a sketch has nothing to be drawn."""
+        """Reinitialise this layer in place; does nothing on the meta device, where parameters have no values."""
         if self.linear.weight.is_meta:
             return
         parameters = dict(self.named_parameters())
@@ -234,7 +235,7 @@ class Layer(nn.Module):
             parameters[name].copy_(value)
 
     def forward(self, x: Tensor, trace: Trace | None = None) -> Tensor:
-        # Looked up where nn.Module keeps them: its attribute access would take longer than a small layer's arithmetic.
+        # Reads nn.Module's own dictionary: attribute access would take longer than a small layer's arithmetic.
         modules = self._modules
         linear = modules["linear"]
         if self.is_dense:
@@ -252,48 +253,48 @@ class Layer(nn.Module):
 
 
 class Frozen(nn.ModuleDict):
-    """Copies of a value head's modules that are never trained, though gradients run through them to the encoder."""
+    """Copies of a value head's modules that are never trained; gradients still flow through them to the encoder."""
 
 
 def frozen_modules(network: nn.Module) -> set[nn.Module]:
-    """All modules within `Frozen` copies."""
+    """All modules inside `Frozen` copies."""
     return {inner for m in network.modules() if isinstance(m, Frozen) for inner in m.modules()}
 
 
 def all_layers(network: nn.Module) -> dict[str, Layer]:
-    """The layers that learn, hidden and output, by qualified name, in the order in which they were drawn."""
+    """The trained layers, hidden and output, by qualified name, in the order of their initialisation."""
     frozen = frozen_modules(network)
     return {name: m for name, m in network.named_modules() if isinstance(m, Layer) and m not in frozen}
 
 
 def hidden_layers(network: nn.Module) -> dict[str, Layer]:
-    """The hidden layers by qualified name, in the order in which a forward pass fills the trace."""
+    """The trained hidden layers by qualified name, in the order in which a forward pass fills the trace."""
     return {name: layer for name, layer in all_layers(network).items() if not layer.is_output}
 
 
 class Injection(nn.Module):
-    """Room for plasticity injections (Nikishin et al. 2023, 2305.15555) into a value head.
+    """Preallocated copies for plasticity injections (Nikishin et al. 2023, 2305.15555) into a value head.
 
-    A head h that maps features to logits becomes h(x) + sum of (old_i(x) - born_i(x)) over the pairs that are `opened`;
-    until then the copies hold zeros and would contribute exactly nothing. An injection moves the trained head into
-    `old`, and draws h and `born` anew, alike: what is trained stays the same tensors, and the output does not change.
-    (h(x) - born(x)) + old(x) with the newest pair first is exact to the last bit at that moment, since then the first
-    difference is zero.
+    A head h from features to logits becomes h(x) + sum of (old_i(x) - born_i(x)) over the first `opened` pairs. Unused
+    copies hold zeros. An injection copies the trained head into `old` and reinitialises h and `born` with the same
+    values. So the trained tensors stay the same objects, and the output does not change. The sum is computed as
+    (h(x) - born(x)) + old(x), newest pair first: right after an injection the difference is zero, so the output is
+    exact to the last bit.
     """
 
     def __init__(self, head: dict[str, nn.Module], count: int) -> None:
         super().__init__()
 
-        def blank() -> Frozen:
+        def zeros() -> Frozen:
             copies = Frozen({name: copy.deepcopy(module) for name, module in head.items()})
             for parameter in copies.parameters():
                 parameter.requires_grad_(False).zero_()
             return copies
 
         with torch.no_grad():
-            self.old = nn.ModuleList(blank() for _ in range(count))
-            self.born = nn.ModuleList(blank() for _ in range(count))
-        self.opened = 0  # pairs in use, the first ones; known to the host, as the clock that opens them is
+            self.old = nn.ModuleList(zeros() for _ in range(count))
+            self.born = nn.ModuleList(zeros() for _ in range(count))
+        self.opened = 0  # number of pairs in use; a host integer, since the clock that opens pairs is on the host
 
     def get_extra_state(self) -> dict[str, int]:
         return {"opened": self.opened}
@@ -302,7 +303,7 @@ class Injection(nn.Module):
         self.opened = state["opened"]
 
     def forward(self, logits: Tensor, head: Callable[[Mapping[str, Any]], Tensor]) -> Tensor:
-        """`head(modules)` are the logits of a head made of the given modules."""
+        """Add the pairs in use to `logits`; `head(modules)` computes the logits of a head with the given modules."""
         for number in reversed(range(self.opened)):
             old, born = self.old[number], self.born[number]
             logits = (logits - head(born._modules)) + head(old._modules)
@@ -310,13 +311,13 @@ class Injection(nn.Module):
 
 
 class LayerBuilder:
-    """Builds layers of one style from one generator; keeps constructors short."""
+    """Builds layers with one configuration and one generator."""
 
     def __init__(self, config: NetworkConfig, generator: Generator, *, dropout: float = 0.0) -> None:
         self.config = config
         self.generator = generator
         self.dropout = dropout
-        self.size: tuple[int, ...] = ()  # height and width of what the next convolution reads
+        self.size: tuple[int, ...] = ()  # height and width of the next convolution's input
 
     def dense(self, inputs: int, units: int, *, last: bool = False) -> Layer:
         c = self.config
@@ -331,7 +332,7 @@ class LayerBuilder:
         )
 
     def conv(self, inputs: int, channels: int, kernel: int, stride: int = 1, padding: int = 0) -> Layer:
-        """A convolution; `size` is its input's on the way in, and its output's afterwards."""
+        """A convolution; updates `size` from its input's height and width to its output's."""
         c = self.config
         linear = blank(nn.Conv2d, inputs, channels, kernel, stride=stride, padding=padding)
         self.size = tuple((n + 2 * padding - kernel) // stride + 1 for n in self.size)
@@ -357,7 +358,7 @@ class LayerBuilder:
 
 
 class Dense(nn.Module):
-    """Hidden dense layers in a row."""
+    """A sequence of hidden dense layers."""
 
     def __init__(self, inputs: int, hidden: Sequence[int], build: LayerBuilder) -> None:
         super().__init__()
@@ -375,7 +376,7 @@ class Dense(nn.Module):
 
 
 class Vectors(nn.Module):
-    """The encoder of what needs none."""
+    """The encoder of vector observations: flattens them, and has no parameters."""
 
     def __init__(self, observation: ObservationSpec) -> None:
         super().__init__()
@@ -399,7 +400,7 @@ class Pixels(nn.Module):
             self.features = self(torch.zeros(1, *observation.shape, dtype=observation.dtype)).shape[1]
 
     def forward(self, obs: Tensor, trace: Trace | None = None) -> Tensor:
-        # Channels last is what the convolutions of the CPU run fastest on (their backward about three times).
+        # Convolutions on a CPU are fastest in the channels-last layout (their backward pass about three times).
         x = obs.to(torch.float32, memory_format=torch.channels_last).mul_(self.scale)
         for block in self.blocks:
             x = block(x, trace)
@@ -442,11 +443,11 @@ class DrQCNN(Pixels):
 
 
 class Residual(nn.Module):
-    """x + conv(act(conv(act(x)))): its last convolution joins the residual stream, so its outputs are no units."""
+    """x + conv(act(conv(act(x)))). The last convolution joins the residual stream, so its outputs are not units."""
 
     def __init__(self, channels: int, build: LayerBuilder) -> None:
         super().__init__()
-        # The stream itself is activated before the first convolution, which therefore reads `copies` as many channels.
+        # The first convolution reads the activated stream, which has `COPIES` times as many channels.
         self.entry = ACTIVATIONS[build.config.activation]()
         self.inner = build.conv(channels * COPIES.get(build.config.activation, 1), channels, 3, padding=1)
         linear = blank(nn.Conv2d, self.inner.features, channels, 3, padding=1)
@@ -500,7 +501,11 @@ BODIES: dict[str, type[NatureCNN] | type[MinAtarCNN] | type[DrQCNN] | type[Impal
 
 
 def build_encoder(observation: ObservationSpec, build: LayerBuilder, default: BodyName = "nature") -> Vectors | Pixels:
-    """The encoder that a configuration asks for; `default` is what `auto` means for large images."""
+    """The encoder of a configuration; `default` is the body that `auto` selects for large images.
+
+    Raises:
+        ValueError: The body reads images and the observations are vectors, or the images are too small for it.
+    """
     body = build.config.body
     if body == "auto":
         small = observation.pixels and min(observation.shape[1:]) < 36
@@ -520,12 +525,12 @@ def build_encoder(observation: ObservationSpec, build: LayerBuilder, default: Bo
             f"observations of shape {observation.shape} are too small for the body {BODIES[body].__name__}; choose "
             "another with --agent.network.body"
         ) from error
-    # Weights in the layout of the data, or every call would convert them.
+    # Weights in the same layout as the data; otherwise every call would convert them.
     return cast(Pixels, encoder.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
 
 
 class ValueNetwork(nn.Module):
-    """Observations [B, *obs] → logits [B, outputs]; `encoder` and the shared dense layers are what the actor reads."""
+    """Observations [B, *obs] → logits [B, outputs]; the actor may read the outputs of `encoder` or `body`."""
 
     def __init__(self, observation: ObservationSpec, outputs: int, config: NetworkConfig, generator: Generator) -> None:
         super().__init__()
@@ -538,7 +543,7 @@ class ValueNetwork(nn.Module):
         return self.read(obs, trace)[0]
 
     def read(self, obs: Tensor, trace: Trace | None = None) -> tuple[Tensor, Tensor]:
-        """Logits [B, outputs], and what they were read from [B, F]."""
+        """Logits [B, outputs], and the features [B, F] from which the output layer computes them."""
         features = self.body(self.encoder(obs, trace), trace)
         logits: Tensor = self.output.forward(features)
         return logits, features
@@ -547,7 +552,7 @@ class ValueNetwork(nn.Module):
 class QNetwork(nn.Module):
     """Observations [B, *obs] → logits [B, actions, outputs]; `outputs` belongs to the value head.
 
-    `encoder` holds the convolutions, `head` (or the two streams of a dueling network) all that is dense.
+    `encoder` holds the convolutions. `head` (in a dueling network, two streams) holds the dense layers.
     """
 
     def __init__(
@@ -572,7 +577,7 @@ class QNetwork(nn.Module):
         self.injection = Injection(self.head_modules(), config.injections) if config.injections else None
 
     def head_modules(self) -> dict[str, nn.Module]:
-        """All that is dense, from features to logits."""
+        """The dense modules from features to logits, by name."""
         names = ("head", "advantage", "value_head", "value") if self.dueling else ("head", "advantage")
         return {name: getattr(self, name) for name in names}
 
@@ -584,7 +589,7 @@ class QNetwork(nn.Module):
         return logits
 
     def logits(self, modules: Mapping[str, Any], features: Tensor, trace: Trace | None = None) -> Tensor:
-        """Features [B, F] → logits, by this head's modules or a copy of them."""
+        """Features [B, F] → logits [B, actions, outputs], by this head's modules or a copy of them."""
         logits = modules["advantage"].forward(modules["head"].forward(features, trace))
         logits = logits.view(-1, self.actions, self.outputs)
         if self.dueling:
@@ -623,7 +628,7 @@ class QFunction(nn.Module):
         self.injection = Injection(self.head_modules(), room) if room else None
 
     def head_modules(self) -> dict[str, nn.Module]:
-        """All of it: features and action to logits."""
+        """All modules, from features and action to logits, by name."""
         return {"body": self.body, "output": self.output}
 
     def forward(self, features: Tensor, action: Tensor, trace: Trace | None = None) -> Tensor:
