@@ -1,18 +1,19 @@
-"""Replay: what an agent has lived through, and how many updates it owes to it.
+"""The replay: an agent's transitions, and the number of pending updates.
 
-Two rings on the chosen device. The ring of *frames* holds every frame once: an observation is `stack` numbers of slots
-in it, so that an Atari transition takes 7.2 kB rather than 56. The ring of *rows* holds one packed row per transition:
-the slots of its observation and of the frame that followed, reward, ends, action. All environments step together, so
-the transition after the one with ordinal i (how many were stored before it) in the same environment is i + num_envs.
+Two ring buffers on the chosen device. The ring of *frames* holds every frame once. An observation is `stack` slot
+numbers in it, so that an Atari transition takes 7.2 kB rather than 56. The ring of *rows* holds one packed row per
+transition: the slots of its observation and of the next frame, reward, end flags, action. A transition's ordinal is the
+number of transitions stored before it. All environments step together, so the successor of transition i in the same
+environment is transition i + num_envs.
 
-* Every frame gets its slot as soon as it is seen, so the newest transition can be sampled at once, and an episode's
-  final observation is kept: the successor of a truncated transition is exact.
-* n-step windows are put together when sampled, so n and the discount may be annealed. A window stops at the first
+* Every frame is stored as soon as it is observed. So the newest transition can be sampled at once, and the final
+  observation of an episode is kept: the next observation of a truncated transition is exact.
+* n-step windows are assembled when they are sampled, so n and the discount may be annealed. A window stops at the first
   `terminated | truncated`, inclusive. Windows that end beyond the newest transition are not sampled: the newest
-  (n - 1) * num_envs transitions wait for their turn, whether or not an episode's end would have cut their window.
-* `clear` moves the beginning of what is learnt from to the present. Nothing is overwritten for it, so the frames that
-  the running episodes still need are there, and pieces of a checkpoint keep their versions.
-* Randomness is a generator of the replay's own. Neither storing nor sampling makes the host wait for the device.
+  (n - 1) * num_envs transitions wait, whether or not the end of an episode would shorten their window.
+* `clear` makes the present the first transition that can be sampled. It overwrites nothing, so the frames that the
+  running episodes still need are kept, and chunks of a checkpoint keep their versions.
+* The replay has its own random generator. Neither storing nor sampling makes the host wait for the device.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ from .priorities import Priorities, PrioritisedConfig
 
 __all__ = ["Batch", "PrioritisedConfig", "Replay", "ReplayTooLarge"]
 
-SHORT_EPISODE = 64  # mean length from which on the final frames of episodes find room beside `capacity` transitions
+SHORT_EPISODE = 64  # minimum mean episode length at which final frames fit in addition to `capacity` transitions
 NOBODY = np.empty(0, np.int64)
-AT_ONCE = 256  # updates between which a run is not asked whether it is to stop
+AT_ONCE = 256  # maximum number of updates between two checks for a stop request
 
 
 class Batch(NamedTuple):
@@ -51,7 +52,7 @@ class Batch(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # [B] int64 ordinals, for `Replay.update_priorities`
 
     def take(self, index: slice | Tensor) -> Batch:
-        """Some of the transitions."""
+        """The transitions at `index`."""
         return Batch(*(part[index] for part in self))
 
     @classmethod
@@ -66,7 +67,8 @@ class Batch(NamedTuple):
         gamma: float = 0.99,
         device: torch.device | str = "cpu",
     ) -> Batch:
-        """A batch of one-step transitions from arrays of anybody's replay; `terminated` stops bootstrapping."""
+        """A batch of one-step transitions from arrays, such as those of another library's replay; `terminated` stops
+        bootstrapping."""
         obs, next_obs = (torch.as_tensor(x, device=device) for x in (obs, next_obs))
         action = torch.as_tensor(action, device=device)
         action = action.float() if action.is_floating_point() else action.long()
@@ -94,9 +96,9 @@ class _Layout(NamedTuple):
 def _layout(observation: ObservationSpec, action: ActionSpec, capacity: int, envs: int, prioritised: bool) -> _Layout:
     stack, frame = observation.stack, prod(observation.frame_shape)
     steps = -(-capacity // envs)
-    # A frame for every transition, for the older frames of the first one's stack and for the newest observation, and
-    # one for the final observation of every episode. At the very least the newest stacks must survive if all
-    # environments reset at every step.
+    # One frame for every transition, for the older frames of the first stack and for the newest observation, and one
+    # for the final observation of every episode. The minimum keeps the newest stacks valid even if all environments
+    # reset at every step.
     slots = max((steps + stack) * envs + capacity // SHORT_EPISODE, 2 * envs * (stack + 1))
     row = stack + 4 + (1 if action.discrete else action.size)
     transitions = steps * envs
@@ -109,23 +111,24 @@ def _layout(observation: ObservationSpec, action: ActionSpec, capacity: int, env
 class Replay:
     """A replay of the newest `capacity` transitions of `num_envs` environments that step together.
 
-    It holds exactly the newest `capacity` as long as at most `capacity` / 64 episodes end among them (episodes of 64
-    steps on average, or longer); shorter episodes have more final frames to keep, and somewhat fewer transitions fit
-    (97 % at 20 steps, half at 1). A transition is dropped before any frame of its stack is overwritten.
+    It holds exactly the newest `capacity` transitions if at most `capacity` / 64 episodes end among them (mean episode
+    length 64 steps or more). Shorter episodes have more final frames, so somewhat fewer transitions fit (97 % at 20
+    steps, half at 1). A transition is dropped before any frame of its stack is overwritten.
 
     Args:
-        observation, action: what is stored.
-        capacity: transitions.
-        num_envs: environments that step together.
-        device: where the replay lives; batches are drawn and put together there.
-        seed: of the sampling.
-        learning_starts: transitions for which no updates are owed, because they precede learning.
-        reward_clip: rewards are stored raw and clipped to [-reward_clip, reward_clip] when sampled.
-        prioritised: sample by priority rather than uniformly.
-        chunk_bytes: about how much a chunk of the checkpoint holds.
+        observation, action: Specs of the observations and actions.
+        capacity: Maximum number of transitions.
+        num_envs: Number of environments that step together.
+        device: Device of the replay; batches are drawn and assembled there.
+        seed: Seed of the sampling.
+        learning_starts: Initial transitions that add no pending updates.
+        reward_clip: Rewards are stored raw and clipped to [-reward_clip, reward_clip] when sampled.
+        prioritised: Sample by priority rather than uniformly.
+        chunk_bytes: Approximate size of a chunk of the checkpoint, in bytes.
 
     Raises:
-        ReplayTooLarge: if it does not fit into the memory that its device has to spare.
+        ValueError: The capacity is smaller than one step of all environments, or another number is out of range.
+        ReplayTooLarge: The replay does not fit into the free memory of its device.
     """
 
     def __init__(
@@ -154,26 +157,26 @@ class Replay:
         self.learning_starts, self.reward_clip = learning_starts, reward_clip
         self._layout = _layout(observation, action, capacity, num_envs, prioritised is not None)
         self._refuse_if_too_large(prioritised is not None)
-        # Memory that is never written is never touched either: a large replay costs what it holds.
+        # The operating system allocates pages when they are first written: a replay takes memory only as it fills.
         self._frames = torch.empty(
             self._layout.slots + 1, self._layout.frame, dtype=observation.dtype, device=self.device
         )
         self._frames[-1].zero_()
         self._ring = self._frames[:-1]
         self._rows = torch.empty(self._layout.transitions, self._layout.row, dtype=torch.int32, device=self.device)
-        # On the host, numpy's views of the same memory: writing through them costs a tenth of a copy between tensors.
+        # On the CPU, numpy views of the same memory: writing through them takes a tenth of a copy between tensors.
         on_host = (self._ring, self._rows) if self.device.type == "cpu" else ()
         self._views = {id(ring): ring.numpy() for ring in on_host}
         self._priorities = Priorities(self._layout.transitions, prioritised, self.device) if prioritised else None
         self._generator = torch.Generator(self.device).manual_seed(seed)
         self._chunk_bytes = chunk_bytes
-        # The host keeps count: frames and transitions written since the start, and the oldest transition still whole.
+        # The host counts the frames and transitions written since the start; `_tail` is the oldest valid transition.
         self._written = self._head = self._tail = 0
-        self._oldest = np.zeros(self._layout.steps, np.int64)  # of every step: the oldest frame its stacks need
-        self._stacks = np.full((num_envs, observation.stack), -1, np.int64)  # frames of what agents act on; -1: zeros
+        self._oldest = np.zeros(self._layout.steps, np.int64)  # for every step: the oldest frame that its stacks need
+        self._stacks = np.full((num_envs, observation.stack), -1, np.int64)  # frames of present observations; -1: zeros
         self._credit, self._credited, self._extra = 0.0, 0, 0
-        self._begin = 0  # the first transition that is learnt from: how many there were when `clear` was called last
-        self._row = np.empty((num_envs, self._layout.row), np.int32)  # what `add` packs, before it goes to the device
+        self._begin = 0  # the first transition that may be sampled: the number stored when `clear` was called last
+        self._row = np.empty((num_envs, self._layout.row), np.int32)  # rows that `add` packs, before the copy to device
         self._number = self._row.view(np.float32)
         self._expected = (num_envs, *observation.shape), np.uint8 if observation.dtype == torch.uint8 else np.float32
 
@@ -183,12 +186,12 @@ class Replay:
     def size_of(
         observation: ObservationSpec, action: ActionSpec, *, capacity: int, num_envs: int = 1, prioritised: bool = False
     ) -> int:
-        """Bytes that such a replay would take, everything counted."""
+        """Bytes that such a replay would take in total."""
         return _layout(observation, action, capacity, num_envs, prioritised).nbytes
 
     @property
     def nbytes(self) -> int:
-        """Bytes taken when full: frames, rows, priorities, and the host's bookkeeping."""
+        """Bytes of the full replay: frames, rows, priorities, and the host's arrays."""
         priorities = self._priorities.nbytes if self._priorities else 0
         host = self._oldest.nbytes + self._stacks.nbytes + self._row.nbytes
         return self._frames.nbytes + self._rows.nbytes + priorities + host
@@ -198,7 +201,7 @@ class Replay:
         return self.nbytes / self.capacity
 
     def describe(self) -> str:
-        """One line for people: capacity, device and memory."""
+        """One line: capacity, device and memory."""
         return (
             f"replay: {self.capacity:,} transitions of {in_bytes(self.bytes_per_transition)} "
             f"on {self.device} = {in_bytes(self.nbytes)}"
@@ -222,7 +225,12 @@ class Replay:
     # Storing
 
     def start(self, obs: NDArray[Any]) -> None:
-        """Take the first observations [E, *obs], once, before anything is added."""
+        """Store the first observations [E, *obs]; call it once, before `add`.
+
+        Raises:
+            RuntimeError: The replay has started already.
+            ValueError: The observations do not fit the spec.
+        """
         if self._written:
             raise RuntimeError("the replay has started already: start() is for the first observations of a run")
         self._check_obs("the first observations", obs)
@@ -232,12 +240,17 @@ class Replay:
         self._written = self.num_envs
 
     def add(self, action: NDArray[Any], step: Step) -> None:
-        """Store the step that answered `action` ([E] whole numbers or [E, A] floats); host arrays."""
+        """Store the result of `action` ([E] integers or [E, A] floats); all arrays are on the host.
+
+        Raises:
+            RuntimeError: `start` was not called.
+            ValueError: An array has the wrong shape or type.
+        """
         if not self._written:
             raise RuntimeError("the replay has no observation to start from: call start(obs) before add()")
         self._check_step(action, step)
         envs, stack = self.num_envs, self.observation.stack
-        # First the final frames of the episodes that ended, then what every environment goes on from.
+        # First the final frames of the episodes that ended, then the present frame of every environment.
         frames = self._newest(step.obs)
         over = NOBODY if step.quiet or not step.reset.any() else np.flatnonzero(step.reset)
         slots = np.arange(self._written + over.size, self._written + over.size + envs)
@@ -264,7 +277,7 @@ class Replay:
         else:
             number[:, stack + 4 :] = action
 
-        # Read as unsigned, the -1 of a padding zero is the greatest number there is.
+        # As an unsigned integer, the -1 of zero padding is the largest number, so min() ignores it.
         self._oldest[self._head // envs % len(self._oldest)] = self._stacks.view(np.uint64).min()
         self._write(self._ring, self._written, frames)
         self._write(self._rows, self._head, row)
@@ -274,8 +287,8 @@ class Replay:
         self._drop()
 
     def _drop(self) -> None:
-        """Let go of what exceeds the capacity, of what was there before the latest `clear`, and of every step that
-        needs a frame which is gone."""
+        """Drop transitions beyond the capacity, those before the latest `clear`, and every step that needs an
+        overwritten frame."""
         self._tail = max(self._tail, self._head - self.capacity, self._begin)
         present = self._written - self._layout.slots
         while self._oldest[self._tail // self.num_envs % len(self._oldest)] < present:
@@ -291,20 +304,20 @@ class Replay:
             return
         begin %= len(ring)
         fitting = min(len(content), len(ring) - begin)
-        source = torch.from_numpy(np.array(content, order="C"))  # a copy: what an environment gives may be read-only
+        source = torch.from_numpy(np.array(content, order="C"))  # a copy: an environment's arrays may be read-only
         if self.device.type == "cuda":
-            # Only from pinned memory does a copy leave the host free; the allocator keeps it until the copy is done.
+            # Only copies from pinned memory are asynchronous; the allocator keeps the memory until the copy is done.
             source = source.pin_memory()
         ring[begin : begin + fitting].copy_(source[:fitting], non_blocking=True)
         if fitting < len(source):
             ring[: len(source) - fitting].copy_(source[fitting:], non_blocking=True)
 
     def _newest(self, obs: NDArray[Any]) -> NDArray[Any]:
-        """[E, frame] newest frames of observations."""
+        """The newest frame of each observation [E, frame]."""
         return obs.reshape(len(obs), -1)[:, -self._layout.frame :]
 
     def _first_stacks(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[E, stack] frames of observations that begin an episode."""
+        """Frame numbers of the stacks at the beginning of an episode [E, stack]."""
         stacks = np.full((len(slots), self.observation.stack), -1, np.int64)
         stacks[:, (-1 if self.observation.padding == "zero" else 0) :] = slots[:, None]
         return stacks
@@ -333,7 +346,11 @@ class Replay:
             raise ValueError(f"actions should be {shape} {kind}, not {action.dtype} of shape {action.shape}")
 
     def _check_padding(self, obs: NDArray[Any]) -> None:
-        """Stacks are put together from frames, so the first of an episode must be padded as the spec says."""
+        """Check that first observations of episodes are padded as the spec says: stacks are rebuilt from frames.
+
+        Raises:
+            ValueError: They are padded otherwise.
+        """
         if self.observation.stack == 1:
             return
         frames = obs.reshape(len(obs), self.observation.stack, -1)
@@ -360,8 +377,12 @@ class Replay:
     ) -> Batch:
         """Draw transitions with replacement, uniformly or by priority.
 
-        With a generator of the caller's own (on the replay's device) the draw is uniform and leaves no trace in the
-        replay, so that who merely looks does not change the run.
+        With a given generator (on the replay's device) the draw is uniform and changes no state of the replay, so that
+        observers do not change the run.
+
+        Raises:
+            ValueError: `n_step` is smaller than 1.
+            RuntimeError: The replay holds no transition with a complete window.
         """
         if n_step < 1:
             raise ValueError(f"n_step must be at least 1, not {n_step}")
@@ -384,9 +405,9 @@ class Replay:
         return self._gather(index, weight, n_step, gamma)
 
     def update_priorities(self, index: Tensor, td_error: Tensor) -> None:
-        """Set the priorities of sampled transitions [B] by their errors [B]; nothing happens if sampling is uniform.
+        """Set the priorities of sampled transitions [B] from their errors [B]; does nothing if sampling is uniform.
 
-        What was dropped before the latest `sample` is passed over.
+        Transitions that were dropped before the latest `sample` are ignored.
         """
         if self._priorities is not None:
             self._priorities.update(index, td_error)
@@ -404,12 +425,12 @@ class Replay:
             rows = self._rows.index_select(0, ordinals.view(-1))
             window = rows.view(batch, n_step, -1)
             numbers = window.view(torch.float32)
-            live = torch.ones(batch, n_step, device=self.device)  # 1 up to the step that ends the window, then 0
-            torch.cumprod(numbers[:, :-1, stack + 3], 1, out=live[:, 1:])
-            length = live.sum(1)
+            inside = torch.ones(batch, n_step, device=self.device)  # 1 up to the step that ends the window, then 0
+            torch.cumprod(numbers[:, :-1, stack + 3], 1, out=inside[:, 1:])
+            length = inside.sum(1)
             ends = torch.arange(-1, batch * n_step - 1, n_step, device=self.device) + length.long()
             first, last = window[:, 0], rows.index_select(0, ends)
-            reward = (self._clipped(numbers[:, :, stack + 1]) * live * torch.pow(gamma, steps.float())).sum(1)
+            reward = (self._clipped(numbers[:, :, stack + 1]) * inside * torch.pow(gamma, steps.float())).sum(1)
             discount = last.view(torch.float32)[:, stack + 2] * torch.pow(gamma, length)
         acted = first[:, stack + 4 :].contiguous()
         action = acted.view(-1).long() if self.action.discrete else acted.view(torch.float32)
@@ -421,59 +442,60 @@ class Replay:
         return reward.contiguous() if self.reward_clip is None else reward.clamp(-self.reward_clip, self.reward_clip)
 
     def clear(self) -> None:
-        """Forget everything: what was stored until now is not learnt from any more, and nothing is owed for it.
+        """Forget all transitions stored until now, and their pending updates.
 
-        Learning begins anew once `learning_starts` more transitions are there. Until the next one is stored, who
-        merely looks still sees the old ones.
+        Updates resume once `learning_starts` more transitions are stored. Until the next transition is stored, the old
+        ones can still be sampled (by monitors).
         """
         self._begin = self._credited = self._head
         self._credit = 0.0
         if self._priorities is not None:
             self._priorities.begin_anew()
 
-    # What is owed
+    # Pending updates
 
     def batches(self, sampling: Sampling) -> Iterator[Batch]:
-        """As many batches as updates are owed: `replay_ratio` for every transition stored since the last call, and
-        what `extra_updates` has grown by. At most `AT_ONCE` a call; the rest is for the next one (`owes`).
+        """Yield one batch for each pending update: `replay_ratio` for every transition stored since the last call, and
+        the growth of `extra_updates`. At most `AT_ONCE` per call; later calls yield the rest (`owes`).
 
-        Transitions before `learning_starts` do not count. A ratio applies to what is new, so a change takes effect at
-        once; fractions are kept. Each batch is drawn when it is asked for, so that priorities set by the update before
-        it count.
+        Transitions before `learning_starts` do not count. The ratio applies to new transitions only, so a change takes
+        effect at once; fractions are kept. Each batch is drawn just before its update, so that it uses the priorities
+        set by the previous update.
         """
         self._credit = self._due(sampling)
         self._extra = max(self._extra, sampling.extra_updates)
         self._credited = self._head
-        return self._owed(sampling)
+        return self._pending_batches(sampling)
 
     def _due(self, sampling: Sampling) -> float:
-        """The updates that are owed by now."""
+        """The number of pending updates, with fractions."""
         new = self._head - max(self._credited, self._begin + self.learning_starts)
         return self._credit + sampling.replay_ratio * max(0, new) + max(0, sampling.extra_updates - self._extra)
 
     def coming(self, sampling: Sampling) -> int:
-        """How many batches the next call of `batches` gives, if nothing changes meanwhile."""
+        """The number of batches that the next call of `batches` yields, if nothing changes before it."""
         return min(AT_ONCE, int(self._due(sampling) + 1e-9)) if self.available(sampling.n_step) else 0
 
-    def _owed(self, sampling: Sampling) -> Iterator[Batch]:
+    def _pending_batches(self, sampling: Sampling) -> Iterator[Batch]:
         for _ in range(AT_ONCE):
-            if not self._affords(sampling):
+            if not self._can_update(sampling):
                 return
             self._credit -= 1
             yield self.sample(sampling.batch_size, sampling.n_step, sampling.gamma)
 
-    def _affords(self, sampling: Sampling) -> bool:
-        # Ten times 0.1 is a little less than one.
+    def _can_update(self, sampling: Sampling) -> bool:
+        # The tolerance absorbs rounding: ten times 0.1 is a little less than 1.
         return self._credit >= 1 - 1e-9 and self.available(sampling.n_step) > 0
 
     def owes(self, sampling: Sampling) -> bool:
-        """Are updates owed that come before the next step: the rest of many, or such as are owed besides?"""
-        return self._affords(sampling) or sampling.extra_updates > self._extra
+        """True if updates are pending that must be made before the next step: the rest of a large number, or extra
+        updates."""
+        return self._can_update(sampling) or sampling.extra_updates > self._extra
 
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but frames and rows, which `chunks` gives piece by piece."""
+        """The state without frames and rows, which are saved as `chunks`."""
         steps = np.arange(self._tail // self.num_envs, self._head // self.num_envs)
         return {
             "made_for": self._made_for(),
@@ -491,9 +513,10 @@ class Replay:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave; with the chunks loaded too, adding and sampling go on bitwise as they would.
+        """Restore a state of `state_dict`. Once the chunks are loaded too, adding and sampling continue bitwise equal.
 
-        Raises ValueError if the state is that of a replay of another size, kind or device.
+        Raises:
+            ValueError: The state belongs to a replay of another size, kind or device.
         """
         mine = self._made_for()
         if state["made_for"] != mine:
@@ -511,7 +534,7 @@ class Replay:
             self._priorities.load_state_dict(state["priorities"])
 
     def reseed(self, seed: int) -> None:
-        """Draw from another seed from now on."""
+        """Seed the replay's generator anew."""
         self._generator.manual_seed(seed)
 
     def _made_for(self) -> dict[str, Any]:
@@ -525,43 +548,47 @@ class Replay:
             "actions": self.action.size,
             "discrete": self.action.discrete,
             "prioritised": self._priorities is not None,
-            "device": self.device.type,  # the generators of two kinds of device do not understand each other's state
+            "device": self.device.type,  # a generator cannot load the state of a generator on another kind of device
         }
 
     def chunks(self) -> list[tuple[str, int]]:
-        """(name, version) of every piece that holds anything; a piece is rewritten if and only if its version grows."""
-        found = []
+        """(name, version) of every non-empty chunk; a chunk is rewritten if and only if its version grows."""
+        versions = []
         for kind, ring, written in self._rings():
             length, size = len(ring), self._chunk_length(ring)
             for begin in range(0, length, size):
-                # How many items had been written, ever, when the latest of this piece was: all up to now if the ring
-                # is being written here, else all up to the piece's end in the round when that was passed.
+                # The version is the total number of items written when this chunk was last changed: the present total
+                # if writing is inside this chunk, else the total when writing last passed the chunk's end.
                 end = min(begin + size, length)
                 here = begin <= (written - 1) % length < end
                 version = written if here else (written - end) // length * length + end
                 if version > 0:
-                    found.append((f"{kind}-{begin:010d}", version))
-        return found
+                    versions.append((f"{kind}-{begin:010d}", version))
+        return versions
 
     def chunk(self, name: str) -> dict[str, Tensor]:
-        """The present content of a piece, copied to the host; only what has been written."""
+        """The present content of a chunk, copied to the host; only the part that has been written."""
         kind, ring, begin = self._chunk(name)
         written = next(count for other, _, count in self._rings() if other == kind)
         end = min(begin + self._chunk_length(ring), len(ring), written)
         return {kind: ring[begin:end].to("cpu", copy=True)}
 
     def load_chunk(self, name: str, content: dict[str, Tensor]) -> None:
-        """Put a piece back."""
+        """Restore a chunk.
+
+        Raises:
+            ValueError: The content does not fit the chunk, or there is no such chunk.
+        """
         kind, ring, begin = self._chunk(name)
-        piece = content.get(kind)
-        place = None if piece is None else ring[begin : begin + len(piece)]
-        if piece is None or place is None or piece.dtype != ring.dtype or piece.shape != place.shape:
-            found = None if piece is None else (piece.dtype, tuple(piece.shape))
-            raise ValueError(f"{name} holds {found}; this replay has {kind} of {ring.dtype}, {tuple(ring.shape)}")
-        place.copy_(piece)
+        items = content.get(kind)
+        place = None if items is None else ring[begin : begin + len(items)]
+        if items is None or place is None or items.dtype != ring.dtype or items.shape != place.shape:
+            held = None if items is None else (items.dtype, tuple(items.shape))
+            raise ValueError(f"{name} holds {held}; this replay has {kind} of {ring.dtype}, {tuple(ring.shape)}")
+        place.copy_(items)
 
     def _rings(self) -> tuple[tuple[str, Tensor, int], ...]:
-        """Name, storage, and the number of items written since the start."""
+        """Name, storage, and the number of items written since the start, for each ring."""
         return ("frames", self._frames[:-1], self._written), ("rows", self._rows, self._head)
 
     def _chunk_length(self, ring: Tensor) -> int:

@@ -1,11 +1,11 @@
-"""The loop: act, step, store; and for every batch owed: update, tick, intervene, log.
+"""The training loop: act, step, store; and for every pending batch: update, advance the clock, intervene, log.
 
-A run can be stopped anywhere and goes on to the same last bit, because all that it is stands in its parts' states:
-agent, memory, environments, log, clock and the observation at hand. Where very many updates are owed at once, the loop
-comes up for air between slices of them: it can be stopped there, and saves as often as if updates were steps.
+A run can be stopped anywhere and resumes to the last bit, because its whole state is the state of its parts: agent,
+memory, environments, log, clock and the present observation. If a large number of updates is pending at once, the loop
+makes at most 256 at a time. Between two such slices it can be stopped, and saves as often as if updates were steps.
 
-What takes long and only looks, an evaluation or a probe, is left at once when a stop is asked for, and done again from
-its beginning when the run goes on (`Run.unfinished`): nothing of it is in the record by then.
+A long measurement (an evaluation or a probe) is interrupted at once by a stop request. It is repeated from its
+beginning when the run resumes (`Run.unfinished`); until then it has logged nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = ["Environments", "Run", "Watch", "graceful_stop", "play", "run_files"]
 
 
 class Environments(Protocol):
-    """What the loop asks of environments; `pliant.envs.make` gives it, anybody's class may."""
+    """The interface of environments for the loop. `pliant.envs.make` returns one; any class may implement it."""
 
     num_envs: int
     observation: ObservationSpec
@@ -50,7 +50,7 @@ class Environments(Protocol):
 
 
 class Watch(Protocol):
-    """What looks at a run without touching it; `pliant.monitors.registry` gives it."""
+    """The interface of monitors, which observe a run and do not change it; `pliant.monitors.registry` implements it."""
 
     def before_update(self, run: Any) -> None: ...
     def after_update(self, run: Any, update: Update) -> None: ...
@@ -63,30 +63,30 @@ class Watch(Protocol):
 
 
 class Rescue(NamedTuple):
-    """A run as it was before the updates that are being made."""
+    """The state of a run before the updates in progress."""
 
     steps: int
     parts: dict[str, Any]
 
 
 class Run:
-    """An agent at work in its environments.
+    """The training of an agent in environments.
 
     Args:
-        agent: Who acts and learns.
-        envs: Where.
-        log: Where measurements go; in memory only if None.
-        checkpoints: Where the run is saved; nowhere if None.
-        checkpoint_every: Environment steps between checkpoints, or gradient updates while no step is taken; 0 saves at
-            the end and at a signal only.
+        agent: The agent.
+        envs: The environments.
+        log: Log of measurements; in memory only if None.
+        checkpoints: Writer of checkpoints; the run is not saved if None.
+        checkpoint_every: Environment steps between checkpoints, or gradient updates while no step is taken; 0 saves
+            only at the end and at a signal.
         evaluate: Called every `evaluate_every` environment steps with the agent; its values are logged.
         evaluate_every: Environment steps between evaluations; 0 is never.
-        progress: Shows how far the run is.
-        monitors: Look at the agent while it learns, and never touch it; nobody if None.
-        fresh_envs: Makes environments like `envs` for monitors that play episodes of their own.
+        progress: Progress display.
+        monitors: Monitors, which observe the agent during training and never change it; none if None.
+        fresh_envs: Makes environments like `envs` for monitors that play their own episodes.
 
     Raises:
-        ValueError: An intervention waits for a measurement, and there are no monitors.
+        ValueError: An intervention needs a measurement, and there are no monitors.
     """
 
     def __init__(
@@ -122,25 +122,25 @@ class Run:
         self.progress = progress
         self.clock = Clock()
         self.obs: NDArray[Any] | None = None
-        self.action: NDArray[Any] | None = None  # what was chosen, and could not be carried out
-        self.unfinished: dict[str, Any] | None = None  # what of a step was left undone, and comes before the next
+        self.action: NDArray[Any] | None = None  # an action that was chosen but not executed
+        self.unfinished: dict[str, Any] | None = None  # the rest of an interrupted step, done before the next step
         self.rescue: Rescue | None = None
-        self.spent = False  # stopped in the midst of updates: what is saved is right, and this object is not
+        self.spent = False  # True after a stop during updates: the saved state is valid, this object's state is not
         self.asked: Asked | None = None
-        self.batch: Batch | None = None  # that of the latest update, for monitors that learn along
+        self.batch: Batch | None = None  # the batch of the latest update, for monitors that train on it
         self.seconds = {"act": 0.0, "env": 0.0, "update": 0.0}
 
     def train(self, steps: int, stop: Asked = never) -> bool:
-        """Go on until `steps` environment steps are done, or `stop` says so; True in the first case.
+        """Train until `steps` environment steps are done (returns True) or `stop` requests a stop (returns False).
 
-        Saves at the end in both, so that nothing is lost. `stop` is asked between steps, and also in the midst of
-        evaluations and deep monitors, which are then done again when the run goes on.
+        Saves at the end in both cases. `stop` is called between steps, and also during evaluations and deep monitors,
+        which are then repeated when the run resumes.
 
         Raises:
-            NotFinite: The environments gave a reward or an observation that is not a finite number. The run is saved as
-                it was before that step, and takes the same action when it goes on.
+            NotFinite: The environments returned a reward or an observation that is not a finite number. The run is
+                saved in its state before that step, and takes the same action when it resumes.
             Diverged: The agent's weights, losses or actions are no longer finite numbers. Nothing is saved.
-            RuntimeError: The run was stopped in the midst of updates; it goes on from its checkpoint alone.
+            RuntimeError: This run was stopped during updates before; it can only resume from its checkpoint.
         """
         if self.spent:
             raise RuntimeError(
@@ -175,21 +175,23 @@ class Run:
 
     @property
     def owing(self) -> bool:
-        """Are updates left over that come before the next step?"""
+        """True if updates are pending that must be made before the next step."""
         return self.memory.owes(self.agent.sampling(self.clock))
 
     def step(self) -> None:
-        """One step in every environment, and the updates owed for it; of very many a slice, and each call that follows
-        makes another, and takes no step until all are made."""
+        """Take one step in every environment and make the pending updates.
+
+        Makes at most 256 pending updates; later calls make the rest, and take no step until all are made.
+        """
         step = None if self.owing else self.interact()
         self.settle(step is not None, () if step is None else step.episodes)
 
     def settle(self, stepped: bool, episodes: Sequence[Episode]) -> None:
-        """The updates owed after a step (if one was taken), and the record of the episodes that ended with it."""
+        """Make the pending updates after a step (if one was taken), and log the episodes that ended in it."""
         started = time.perf_counter()
         due = stepped and self._crossed(self.clock.steps - self.envs.num_envs, self.agent.config.update_every)
         if due or self.owing:
-            with self._rescued(stepped, episodes):
+            with self._state_kept(stepped, episodes):
                 for batch in self.memory.batches(self.agent.sampling(self.clock)):
                     self.learn(batch)
         for episode in episodes:
@@ -197,14 +199,18 @@ class Run:
         self.seconds["update"] += time.perf_counter() - started
 
     def rest(self, updates: int) -> None:
-        """What is due after `settle`, before which so many updates were made."""
+        """Do what is scheduled after `settle`: monitors, log, evaluation, checkpoint, progress.
+
+        Args:
+            updates: Number of gradient updates made before `settle`.
+        """
         if self.owing:
             self.breathe(updates)
         else:
             self.beat(self.clock.steps - self.envs.num_envs)
 
     def catch_up(self) -> None:
-        """Do what was left undone of the latest step when the run was stopped."""
+        """Finish the latest step if a stop interrupted it."""
         if self.unfinished is None:
             return
         left, self.unfinished = self.unfinished, None
@@ -216,13 +222,16 @@ class Run:
             self.beat(left["before"], left["stage"])
 
     @contextmanager
-    def _rescued(self, stepped: bool, episodes: Sequence[Episode]) -> Iterator[None]:
-        """Updates at some of which a deep monitor looks, for long perhaps: keep the run as it is before them, to be
-        saved if a stop is asked for meanwhile. Such a moment is rare, and the copy takes less than the look."""
+    def _state_kept(self, stepped: bool, episodes: Sequence[Episode]) -> Iterator[None]:
+        """Copy the run's state before updates with a long measurement, to be saved if a stop is requested meanwhile.
+
+        Deep monitors measure rarely, and the copy takes less time than their measurement. Does nothing before other
+        updates.
+        """
         if self.asked is None or self.checkpoints is None or self.monitors is None:
             yield
             return
-        coming = getattr(self.memory, "coming", None)  # not every memory says
+        coming = getattr(self.memory, "coming", None)  # not every memory has this method
         if not self.monitors.heavy(self.clock, AT_ONCE if coming is None else coming(self.agent.sampling(self.clock))):
             yield
             return
@@ -234,15 +243,15 @@ class Run:
         self.rescue = None
 
     @contextmanager
-    def _again(self, stage: str, before: int) -> Iterator[None]:
-        """What looks at a finished step and can be left: if it is, it is done again from its beginning."""
+    def _repeatable(self, stage: str, before: int) -> Iterator[None]:
+        """Let a stop request interrupt the block, a measurement after a step. A resumed run repeats it."""
         self.unfinished = {"stage": stage, "before": before}
         with interruptible(self.asked):
             yield
         self.unfinished = None
 
     def interact(self) -> Step:
-        """One step in every environment, and into memory."""
+        """Take one step in every environment and store it in memory."""
         started = time.perf_counter()
         assert self.obs is not None
         action = self.agent.act(self.obs, self.clock).cpu().numpy() if self.action is None else self.action
@@ -250,7 +259,7 @@ class Run:
         try:
             step = self.envs.step(action)
         except NotFinite as error:
-            self.action = action  # what it drew for this step is drawn: the step itself is still to come
+            self.action = action  # the random draws for this action are made; the step is still to be taken
             self.save()
             raise NotFinite(f"{error}. {self._saved()}, before this step") from None
         self.action = None
@@ -264,7 +273,7 @@ class Run:
         return step
 
     def learn(self, batch: Batch) -> None:
-        """One gradient update, and what follows from it."""
+        """Make one gradient update; then update priorities, run monitors and interventions, and log."""
         self.clock = self.clock.updated()
         self.batch = batch
         if self.monitors is not None:
@@ -277,23 +286,24 @@ class Run:
         self.log.update(update.metrics | self.agent.interventions.measurements(), self.clock)
 
     def firing(self, part: Intervention) -> AbstractContextManager[None]:
-        """Let the monitors take note that an intervention fires within the block."""
+        """Let the monitors record that an intervention fires within the block."""
         return nullcontext() if self.monitors is None else self.monitors.firing(self, part)
 
     def beat(self, before: int, stage: str = "monitors") -> None:
-        """What is due after the steps since `before`: monitors that play, log, evaluation, checkpoint, progress.
+        """Do what is scheduled after the steps since `before`: monitors, log, evaluation, checkpoint, progress.
 
         Args:
-            stage: Where to begin, of a beat that was interrupted: at the monitors, or at the evaluation.
+            before: Environment steps at the previous call.
+            stage: Where to start after an interruption: "monitors" or "evaluation".
         """
         if stage == "monitors":
             if self.monitors is not None:
-                with self._again("monitors", before):
+                with self._repeatable("monitors", before):
                     self.monitors.between(self, before)
             if self.log.due(self.clock):
                 self.flush()
         if self.evaluate is not None and self._crossed(before, self.evaluate_every):
-            with self._again("evaluation", before):
+            with self._repeatable("evaluation", before):
                 values = self.evaluate(self.agent)
             self.log.scalars(values, self.clock)
         if self._crossed(before, self.checkpoint_every):
@@ -302,8 +312,13 @@ class Run:
             self.progress.update(self.clock, self.log.mean_return)
 
     def breathe(self, before: int) -> None:
-        """What is due between two slices of updates that are owed at once, of which `before` were made at the last
-        call: log, checkpoint and progress, by updates as otherwise by steps. What looks at a finished step waits."""
+        """Do what is scheduled between two slices of pending updates: log, checkpoint and progress.
+
+        Their periods count updates here, not steps. Measurements after a finished step wait until all updates are made.
+
+        Args:
+            before: Gradient updates at the previous call.
+        """
         updates = self.clock.updates
         if before // self.log.log_every < updates // self.log.log_every:
             self.flush()
@@ -313,21 +328,29 @@ class Run:
             self.progress.update(self.clock, self.log.mean_return)
 
     def flush(self) -> None:
-        """Write what was measured since the last flush (Diverged if a loss is not a finite number)."""
+        """Write the measurements since the last flush.
+
+        Raises:
+            Diverged: The mean of a loss is not a finite number, or another measurement is not and neither is a weight.
+        """
         written = self.log.flush(self.clock, {"replay/size": len(self.memory)}, self.seconds)
-        # Known beforehand, and so for the record alone: a dashboard has curves enough.
+        # Schedules are known in advance, so they are logged but not shown on the dashboard.
         self.log.scalars(self.agent.charts(self.clock), self.clock, shown={})
         self.seconds = dict.fromkeys(self.seconds, 0.0)
         if strange := {tag: value for tag, value in written.items() if not math.isfinite(value)}:
             self.refuse_lost_weights()
-            # Other measurements may overflow now and then (a divergence of policies, say) and do no harm.
+            # Other measurements (a KL divergence of policies, for example) may overflow sometimes; that is harmless.
             for tag in strange:
                 if tag.startswith("losses/") and tag.endswith("loss"):
                     raise Diverged(self._diverged(f"the mean of {tag} since the last log is {strange[tag]}"))
 
     @torch.no_grad()
     def refuse_lost_weights(self) -> None:
-        """Refuse to go on with weights that are not finite numbers (Diverged). The host waits for the device."""
+        """Check that all weights are finite numbers. The host waits for the device.
+
+        Raises:
+            Diverged: A weight is not a finite number.
+        """
         for name, component in self.agent.components.items():
             for key, p in component.online.named_parameters():
                 if not torch.isfinite(p).all():
@@ -341,7 +364,7 @@ class Run:
         )
 
     def _saved(self) -> str:
-        """Where the run stands on the disk, as a sentence without its end."""
+        """A sentence, without its full stop, about the latest checkpoint."""
         if self.checkpoints is None:
             return "The run is not saved anywhere"
         saved = saved_steps(self.checkpoints.folder)
@@ -353,11 +376,11 @@ class Run:
     # ------------------------------------------------------------------------------------------------- state
 
     def save(self) -> None:
-        """Write a checkpoint of everything.
+        """Write a checkpoint of the whole run.
 
         Raises:
-            OSError: The disk is full, say; the last good checkpoint survives.
-            Diverged: The agent's weights are no longer finite numbers; the last good checkpoint survives.
+            OSError: The checkpoint cannot be written (the disk is full, for example); the previous one is kept.
+            Diverged: The agent's weights are no longer finite numbers; the previous checkpoint is kept.
         """
         self.refuse_lost_weights()
         if self.checkpoints is None or self.obs is None:
@@ -365,7 +388,7 @@ class Run:
         self.checkpoints.save(self.clock.steps, self._parts(), self.memory)
 
     def _parts(self) -> dict[str, Any]:
-        """All that is saved, but for the replay's chunks."""
+        """Everything in a checkpoint except the replay's chunks."""
         assert self.obs is not None
         loop = {"clock": asdict(self.clock), "obs": torch.from_numpy(np.ascontiguousarray(self.obs))}
         if self.action is not None:
@@ -384,11 +407,12 @@ class Run:
         return parts
 
     def restore(self, found: Found, adopt: Callable[[dict[str, Any]], None] | None = None) -> None:
-        """Become the run that a checkpoint holds. No file is changed: the log cuts its files when the run goes on.
+        """Restore the state of a checkpoint. No file changes: the log truncates its files when the run resumes.
 
         Args:
             found: The checkpoint.
-            adopt: Takes the agent's state instead of the agent itself, where the two are not of one build.
+            adopt: Called with the agent's state instead of `Agent.load_state_dict`, for a state of an agent with
+                another configuration or other interventions.
         """
         loop = found.load("loop")
         self.clock = Clock(**loop["clock"])
@@ -405,7 +429,7 @@ class Run:
 
 
 def copied(state: Any) -> Any:
-    """A state of dicts, lists, tuples and tensors that nothing writes to any more; the host waits for no device."""
+    """A deep copy of a state of dicts, lists, tuples and tensors; the host does not wait for the device."""
     if isinstance(state, torch.Tensor):
         return state.detach().clone()
     if isinstance(state, dict):
@@ -424,13 +448,14 @@ def play(
     seed: int = 0,
     frame: Callable[[], None] | None = None,
 ) -> list[Episode]:
-    """Episodes of the greedy policy, without touching the agent's random stream.
+    """Play episodes with the greedy policy, without drawing from the agent's generator.
 
-    Each environment plays its share, so short episodes are not over-represented as they would be among the first to
-    finish. `epsilon` is the probability of a random action, `frame` is called after every step (for a video).
+    Each environment plays its share of the episodes. The first episodes to finish would over-represent short ones.
+    `epsilon` is the probability of a random action; `frame` is called after every step (for a video).
 
-    An episode that does not end is cut after `envs.longest_episode` steps (27,000 if they do not say), and counts with
-    its return so far (`Episode.cut`). Can be left wherever it stands, if the caller allows it (`heed`).
+    An episode that does not end is cut after `envs.longest_episode` steps (27,000 if the environments have no such
+    attribute), and counts with its return so far (`Episode.cut`). A stop request can interrupt the function at any step
+    if the caller allows it (`heed`).
     """
     quota = [episodes // envs.num_envs + (i < episodes % envs.num_envs) for i in range(envs.num_envs)]
     rng = np.random.default_rng(seed)
@@ -461,7 +486,11 @@ def play(
 
 
 def _cut(envs: Environments, which: list[int]) -> Sequence[Episode]:
-    """End episodes that do not end by themselves (RuntimeError if the environments cannot)."""
+    """End the present episodes of the environments `which`.
+
+    Raises:
+        RuntimeError: The environments have no `cut`.
+    """
     cut = getattr(envs, "cut", None)
     if cut is None:
         raise RuntimeError(
@@ -473,6 +502,6 @@ def _cut(envs: Environments, which: list[int]) -> Sequence[Episode]:
 
 
 def run_files(folder: Path) -> list[str]:
-    """What of a run already stands in a folder (an empty list: nothing)."""
+    """Names of a run's files that exist in a folder; an empty list if there are none."""
     names = ("config.yaml", "checkpoints", "metrics.jsonl", "DONE")
     return [name for name in names if (folder / name).exists()]
