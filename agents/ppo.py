@@ -3,10 +3,13 @@ Details of Proximal Policy Optimization").
 
 Orthogonal initial weights, policy head scaled by 0.01; generalised advantage estimation, bootstrapped at truncation;
 advantages normalised in every minibatch; gradients clipped; Adam with eps 1e-5; learning rate annealed. For vectors,
-actor and critic are networks of their own; for images they share the encoder, which belongs to the critic and learns
-from both. Differs from the authors' code: observations and rewards are normalised, where asked for, by statistics that
-change between rollouts and not within one, so that what is learnt from is what was acted on; log-probabilities are
-those of one pass over the complete rollout by the policy that acted. There is no early stop on the KL divergence.
+actor and critic are separate networks. For images they share the encoder, which belongs to the critic and is trained by
+both losses.
+
+Differs from the authors' code: running statistics that normalise observations and rewards (if switched on) change
+between rollouts and not within one, so the agent trains on the same inputs on which it acted. Log-probabilities are
+computed in one pass over the complete rollout, by the policy that acted. There is no early stopping on the KL
+divergence.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ from .optimizers import OptimizerConfig, build_optimizer, step
 from .replay import Batch
 from .rollout import Judged, Rollout, RolloutBatch, RolloutParts
 
-# Heads whose target is a number; the others need the distribution of what follows.
+# Heads whose target is a number; the others need the distribution of the return.
 SCALAR_TARGETS = ("mse", "huber", "symlog", "two_hot", "hl_gauss")
 
 
@@ -51,27 +54,29 @@ class PPOConfig:
     """PPO.
 
     Attributes:
-        network: Shape of the critic, and from images of the encoder that it shares with the actor.
+        network: Shape of the critic, and for images of the encoder that it shares with the actor.
         actor_network: Shape of the actor.
-        optimizer: Optimizer of everything.
-        anneal_steps: Environment steps in which the learning rate falls to zero, linearly; 0 keeps it.
-        rollout: Steps of every environment between two rounds of learning.
+        optimizer: Optimizer of actor and critic.
+        anneal_steps: Environment steps over which the learning rate falls linearly to zero; 0 keeps it constant.
+        rollout: Steps of every environment in a rollout, between two rounds of updates.
         epochs: Passes over a rollout.
         batch_size: Steps in a minibatch.
         gamma: Discount factor.
-        gae_lambda: Decay of the advantage estimate's eligibility.
-        clip: Range of the probability ratio around 1 in which the policy is moved.
-        clip_value: Range in which a value is moved, 0 is off (only with value_loss mse).
+        gae_lambda: Lambda of generalised advantage estimation.
+        clip: Largest distance of the probability ratio from 1 (the clip range).
+        clip_value: Largest change of a value (value clipping); 0 is off (only with value_loss mse).
         entropy: Weight of the entropy bonus.
         value_weight: Weight of the value loss, which for mse is half the squared error (Stable-Baselines3 does not
             halve: its 0.5 is 1 here).
-        value_loss: How values are learnt.
+        value_loss: Value head and loss.
         head: Parameters of the value loss.
-        normalise_advantage: Advantages of every minibatch have mean 0 and deviation 1.
-        normalise_observations: Vectors are standardised by their running mean and deviation, and clipped to 10.
-        scale_rewards: Rewards are divided by the running deviation of the discounted return, and clipped to 10.
-        reward_clip: Rewards are clipped to [-reward_clip, reward_clip] in what is learnt from; 0 is off.
-        initial_log_std: Logarithm of the policy's deviation at first (continuous actions).
+        normalise_advantage: Normalise the advantages of every minibatch to mean 0 and standard deviation 1.
+        normalise_observations: Standardise vectors by their running mean and standard deviation, and clip them to
+            [-10, 10].
+        scale_rewards: Divide rewards by the running standard deviation of the discounted return, and clip them to
+            [-10, 10].
+        reward_clip: Clip the rewards that the agent trains on to [-reward_clip, reward_clip]; 0 is off.
+        initial_log_std: Initial logarithm of the policy's standard deviation (continuous actions).
     """
 
     # Component → names of the fields that shape its network and its optimizer.
@@ -79,7 +84,7 @@ class PPOConfig:
         "critic": ("network", "optimizer"),
         "actor": ("actor_network", "optimizer"),
     }
-    # The loop looks for batches after every step; whether there are any is the rollout's business.
+    # The loop asks for batches after every step; the rollout yields them only when it is complete.
     update_every: ClassVar[int] = 1
 
     network: NetworkConfig = field(
@@ -119,16 +124,16 @@ class PPOConfig:
 
     @classmethod
     def for_suite(cls, suite: str) -> PPOConfig:
-        """Settings known to work: `control` (Schulman et al. 2017, table 3), `atari` (table 5) and `minatar`.
+        """Presets with known results: `control` (Schulman et al. 2017, table 3), `atari` (table 5) and `minatar`.
 
-        The paper has 8 environments. Its value weight of 1 is of the whole squared error, so it is 2 here. There the
-        learning rate and the clip fall to zero over the run. Here both stay, since a preset does not know how long a
-        run is, and an agent whose learning rate is zero cannot go on: `anneal_steps` lets the learning rate fall. Later
-        code (OpenAI's PPO2, CleanRL) has 4 epochs and a weight of 0.5 on half the squared error; `minatar` has these,
-        and a smaller network.
+        The paper uses 8 environments. Its value weight of 1 applies to the full squared error, so it is 2 here. In the
+        paper, learning rate and clip range fall to zero over the run. Here both are constant, because a preset does not
+        know the length of a run, and an agent with learning rate zero cannot continue; set `anneal_steps` to anneal the
+        learning rate. Later code (OpenAI's PPO2, CleanRL) uses 4 epochs and a weight of 0.5 on half the squared error;
+        `minatar` uses these, and a smaller network.
 
-        MuJoCo wants `normalise_observations` and `scale_rewards` besides (Andrychowicz et al. 2021, 2006.05990), which
-        are off because running statistics also hide a drift of the observations.
+        MuJoCo also needs `normalise_observations` and `scale_rewards` (Andrychowicz et al. 2021, 2006.05990). They are
+        off by default because running statistics also hide a drift of the observations.
         """
         if suite in ("atari", "minatar"):
             atari = suite == "atari"
@@ -149,7 +154,8 @@ class PPOConfig:
 
 
 class PolicyNetwork(nn.Module):
-    """Features [B, F] → logits of a categorical [B, actions], or means of a Gaussian [B, A] of one deviation."""
+    """Features [B, F] → logits of a categorical [B, actions], or means [B, A] of a Gaussian whose standard deviation
+    does not depend on the observation."""
 
     def __init__(
         self, features: int, outputs: int, config: NetworkConfig, generator: Generator, *, log_std: float | None
@@ -163,7 +169,7 @@ class PolicyNetwork(nn.Module):
 
     @torch.no_grad()
     def load_fresh_deviation(self) -> None:
-        """The policy's deviation back to where it began, in place; a categorical has none."""
+        """Reset the policy's standard deviation to its initial value, in place; a categorical policy has none."""
         if self.log_std is not None and self.initial_log_std is not None:
             self.log_std.fill_(self.initial_log_std)
 
@@ -173,7 +179,7 @@ class PolicyNetwork(nn.Module):
 
 
 class RunningNorm(nn.Module):
-    """Mean and variance of all that was seen (Chan et al. 1979: of two samples together)."""
+    """Running mean and variance of all samples (the pairwise formula of Chan et al. 1979)."""
 
     mean: Tensor
     var: Tensor
@@ -187,7 +193,7 @@ class RunningNorm(nn.Module):
 
     @torch.no_grad()
     def see(self, x: Tensor) -> None:
-        """[N, *shape]: take them into account."""
+        """Add N samples [N, *shape] to the statistics."""
         x = x.double()
         mean, var, number = x.mean(0), x.var(0, unbiased=False), len(x)
         total = self.count + number
@@ -235,7 +241,7 @@ class PPO(Agent):
         return {"critic": critic, "actor": actor}
 
     def batch(self) -> int:
-        return 0  # a minibatch is no larger than the rollout, whose memory is checked
+        return 0  # a minibatch is at most as large as the rollout, whose memory is checked
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
         yield from super().modules()
@@ -245,19 +251,19 @@ class PPO(Agent):
     # ------------------------------------------------------------------------------------------------- the policy
 
     def read(self, obs: Tensor, trace: Trace | None = None) -> tuple[Tensor, Tensor]:
-        """Observations [B, *obs] → value logits [B, outputs], and what the actor reads [B, F]."""
+        """Observations [B, *obs] → value logits [B, outputs], and the actor's input features [B, F]."""
         x = self.normal(obs)
         logits, features = self.critic.online.read(x, trace)
         return logits, features if self.shared else self.critic.online.encoder(x)
 
     def features(self, obs: Tensor) -> Tensor:
-        """What the actor reads [B, F], alone."""
+        """Observations [B, *obs] → the actor's input features [B, F] only."""
         x, critic = self.normal(obs), self.critic.online
         encoded: Tensor = critic.encoder(x)
         return critic.body(encoded) if self.shared else encoded
 
     def normal(self, obs: Tensor) -> Tensor:
-        """Observations as the networks get them."""
+        """Observations as the networks read them: standardised if the configuration says so."""
         if not self.config.normalise_observations or self.shared:
             return obs
         return ((obs - self.seen.mean) / self.seen.deviation()).clamp(-10, 10).float()
@@ -265,8 +271,10 @@ class PPO(Agent):
     def policy(
         self, features: Tensor, trace: Trace | None = None, network: PolicyNetwork | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of all actions [B, actions] and nothing, or means and log deviations [B, A]; of the actor,
-        or of a copy of it."""
+        """Log-probabilities of all actions [B, actions] and a zero, or means and log standard deviations [B, A].
+
+        Uses `network`, a copy of the actor, or the actor itself if None.
+        """
         network = self.actor.online if network is None else network
         logits: Tensor = network(features, trace)
         if self.action.discrete:
@@ -276,7 +284,7 @@ class PPO(Agent):
         return logits, log_std.expand_as(logits)
 
     def log_prob(self, policy: tuple[Tensor, Tensor], action: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of actions [B], in units of the environment's range, and entropies [B]."""
+        """Log-probabilities of actions [B] and entropies [B]; densities are over actions scaled to [-1, 1]."""
         if self.action.discrete:
             logs = policy[0]
             return logs.gather(1, action.view(-1, 1)).squeeze(1), -(logs.exp() * logs).sum(dim=1)
@@ -291,13 +299,13 @@ class PPO(Agent):
         if self.action.discrete:
             if clock is None:
                 return policy[0].argmax(dim=1)
-            # The Gumbel-max trick draws from logits without a look at them.
+            # The Gumbel-max trick samples from logits without a transfer to the host.
             noise = torch.empty_like(policy[0]).exponential_(generator=self.generator).log()
             return (policy[0] - noise).argmax(dim=1)
         mean, log_std = policy
         if clock is not None:
             mean = mean + log_std.exp() * torch.randn(mean.shape, generator=self.generator, device=self.device)
-        # Not clipped: what is learnt from is what was drawn, and the environment keeps its bounds.
+        # Not clipped: the agent trains on the sampled action, and the environment clips it to its bounds.
         return torch.addcmul(self.center, self.scale, mean)
 
     # ------------------------------------------------------------------------------------------------- the rollout
@@ -331,7 +339,7 @@ class PPO(Agent):
 
     @torch.no_grad()
     def judge(self, parts: RolloutParts) -> Judged:
-        """Log-probabilities and values of a complete rollout, by the networks that acted in it."""
+        """Log-probabilities, values and next values of a complete rollout, by the networks that acted in it."""
         shape = parts.obs.shape[:2]
         obs, action, next_obs = (part.flatten(0, 1) for part in parts)
         log_probs, values, next_values = [], [], []
@@ -340,11 +348,11 @@ class PPO(Agent):
             values.append(self.head.value(logits))
             log_probs.append(self.log_prob(self.policy(features), done)[0])
             next_values.append(self.head.value(self.critic.online(self.normal(then))))
-        return Judged(*(torch.cat(found).view(shape) for found in (log_probs, values, next_values)))
+        return Judged(*(torch.cat(pieces).view(shape) for pieces in (log_probs, values, next_values)))
 
     @torch.no_grad()
     def scaled(self, reward: Tensor, over: Tensor, carry: Tensor) -> Tensor:
-        """Rewards [T, E] as they are learnt from; `carry` [E], the discounted returns so far, goes on."""
+        """Rewards [T, E], scaled and clipped for training. Updates `carry` [E], the discounted returns so far."""
         c = self.config
         if c.scale_rewards:
             sums = []
@@ -357,24 +365,24 @@ class PPO(Agent):
         return reward.clamp(-c.reward_clip, c.reward_clip) if c.reward_clip else reward
 
     def finish(self, obs: Tensor) -> None:
-        """After learning: the next rollout is seen through statistics that know this one."""
+        """Update the observation statistics after the updates of a rollout, for use from the next rollout on."""
         if self.config.normalise_observations and not self.shared:
             self.seen.see(obs)
 
     # ------------------------------------------------------------------------------------------------- learning
 
     def value_loss(self, batch: RolloutBatch, logits: Tensor) -> Tensor:
-        """Mean error of values; with `clip_value` the larger of that and the error of a value that may not move far."""
+        """Mean value loss; with `clip_value`, of the larger of the losses of the value and the clipped value."""
         c = self.config
         error = self.head.loss(logits, batch.ret)
         if c.clip_value:
             moved = self.head.value(logits)
-            near = batch.value + (moved - batch.value).clamp(-c.clip_value, c.clip_value)
-            error = torch.maximum(error, 0.5 * (near - batch.ret).square())
+            clipped = batch.value + (moved - batch.value).clamp(-c.clip_value, c.clip_value)
+            error = torch.maximum(error, 0.5 * (clipped - batch.ret).square())
         return error.mean()
 
     def policy_loss(self, batch: RolloutBatch, features: Tensor, trace: Trace | None = None) -> tuple[Tensor, ...]:
-        """The clipped objective, negated (eq. 7), mean entropy, log-ratios [B]."""
+        """Policy loss (the negated clipped objective, eq. 7), mean entropy, log-ratios [B]."""
         c = self.config
         log_prob, entropy = self.log_prob(self.policy(features, trace), batch.action)
         log_ratio = log_prob - batch.log_prob
@@ -386,14 +394,14 @@ class PPO(Agent):
         return -gain.mean(), entropy.mean(), log_ratio
 
     def loss(self, batch: RolloutBatch) -> tuple[Tensor, dict[str, Tensor], Tensor, dict[str, Trace]]:
-        """The joint loss (eq. 9), its parts, absolute errors of values [B], activations."""
+        """Joint loss (eq. 9), metrics, absolute errors of values [B], activations."""
         c = self.config
         traces: dict[str, Trace] = {"critic": Trace(), "actor": Trace()}
         logits, features = self.read(batch.obs, traces["critic"])
         value_loss = self.value_loss(batch, logits)
         policy_loss, entropy, log_ratio = self.policy_loss(batch, features, traces["actor"])
         loss = policy_loss + c.value_weight * value_loss
-        if c.entropy:  # a weight of zero would still cost a walk back through it
+        if c.entropy:  # a weight of zero would still cost a backward pass
             loss = loss - c.entropy * entropy
         log_ratio = log_ratio.detach()
         value, gain = self.head.value(logits.detach()), log_ratio.expm1()
@@ -410,7 +418,7 @@ class PPO(Agent):
         return loss, parts, error.abs(), traces
 
     def learning_rate(self, clock: Clock) -> float:
-        """That of the optimizer, annealed if asked for."""
+        """The optimizer's learning rate, annealed linearly if `anneal_steps` is set."""
         c = self.config
         return c.optimizer.lr * (max(0.0, 1.0 - self.age(clock) / c.anneal_steps) if c.anneal_steps else 1.0)
 
@@ -429,10 +437,10 @@ class PPO(Agent):
         step(loss, optimizer, c.optimizer.max_grad_norm)
         return Update(parts, {name: [h.detach() for h in trace] for name, trace in traces.items()}, error)
 
-    # ------------------------------------------------------------------------------------------------- being looked at
+    # ------------------------------------------------------------------------------------------------- for observers
 
     def blank_pass(self) -> None:
-        # Past the normalisation, which would turn the zeros into something else.
+        # Skips the normalisation, which would change the zeros.
         critic, blank = self.critic.online, self.blank()
         features = critic.read(blank)[1]
         self.actor.online(features if self.shared else critic.encoder(blank))
@@ -450,11 +458,11 @@ class PPO(Agent):
             yield name, loss, traces[name]
 
     def values(self, batch: Batch, *, target: bool = False) -> Tensor:
-        """Values of the observations [1, B]: PPO's critic knows no actions, and it has no target network."""
+        """Values of the observations [1, B]: PPO's critic does not read actions, and has no target network."""
         return self.head.value(self.read(batch.obs)[0]).unsqueeze(0)
 
     def valued_policy(self, obs: NDArray[Any] | Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-        """The policy that acts in training, whose values the critic learns; there is no bonus."""
+        """The stochastic policy of training, which the critic evaluates; there is no bonus."""
         with self.drawing_from(generator):
             action = self.act(obs, Clock())
         return action, torch.zeros(len(action), device=action.device)
@@ -476,7 +484,7 @@ class PPO(Agent):
     def predictions(
         self, component: str, obs: Tensor, action: Tensor, networks: Mapping[str, nn.Module] | None = None
     ) -> Tensor:
-        """Values [B], or the policy in the form of `decisions`."""
+        """Values [B], or the policy in the form that `decisions` returns."""
         critic, x = self.asked("critic", networks), self.normal(obs)
         if component == "critic":
             return self.head.value(critic(x))
@@ -486,11 +494,11 @@ class PPO(Agent):
 
     @torch.no_grad()
     def decisions(self, batch: Batch) -> Tensor:
-        """Log-probabilities [B, actions], or means and log deviations [2, B, A]."""
+        """Log-probabilities [B, actions], or means and log standard deviations [2, B, A]."""
         return self.predictions("actor", batch.obs, batch.action)
 
     def policy_churn(self, before: Tensor, after: Tensor) -> Tensor:
-        """Mean KL divergence of the policy before from that after."""
+        """Mean KL(policy before ‖ policy after)."""
         if self.action.discrete:
             return categorical_kl(before, after)
         return gaussian_kl(before, after)
@@ -498,10 +506,10 @@ class PPO(Agent):
     @torch.no_grad()
     def probed(self, batch: Batch) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
         x = self.normal(batch.obs)
-        found: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {
+        modules: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {
             "critic": (self.critic.online, (x,)),
             "actor": (self.actor.online, (self.read(batch.obs)[1],)),
         }
         if self.shared:
-            found["encoder"] = (self.critic.online.encoder, (x,))
-        return found
+            modules["encoder"] = (self.critic.online.encoder, (x,))
+        return modules
