@@ -1,8 +1,8 @@
 """DQN (Mnih et al. 2015, Nature 518), with the parts of Rainbow (Hessel et al. 2018, 1710.02298) as options.
 
 Double Q-learning is van Hasselt et al. 2016 (1509.06461), dueling networks are Wang et al. 2016 (1511.06581),
-prioritised replay is Schaul et al. 2016 (1511.05952). Differs from Mnih et al. in the optimizer: Adam, as in Dopamine's
-and CleanRL's DQN, where the paper has centred RMSProp.
+prioritised replay is Schaul et al. 2016 (1511.05952). The optimizer differs from Mnih et al.: Adam, as in Dopamine's
+and CleanRL's DQN, where the paper uses centred RMSProp.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ class DQNConfig:
         buffer_size: Transitions that the replay holds.
         learning_starts: Environment steps of random actions before the first update.
         replay_ratio: Gradient updates per environment step.
-        update_every: Environment steps between two rounds of updates; a round makes all that are owed.
+        update_every: Environment steps between two rounds of updates; a round makes all pending updates.
         gamma: Discount factor.
         n_step: Rewards summed before bootstrapping.
-        double: The online network picks the action that the target network values.
-        dueling: Separate streams for value and advantage.
-        value_loss: How values are learnt.
+        double: Double Q-learning: the online network selects the next action, and the target network evaluates it.
+        dueling: Use separate streams for value and advantage.
+        value_loss: Value head and loss.
         head: Parameters of the value loss.
-        reward_clip: Rewards are clipped to [-reward_clip, reward_clip] in the targets, never in the score; 0 is off.
+        reward_clip: Clip rewards to [-reward_clip, reward_clip] in the targets, never in the score; 0 is off.
         target_period: Gradient updates between two updates of the target network.
-        target_tau: Share of the online network that enters the target then; 1 is a hard copy.
-        epsilon_start: Probability of a random action at first.
-        epsilon_end: Probability of a random action in the end.
-        epsilon_steps: Environment steps from the first to the second, linearly.
-        act_with_target: The target network picks the actions, in training and in evaluation (Schwarzer et al. 2023).
+        target_tau: Weight of the online network in an update of the target network; 1 is a hard copy.
+        epsilon_start: Initial probability of a random action.
+        epsilon_end: Final probability of a random action.
+        epsilon_steps: Environment steps over which the probability changes linearly from the first to the second.
+        act_with_target: Select actions with the target network, in training and in evaluation (Schwarzer et al. 2023).
         prioritised: Sample transitions by their temporal-difference error.
         priorities: Parameters of prioritised replay.
     """
@@ -94,7 +94,7 @@ class DQNConfig:
 
     @classmethod
     def for_suite(cls, suite: str) -> DQNConfig:
-        """Settings known to work: `control` (RL Zoo's for CartPole, the default), `minatar` (Young & Tian 2019) and
+        """Presets with known results: `control` (RL Zoo's for CartPole, the default), `minatar` (Young & Tian 2019) and
         `atari` (Dopamine's DQN with Adam).
         """
         if suite == "minatar":
@@ -168,7 +168,8 @@ class DQN(Agent):
 
     @torch.no_grad()
     def act(self, obs: NDArray[Any] | Tensor, clock: Clock | None = None) -> Tensor:
-        # The coin is tossed on the host, since most often it says that the network alone decides, or not at all.
+        # The exploration draw is made on the host: usually all actions are greedy or all are random, and then one of
+        # the two need not be computed.
         explore = None if clock is None else self.host_rng.random(len(obs)) < self.epsilon(clock)
         if explore is None or not explore.any():
             return self.greedy(obs)
@@ -178,12 +179,12 @@ class DQN(Agent):
         return torch.where(self.upload(explore), random, self.greedy(obs))
 
     def greedy(self, obs: NDArray[Any] | Tensor) -> Tensor:
-        """The actions of highest value [E]."""
+        """The actions of highest value [E], by the acting network."""
         return self.head.value(self.actor.forward(self.tensor(obs))).argmax(dim=1)
 
     @torch.no_grad()
     def target(self, batch: Batch) -> Tensor:
-        """r + gamma^n Q⁻(s', a*), with a* greedy in the target network, or in the online one if double."""
+        """r + gamma^n Q⁻(s', a*), with a* greedy by the target network, or by the online network if `double`."""
         assert self.critic.target is not None
         logits = self.critic.target(batch.next_obs)
         chooser = self.critic.online(batch.next_obs) if self.config.double else logits
@@ -191,7 +192,7 @@ class DQN(Agent):
         return self.head.backup(pick(logits, best), batch.reward, batch.discount)
 
     def loss(self, batch: Batch, target: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Trace]:
-        """Mean weighted loss, absolute errors [B], values of the actions taken [B], activations."""
+        """Mean weighted loss, absolute errors [B], values of the batch's actions [B], activations."""
         target, trace = self.target(batch) if target is None else target, Trace()
         logits = pick(self.critic.online(batch.obs, trace), batch.action)
         loss = (batch.weight * self.head.loss(logits, target)).mean()
@@ -236,10 +237,10 @@ class DQN(Agent):
         return (before != after).float().mean()
 
     def probed(self, batch: Batch) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
-        found: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {"critic": (self.critic.online, (batch.obs,))}
+        modules: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {"critic": (self.critic.online, (batch.obs,))}
         if self.observation.pixels:
-            found["encoder"] = (self.critic.online.encoder, (batch.obs,))
-        return found
+            modules["encoder"] = (self.critic.online.encoder, (batch.obs,))
+        return modules
 
     def update(self, batch: Batch, clock: Clock) -> Update:
         batch = self.interventions.transform_batch(batch)
@@ -252,5 +253,5 @@ class DQN(Agent):
 
 
 def pick(logits: Tensor, action: Tensor) -> Tensor:
-    """[B, actions, outputs], [B] → the outputs of one action each [B, outputs]."""
+    """Logits [B, actions, outputs] and actions [B] → the logits of these actions [B, outputs]."""
     return logits.gather(1, action.view(-1, 1, 1).expand(-1, 1, logits.shape[2])).squeeze(1)

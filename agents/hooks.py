@@ -30,7 +30,7 @@ Effect = Literal[
     "configuration", "penalty", "batch", "schedule", "optimizer", "unit_surgery", "layer_surgery", "memory"
 ]
 EFFECTS: tuple[Effect, ...] = get_args(Effect)
-"""What a method changes, from the weakest effect to the strongest.
+"""Effect classes of interventions, from the weakest to the strongest.
 
 configuration: a field of the agent's configuration, before anything is built (`configure`).
 penalty: a term added to a loss (`penalty`).
@@ -39,7 +39,7 @@ schedule: how batches are drawn, and how many (`schedule`).
 optimizer: the optimizer's state, and no weight (`after_update`).
 unit_surgery: weights of single units (`after_update`, with `edits`).
 layer_surgery: weights of whole layers, of online or of target networks (`after_update`).
-memory: what the agent's replay or rollout holds (`after_update`).
+memory: the contents of the agent's replay or rollout (`after_update`).
 """
 Patience: TypeAlias = Annotated[int, at_least(1, "measurements")]
 

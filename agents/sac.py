@@ -1,12 +1,12 @@
 """Soft actor-critic (Haarnoja et al. 2018, 1812.05905), with an ensemble of critics.
 
-The plain agent has two critics and bootstraps from the smaller. REDQ (Chen et al. 2021, 2101.05982) is `critics=10,
-target_critics=2, actor_value="mean", actor_period=20, replay_ratio=20`; DroQ (Hiraoka et al. 2022, 2110.02034) is
-`dropout=0.01, network.norm="layer_norm", actor_value="mean", actor_period=20, replay_ratio=20`.
-From pixels, actor and critics read one convolutional encoder that the critics alone train (Yarats et al. 2021,
-2107.09645), and the target critics have a slow copy of it.
-The loss of the temperature is eq. 18, which is of alpha, where that of Stable-Baselines3 is of log alpha. The gradients
-differ by the factor alpha; Adam's steps do not depend on it while alpha changes slowly.
+The default agent has two critics and bootstraps from the smaller value. REDQ (Chen et al. 2021, 2101.05982) is
+`critics=10, target_critics=2, actor_value="mean", actor_period=20, replay_ratio=20`; DroQ (Hiraoka et al. 2022,
+2110.02034) is `dropout=0.01, network.norm="layer_norm", actor_value="mean", actor_period=20, replay_ratio=20`.
+For images, actor and critics share one convolutional encoder, which only the critics train (Yarats et al. 2021,
+2107.09645); the target critics have a target copy of it.
+The temperature loss is eq. 18, which is linear in alpha; Stable-Baselines3's loss is linear in log alpha. The gradients
+differ by the factor alpha; Adam's steps do not depend on this factor while alpha changes slowly.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class SACConfig:
     """Soft actor-critic.
 
     Attributes:
-        network: Shape of each critic (and of the encoder, from pixels).
+        network: Shape of each critic (and of the encoder, for images).
         actor_network: Shape of the actor.
         optimizer: Optimizer of the critics.
         actor_optimizer: Optimizer of the actor.
@@ -63,20 +63,20 @@ class SACConfig:
         buffer_size: Transitions that the replay holds.
         learning_starts: Environment steps of random actions before the first update.
         replay_ratio: Gradient updates per environment step.
-        update_every: Environment steps between two rounds of updates; a round makes all that are owed.
+        update_every: Environment steps between two rounds of updates; a round makes all pending updates.
         gamma: Discount factor.
-        n_step: Rewards summed before bootstrapping; the entropy bonus is given at the bootstrap alone.
-        critics: Size of the ensemble.
-        target_critics: Critics drawn anew for each update, whose smallest value is the target.
-        actor_value: What the actor climbs: the smallest value of all critics, or their mean.
+        n_step: Rewards summed before bootstrapping; only the bootstrap value includes the entropy bonus.
+        critics: Number of critics in the ensemble.
+        target_critics: Number of critics sampled for each update; the target is their smallest value.
+        actor_value: Value that the actor maximises: the smallest value of all critics (min), or their mean (mean).
         actor_period: Critic updates per update of actor and temperature.
         dropout: Probability of dropping a hidden unit of a critic, before its norm (DroQ); 0 is off.
-        value_loss: How values are learnt.
+        value_loss: Value head and loss.
         head: Parameters of the value loss.
-        reward_clip: Rewards are clipped to [-reward_clip, reward_clip] in the targets, never in the score; 0 is off.
+        reward_clip: Clip rewards to [-reward_clip, reward_clip] in the targets, never in the score; 0 is off.
         target_period: Gradient updates between two updates of the target critics.
-        target_tau: Share of the online critics that enters the target then; 1 is a hard copy.
-        projection: From pixels: width of the features that actor and critics project the encoder's output to.
+        target_tau: Weight of the online critics in an update of the target critics; 1 is a hard copy.
+        projection: For images: width to which actor and critics project the encoder's output.
     """
 
     # Component → names of the fields that shape its network and its optimizer.
@@ -119,7 +119,8 @@ class SACConfig:
 
     @classmethod
     def for_suite(cls, suite: str) -> SACConfig:
-        """Settings known to work; those of Haarnoja et al. for control, smaller memory and pace for pixels."""
+        """Presets with known results: those of Haarnoja et al. for `control`; for `atari` a smaller replay and a lower
+        replay ratio."""
         if suite == "atari":
             return cls(buffer_size=100_000, replay_ratio=0.25, reward_clip=1.0)
         return cls()
@@ -177,7 +178,7 @@ class SAC(Agent):
         noise = torch.randn(mean.shape, generator=self.generator, device=self.device)
         u = mean + log_std.exp() * noise
         log_prob = -0.5 * (noise.square() + math.log(2 * math.pi)) - log_std
-        # log(1 - tanh(u)^2), in the form that does not overflow.
+        # log(1 - tanh(u)^2), in a form that does not overflow.
         squash = 2.0 * (math.log(2.0) - u - F.softplus(-2.0 * u))
         return u.tanh(), (log_prob - squash).sum(dim=1)
 
@@ -193,22 +194,22 @@ class SAC(Agent):
 
     @torch.no_grad()
     def target(self, batch: Batch) -> Tensor:
-        """r + gamma^n (min Q⁻(s', a') - alpha log pi(a'|s')), a' from the present policy (eq. 2 and 3)."""
+        """r + gamma^n (min Q⁻(s', a') - alpha log pi(a'|s')), with a' sampled from the present policy (eq. 2 and 3)."""
         c = self.config
         assert self.critic.target is not None
         action, log_prob = self.policy(self.critic.online.encoder(batch.next_obs))
         logits = self.critic.target(batch.next_obs, action)
         if c.target_critics < c.critics:
             logits = logits[torch.randperm(c.critics, generator=self.generator, device=self.device)[: c.target_critics]]
-        # The critic of the smallest value speaks for each sample, so that heads that hold a distribution work too; the
-        # entropy bonus is a shift of the reward.
+        # For each sample, take the logits of the critic with the smallest value; this also works for distributional
+        # heads. The entropy bonus is a shift of the reward.
         smallest = self.head.value(logits).argmin(dim=0)
         chosen = logits.gather(0, smallest.view(1, -1, 1).expand(1, -1, logits.shape[2])).squeeze(0)
         reward = batch.reward - batch.discount * self.temperature() * log_prob
         return self.head.backup(chosen, reward, batch.discount)
 
     def critic_loss(self, batch: Batch, target: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Trace]:
-        """Loss summed over critics (eq. 5), mean absolute errors [B], values [N, B], activations."""
+        """Loss summed over critics (eq. 5), absolute errors averaged over critics [B], values [N, B], activations."""
         target, trace = self.target(batch) if target is None else target, Trace()
         action = (batch.action - self.center) / self.scale
         logits = self.critic.online(batch.obs, action, trace)
@@ -254,8 +255,10 @@ class SAC(Agent):
     def predictions(
         self, component: str, obs: Tensor, action: Tensor, networks: Mapping[str, nn.Module] | None = None
     ) -> Tensor:
-        """Values [N, B], or means and log standard deviations before squashing [2, B, A]: of the actor alone, which
-        does not train the encoder that it reads."""
+        """Values [N, B], or the actor's means and log standard deviations before squashing [2, B, A].
+
+        Gradients of the actor's outputs do not reach the encoder, which the actor does not train.
+        """
         critic = self.asked("critic", networks)
         if component == "actor":
             with torch.no_grad():
@@ -291,7 +294,7 @@ class SAC(Agent):
         return self.predictions("actor", batch.obs, batch.action)
 
     def policy_churn(self, before: Tensor, after: Tensor) -> Tensor:
-        """Mean KL divergence of the Gaussians before from those after."""
+        """Mean KL(policy before ‖ policy after) of the Gaussians before squashing."""
         return gaussian_kl(before, after)
 
     @torch.no_grad()
@@ -300,13 +303,13 @@ class SAC(Agent):
         encoded = critic.encoder(batch.obs)
         features = encoded if critic.projection is None else critic.projection(encoded)
         action = (batch.action - self.center) / self.scale
-        found: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {
+        modules: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {
             f"critic {i}": (member, (features, action)) for i, member in enumerate(critic.members)
         }
-        found["actor"] = (self.actor.online, (encoded,))
+        modules["actor"] = (self.actor.online, (encoded,))
         if self.observation.pixels:
-            found["encoder"] = (critic.encoder, (batch.obs,))
-        return found
+            modules["encoder"] = (critic.encoder, (batch.obs,))
+        return modules
 
     def update(self, batch: Batch, clock: Clock) -> Update:
         c = self.config
@@ -338,7 +341,7 @@ class SAC(Agent):
 
 
 class Temperature(nn.Module):
-    """The weight of entropy, positive because its logarithm is what is learnt."""
+    """The weight alpha of the entropy. Its logarithm is trained, so alpha is positive."""
 
     def __init__(self, value: float) -> None:
         super().__init__()
@@ -347,7 +350,7 @@ class Temperature(nn.Module):
 
     @torch.no_grad()
     def load_fresh(self) -> None:
-        """Back to where it began, in place."""
+        """Reset the temperature to its initial value, in place."""
         self.log_alpha.fill_(math.log(self.initial))
 
     def forward(self) -> Tensor:
