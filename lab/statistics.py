@@ -1,9 +1,9 @@
-"""What a few seeds can say: means, differences, equivalence, and the share of a gap that was closed.
+"""Statistics over seeds: t-tests, bootstraps, aggregates over tasks, and the share of a gap that an arm closed.
 
-Values are one number a seed. Numpy alone; Student's distribution is computed here, so that a verdict does not wait for
-scipy. From fewer than three seeds there is no interval: its ends are NaN, and `Interval.known` says so.
-
-(The module is not called statistics: a script run as `python scripts/train.py` would find it in the place of Python's.)
+Values are one number per seed. Student's t, the bootstrap and ranks are scipy's. Aggregates over tasks, the probability
+of improvement and performance profiles are those of Agarwal et al. 2021 (2108.13264) and agree with their library,
+rliable: a stratified bootstrap draws seeds with replacement within each task, and intervals are percentile intervals.
+Fewer than three seeds give no interval: its ends are NaN, and `Interval.known` is False.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import scipy  # loads scipy.stats at its first use: a training run does not wait for it
 from numpy.typing import ArrayLike, NDArray
 
 Array: TypeAlias = NDArray[np.float64]
@@ -24,6 +24,7 @@ FEWEST = 3
 """Seeds below which there is no interval."""
 CONFIDENCE = 0.95
 REPLICATES = 10_000
+TAUS = 101  # points of a performance profile
 
 
 class Interval(NamedTuple):
@@ -42,116 +43,14 @@ class Interval(NamedTuple):
         return not (self.known and other.known) or (self.low <= other.high and other.low <= self.high)
 
 
-# ------------------------------------------------------------------------------------------------ Student's t
-
-
-def _incomplete_beta(a: float, b: float, x: float) -> float:
-    """Regularised incomplete beta function, by its continued fraction (Lentz's method; DLMF 8.17.22)."""
-    if x <= 0.0 or x >= 1.0:
-        return min(max(x, 0.0), 1.0)
-    if x > (a + 1) / (a + b + 2):
-        return 1.0 - _incomplete_beta(b, a, 1.0 - x)
-    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
-    tiny, c, d = 1e-300, 1.0, 1.0 / (1.0 - (a + b) * x / (a + 1) or 1e-300)
-    total = d
-    for m in range(1, 1000):
-        before = total
-        for numerator in (
-            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
-            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
-        ):
-            d = 1.0 / (1.0 + numerator * d or tiny)
-            c = 1.0 + numerator / c or tiny
-            total *= c * d
-        if abs(total - before) <= 1e-15 * abs(total):
-            break
-    return front * total / a
-
-
-def t_cdf(t: float, df: float) -> float:
-    """Student's distribution function with `df` (not necessarily whole) degrees of freedom."""
-    if math.isinf(t):
-        return 0.0 if t < 0 else 1.0
-    tail = 0.5 * _incomplete_beta(df / 2, 0.5, df / (df + t * t))
-    return tail if t < 0 else 1.0 - tail
-
-
-@cache
-def t_quantile(p: float, df: float) -> float:
-    """The number that Student's t stays below with probability `p`."""
-    if not 0 < p < 1 or df <= 0:
-        raise ValueError(f"a quantile of Student's t has 0 < p < 1 and df > 0, not {p} and {df}")
-    if p < 0.5:
-        return -t_quantile(1 - p, df)
-    high = 1.0
-    while t_cdf(high, df) < p:
-        high *= 2
-    low = 0.0
-    for _ in range(200):
-        middle = (low + high) / 2
-        if middle in (low, high):
-            break
-        low, high = (middle, high) if t_cdf(middle, df) < p else (low, middle)
-    return (low + high) / 2
-
-
-# ------------------------------------------------------------------------------------------------ one arm
-
-
 def _values(values: ArrayLike) -> Array:
-    found = np.asarray(values, dtype=np.float64).reshape(-1)
-    if not len(found):
-        raise ValueError("there is nothing to say of no seeds")
-    return found
+    flat = np.asarray(values, dtype=np.float64).reshape(-1)
+    if not len(flat):
+        raise ValueError("statistics over no seeds: give at least one value")
+    return flat
 
 
-def mean_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
-    """Mean over seeds, and Student's t interval."""
-    found = _values(values)
-    mean = float(found.mean())
-    if len(found) < FEWEST:
-        return Interval(mean, math.nan, math.nan)
-    half = t_quantile((1 + confidence) / 2, len(found) - 1) * float(found.std(ddof=1)) / math.sqrt(len(found))
-    return Interval(mean, mean - half, mean + half)
-
-
-def iqm(values: ArrayLike) -> float:
-    """Interquartile mean: the mean of what is left when a quarter of the values is cut off at either end (as
-    `scipy.stats.trim_mean(values, 0.25)`; Agarwal et al. 2021, 2108.13264)."""
-    found = np.sort(_values(values))
-    cut = int(0.25 * len(found))
-    return float(found[cut : len(found) - cut].mean())
-
-
-def bootstrap(
-    strata: Sequence[ArrayLike],
-    statistic: Callable[[Array], float] = iqm,
-    *,
-    confidence: float = CONFIDENCE,
-    replicates: int = REPLICATES,
-    seed: int = 0,
-) -> Interval:
-    """Percentile interval of a statistic of all values; seeds are drawn again within each stratum (a task, say), so
-    that every replicate holds every task as often as the data do (Agarwal et al. 2021).
-
-    With five seeds such an interval is too narrow by a third or so; Student's is the one for a single mean.
-    """
-    rows = [_values(stratum) for stratum in strata]
-    estimate = float(statistic(np.concatenate(rows)))
-    if min(map(len, rows)) < FEWEST:
-        return Interval(estimate, math.nan, math.nan)
-    rng = np.random.default_rng(seed)
-    drawn = np.concatenate([row[rng.integers(len(row), size=(replicates, len(row)))] for row in rows], axis=1)
-    found = np.array([statistic(replicate) for replicate in drawn])
-    return Interval(estimate, *_percentiles(found, confidence))
-
-
-def _percentiles(found: Array, confidence: float) -> tuple[float, float]:
-    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
-
-
-# ------------------------------------------------------------------------------------------------ two arms
+# ------------------------------------------------------------------------------------------------ t-tests
 
 
 @dataclass(frozen=True)
@@ -172,7 +71,7 @@ class Difference:
             return Interval(self.estimate, math.nan, math.nan)
         if self.error == 0:
             return Interval(self.estimate, self.estimate, self.estimate)
-        half = t_quantile((1 + confidence) / 2, self.df) * self.error
+        half = float(scipy.stats.t.ppf((1 + confidence) / 2, self.df)) * self.error
         return Interval(self.estimate, self.estimate - half, self.estimate + half)
 
     @property
@@ -182,7 +81,7 @@ class Difference:
             return math.nan
         if self.error == 0:
             return 1.0 if self.estimate == 0 else 0.0
-        return 2 * t_cdf(-abs(self.estimate) / self.error, self.df)
+        return 2 * float(scipy.stats.t.cdf(-abs(self.estimate) / self.error, self.df))
 
     def equivalence_p(self, margin: float) -> float:
         """p of the two one-sided tests (Schuirmann 1987): that the difference is at least `margin` one way or the
@@ -194,7 +93,7 @@ class Difference:
         nearest = margin - abs(self.estimate)
         if self.error == 0:
             return 0.0 if nearest > 0 else 1.0
-        return t_cdf(-nearest / self.error, self.df)
+        return float(scipy.stats.t.cdf(-nearest / self.error, self.df))
 
     def detectable(self, power: float = 0.8, confidence: float = CONFIDENCE) -> float:
         """The smallest true difference that these seeds would have shown with this probability: the sum of two
@@ -203,7 +102,19 @@ class Difference:
             return math.nan
         if self.error == 0:
             return 0.0
-        return (t_quantile((1 + confidence) / 2, self.df) + t_quantile(power, self.df)) * self.error
+        return float(scipy.stats.t.ppf([(1 + confidence) / 2, power], self.df).sum()) * self.error
+
+
+def against(values: ArrayLike, constant: float) -> Difference:
+    """Mean of one arm less a number that has no error of its own."""
+    gap = _values(values) - constant
+    error = float(scipy.stats.sem(gap)) if len(gap) >= FEWEST else math.nan
+    return Difference(float(gap.mean()), error, len(gap) - 1.0 if len(gap) >= FEWEST else math.nan, len(gap))
+
+
+def mean_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
+    """Mean over seeds, and Student's t interval."""
+    return against(values, 0.0).interval(confidence)
 
 
 def paired(a: ArrayLike, b: ArrayLike) -> Difference:
@@ -211,10 +122,7 @@ def paired(a: ArrayLike, b: ArrayLike) -> Difference:
     first, second = _values(a), _values(b)
     if len(first) != len(second):
         raise ValueError(f"paired seeds come in pairs, not {len(first)} and {len(second)}")
-    gap = first - second
-    if len(gap) < FEWEST:
-        return Difference(float(gap.mean()), math.nan, math.nan, len(gap))
-    return Difference(float(gap.mean()), float(gap.std(ddof=1)) / math.sqrt(len(gap)), len(gap) - 1, len(gap))
+    return against(first - second, 0.0)
 
 
 def paired_by_parent(
@@ -233,7 +141,7 @@ def paired_by_parent(
         return None
     several = len(gaps) >= FEWEST
     units = [float(np.mean(row)) for row in gaps.values()] if several else [g for row in gaps.values() for g in row]
-    return paired(units, np.zeros(len(units)))
+    return against(units, 0.0)
 
 
 def welch(a: ArrayLike, b: ArrayLike) -> Difference:
@@ -250,29 +158,136 @@ def welch(a: ArrayLike, b: ArrayLike) -> Difference:
     return Difference(estimate, math.sqrt(total), df, seeds)
 
 
-def against(values: ArrayLike, constant: float) -> Difference:
-    """Mean of one arm less a number that has no error of its own."""
-    found = _values(values)
-    return paired(found, np.full(len(found), float(constant)))
+# ------------------------------------------------------------------------------------------------ bootstraps
 
 
-def probability_of_improvement(
-    a: ArrayLike, b: ArrayLike, *, confidence: float = CONFIDENCE, replicates: int = REPLICATES, seed: int = 0
-) -> Interval:
-    """Probability that a run of `a` is better (larger) than one of `b`, ties counting half (Agarwal et al. 2021, the
-    Mann-Whitney U divided by the number of pairs), with its bootstrap interval over the seeds of both."""
-    first, second = _values(a), _values(b)
+def bootstrap(
+    samples: Sequence[ArrayLike],
+    statistic: Callable[[Sequence[Array]], Array],
+    *,
+    paired: bool = False,
+    confidence: float = CONFIDENCE,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+    batch: int | None = None,
+) -> tuple[Array, Array, Array]:
+    """A statistic of several samples, and the ends of its percentile interval: three arrays of one shape [...].
 
-    def wins(x: Array, y: Array) -> Any:
-        gaps = x[..., :, None] - y[..., None, :]
-        return ((gaps > 0) + 0.5 * (gaps == 0)).mean(axis=(-2, -1))
+    Values are drawn with replacement within each sample. So, if each sample is a task, every replicate holds every task
+    as often as the data do (Agarwal et al. 2021). The interval of the mean of five seeds is too narrow by about a
+    third; for a single mean use `mean_interval`.
 
-    estimate = float(wins(first, second))
-    if min(len(first), len(second)) < FEWEST:
-        return Interval(estimate, math.nan, math.nan)
-    rng = np.random.default_rng(seed)
-    drawn = [x[rng.integers(len(x), size=(replicates, len(x)))] for x in (first, second)]
-    return Interval(estimate, *_percentiles(wins(drawn[0], drawn[1]), confidence))
+    Args:
+        samples: One row of values for each task or arm, [n_i].
+        statistic: Samples [n_i] → [...], and replicates of them [R, n_i] → [..., R]. Replicates for which it is NaN do
+            not count.
+        paired: Draw the same places from every sample.
+        batch: Replicates made at once; all, if None.
+    """
+    rows = [_values(sample) for sample in samples]
+    estimate = np.asarray(statistic(rows), dtype=np.float64)
+    if min(map(len, rows)) < FEWEST:
+        unknown = np.full_like(estimate, math.nan)
+        return estimate, unknown, unknown
+    with np.errstate(over="ignore", invalid="ignore"):  # scipy's standard error, which nothing reads
+        spread = scipy.stats.bootstrap(
+            rows,
+            lambda *drawn, axis: statistic(drawn),
+            n_resamples=replicates,
+            batch=batch,
+            vectorized=True,
+            paired=paired,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).bootstrap_distribution
+    low, high = np.nanquantile(spread, [(1 - confidence) / 2, (1 + confidence) / 2], axis=-1)
+    return estimate, low, high
+
+
+def _interval(ends: Sequence[Array]) -> Interval:
+    return Interval(*map(float, ends))
+
+
+def bootstrap_mean(values: ArrayLike) -> Interval:
+    """Mean and its 95 % bootstrap interval."""
+    return _interval(bootstrap([values], task_mean))
+
+
+def iqm(tasks: Sequence[Array]) -> Array:
+    """Interquartile mean of all runs: the mean without the lowest and the highest quarter, [..., n_i] → [...]."""
+    pooled: Array = scipy.stats.trim_mean(np.concatenate(tasks, axis=-1), 0.25, axis=-1)
+    return pooled
+
+
+def task_mean(tasks: Sequence[Array]) -> Array:
+    """Mean over tasks of each task's mean."""
+    means: Array = np.mean([row.mean(axis=-1) for row in tasks], axis=0)
+    return means
+
+
+def task_median(tasks: Sequence[Array]) -> Array:
+    """Median over tasks of each task's mean; of a single task, the median of its seeds."""
+    medians: Array = np.median(tasks[0] if len(tasks) == 1 else np.stack([row.mean(axis=-1) for row in tasks], -1), -1)
+    return medians
+
+
+def optimality_gap(tasks: Sequence[Array]) -> Array:
+    """Mean distance of runs below 1; a score above 1 counts as 1."""
+    gap: Array = 1.0 - np.minimum(np.concatenate(tasks, axis=-1), 1.0).mean(axis=-1)
+    return gap
+
+
+STATISTICS: dict[str, Callable[[Sequence[Array]], Array]] = {
+    "IQM": iqm,
+    "mean": task_mean,
+    "median": task_median,
+    "optimality gap": optimality_gap,
+}
+
+
+def aggregate(tasks: Sequence[ArrayLike], **options: Any) -> dict[str, Interval]:
+    """Each of `STATISTICS` of scores, one row of seeds for every task (`options`: those of `bootstrap`).
+
+    As in rliable, mean and median are those of the tasks' means, and the interquartile mean is that of all runs. The
+    optimality gap assumes that a score of 1 is good enough.
+    """
+    if not len(tasks) or not all(np.size(row) for row in tasks):
+        raise ValueError("aggregate: give at least one task, and at least one run for each")
+    every = bootstrap(tasks, lambda rows: np.stack([statistic(rows) for statistic in STATISTICS.values()]), **options)
+    return {name: _interval(ends) for name, ends in zip(STATISTICS, zip(*every, strict=True), strict=True)}
+
+
+def improvement(a: Sequence[ArrayLike], b: Sequence[ArrayLike], **options: Any) -> Interval:
+    """Probability that a run of `a` has a larger score than one of `b` in the same task, mean over tasks; ties count
+    half (the Mann-Whitney U divided by the number of pairs; `options`: those of `bootstrap`)."""
+
+    def wins(rows: Sequence[Array]) -> Array:
+        gaps = [x[..., :, None] - y[..., None, :] for x, y in zip(rows[: len(a)], rows[len(a) :], strict=True)]
+        share: Array = np.mean([((gap > 0) + 0.5 * (gap == 0)).mean(axis=(-2, -1)) for gap in gaps], axis=0)
+        return share
+
+    return _interval(bootstrap([*a, *b], wins, **options))
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Share of runs that score above each threshold: [T] thresholds, shares and the ends of their 95 % interval (NaN
+    from too few seeds), pointwise."""
+
+    thresholds: Array
+    share: Array
+    low: Array
+    high: Array
+
+
+def profile(tasks: Sequence[ArrayLike], thresholds: Array, *, replicates: int = 2_000, **options: Any) -> Profile:
+    """Performance profile of runs (the score distribution of Agarwal et al. 2021; `options`: those of `bootstrap`)."""
+
+    def above(rows: Sequence[Array]) -> Array:
+        pooled = np.concatenate(rows, axis=-1)
+        return np.stack([(pooled > tau).mean(axis=-1) for tau in thresholds])
+
+    return Profile(thresholds, *bootstrap(tasks, above, replicates=replicates, **options))
 
 
 @dataclass(frozen=True)
@@ -289,33 +304,72 @@ class Gap:
 
 
 def gap_closed(
-    arm: ArrayLike,
-    plain: ArrayLike,
-    oracle: ArrayLike,
-    *,
-    higher_is_better: bool = True,
-    confidence: float = CONFIDENCE,
-    replicates: int = REPLICATES,
-    seed: int = 0,
+    arm: ArrayLike, plain: ArrayLike, oracle: ArrayLike, *, higher_is_better: bool = True, **options: Any
 ) -> Gap:
-    """(arm - plain) / (oracle - plain) of the means over seeds that all three share, in the same order; bootstrap over
-    these seeds, drawn together."""
+    """(arm - plain) / (oracle - plain) of the means over seeds that all three share, in the same order; the bootstrap
+    draws the same seeds from all three (`options`: those of `bootstrap`)."""
     sign = 1.0 if higher_is_better else -1.0
     rows = [sign * _values(x) for x in (arm, plain, oracle)]
     if len({len(row) for row in rows}) > 1:
         raise ValueError(f"the three arms share their seeds, not {[len(row) for row in rows]}")
     first, low, high = rows
-    count = len(first)
+    confidence = options.get("confidence", CONFIDENCE)
     beyond = paired(first, high).interval(confidence)
     above = beyond.known and beyond.low > 0
     room = paired(high, low).interval(confidence)
     if not room.known or room.low <= 0:
-        return Gap(None, above, count)
-    rng = np.random.default_rng(seed)
-    places = rng.integers(count, size=(replicates, count))
-    means = [row[places].mean(axis=1) for row in rows]
-    width = means[2] - means[1]
-    usable = width > 0  # a replicate without a gap has no share of it
-    shares = (means[0][usable] - means[1][usable]) / width[usable]
-    estimate = float((first.mean() - low.mean()) / (high.mean() - low.mean()))
-    return Gap(Interval(estimate, *_percentiles(shares, confidence)), above, count)
+        return Gap(None, above, len(first))
+
+    def share(drawn: Sequence[Array]) -> Array:
+        mine, base, top = (row.mean(axis=-1) for row in drawn)
+        with np.errstate(divide="ignore", invalid="ignore"):  # a replicate without a gap has no share of it
+            closed: Array = np.where(top > base, (mine - base) / (top - base), math.nan)
+        return closed
+
+    return Gap(_interval(bootstrap(rows, share, paired=True, **options)), above, len(first))
+
+
+# ------------------------------------------------------------------------------------------------ many tests, ranks
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (1979) of p-values that belong together; NaN stays, and does not count."""
+    known = sorted((i for i, p in enumerate(ps) if not math.isnan(p)), key=lambda i: ps[i])
+    found, worst = [math.nan] * len(ps), 0.0
+    for rank, i in enumerate(known):
+        worst = max(worst, min(1.0, (len(known) - rank) * ps[i]))
+        found[i] = worst
+    return found
+
+
+def spearman(x: ArrayLike, y: ArrayLike) -> Array:
+    """Spearman's rank correlation along the last axis; NaN where one of the two does not vary. Both may be NaN in the
+    same places, which do not count."""
+    a, b = (scipy.stats.rankdata(values, axis=-1, nan_policy="omit") for values in (x, y))
+    a, b = (ranks - np.nanmean(ranks, axis=-1, keepdims=True) for ranks in (a, b))
+    size = np.sqrt(np.nansum(a * a, axis=-1) * np.nansum(b * b, axis=-1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rho: Array = np.where(size > 0, np.nansum(a * b, axis=-1) / size, math.nan)
+    return rho
+
+
+def correlation(points: Mapping[int, Sequence[tuple[float, float]]], *, replicates: int = 2_000) -> Interval:
+    """Spearman's rank correlation of pairs over runs, with its bootstrap interval: seeds are drawn, each with all of
+    its runs."""
+    rows = [np.asarray(pairs, dtype=np.float64).reshape(-1, 2) for pairs in points.values() if len(pairs)]
+    if not rows:
+        return Interval(math.nan, math.nan, math.nan)
+    table = np.full((len(rows), max(map(len, rows)), 2), math.nan)  # seeds of fewer runs are filled up with NaN
+    for place, pairs in enumerate(rows):
+        table[place, : len(pairs)] = pairs
+
+    def of_seeds(drawn: Sequence[Array]) -> Array:
+        pooled = table[drawn[0].astype(int)].reshape(*drawn[0].shape[:-1], -1, 2)
+        return spearman(pooled[..., 0], pooled[..., 1])
+
+    seeds = np.arange(len(rows))
+    estimate = float(of_seeds([seeds]))
+    if math.isnan(estimate):
+        return Interval(estimate, math.nan, math.nan)
+    batch = max(1, 4_000_000 // table.size)  # a bound on memory
+    return _interval(bootstrap([seeds], of_seeds, replicates=replicates, batch=batch))

@@ -29,6 +29,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
@@ -78,7 +79,7 @@ class Attribution:
         mean, n = float(gaps.mean()), len(gaps)
         if n < 3:
             return mean, math.nan, math.nan
-        half = _T95[min(n - 1, len(_T95) - 1)] * float(gaps.std(ddof=1)) / math.sqrt(n)
+        half = float(scipy.stats.t.ppf(0.975, n - 1) * scipy.stats.sem(gaps))
         return mean, mean - half, mean + half
 
     @property
@@ -107,32 +108,6 @@ class Attribution:
         if self.fault is None:
             return f"{self.module}: has lost plasticity, and no single repair gives it back"
         return f"{self.module}: {MEANINGS[self.fault]} ({self.fault} recovers {100 * self.recovered(self.fault):.0f} %)"
-
-
-# Quantiles 0.975 of Student's t by degrees of freedom; the last one stands for all beyond.
-_T95 = (
-    math.nan,
-    12.706,
-    4.303,
-    3.182,
-    2.776,
-    2.571,
-    2.447,
-    2.365,
-    2.306,
-    2.262,
-    2.228,
-    2.201,
-    2.179,
-    2.160,
-    2.145,
-    2.131,
-    2.120,
-    2.110,
-    2.101,
-    2.093,
-    2.086,
-)
 
 
 def attribute(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import NDArray
 from torch import Generator
@@ -202,14 +203,6 @@ def compared(values: NDArray[Any], returns: NDArray[Any]) -> Iterator[tuple[str,
 
 
 def rank_correlation(x: NDArray[Any], y: NDArray[Any]) -> float | None:
-    """Spearman's rank correlation, ties sharing their mean rank; None if either is constant."""
-    a, b = ranks(x), ranks(y)
-    a, b = a - a.mean(), b - b.mean()
-    scale = np.sqrt((a * a).sum() * (b * b).sum())
-    return float((a * b).sum() / scale) if scale > 0 else None
-
-
-def ranks(x: NDArray[Any]) -> NDArray[Any]:
-    """Place of each number among all, from 0; equal ones share the mean of theirs."""
-    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts + 1) / 2)[inverse]
+    """Spearman's rank correlation, ties sharing their mean rank; None if either is constant or holds a NaN."""
+    varied = x.min() < x.max() and y.min() < y.max()
+    return float(scipy.stats.spearmanr(x, y).statistic) if varied else None

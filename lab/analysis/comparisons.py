@@ -1,14 +1,12 @@
-"""The numbers of a report: one score a run, aggregates over tasks, comparisons with the baseline, and correlations.
+"""The scores of a report: one for each run, tables of them, comparisons with the baseline, and curves.
 
-Aggregates, the probability of improvement and performance profiles are those of Agarwal et al. 2021 (2108.13264) and
-agree with their library, rliable: seeds are drawn again within each task (a stratified bootstrap), 95 % percentile
-intervals. Differences are paired by seed, with Student's t. Nothing has an interval from fewer than three seeds.
+The statistics are those of `lab.statistics`. Differences are paired by seed, with Student's t.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
@@ -20,12 +18,13 @@ from ..statistics import (
     BINS,
     CONFIDENCE,
     FEWEST,
-    REPLICATES,
     Array,
     Difference,
     Gap,
     Interval,
     gap_closed,
+    holm,
+    improvement,
     mean_interval,
     paired,
 )
@@ -37,201 +36,7 @@ Values: TypeAlias = Mapping[int, float]
 END = 0.1
 """Share of a run that counts as its end."""
 MEASURES = ("final", "last", "tasks", "area")
-TAUS = 101  # points of a performance profile
 MARGIN = 0.1  # of the baseline's mean, where no margin is given
-
-
-# ------------------------------------------------------------------------------------------------ bootstrap over tasks
-
-
-def resample(strata: Sequence[Array], replicates: int = REPLICATES, seed: int = 0) -> list[Array]:
-    """Of each stratum [n] its replicates [R, n], drawn with replacement within it."""
-    rng = np.random.default_rng(seed)
-    return [row[rng.integers(len(row), size=(replicates, len(row)))] for row in strata]
-
-
-def _iqm(strata: Sequence[Array]) -> Array:
-    """Over the last axis of all strata together: [..., n_i] → [...]."""
-    pooled = np.sort(np.concatenate(strata, axis=-1), axis=-1)
-    cut = int(0.25 * pooled.shape[-1])
-    found: Array = pooled[..., cut : pooled.shape[-1] - cut].mean(axis=-1)
-    return found
-
-
-def _mean(strata: Sequence[Array]) -> Array:
-    found: Array = np.mean([row.mean(axis=-1) for row in strata], axis=0)
-    return found
-
-
-def _median(strata: Sequence[Array]) -> Array:
-    """Median over tasks of the tasks' means; of a single task, the median of its seeds."""
-    if len(strata) == 1:
-        alone: Array = np.median(strata[0], axis=-1)
-        return alone
-    found: Array = np.median([row.mean(axis=-1) for row in strata], axis=0)
-    return found
-
-
-def _optimality_gap(strata: Sequence[Array]) -> Array:
-    """How far below 1 the runs stay, what lies above 1 counting as 1."""
-    pooled = np.minimum(np.concatenate(strata, axis=-1), 1.0)
-    found: Array = 1.0 - pooled.mean(axis=-1)
-    return found
-
-
-STATISTICS: dict[str, Callable[[Sequence[Array]], Array]] = {
-    "IQM": _iqm,
-    "mean": _mean,
-    "median": _median,
-    "optimality gap": _optimality_gap,
-}
-
-
-def aggregate(
-    strata: Sequence[Sequence[float] | Array],
-    *,
-    confidence: float = CONFIDENCE,
-    replicates: int = REPLICATES,
-    seed: int = 0,
-) -> dict[str, Interval]:
-    """Interquartile mean, mean, median and optimality gap of scores, one row of seeds for every task.
-
-    The mean is that of the tasks' means and the median that of the tasks' means, as in rliable; the interquartile mean
-    is that of all runs. The optimality gap supposes that 1 is good enough.
-    """
-    rows = [np.asarray(row, dtype=np.float64) for row in strata]
-    if not rows or not all(len(row) for row in rows):
-        raise ValueError("an aggregate is one of tasks that have runs")
-    known = min(map(len, rows)) >= FEWEST
-    drawn = resample(rows, replicates, seed) if known else []
-    found = {}
-    for name, statistic in STATISTICS.items():
-        estimate = float(statistic(rows))
-        ends = (math.nan, math.nan) if not known else _ends(statistic(drawn), confidence)
-        found[name] = Interval(estimate, *ends)
-    return found
-
-
-def _ends(values: Array, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
-
-
-def improvement(
-    a: Sequence[Sequence[float] | Array],
-    b: Sequence[Sequence[float] | Array],
-    *,
-    confidence: float = CONFIDENCE,
-    replicates: int = REPLICATES,
-    seed: int = 0,
-) -> Interval:
-    """Probability that a run of `a` is better than one of `b` in the same task, ties counting half, mean over tasks."""
-    first, second = ([np.asarray(row, dtype=np.float64) for row in rows] for rows in (a, b))
-
-    def wins(x: Sequence[Array], y: Sequence[Array]) -> Array:
-        per_task = []
-        for mine, theirs in zip(x, y, strict=True):
-            gaps = mine[..., :, None] - theirs[..., None, :]
-            per_task.append(((gaps > 0) + 0.5 * (gaps == 0)).mean(axis=(-2, -1)))
-        found: Array = np.mean(per_task, axis=0)
-        return found
-
-    estimate = float(wins(first, second))
-    if min(map(len, [*first, *second])) < FEWEST:
-        return Interval(estimate, math.nan, math.nan)
-    drawn = resample([*first, *second], replicates, seed)
-    return Interval(estimate, *_ends(wins(drawn[: len(first)], drawn[len(first) :]), confidence))
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Share of runs that score above each threshold: [T] thresholds, shares and the ends of their 95 % interval (NaN
-    from too few seeds), pointwise."""
-
-    thresholds: Array
-    share: Array
-    low: Array
-    high: Array
-
-
-def profile(
-    strata: Sequence[Sequence[float] | Array],
-    thresholds: Array,
-    *,
-    confidence: float = CONFIDENCE,
-    replicates: int = 2_000,
-    seed: int = 0,
-) -> Profile:
-    """Performance profile of runs (the score distribution of Agarwal et al. 2021)."""
-    rows = [np.asarray(row, dtype=np.float64) for row in strata]
-
-    def above(x: Sequence[Array]) -> Array:
-        pooled = np.concatenate(x, axis=-1)
-        return np.stack([(pooled > tau).mean(axis=-1) for tau in thresholds], axis=-1)
-
-    nothing = np.full(len(thresholds), math.nan)
-    if min(map(len, rows)) < FEWEST:
-        return Profile(thresholds, above(rows), nothing, nothing)
-    spread = above(resample(rows, replicates, seed))
-    low, high = np.quantile(spread, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
-    return Profile(thresholds, above(rows), low, high)
-
-
-def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (1979) of p-values that belong together; NaN stays, and does not count."""
-    known = sorted((i for i, p in enumerate(ps) if not math.isnan(p)), key=lambda i: ps[i])
-    found, worst = [math.nan] * len(ps), 0.0
-    for rank, i in enumerate(known):
-        worst = max(worst, min(1.0, (len(known) - rank) * ps[i]))
-        found[i] = worst
-    return found
-
-
-def ranks(values: Array) -> Array:
-    """Ranks along the last axis, from 0; equal values share the mean of theirs."""
-    less = (values[..., None, :] < values[..., :, None]).sum(axis=-1)
-    equal = (values[..., None, :] == values[..., :, None]).sum(axis=-1)
-    found: Array = less + (equal - 1) / 2
-    return found
-
-
-def spearman(x: Array, y: Array) -> Array:
-    """Rank correlation along the last axis; NaN where one of the two does not vary."""
-    a, b = (r - r.mean(axis=-1, keepdims=True) for r in (ranks(x), ranks(y)))
-    size = np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        found: Array = np.where(size > 0, (a * b).sum(axis=-1) / size, math.nan)
-    return found
-
-
-def correlation(
-    points: Mapping[int, Sequence[tuple[float, float]]], *, replicates: int = 2_000, seed: int = 0
-) -> Interval:
-    """Spearman's rank correlation of pairs over runs, with its bootstrap interval: seeds are drawn again, each with all
-    of its runs."""
-    rows = [np.asarray(pairs, dtype=np.float64).reshape(-1, 2) for pairs in points.values() if len(pairs)]
-    if not rows:
-        return Interval(math.nan, math.nan, math.nan)
-    pooled = np.concatenate(rows)
-    estimate = float(spearman(pooled[:, 0], pooled[:, 1]))
-    if len(rows) < FEWEST or math.isnan(estimate):
-        return Interval(estimate, math.nan, math.nan)
-    drawn = np.random.default_rng(seed).integers(len(rows), size=(replicates, len(rows)))
-    if len({len(pairs) for pairs in rows}) == 1:
-        stacked = np.stack(rows)
-        # Ranks compare each pair with each: so many replicates at once as make an array of 16 million numbers.
-        at_once = max(1, 16_000_000 // len(pooled) ** 2)
-        found = np.concatenate(
-            [
-                spearman(*np.moveaxis(stacked[part].reshape(len(part), -1, 2), -1, 0))
-                for part in (drawn[i : i + at_once] for i in range(0, replicates, at_once))
-            ]
-        )
-    else:
-        pairs_of = (np.concatenate([rows[i] for i in draw]) for draw in drawn)
-        found = np.array([float(spearman(pairs[:, 0], pairs[:, 1])) for pairs in pairs_of])
-    kept = found[~np.isnan(found)]
-    return Interval(estimate, *_ends(kept)) if len(kept) else Interval(estimate, math.nan, math.nan)
 
 
 # ------------------------------------------------------------------------------------------------ one score a run

@@ -21,24 +21,31 @@ from typing import Any
 import numpy as np
 
 from ...agents.progress import duration
-from ..statistics import CONFIDENCE, FEWEST, Array, Gap, Interval, mean_interval
-from . import figures
-from .comparisons import (
+from ..statistics import (
+    CONFIDENCE,
+    FEWEST,
     STATISTICS,
     TAUS,
+    Array,
+    Gap,
+    Interval,
+    aggregate,
+    correlation,
+    mean_interval,
+    profile,
+)
+from . import figures
+from .comparisons import (
     Comparison,
     Curve,
     Group,
     Measure,
-    aggregate,
     binned,
     change,
     compare_all,
-    correlation,
     curve,
     group_runs,
     plasticity_tags,
-    profile,
     window_of,
 )
 from .figures import Line, Look, looks

@@ -25,6 +25,7 @@ from pliant.envs.scores import human_normalised
 from pliant.lab.commands.outputs import file_for, written
 from pliant.lab.errors import BadInput
 from pliant.lab.experiments.saved import check_fits
+from pliant.lab.statistics import bootstrap_mean
 
 FILM_FRAMES = 5_000  # of a video; a longer one fits into no GIF
 
@@ -46,12 +47,8 @@ class Score:
     @property
     def interval(self) -> tuple[float, float] | None:
         """95 % bootstrap interval of the mean over episodes of this one agent; None below three episodes."""
-        if len(self.returns) < 3:
-            return None
-        rng, returns = np.random.default_rng(0), np.asarray(self.returns)
-        means = returns[rng.integers(len(returns), size=(10_000, len(returns)))].mean(axis=1)
-        low, high = np.quantile(means, [0.025, 0.975])
-        return float(low), float(high)
+        interval = bootstrap_mean(self.returns)
+        return (interval.low, interval.high) if interval.known else None
 
     @property
     def normalised(self) -> float | None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats as theirs
 
-from pliant.lab.analysis.comparisons import aggregate, binned, correlation, curve, holm, improvement, profile, spearman
+from pliant.lab.analysis.comparisons import binned, curve
+from pliant.lab.statistics import aggregate, correlation, holm, improvement, profile, spearman
 
 # Golden values of rliable 1.2 (archived; not with pandas 3), in an environment of its own:
 #     python -m venv rliable && rliable/bin/pip install rliable "pandas<3"
