@@ -45,8 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     listing = commands.add_parser("list", help="all claims, their verdicts and costs (also without a command)")
     run = commands.add_parser("run", help="run what is missing of some claims, or of as many as fit a budget")
-    render = commands.add_parser("render", help="write the page and its figures from the stored results")
-    for command in (listing, run):
+    page = commands.add_parser("render", help="write the page and its figures from the stored results")
+    for command in (listing, run, page):
         command.add_argument("names", nargs="*", metavar="NAME", help="claims, or files of cards; all if none is named")
         command.add_argument("--runs", type=Path, default=RUNS, metavar="DIR", help=f"where runs stand ({RUNS})")
     run.add_argument("--budget", metavar="TIME", help="wall clock to use, such as 30m, 90s or 1h30m")
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     run.add_argument(
         "--seeds", type=read(HowManySeeds), default=0, help="seeds of every arm; those of the card if not given"
     )
-    for command in run:
+    for command in (run, page):
         command.add_argument("--out", type=Path, metavar="DIR", help="where claims.md goes (docs, or beside a card)")
     arguments = parser.parse_args(words)
     if arguments.command is None:
