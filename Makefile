@@ -21,10 +21,11 @@ train: $(READY)  ## set up what is missing and train; ARGS='...' is any other co
 test: $(READY)  ## set up what is missing and pass the tests; TESTS='...' names files or options of pytest
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(TESTS)
 
-check: $(READY)  ## style, format, types, and the direction of imports
+check: $(READY)  ## style, format, types, the direction of imports, and plain English
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/python .ci/plain_english.py
 	mkdir -p .typecheck && ln -sfn .. .typecheck/pliant
 	MYPYPATH=.typecheck $(BIN)/mypy $(PACKAGES:%=-p pliant.%)
 
