@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import platform
 import statistics
@@ -28,6 +27,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pliant.lab.statistics import mean_interval, welch
 
 RESULTS = Path(__file__).parent / "results" / "learning"
 EVALUATION_EPISODES = 20
@@ -431,30 +432,6 @@ def run_missing(jobs: int, libraries: list[str], tasks: list[str]) -> int:
 
 # ------------------------------------------------------------------------------------------------------ report
 
-# Student's t at 97.5 %, by degrees of freedom 1 … 20.
-T_975 = (
-    12.706,
-    4.303,
-    3.182,
-    2.776,
-    2.571,
-    2.447,
-    2.365,
-    2.306,
-    2.262,
-    2.228,
-    2.201,
-    2.179,
-    2.160,
-    2.145,
-    2.131,
-    2.120,
-    2.110,
-    2.101,
-    2.093,
-    2.086,
-)
-
 
 def training_score(result: dict[str, Any]) -> float:
     """Mean return of the episodes that end in the last fifth of the steps."""
@@ -468,16 +445,14 @@ def evaluation_score(result: dict[str, Any]) -> float:
 
 def interval(scores: list[float]) -> tuple[float, float]:
     """Mean and half-width of its 95 % t-interval over seeds."""
-    half = T_975[len(scores) - 2] * statistics.stdev(scores) / math.sqrt(len(scores))
-    return statistics.fmean(scores), half
+    mean, _, high = mean_interval(scores)
+    return mean, high - mean
 
 
 def difference(ours: list[float], theirs: list[float]) -> tuple[float, float]:
-    """Mean difference and half-width of its 95 % interval (Welch; degrees of freedom rounded down)."""
-    a, b = (statistics.variance(s) / len(s) for s in (ours, theirs))
-    freedom = (a + b) ** 2 / (a**2 / (len(ours) - 1) + b**2 / (len(theirs) - 1)) if a + b else 1.0
-    half = T_975[min(max(int(freedom), 1), len(T_975)) - 1] * math.sqrt(a + b)
-    return statistics.fmean(ours) - statistics.fmean(theirs), half
+    """Mean difference and half-width of its 95 % interval (Welch)."""
+    gap, _, high = welch(ours, theirs).interval()
+    return gap, high - gap
 
 
 def report() -> str:

@@ -37,12 +37,12 @@ from pliant.agents.run import Run
 from pliant.common.spaces import ActionSpec, Episode, ObservationSpec, Step
 from pliant.interventions import INTERVENTIONS
 from pliant.interventions.core.spec import build
+from pliant.lab.statistics import mean_interval
 from pliant.monitors import watch
 
 RESULTS = Path(__file__).parent / "results" / "watching"
 RUNS = Path("runs/watching")
 SEEDS = range(5)
-T_975 = {3: 4.303, 4: 3.182, 5: 2.776}  # by the number of seeds
 PERIOD, TASKS, INPUTS, LABELS = 4_000, 30, 256, 5
 ARMS: dict[str, tuple[str, ...]] = {
     "plain": (),
@@ -159,8 +159,8 @@ def run(arm: str, seed: int) -> dict[str, Any]:
 
 def interval(values: list[float]) -> str:
     """Mean and the half-width of its 95 % interval (Student)."""
-    half = T_975[len(values)] * statistics.stdev(values) / len(values) ** 0.5
-    return f"{statistics.fmean(values):.2f} ± {half:.2f}"
+    mean, _, high = mean_interval(values)
+    return f"{mean:.2f} ± {high - mean:.2f}"
 
 
 def report() -> list[str]:
