@@ -208,7 +208,7 @@ class When:
 
     def __call__(self, clock: Clock) -> bool:
         if self.readings is None:
-            raise RuntimeError(f"nobody measures {self.metric}: give the run a monitor that does")
+            raise RuntimeError(f"no monitor measures {self.metric}: add one that does")
         if clock.updates == self.asked[0]:
             return self.asked[1]
         reading = self.readings.latest(self.metric)

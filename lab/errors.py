@@ -1,4 +1,4 @@
-"""Errors that a user can mend."""
+"""Errors that the user can fix."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Thin command lines."""
+"""Command lines. They read arguments and call `lab`; nothing imports from here."""

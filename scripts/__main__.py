@@ -1,4 +1,4 @@
-"""`python -m pliant.scripts`, and `python scripts` in a checkout, are the `pliant` command."""
+"""Runs the `pliant` command: `python -m pliant.scripts`, or `python scripts` in a checkout."""
 
 import sys
 

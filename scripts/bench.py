@@ -1,14 +1,15 @@
-"""How fast, beside Stable-Baselines3 in the same call: environment steps and updates a second, memory, checkpoints.
+"""Measure speed against Stable-Baselines3: environment steps and updates per second, memory, and checkpoints.
 
-    pliant bench                         # everything, three rounds in turn, as Markdown
+    pliant bench                         # every table, three rounds each, as Markdown
     pliant bench --only pong --rounds 5 --threads 2
     pliant bench --only checkpoint --transitions 100000
-    pliant bench --only interventions --save   # what each method costs; kept for its card
-    pliant bench --only monitors --save        # likewise for monitors
+    pliant bench --only interventions --save   # the cost of each intervention; saved for its card
+    pliant bench --only monitors --save        # the same for monitors
 
-The speed tasks need the extra `peers`. Each measurement is a process of its own that trains for real: it warms up past
-`learning starts`, then times whole steps (acting, environment, storage, updates). Ours and the peer take turns within
-every round, so that whatever else the machine does hits both; the figure is the median of the rounds' ratios.
+The speed tables need the extra `peers`. Each measurement runs in its own process and trains for real. It warms up past
+`learning starts` and then times whole steps: acting, environment, storage, and updates. Within every round, pliant and
+Stable-Baselines3 take turns, so that other load on the machine affects both. The result is the median of the rounds'
+ratios.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`pliant drifts [NAME ...]`: one line each, or the card of each one named."""
+"""`pliant drifts [NAME ...]`: list the drifts, one line each, or print the cards of the given ones."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Play a saved agent and say how well it does.
+"""Play episodes with a saved agent and report its score.
 
-    pliant evaluate runs/ALE-Pong-v5/dqn/seed1                    # the newest good checkpoint of a run
+    pliant evaluate runs/ALE-Pong-v5/dqn/seed1                    # the newest intact checkpoint of a run
     pliant evaluate runs/…/checkpoints/step_000000100000 --episodes 100 --epsilon 0.001
     pliant evaluate agent.pt --env CartPole-v1 --video cartpole.gif
 
-The replay is not read. Episodes have seeds of their own, which no training run ever sees. The result goes to the screen
-and, as JSON, next to the checkpoint (or to --out).
+The replay is not loaded. The episodes use their own seeds, which no training run uses. The result is printed, and saved
+as JSON beside the checkpoint (or at --out).
 """
 
 from __future__ import annotations

@@ -1,22 +1,22 @@
-"""What if: branch a run at one moment into arms that share everything up to it: `pliant fork`.
+"""Branch a run at one step into arms that share everything up to it: `pliant fork`.
 
     pliant fork RUN --at 200000 --with "redo(tau=0.1)" --with "reset(layers=head)"
-    pliant fork RUN --at 200000 --diagnose --reseed 5        # which part has lost its plasticity?
+    pliant fork RUN --at 200000 --diagnose --reseed 5        # which component has lost its plasticity?
     pliant fork runs/x/dqn/seed? --at latest --with "shrink_perturb" --for 50000
-    pliant fork RUN --at 200000 --why                        # what is wrong with its weights? (runs nothing)
+    pliant fork RUN --at 200000 --why                        # which repair of its weights helps? (starts no runs)
 
-Every arm is a run of its own, RUN/forks/<step>/<arm>/seed<k>: it holds the parent's weights, optimizer, replay,
-environments and random streams of that moment, and its record up to there, and `pliant train --config` goes on with it
-like any other. The control, which changes nothing, runs beside the arms, and is the parent to the last bit. `k` is
-the replicate: 0 goes on with the parent's random streams, --reseed draws new ones for the others, the same in all arms,
-so that arms are compared in pairs.
+Every arm is a run in its own folder, RUN/forks/<step>/<arm>/seed<k>. It starts with the parent's weights, optimizer,
+replay, environments, and random streams at that step, and with the parent's log up to it. `pliant train --config`
+continues an arm like any other run. The control arm changes nothing and repeats the parent to the last bit. `k` is the
+replicate: replicate 0 continues the parent's random streams; --reseed draws new streams for the others. The streams are
+the same in all arms, so that arms are compared in pairs.
 
-The words of an arm are added to those of the parent. What keeps a beat (`every=`) fires at the fork itself and from
-then on with its beat; what waits (`start=`, `when='...'`) waits. What would change what a network says from one moment
-to the next, such as layer norm, cannot be added to a living network, and is refused by name.
+An arm's interventions are added to the parent's. Scheduled interventions (`every=`) fire at the fork itself and then on
+their schedule. Interventions with `start=` or `when='...'` wait for their condition. Interventions that would change a
+network's outputs at once, such as layer norm, cannot be added to a trained network, and are refused by name.
 
-A moment that no checkpoint holds is reached from the last one before it (or from the start) by running the parent on,
-which repeats it to the last bit.
+If no checkpoint holds the step, the parent is run again from the last checkpoint before it (or from the start), which
+repeats the parent to the last bit.
 """
 
 from __future__ import annotations

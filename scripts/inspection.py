@@ -1,15 +1,16 @@
-"""Look closely at a saved agent: all that monitors measure, and how plastic it still is.
+"""Measure a saved agent with the monitors, and test how plastic it still is.
 
-    pliant inspect runs/ALE-Pong-v5/dqn/seed1                     # the newest good checkpoint of a run
+    pliant inspect runs/ALE-Pong-v5/dqn/seed1                     # the newest intact checkpoint of a run
     pliant inspect runs/…/checkpoints/step_000000100000 --monitors units ranks "probe(steps=500)" --json report.json
-    pliant inspect agent.pt --env CartPole-v1                     # an agent's file has no replay: it plays for states
+    pliant inspect agent.pt --env CartPole-v1                     # an agent file has no replay: play to collect states
     pliant inspect agent.pt --observations states.npy
     pliant inspect model.pt --module my_project.nets:QNet --module-args '{"actions": 6}' --input states.npy
 
-What is told is what the run's own monitors would have found at its next update, on states of its replay: one update is
-made, on a copy in memory, and nothing is written but what --json asks for. `pliant monitors` explains every number.
+The report shows the values that the run's own monitors would have measured at its next update, on states from its
+replay. One update is made, on a copy in memory. No file is written except the one given by --json. `pliant monitors`
+explains every number.
 
-Of a module that is no agent, what weights and outputs tell is measured: units, norms, ranks, and the probe.
+For a module that is not an agent, the monitors of weights and outputs are available: units, norms, ranks, probe.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`pliant interventions [NAME ...]`: one line each, or the card of each one named."""
+"""`pliant interventions [NAME ...]`: list the interventions, one line each, or print the cards of the given ones."""
 
 from __future__ import annotations
 

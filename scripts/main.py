@@ -1,8 +1,8 @@
-"""The `pliant` command: train, evaluate, measure, and look up interventions.
+"""The `pliant` command and its subcommands.
 
-A subcommand is a function `main(argv) -> int` in a module that is imported when it is asked for. Exit codes: 0 done,
-2 bad input, 75 stopped by a signal after saving, 130 or 143 ended by SIGINT or SIGTERM with nothing to save, 1 anything
-else.
+A subcommand is a function `main(argv) -> int` in a module that is imported only when the subcommand is used. Exit
+codes: 0 done, 2 bad input, 75 stopped by a signal after saving, 130 or 143 ended by SIGINT or SIGTERM with nothing to
+save, 1 any other error.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`pliant monitors [NAME ...]`: one line each, or the card of each one named."""
+"""`pliant monitors [NAME ...]`: list the monitors, one line each, or print the cards of the given ones."""
 
 from __future__ import annotations
 

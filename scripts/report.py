@@ -1,17 +1,17 @@
-"""Report on runs: a page with what they show, what they do not, and how sure that is.
+"""Report on runs: a page with the results, their uncertainty, and the questions that the runs cannot answer.
 
     pliant report runs/CartPole-v1 --out report                 # every run below a folder
-    pliant report runs/studies/first_sweep --out report         # a study, with what is missing of it
+    pliant report runs/studies/first_sweep --out report         # a study, including its missing runs
     pliant report studies/first_sweep.yaml --out report --measure last
     pliant report runs/CartPole-v1/ppo/seed0 --out forks        # a run and its forks
 
-Writes report.html, which holds its figures and loads nothing; report.md with the same content; figures/*.png; and
-*.csv with every number (a text that a spreadsheet would take for a formula has an apostrophe before it). Figures need
-matplotlib (pip install 'pliant[report]'); without it the tables are all there.
+Writes report.html, which contains its figures and loads no other file; report.md with the same content; figures/*.png;
+and *.csv with every number (a text that a spreadsheet would read as a formula gets an apostrophe in front). Figures
+need matplotlib (pip install 'pliant[report]'); without it the report has all tables and no figures.
 
-The score of a run is its final evaluation if all runs have one; else, for tasks of a known length (a study's segment,
-or --segment), its mean return per task over the last half of them; else its mean return over the last tenth of its
-steps. --measure says otherwise.
+The score of a run is its final evaluation if all runs have one. Otherwise, for tasks of a known length (a study's
+segment, or --segment), it is the mean return per task over the last half of the tasks. Otherwise it is the mean return
+over the last tenth of the run's steps. --measure chooses another score.
 """
 
 from __future__ import annotations

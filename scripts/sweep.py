@@ -5,11 +5,11 @@
     pliant sweep studies/first_sweep.yaml --status
     pliant sweep studies/first_sweep.yaml --executor slurm --emit sweep.sh --time 04:00:00
 
-A study names agents, environments, arms and seeds; every combination is a run of `pliant train` in a folder of its own.
-The folders are the truth: runs that are done are skipped, those that were interrupted go on, so the same command
-finishes what was killed. The study may be a file, or the folder of one that was begun.
+A study defines agents, environments, arms and seeds. Every combination is a run of `pliant train` in its own folder.
+The run folders are the only record of progress: finished runs are skipped and interrupted runs continue, so repeating
+the command completes a sweep that was killed. STUDY may also be the folder of a study that has been started.
 
-Exit codes: 0 all done, 1 some failed, 2 bad input, 75 stopped (signal or budget) and the same command goes on.
+Exit codes: 0 all done, 1 some failed, 2 bad input, 75 stopped by a signal or the budget (repeat to continue).
 """
 
 from __future__ import annotations

@@ -4,11 +4,11 @@
     pliant train --agent sac --env HalfCheetah-v5 --agent.replay-ratio 4
     pliant train --config runs/ALE-Pong-v5/dqn/seed1/config.yaml --seed 2
 
-Everything about a run stands in its folder: config.yaml, versions.json, TensorBoard events, metrics.jsonl, checkpoints,
-the replay, SAVED, and in the end DONE with the evaluation. The same command goes on where the run stopped, to the last
+The run's folder holds everything about it: config.yaml, versions.json, TensorBoard events, metrics.jsonl, checkpoints,
+the replay, SAVED, and at the end DONE with the evaluation. Repeating the command continues a stopped run, to the last
 bit.
 
-Exit codes: 0 done, 2 bad input, 75 stopped by a signal after saving (the same command goes on), 1 anything else.
+Exit codes: 0 done, 2 bad input, 75 stopped by a signal after saving (repeat to continue), 1 any other error.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The figures of a report: lines with bands, intervals side by side, points. Each as wide as a phone, in SVG and PNG.
+"""The figures of a report: lines with bands, intervals side by side, and points, as wide as a phone, in SVG and PNG.
 
-An arm looks the same in all figures of a report: colours are those of Okabe and Ito, told apart by line styles too; the
-baseline is black, the oracle grey and dashed. Legends stand below the axes.
+An arm has the same style in all figures of a report. Colours are those of Okabe and Ito; line styles differ, too. The
+baseline is black; the oracle is grey and dashed. Legends are below the axes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What forks say: runs that were branched off the same moment, each arm beside the control.
+"""Comparisons of forks: runs branched off the same step, each arm paired with the control.
 
-Pairs share parent and replicate. Replicates of one parent share its whole past: if there are three parents or more, a
+A pair shares parent and replicate. Replicates of one parent share its whole past. So with three or more parents, each
 parent counts once, as the mean over its replicates.
 """
 

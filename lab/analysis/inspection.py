@@ -1,15 +1,9 @@
-"""Look closely at a saved agent: all that monitors measure, and how plastic it still is.
+"""Measurements of a saved agent, or of any torch module, by the monitors: the report behind `pliant inspect`.
 
-    pliant inspect runs/ALE-Pong-v5/dqn/seed1                     # the newest good checkpoint of a run
-    pliant inspect runs/…/checkpoints/step_000000100000 --monitors units ranks "probe(steps=500)" --json report.json
-    pliant inspect agent.pt --env CartPole-v1                     # an agent's file has no replay: it plays for states
-    pliant inspect agent.pt --observations states.npy
-    pliant inspect model.pt --module my_project.nets:QNet --module-args '{"actions": 6}' --input states.npy
+The report shows the values that the run's own monitors would have measured at its next update, on states from its
+replay. One update is made, on a copy in memory; no file is written.
 
-What is told is what the run's own monitors would have found at its next update, on states of its replay: one update is
-made, on a copy in memory, and nothing is written but what --json asks for. `pliant monitors` explains every number.
-
-Of a module that is no agent, what weights and outputs tell is measured: units, norms, ranks, and the probe.
+For a module that is not an agent, the monitors of weights and outputs are available: units, norms, ranks, probe.
 """
 
 from __future__ import annotations
@@ -137,7 +131,7 @@ def looked_at(path: Path, device: str, words: Sequence[str] = ()) -> Looked:
     interventions of an agent without a run, which would tell them (BadInput, and as `read_saved`)."""
     saved = read_saved(path, whole=True, otherwise="; for weights of a module of your own, give --module")
     if saved.config is not None and words:
-        raise BadInput(f"--interventions are those of an agent's file; {path} belongs to a run, which knows its own")
+        raise BadInput(f"--interventions is for an agent's file; the configuration of the run of {path} holds its own")
     agent, found = saved.build(device, words), saved.found
     if found is None:
         return Looked(agent, Clock(), saved.source)
@@ -223,7 +217,7 @@ def chosen(words: Sequence[str] | None, agent: Agent, env: str | None, probe: bo
             if part.plays and env is None:
                 raise ValueError(f"{name} plays episodes of its own: give --env, or of a run: its name in --monitors")
             if type(part).follow is not Monitor.follow:
-                raise ValueError(f"{name} learns along with a run, and what is saved is one moment: use pliant fork")
+                raise ValueError(f"{name} trains beside a run, and a saved agent is a single moment: use pliant fork")
             # On trial: a monitor that does not fit should not take the others with it.
             part.to(agent.device)
             part.bind(agent)
@@ -371,7 +365,7 @@ def built_module(word: str, arguments: str | None) -> nn.Module:
     try:
         given = json.loads(arguments) if arguments is not None else {}
     except ValueError as error:
-        raise BadInput(f"--module-args is no JSON: {error}") from None
+        raise BadInput(f"--module-args is not valid JSON: {error}") from None
     if not isinstance(given, dict | list):
         raise BadInput(f"--module-args is a JSON object of named arguments, or a list, not {arguments}")
     with _importable_from_here(), _theirs(f"--module {word}: importing {place} fails"):
@@ -383,7 +377,7 @@ def built_module(word: str, arguments: str | None) -> nn.Module:
     with _theirs(f"--module {word} cannot be built with {arguments or 'no arguments'}"):
         module = factory(**given) if isinstance(given, dict) else factory(*given)
     if not isinstance(module, nn.Module):
-        raise BadInput(f"--module {word} gives {type(module).__name__}, which is no torch module")
+        raise BadInput(f"--module {word} gives {type(module).__name__}, which is not a torch module")
     return module
 
 
@@ -457,11 +451,11 @@ def _array(path: Path, option: str) -> Any:
     except Exception as error:  # whatever numpy and zipfile make of a file that is none of theirs
         objects = "Object arrays" in str(error)
         why = "it holds Python objects, which are not loaded" if objects else "numpy cannot read it"
-        raise BadInput(f"{option} {path} is no array of numbers that numpy saved: {why}") from error
+        raise BadInput(f"{option} {path} is not an array of numbers saved by numpy: {why}") from error
     if not isinstance(array, np.ndarray):
         raise BadInput(f"{option} {path} holds several arrays (.npz): save one as .npy")
     if array.ndim < 1 or array.dtype.kind not in "fiub" or not len(array):
-        raise BadInput(f"{option} {path} is no array of samples (N, ...), but {array.dtype} of shape {array.shape}")
+        raise BadInput(f"{option} {path} is not an array of samples (N, ...): {array.dtype} of shape {array.shape}")
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
@@ -534,7 +528,7 @@ def report_on_module(arguments: argparse.Namespace) -> Report:
         module(*(x[:2] for x in inputs))
     words = expand(check_monitors(arguments.monitors)) if arguments.monitors is not None else list(PLAIN)
     if unfit := [word for word in words if parse(word).name not in PLAIN]:
-        raise BadInput(f"{unfit[0]} asks for an agent; of a module there are {', '.join(PLAIN)}")
+        raise BadInput(f"{unfit[0]} needs an agent; a module can be measured by {', '.join(PLAIN)}")
     words = [word for word in words if parse(word).name != ProbeMonitor.name or arguments.probe]
     report = Report(str(arguments.path), {"module": arguments.module, "inputs": source})
     inspect_module(PlainNetwork(module, inputs), words, report, seed=arguments.seed)

@@ -1,4 +1,4 @@
-"""Numbers and intervals as a reader sees them."""
+"""Numbers and intervals, formatted for people."""
 
 from __future__ import annotations
 

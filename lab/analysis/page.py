@@ -1,6 +1,6 @@
-"""A page of headings, sentences, tables and figures, written once as HTML that needs nothing else and once as Markdown.
+"""A page of headings, sentences, tables and figures, rendered as self-contained HTML and as Markdown.
 
-Text is plain: nothing in it is markup, and everything is escaped. `code` in backticks is the only exception.
+Text is plain: it contains no markup, and everything is escaped. `code` in backticks is the only exception.
 """
 
 from __future__ import annotations

@@ -1,17 +1,8 @@
-"""Report on runs: a page with what they show, what they do not, and how sure that is.
+"""The report on a set of runs: choose the score, compute the comparisons, write the page, its figures, and tables.
 
-    pliant report runs/CartPole-v1 --out report                 # every run below a folder
-    pliant report runs/studies/first_sweep --out report         # a study, with what is missing of it
-    pliant report studies/first_sweep.yaml --out report --measure last
-    pliant report runs/CartPole-v1/ppo/seed0 --out forks        # a run and its forks
-
-Writes report.html, which holds its figures and loads nothing; report.md with the same content; figures/*.png; and
-*.csv with every number (a text that a spreadsheet would take for a formula has an apostrophe before it). Figures need
-matplotlib (pip install 'pliant[report]'); without it the tables are all there.
-
-The score of a run is its final evaluation if all runs have one; else, for tasks of a known length (a study's segment,
-or --segment), its mean return per task over the last half of them; else its mean return over the last tenth of its
-steps. --measure says otherwise.
+The score of a run is its final evaluation if all runs have one. Otherwise, for tasks of a known length (a study's
+segment, or --segment), it is the mean return per task over the last half of the tasks. Otherwise it is the mean return
+over the last tenth of the run's steps. --measure chooses another score.
 """
 
 from __future__ import annotations
@@ -65,7 +56,7 @@ def make_report(
     for flag, arm in (("baseline", baseline), ("oracle", oracle)):
         if arm is not None and arm not in arms:
             raise BadInput(
-                f"--{flag} {arm!r} is none of the arms.{did_you_mean(arm, arms)} they are: {', '.join(arms)}"
+                f"--{flag} {arm!r} is not one of the arms.{did_you_mean(arm, arms)} they are: {', '.join(arms)}"
             )
     length = segment or (runs.study.segment if runs.study is not None else 0)
     if measure == "tasks" and not length:
@@ -74,7 +65,7 @@ def make_report(
         tags = {tag for record in runs.records for tag in record.tags}
         if measure not in tags:
             raise BadInput(
-                f"--measure {measure!r} is none of {', '.join(MEASURES)}, and no run has measured it."
+                f"--measure {measure!r} is not one of {', '.join(MEASURES)}, and no run has measured it."
                 f"{did_you_mean(measure, [*MEASURES, *sorted(tags)])}"
             )
     chosen = choose_measure(runs, measure, length, higher_is_better)

@@ -1,8 +1,8 @@
-"""What run folders say, for a report: configuration, state, curves, measurements, cost and versions of every run.
+"""Reads run folders for a report: configuration, state, curves, measurements, cost and versions of every run.
 
-Nothing is decided here but names. A run of a study is called what the study calls it (environment, agent, arm); any
-other run by its environment with its drifts, its agent, and its interventions, with the settings in which it differs
-from the first such run. Only runs that are done are compared; those that are missing, failed or interrupted are named.
+This module decides only names. A run of a study has the study's names (environment, agent, arm). Any other run is named
+by its environment with its drifts, its agent, and its interventions, with the settings in which it differs from the
+first such run. Only finished runs are compared; missing, failed and interrupted runs are listed.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def collect(paths: Sequence[Path]) -> Runs:
             folders |= dict.fromkeys(found_below(named.folder))
             continue
         if not path.is_dir():
-            raise BadInput(f"there is no {path}: name run folders, folders with runs below them, or a study file")
+            raise BadInput(f"{path} does not exist: name run folders, folders with runs below them, or a study file")
         below = list(found_below(path))
         inner = [file.parent for file in _walk(path, FILE)]
         above = [p for p in path.resolve().parents[:4] if (p / FILE).exists()]
@@ -260,7 +260,7 @@ def _as_planned(record: Record, cell: Cell) -> Record:
     planned = replace(cell.config, device=record.config.device, threads=record.config.threads)
     changed = [name for name in differences(record.config, planned) if name not in NOT_THE_RUN]
     if changed:
-        note = f"its folder holds another run, that differs in {', '.join(changed)}"
+        note = f"its folder holds another run, which differs in {', '.join(changed)}"
         return Record(
             cell.name,
             record.folder,
@@ -483,7 +483,7 @@ def _seconds(folder: Path) -> tuple[float, float]:
             parts = [sum(float(v) for k, v in row.items() if k.startswith("time/")) for row in rows]
             wall = float(sum(parts)) if parts else math.nan
         except (LogDamaged, TypeError, ValueError, OSError):  # a view: nothing but a time depends on it
-            print(f"{folder / TIMING} is damaged, and the run's time is not told", file=sys.stderr)
+            print(f"{folder / TIMING} is damaged: the run's time is not reported", file=sys.stderr)
     return wall, cpu
 
 

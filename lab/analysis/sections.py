@@ -1,7 +1,7 @@
-"""The sections of a report, from what was found to what it cost. Every sentence follows from numbers by rule.
+"""The sections of a report, from the results to their cost. Fixed rules derive every sentence from the numbers.
 
-A difference is called one if its 95 % interval excludes 0, whether Holm's correction is passed stands beside it; what
-does not show is listed with what would have shown. Nothing here is typed by hand.
+A difference counts as found if its 95 % interval excludes 0; the page also shows whether it passes Holm's correction.
+Comparisons without a difference are listed with the smallest difference that they could have detected.
 """
 
 from __future__ import annotations

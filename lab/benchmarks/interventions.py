@@ -1,8 +1,7 @@
-"""What every intervention costs: updates a second with it on, relative to the plain agent's, in one process.
+"""The cost of every intervention: updates per second with it, relative to the plain agent's, in one process.
 
-Plain and treated agents take turns in short blocks, so that whatever else the machine does hits both, and the fastest
-block of each counts. Blocks are timed between firings; a firing is timed for itself, and the figure adds its share of a
-period.
+Plain and treated agents take turns in short blocks, so that other load on the machine affects both. The fastest block
+of each counts. Blocks are timed between firings. A firing is timed separately, and its cost per period is added.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What monitors cost: the share of training's time that each takes at its own cadence.
+"""The cost of monitors: the share of training time that each takes at its default cadence.
 
-A run trains with nothing but updates. Then one monitor after the other measures once at a time, at an update that is
-timed whole: the look before it, the measurement, and what becomes of it on the host one update later. What this takes
-beyond a plain update, over the time between two beats, is its share. The base is the update alone, without acting and
-environments, so that the shares are upper bounds.
+A run trains with updates only. Then the monitors measure one after the other, each once, at an update that is timed
+whole: the preparation before it, the measurement, and the processing on the host one update later. The share is the
+extra time over a plain update, divided by the time between two measurements. The base is the update alone, without
+acting and environments, so the shares are upper bounds.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Claim cards: what a paper says, as a file that can be run.
+"""Claim files (cards): a published claim, with the runs and comparisons that test it.
 
     title: Random labels wear Adam out
     paper: {title: "Understanding Plasticity in Neural Networks", arxiv: "2303.01486"}
     claim: A network trained by Adam on labels drawn anew again and again ends up learning them less well than at first.
     testbed: random_labels               # beds/random_labels.yaml beside the card, or the same keys written here
     arms:
-      plain:                             # without content: as the testbed has it
+      plain:                             # no content: taken from the testbed
       layer_norm: {words: [layer_norm]}  # interventions, and flags of `pliant train` that differ from the testbed's
     measures:
       accuracy in the last tasks: {read: losses/accuracy, last: 5}
@@ -13,10 +13,10 @@
       - {a: layer_norm, b: plain, expect: higher, margin: 0.05}
     seeds: 5
 
-The keys are the fields of the classes below. A card is checked by the parser of `pliant train` itself, without running
-anything; whatever is wrong with it is one line.
+The keys are the fields of the classes below. The parser of `pliant train` checks a card without running anything. Each
+error is one line.
 
-A card of `kind: check` needs no seeds: it names a function of `claim_checks.py` instead of a testbed.
+A card of `kind: check` needs no seeds: it names a function of `checks.py` instead of a testbed.
 """
 
 from __future__ import annotations
@@ -284,7 +284,7 @@ def _card(path: Path, data: dict[str, Any]) -> Card:
             raise Wrong(f"'{name}' is empty")
     check_number_of_runs(len(arms), common.get("seeds", 1), "arms")
     if not isinstance(data["comparisons"], list) or not data["comparisons"]:
-        raise Wrong("'comparisons' is a list of what the claim says of the arms")
+        raise Wrong("'comparisons' must be a list of comparisons between arms")
     comparisons = tuple(
         _comparison(content, f"comparisons[{i}]", arms, measures) for i, content in enumerate(data["comparisons"])
     )
@@ -366,7 +366,7 @@ def _arm(name: str, content: Any, bed: Testbed) -> Arm:
 
 
 def _flags(content: Any, where: str, of_arm: bool = False) -> dict[str, Any]:
-    refused = {name: f"{name!r} is not for a card to say" for name in NOT_FOR_FILES}
+    refused = {name: f"a claim file may not set {name!r}" for name in NOT_FOR_FILES}
     if of_arm:
         refused["interventions"] = "interventions are the arm's 'words'"
     return checked_flags(content, where, refused)

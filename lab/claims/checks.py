@@ -1,6 +1,6 @@
-"""Claims that need no seeds: what must hold to the last bit, or follows from arithmetic, tried out on the real code.
+"""Claims that need no seeds: exact properties and arithmetic consequences, tested on the code itself.
 
-A check returns rows of what was asked, what was found, and what it should have been; it holds if all rows do.
+A check returns rows of (what was tested, measured value, expected value). The claim holds if all rows agree.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The page of claims and its figures: all from cards and results, the same bytes from the same results.
+"""The page of claims and its figures, made from cards and results. The same results give the same bytes.
 
-Curves are means over seeds with Student's 95 % interval. Colours are those of Okabe and Ito, told apart by line styles
-too; figures are as narrow as a phone.
+Curves are means over seeds with Student's 95 % interval. Colours are those of Okabe and Ito; line styles differ, too.
+Figures fit the width of a phone.
 """
 
 from __future__ import annotations

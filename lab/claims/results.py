@@ -1,25 +1,25 @@
-"""From run folders to verdicts: what is kept of a run, the number that a claim reads from it, and what the seeds say.
+"""From run folders to verdicts: the stored result of a run, the number that a claim reads from it, and the statistics.
 
-The verdict of one comparison (a > b, say), by the difference d in the claimed direction, its 95 % interval, its 90 %
-interval and the margin m, the smallest difference that would matter:
+Let d be the difference in the claimed direction and m the margin, the smallest difference that matters. For a
+comparison such as a > b the verdict follows from the 95 % interval and the 90 % interval of d:
 
-    shown          the 95 % interval lies above 0, and the 90 % interval reaches m: it is there, and large enough to
-                   matter, or may be
-    contradicted   the same the other way round: the 95 % interval lies below 0, and the 90 % interval reaches -m
-    not shown      the 90 % interval ends below m: an effect that matters is excluded (a one-sided test at 5 %),
-                   whether there is a small one or none
-    underpowered   none of these: the interval includes both no effect and one that matters; more seeds would tell
+    shown          the 95 % interval lies above 0 and the 90 % interval reaches m: there is an effect, and it may be
+                   large enough to matter
+    contradicted   the reverse: the 95 % interval lies below 0 and the 90 % interval reaches -m
+    not shown      the 90 % interval ends below m: an effect that matters is excluded (a one-sided test at 5 %); a
+                   smaller effect may exist
+    underpowered   none of these: the interval includes both no effect and an effect that matters; more seeds are needed
 
-and of a = b (equivalence):
+For a = b (equivalence):
 
     shown          the 90 % interval lies within (-m, m): two one-sided tests at 5 %
     contradicted   the 95 % interval lies beyond m, or beyond -m
-    not shown      the 95 % interval excludes 0, and includes m or -m: there is a difference, which may matter
+    not shown      the 95 % interval excludes 0 and includes m or -m: there is a difference, which may matter
     underpowered   none of these
 
-Below three seeds there is no interval, and the verdict is underpowered. A claim is shown if all its comparisons are;
-else its verdict is the worst of theirs: contradicted, not shown, underpowered. All must hold, so none is corrected for
-the others.
+With fewer than three seeds there is no interval, and the verdict is underpowered. A claim is shown if all its
+comparisons are shown. Otherwise its verdict is the worst of theirs: contradicted, not shown, underpowered. Because all
+comparisons must hold, none is corrected for the others.
 """
 
 from __future__ import annotations
@@ -149,8 +149,8 @@ def _stored_in(file: Path) -> Iterator[None]:
         yield
     except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise BadInput(
-            f"{file} is no result of a run: {' '.join(repr(error).split())[:200]}. Put it back from a copy, or delete "
-            "it and run the claim again"
+            f"{file} does not hold a run's result: {' '.join(repr(error).split())[:200]}. Put it back from a copy, "
+            "or delete it and run the claim again"
         ) from error
 
 

@@ -1,14 +1,7 @@
-"""Claims of the field as files that anyone can run: `pliant claims`.
+"""Running claims: choose the missing runs that fit a budget, run them, and store their results.
 
-    pliant claims                                     # all of them: verdict, what they cost, title
-    pliant claims run random_labels                   # the runs that are missing, its verdict, and the page
-    pliant claims run --budget 30m --jobs 2           # as many claims as fit, the cheapest first
-    pliant claims run my_claim.yaml --seeds 8         # a card of your own
-    pliant claims render                              # docs/claims.md and its figures from the stored results
-
-A card says what is run and what the numbers must show (`lab/claims/cards.py`), and the verdict follows by rule
-(`lab/claims/results.py`). Runs stand in runs/claims, what is kept of them in `results` beside the cards. Claims
-share runs; a run that is done is never repeated, one that was stopped goes on.
+The runs are in runs/claims; their stored results are in `results` beside the cards. Claims share runs. Finished runs
+are not repeated, and interrupted runs continue.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Command lines by `argparse`, whose numbers have ranges and whose errors are one line.
+"""Command lines by `argparse`, with ranges for numbers and errors of one line.
 
 parser = Parser(prog="pliant evaluate", description=__doc__)
 parser.add_argument("--episodes", type=read(Episodes), default=20)
@@ -71,7 +71,7 @@ def _reworded(message: str, flags: Sequence[str]) -> str:
         if chosen := re.fullmatch(r"invalid choice: (.*) \(choose from (.*)\)", rest):
             choices = [name.strip("'") for name in chosen[2].split(", ")]
             given = chosen[1].strip("'")
-            return f"{flag} {shorten(given)} is none of {', '.join(choices)}.{did_you_mean(given, choices)}"
+            return f"{flag} {shorten(given)} is not one of {', '.join(choices)}.{did_you_mean(given, choices)}"
         if re.match("expected (one|at least one) argument", rest):
             return f"{flag} needs {'a' if 'least' not in rest else 'at least one'} value"
         if explicit := re.match("ignored explicit argument (.*)", rest):
@@ -81,7 +81,7 @@ def _reworded(message: str, flags: Sequence[str]) -> str:
         words = unknown[1].split()
         flag = next((word.partition("=")[0] for word in words if word.startswith("-")), None)
         if flag is None:
-            return f"{shorten(words[0])} belongs to no option" if words else "an empty word belongs to no option"
+            return f"{shorten(words[0]) if words else 'an empty argument'} does not belong to any option"
         if flag in flags:
             return f"{flag} is an option of another command"
         return f"unknown option {shorten(flag)}.{did_you_mean(flag, flags)}"

@@ -1,4 +1,4 @@
-"""Cards of interventions, monitors and drifts: how each is written, what it does, and what it costs."""
+"""Cards of interventions, monitors and drifts: syntax, effect, and cost."""
 
 from __future__ import annotations
 

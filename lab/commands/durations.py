@@ -1,4 +1,4 @@
-"""Lengths of time as a user writes them."""
+"""Durations as users write them, such as 1h30m."""
 
 from __future__ import annotations
 

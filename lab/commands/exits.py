@@ -1,4 +1,4 @@
-"""How commands end: an error is one line and an exit code, and SIGTERM undoes what is half done."""
+"""How commands end: an error gives one line and an exit code, and SIGTERM undoes unfinished work."""
 
 from __future__ import annotations
 

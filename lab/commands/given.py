@@ -1,4 +1,4 @@
-"""What a user wrote, before anything is done with it: is it a text, and can it name a file?"""
+"""Checks of a user's text before it is used: is it text, and can it name a file?"""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def unfit_name(word: str) -> str:
         try:
             Path(word).expanduser()
         except RuntimeError:
-            return f"begins with the name of a user who is not here: {shorten(word)}"
+            return f"begins with the name of an unknown user: {shorten(word)}"
     return ""
 
 

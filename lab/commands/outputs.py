@@ -1,4 +1,4 @@
-"""Files and folders that a command writes: refused before the work, and not after hours of it."""
+"""Output files and folders of a command. They are checked before the work starts, not after hours of it."""
 
 from __future__ import annotations
 

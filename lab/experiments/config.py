@@ -1,15 +1,15 @@
-"""What a run is: its configuration, as a dataclass, as YAML and as a command line.
+"""The configuration of a run, as a dataclass, as YAML, and as a command line.
 
-    python scripts/train.py --agent dqn --env ALE/Pong-v5 --interventions layer_norm "redo(tau=0.1)" --agent.gamma 0.997
-    python scripts/train.py --config runs/ALE-Pong-v5/dqn/seed0/config.yaml --seed 1
+    pliant train --agent dqn --env ALE/Pong-v5 --interventions layer_norm "redo(tau=0.1)" --agent.gamma 0.997
+    pliant train --config runs/ALE-Pong-v5/dqn/seed0/config.yaml --seed 1
 
-A setting is taken from the command line, else from the file given by `--config`, else from the agent's preset for the
-environment's suite, else from the default of its class. The line is read twice: once for `--config`, `--agent` and
-`--env` alone, and then whole, against the options of just this agent, which `tyro` makes from the dataclasses. So
-`--help` shows what the chosen agent really has.
+A setting comes from the command line; if it is not there, from the file given by `--config`; then from the agent's
+preset for the environment's suite; then from the default of its class. The command line is parsed twice: first for
+`--config`, `--agent` and `--env` alone, and then completely, against the options of this agent, which `tyro` makes from
+the dataclasses. So `--help` shows the options of the chosen agent.
 
-Agents are named in `AGENTS` and imported when asked for. To use other agents or environments than pliant's, hand a
-`Known` to `parse` and `load`.
+Agents are listed in `AGENTS` and imported on demand. To use agents or environments other than pliant's, pass a `Known`
+to `parse` and `load`.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def usable_device(name: str) -> str:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError):  # torch's own words are for programmers
-        raise BadInput(f"--device {name} is not to be had here; --device auto takes what there is") from None
+        raise BadInput(f"--device {name}: not available on this machine; --device auto chooses one that is") from None
     return name
 
 
@@ -471,7 +471,7 @@ def _read(path: str | Path) -> tuple[dict[str, Any], str]:
     except OSError as error:
         raise BadInput(f"--config: cannot read {file}: {error.strerror}") from None
     except ValueError as error:
-        raise BadInput(f"{file} is no YAML: {one_line(error)}") from None
+        raise BadInput(f"{file} is not valid YAML: {one_line(error)}") from None
     if data is None and in_folder:  # a file by hand may say nothing; that of a run says it all
         raise BadInput(f"{file} is empty: put it back from a copy, or choose another folder")
     if data is None:
@@ -607,7 +607,7 @@ def _reworded(told: str) -> str:
     if wrong := re.search(r"Error parsing ([^:]+): (.*)", text):
         flag, reason = wrong.groups()
         flag = re.sub(r"^(agent|env)-config\b", r"--\1", flag)  # a section that refuses its values
-        reason = re.sub("^could not convert string to float: (.*)", r"\1 is no number", reason)
+        reason = re.sub("^could not convert string to float: (.*)", r"\1 is not a number", reason)
         reason = re.sub(r"^Could not find valid parse for arguments: \[(.*)\]", r"\1 does not fit", reason)
         return f"{flag}: {reason}"
     if missing := re.search(r"Missing value for argument '(--[^']+)'", text):
@@ -615,10 +615,10 @@ def _reworded(told: str) -> str:
     if choice := re.search(r"invalid choice '(.*)' for argument '(--[^']+)'. Expected one of \((.*)\)", text):
         given, flag, choices = choice.groups()
         names = [name for name in re.split(r"[', ]+", choices) if name]
-        return f"{flag} {shorten(given)} is none of {', '.join(names)}.{did_you_mean(given, names)}".rstrip(".")
+        return f"{flag} {shorten(given)} is not one of {', '.join(names)}.{did_you_mean(given, names)}".rstrip(".")
     if unknown := re.search("Unrecognized options: ([^,]*)", text):
         word = unknown[1].strip()
-        kind = "unknown option" if word.startswith("-") else "a value that belongs to no option:"
+        kind = "unknown option" if word.startswith("-") else "a value without an option:"
         return f"{kind} {shorten(word)}"
     return text[:500]
 

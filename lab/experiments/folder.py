@@ -1,6 +1,6 @@
-"""The folder of a run, seen from outside: can it be one, does it hold this run, is the run done, what ran in it.
+"""The folder of a run: check whether it is usable, which run it holds, whether the run is done, and which versions ran.
 
-Nothing here changes the folder but `describe`.
+Only `describe` changes the folder.
 """
 
 from __future__ import annotations

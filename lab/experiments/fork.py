@@ -1,22 +1,17 @@
-"""What if: branch a run at one moment into arms that share everything up to it: `pliant fork`.
+"""Forks: a run is branched at one step into arms that share everything up to it.
 
-    pliant fork RUN --at 200000 --with "redo(tau=0.1)" --with "reset(layers=head)"
-    pliant fork RUN --at 200000 --diagnose --reseed 5        # which part has lost its plasticity?
-    pliant fork runs/x/dqn/seed? --at latest --with "shrink_perturb" --for 50000
-    pliant fork RUN --at 200000 --why                        # what is wrong with its weights? (runs nothing)
+Every arm is a run in its own folder, RUN/forks/<step>/<arm>/seed<k>. It starts with the parent's weights, optimizer,
+replay, environments, and random streams at that step, and with the parent's log up to it. `pliant train --config`
+continues an arm like any other run. The control arm changes nothing and repeats the parent to the last bit. `k` is the
+replicate: replicate 0 continues the parent's random streams; --reseed draws new streams for the others. The streams are
+the same in all arms, so that arms are compared in pairs.
 
-Every arm is a run of its own, RUN/forks/<step>/<arm>/seed<k>: it holds the parent's weights, optimizer, replay,
-environments and random streams of that moment, and its record up to there, and `pliant train --config` goes on with it
-like any other. The control, which changes nothing, runs beside the arms, and is the parent to the last bit. `k` is
-the replicate: 0 goes on with the parent's random streams, --reseed draws new ones for the others, the same in all arms,
-so that arms are compared in pairs.
+An arm's interventions are added to the parent's. Scheduled interventions (`every=`) fire at the fork itself and then on
+their schedule. Interventions with `start=` or `when='...'` wait for their condition. Interventions that would change a
+network's outputs at once, such as layer norm, cannot be added to a trained network, and are refused by name.
 
-The words of an arm are added to those of the parent. What keeps a beat (`every=`) fires at the fork itself and from
-then on with its beat; what waits (`start=`, `when='...'`) waits. What would change what a network says from one moment
-to the next, such as layer norm, cannot be added to a living network, and is refused by name.
-
-A moment that no checkpoint holds is reached from the last one before it (or from the start) by running the parent on,
-which repeats it to the last bit.
+If no checkpoint holds the step, the parent is run again from the last checkpoint before it (or from the start), which
+repeats the parent to the last bit.
 """
 
 from __future__ import annotations
@@ -149,7 +144,7 @@ class _Staged:
         """A new folder that is to become `folder` (BadInput if something else is there; FolderUnusable)."""
         staging = folder.with_name(folder.name + ".tmp")
         if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-            raise BadInput(f"{folder} is there already, and is no fork: move it away")
+            raise BadInput(f"{folder} already exists and is not a fork: move it away")
         self._pairs.append((staging, folder))
         if staging.exists():  # left by one that was killed
             shutil.rmtree(staging)
@@ -182,7 +177,7 @@ def parent_of(folder: Path) -> Parent:
     except OSError as error:
         raise BadInput(f"{folder} cannot be read: {error.strerror}") from None
     if not there:
-        raise BadInput(f"{folder} is no run's folder: there is no config.yaml in it")
+        raise BadInput(f"{folder}: not a run folder (no config.yaml)")
     config = load(folder)
     refuse_others(folder, config.env)
     return Parent(folder, config)
@@ -304,7 +299,7 @@ def fork(
             _refuse_late(word)
         end = parent.config.steps if steps is None else steps
         if length is None and end <= at <= parent.config.steps:
-            raise BadInput(f"arms of {parent.folder} would end at step {end}, and begin at {at}: give --for N")
+            raise BadInput(f"arms of {parent.folder} would end at step {end}, but begin at {at}: give --for N")
     queue: list[Job] = []
     folders: dict[str, dict[tuple[int, int], Path]] = {arm.label: {} for arm in arms}
     spans: dict[int, tuple[int, int]] = {}
@@ -314,7 +309,7 @@ def fork(
             end = found.step + length if length is not None else parent.config.steps if steps is None else steps
             if end <= found.step:
                 raise BadInput(
-                    f"arms of {parent.folder} would end at step {end}, and begin at {found.step}: give --for N"
+                    f"arms of {parent.folder} would end at step {end}, but begin at {found.step}: give --for N"
                 )
             spans[number] = found.step, end
             for arm in arms:
@@ -518,7 +513,7 @@ def _adopt(agent: Agent, plain: Agent, state: dict[str, Any], joining: int, sent
             raise
         why = " ".join(str(error).split()).partition(". Build the agent")[0].partition(": ")[2]
         raise BadInput(
-            f"{sentence} cannot be added to a living network: its tensors are others than the saved ones ({why}). "
+            f"{sentence} cannot be added to a trained network: its tensors differ from the saved ones ({why}). "
             "Compare two runs from the start instead: pliant train --interventions"
         ) from error
     # What the new words set of the optimizers holds, and not what the saved ones were set to.
@@ -556,7 +551,7 @@ def _join(run: Run, plain: Agent, joining: int, sentence: str) -> None:
             pairs.append((agent.values(batch, target=True), plain.values(batch, target=True)))
     if not all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs):
         raise BadInput(
-            f"{sentence} cannot be added to a living network: it would say something else from one moment to the next. "
+            f"{sentence} cannot be added to a trained network: it would change the network's outputs at once. "
             "Compare two runs from the start instead: pliant train --interventions"
         )
     with torch.no_grad():

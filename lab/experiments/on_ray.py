@@ -1,8 +1,8 @@
-"""Many runs on a Ray cluster, or on a Ray of one's own: Ray Core alone, one task a run, the run folders the truth.
+"""Runs on a Ray cluster, or on a local Ray: one task per run, with the run folders as the only record of progress.
 
-The nodes must see the same folders (NFS, Lustre, …) and have pliant installed. A task whose worker was killed or whose
-node was lost is given to another worker, where the run goes on from its checkpoint, to the last bit; a run that fails
-by itself would fail again and is not retried.
+The nodes must share the folders (NFS, Lustre, …) and have pliant installed. If a worker is killed or a node is lost,
+another worker continues the run from its checkpoint, to the last bit. A run that fails by itself is not retried, since
+it would fail again.
 """
 
 from __future__ import annotations

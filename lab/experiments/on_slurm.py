@@ -1,11 +1,11 @@
-"""A study as an array of SLURM jobs: a script, and beside it a file of commands, one run a line.
+"""A study as an array of SLURM jobs: a script, and a file of commands beside it, one run per line.
 
 A line is the folder of the run, a tab, and its command, quoted for the shell. Neither contains control characters, so
-that a line is one run and nothing else; the folder is never read as shell text.
+that each line is exactly one run. The folder is never interpreted by the shell.
 
-Nothing of SLURM is needed to write them. A job that is asked to stop (its time is up in two minutes, or it is
-preempted) passes that on to its runs, which save; then it is queued again, and they go on. Runs that are done leave at
-once, so the same script can be submitted again for what failed.
+Writing the script does not need SLURM. When a job must stop (its time ends in two minutes, or it is preempted), it
+signals its runs, which save. Then it is queued again and the runs continue. Finished runs exit at once, so the same
+script can be submitted again for the failed ones.
 """
 
 from __future__ import annotations

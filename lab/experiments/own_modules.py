@@ -1,8 +1,8 @@
-"""The module of an environment of one's own, as a run remembers it: `pliant train` writes down which file it was.
+"""Records the file of a user's own environment module, so that a run continues with the same code.
 
-A module is found by its name, and the name may lead elsewhere the next day: from another current folder, for one. What
-goes on with a run, or measures it, refuses another file of that name whose content is another, too. A file that was
-edited where it stands is taken, as a new version of any package is; `versions.json` tells of both.
+A module is located by its name, and the same name may lead to another file later, for example from another current
+folder. Commands that continue or measure a run refuse another file of that name with other content. An edited version
+of the same file is accepted, like a new version of any package; `versions.json` records both.
 """
 
 from __future__ import annotations

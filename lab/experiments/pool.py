@@ -1,11 +1,10 @@
-"""Many runs on one machine: a pool of processes of one thread each, that leaves its truth in the run folders.
+"""A pool of single-threaded processes that executes runs on one machine. Only the run folders record progress.
 
-A run that is done is not run again, one that was interrupted goes on from its checkpoint, to the last bit; so a pool
-may be stopped or killed at any moment and started again. Workers are forked from a server that has imported torch
-already: a run of a second does not wait three for it. What a run prints stands in `output.log` in its folder, what it
-cost in `cost.jsonl`.
+Finished runs are not repeated, and interrupted runs continue from their checkpoints, to the last bit. So a pool may be
+stopped or killed at any moment and started again. Workers are forked from a server that has already imported torch,
+which saves three seconds per run. A run's output goes to `output.log` in its folder, its cost to `cost.jsonl`.
 
-A worker leaves when the pool is gone, however it went: it saves, as at any SIGTERM.
+If the pool ends for any reason, its workers save, as after any SIGTERM, and exit.
 """
 
 from __future__ import annotations
@@ -97,7 +96,7 @@ def is_done(job: Job) -> bool:
     # Chosen by the process that runs, where the job leaves them open.
     settled = replace(job.config, device=there.device, threads=there.threads)
     if changed := [name for name in differences(there, settled) if name not in folder.FREE]:
-        raise BadInput(f"{job.folder} holds another run, that differs in {', '.join(changed)}; move it away")
+        raise BadInput(f"{job.folder} holds another run, which differs in {', '.join(changed)}; move it away")
     return True
 
 
@@ -122,7 +121,7 @@ def costs(place: Path) -> list[dict[str, float]]:
         except (ValueError, KeyError, TypeError, RecursionError):
             others += 1
     if others:
-        print(f"{file}: {others} of {len(lines)} lines are no session's cost, and are left out", file=sys.stderr)
+        print(f"{file}: {others} of {len(lines)} lines do not hold a session's cost and are skipped", file=sys.stderr)
     return [session for session in sessions if all(map(math.isfinite, session.values()))]
 
 

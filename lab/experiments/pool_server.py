@@ -1,5 +1,8 @@
-"""Imported by the process that a pool forks its workers from, and by nobody else: a session of its own, so that Ctrl-C
-and a signal to the terminal's whole group are the pool's alone to hear. It ends when the pool does."""
+"""Imported only by the process from which a pool forks its workers.
+
+It starts its own session, so that Ctrl-C and signals to the terminal's process group reach only the pool. The process
+ends when the pool ends.
+"""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""Saved agents that a command line names: a run's folder, a checkpoint's folder, or a file that `Agent.save` wrote."""
+"""Saved agents named on a command line: a run's folder, a checkpoint's folder, or a file written by `Agent.save`."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def check_fits(agent: Agent, envs: Envs) -> None:
     mine, theirs = agent.action, envs.action
     if (mine.discrete, mine.size) != (theirs.discrete, theirs.size):
         does, done = (f"{spec.size} {'actions' if spec.discrete else 'numbers'}" for spec in (mine, theirs))
-        raise BadInput(f"--env {envs.name} is acted in by {done}, and this {agent.name} was trained with {does}")
+        raise BadInput(f"--env {envs.name} takes {done}, and this {agent.name} was trained with {does}")
 
 
 def _kind(of: Agent | Envs) -> str:

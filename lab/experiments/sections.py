@@ -1,7 +1,7 @@
-"""Files that users write: YAML sections read into checked dataclasses, and flags by name turned into command lines.
+"""Files written by users: YAML sections become checked dataclasses, and named flags become command lines.
 
-Claim cards and study files are both made of these: every key and every type is checked, and whatever is wrong is one
-line that names it.
+Claim cards and study files both use these functions. Every key and every type is checked. Each error is one line that
+names the key.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def checked_flags(content: Any, where: str, refused: Mapping[str, str]) -> dict[
     for given, value in section(content, where).items():
         name = str(given).replace("-", "_")
         if name in flags:
-            raise Wrong(f"{where}: {shorten(name)} stands twice")
+            raise Wrong(f"{where}: {shorten(name)} appears twice")
         flags[name] = value
     for name, value in flags.items():
         if name in refused:
@@ -182,7 +182,7 @@ def paragraph(value: Any, where: str) -> str:
 def sentence(value: Any, where: str) -> str:
     """As `paragraph`, and not empty."""
     if not isinstance(value, str) or not value.strip():
-        raise Wrong(f"{where} is a sentence")
+        raise Wrong(f"{where} must be a sentence")
     return paragraph(value, where)
 
 

@@ -1,7 +1,8 @@
-"""What a study's folders say of its runs, whoever ran them and wherever; nothing is locked or changed by looking.
+"""The state of a study's runs, read from their folders. It does not matter where they ran. Reading locks and changes
+nothing.
 
-A run is done (its folder says so), running (a process holds its lock), failed (its last session left word), interrupted
-(begun, and will go on from its checkpoint) or waiting.
+A run is done (its folder records it), running (a process holds its lock), failed (its last session recorded an error),
+interrupted (started, and able to continue from its checkpoint) or waiting.
 """
 
 from __future__ import annotations

@@ -1,28 +1,28 @@
-"""Study files: agents × environments × arms × seeds, as a file that can be swept and reported.
+"""Study files: agents × environments × arms × seeds, as a file that `pliant sweep` runs and `pliant report` reports.
 
     name: continual_cartpole           # letters, digits, _ and -
     title: What keeps PPO learning when CartPole's sensors change
     about: One or more sentences.
-    agents:                            # label: flags of `pliant train`; the agent is the label unless a flag says so
+    agents:                            # label: flags of `pliant train`; the label is the agent unless a flag sets it
       ppo: {agent.rollout: 64}
-    environments:                      # label: flags; the environment is the label unless a flag `env` says otherwise
+    environments:                      # label: flags; the label is the environment unless a flag `env` sets it
       CartPole-v1: {env.drift: ["observation_offset(scale=2.0, every=40000)"]}
-    arms:                              # label: nothing, a list of words, or a section
+    arms:                              # label: nothing, a list of intervention specs, or a section
       plain: {kind: control}
       oracle: {kind: oracle, words: ["fresh_agent(every=40000)"]}
       layer_norm: [layer_norm]
       narrow: {words: [redo], flags: {agent.network.hidden: [16]}, only: [ppo]}
-    baseline: plain                    # the arm that others are compared with; the control if there is one
+    baseline: plain                    # the arm that the others are compared with; default: the control
     seeds: 8                           # 0 to 7; or a list of seeds
-    segment: 40000                     # environment steps that a task lasts, for whoever reads the runs
+    segment: 40000                     # environment steps per task, for the analysis
     flags: {num_envs: 16, steps: 320000}
 
-A run's flags are those of the study, overridden by those of its agent, its environment and its arm, in this order;
-null takes a flag away. Every run is one thread on the processor unless a flag `device` says otherwise.
+A run's flags are those of the study, overridden by those of its agent, its environment and its arm, in this order; null
+removes a flag. Every run uses one CPU thread unless a flag `device` selects another device.
 
-The file is checked by the parser of `pliant train` itself, every combination of it, without running anything; whatever
-is wrong with it is one line. The runs stand in `<environment>/<agent>/<arm>/seed<k>` below the study's folder,
-`runs/studies/<name>`, and a copy of the file as `study.yaml` in it: the folder is a study, too.
+The parser of `pliant train` checks every combination in the file without running anything. Each error is one line. The
+runs are in `<environment>/<agent>/<arm>/seed<k>` below the study's folder, `runs/studies/<name>`. The folder also holds
+a copy of the file, `study.yaml`, so that the folder can be given in place of the file.
 """
 
 from __future__ import annotations
@@ -232,8 +232,8 @@ def _study(path: Path, data: dict[str, Any], text: str) -> Study:
     segment = converted(data.get("segment", 0), int, "segment")
     if segment < 0:
         raise Wrong("'segment' must not be negative")
-    agents = _labelled(data["agents"], "agents", "agent", {"env": "the environment is said in 'environments'"})
-    environments = _labelled(data["environments"], "environments", "env", {"agent": "the agent is said in 'agents'"})
+    agents = _labelled(data["agents"], "agents", "agent", {"env": "the environment is set in 'environments'"})
+    environments = _labelled(data["environments"], "environments", "env", {"agent": "the agent is set in 'agents'"})
     arms = {name: _arm(name, content) for name, content in _labels(data["arms"], "arms").items()}
     study = Study(
         name=name,
@@ -260,14 +260,14 @@ def _study(path: Path, data: dict[str, Any], text: str) -> Study:
 
 
 _ELSEWHERE = {
-    "agent": "the agent is said in 'agents'",
-    "env": "the environment is said in 'environments'",
-    "interventions": "interventions are the words of an arm",
+    "agent": "the agent is set in 'agents'",
+    "env": "the environment is set in 'environments'",
+    "interventions": "interventions are set in the 'words' of an arm",
 }
 
 
 def _flags(content: Any, where: str, refused: Mapping[str, str]) -> dict[str, Any]:
-    never = {name: f"{name!r} is not for a study to say" for name in NOT_FOR_FILES}
+    never = {name: f"a study file may not set {name!r}" for name in NOT_FOR_FILES}
     return checked_flags(content, where, never | dict(refused))
 
 
@@ -277,7 +277,7 @@ def _labels(content: Any, where: str) -> dict[str, Any]:
         seen: dict[str, None] = {}
         for item in content:
             if label(item, where) in seen:
-                raise Wrong(f"{where}: {shorten(item)} stands twice")
+                raise Wrong(f"{where}: {shorten(item)} appears twice")
             seen[item] = None
         content = seen
     labels = labelled(content, where)
@@ -323,7 +323,7 @@ def _seeds(content: Any) -> tuple[int, ...]:
 def _baseline(given: Any, arms: Mapping[str, Arm]) -> str | None:
     if given is not None:
         if not isinstance(given, str) or given not in arms:
-            raise Wrong(f"the 'baseline' {shorten(given)} is none of the arms.{did_you_mean(str(given), arms)}")
+            raise Wrong(f"the 'baseline' {shorten(given)} is not one of the arms.{did_you_mean(str(given), arms)}")
         return given
     controls = [arm.name for arm in arms.values() if arm.kind == "control"]
     if len(controls) > 1:

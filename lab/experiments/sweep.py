@@ -1,15 +1,7 @@
-"""Run a study: `pliant sweep STUDY.yaml`, or `python scripts/sweep.py STUDY.yaml`.
+"""Sweeps: the runs of a study, chosen, checked, started, and summarised.
 
-    pliant sweep studies/first_sweep.yaml --dry-run
-    pliant sweep studies/first_sweep.yaml --budget 30m
-    pliant sweep studies/first_sweep.yaml --status
-    pliant sweep studies/first_sweep.yaml --executor slurm --emit sweep.sh --time 04:00:00
-
-A study names agents, environments, arms and seeds; every combination is a run of `pliant train` in a folder of its own.
-The folders are the truth: runs that are done are skipped, those that were interrupted go on, so the same command
-finishes what was killed. The study may be a file, or the folder of one that was begun.
-
-Exit codes: 0 all done, 1 some failed, 2 bad input, 75 stopped (signal or budget) and the same command goes on.
+The run folders are the only record of progress: finished runs are skipped and interrupted runs continue, so that
+repeating a sweep completes one that was killed.
 """
 
 from __future__ import annotations
@@ -53,7 +45,7 @@ def refuse_other_runs(cells: Sequence[Cell]) -> None:
             settled = replace(cell.config, device=there.device, threads=there.threads)
             if changed := [name for name in differences(there, settled) if name not in FREE]:
                 raise BadInput(
-                    f"{cell.folder} holds another run, that differs in {', '.join(changed)}; move it away, "
+                    f"{cell.folder} holds another run, which differs in {', '.join(changed)}; move it away, "
                     "or choose another --out"
                 )
 
@@ -68,7 +60,7 @@ def visible_gpus() -> list[str]:
     else:
         found = [name.strip() for name in told.split(",") if name.strip() not in ("", "-1")]
     if not found:
-        raise BadInput("the study asks for cuda, and there is no GPU here: change its 'device', or go to one")
+        raise BadInput("the study needs cuda, and this machine has no GPU: change its 'device', or use another machine")
     return found
 
 
@@ -80,10 +72,10 @@ def slots(gpus: Sequence[str], per_run: float) -> tuple[str, ...]:
     """
     if per_run > 1:
         if per_run != int(per_run):
-            raise BadInput(f"--gpus-per-run is a share of one GPU or a whole number, not {per_run:g}")
+            raise BadInput(f"--gpus-per-run must be a share of one GPU or a whole number, not {per_run:g}")
         n = int(per_run)
         if n > len(gpus):
-            raise BadInput(f"--gpus-per-run {n}, and there are {len(gpus)} here")
+            raise BadInput(f"--gpus-per-run {n}: this machine has {len(gpus)}")
         return tuple(",".join(gpus[i : i + n]) for i in range(0, len(gpus) - n + 1, n))
     return tuple(gpus) * int(1 / per_run + 1e-9)
 

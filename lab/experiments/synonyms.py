@@ -1,4 +1,4 @@
-"""Names of other libraries for the settings of a run, for messages that say what a setting is called here."""
+"""Names that other libraries use for the settings of a run, so that error messages can suggest pliant's name."""
 
 from __future__ import annotations
 

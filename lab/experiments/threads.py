@@ -1,6 +1,7 @@
-"""How many CPU threads a run uses, measured where nobody says: `pliant train --threads 0`, the default.
+"""Chooses the number of CPU threads of a run by measurement (`pliant train --threads 0`, the default).
 
-The number decides the last bits of a run. So it is chosen once, before the first step, and stands in `config.yaml`.
+The number of threads affects the last bits of a run. So it is chosen once, before the first step, and recorded in
+`config.yaml`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`pliant fork RUN --at STEP --why`: which single repair of its networks lets an agent learn again."""
+"""`pliant fork RUN --at STEP --why`: finds the single repair of its networks that lets an agent learn again."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def attributed(folder: Path, checkpoint: Found, draws: int) -> list[Attribution]
         try:
             batch = sample_like_training(SimpleNamespace(agent=agent, clock=clock, memory=memory), SAMPLES, generator)
         except (RuntimeError, ValueError) as error:
-            raise BadInput(f"{folder} had learnt from nothing yet at step {checkpoint.step}: {error}") from error
+            raise BadInput(f"{folder} had not learnt from any data yet at step {checkpoint.step}: {error}") from error
         return attribute(agent, batch, draws=draws, seed=config.seed)
     finally:
         envs.close()

@@ -1,9 +1,9 @@
-"""The one consumer of YAML: configurations of runs, study files, claim cards and testbeds.
+"""The only reader of YAML: run configurations, study files, claim cards and testbeds.
 
-Such a file may come from a stranger, so reading it is bounded. A file has at most `LARGEST` bytes and its values are
-nested at most `DEEPEST` levels deep. It holds at most `MOST` keys and values, where what an alias stands for counts
-again at every place. A key may stand once in its section, an alias may not stand within its own anchor, and the values
-are null, booleans, numbers, texts, lists and sections: no tag makes another object, and a date is a text.
+Such a file may come from an untrusted source, so parsing is bounded. A file has at most `LARGEST` bytes, its values are
+nested at most `DEEPEST` levels deep, and it holds at most `MOST` keys and values; the values behind an alias count at
+each place where the alias appears. A key may appear once in its section, an alias may not appear within its own anchor,
+and values are null, booleans, numbers, texts, lists and sections: tags create no other objects, and a date is a text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LONGEST_MESSAGE = 300  # characters
 
 
 class BadYaml(ValueError):
-    """A file is no YAML, or not within the bounds. The message is one line that names the line of the file."""
+    """A file is not valid YAML, or not within the bounds. The message is one line that names the line of the file."""
 
 
 def read_yaml_file(path: Path) -> Any:
@@ -40,7 +40,7 @@ def read_yaml_file(path: Path) -> Any:
     try:
         return parse_yaml(data.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise BadYaml(f"it is no UTF-8 text: {error.reason} at byte {error.start}") from None
+        raise BadYaml(f"it is not UTF-8 text: {error.reason} at byte {error.start}") from None
 
 
 def parse_yaml(text: str) -> Any:
@@ -108,7 +108,7 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
                     raise yaml.MarkedYAMLError(
-                        problem=f"{shorten(key.value)} stands twice", problem_mark=_without_text(key.start_mark)
+                        problem=f"{shorten(key.value)} appears twice", problem_mark=_without_text(key.start_mark)
                     )
                 seen.add(key.value)
 

@@ -191,7 +191,7 @@ def read(**changes: Any) -> dict[str, Any]:
     ("changes", "message"),
     [
         (without("claim"), "'claim' is missing"),
-        ({"claim": "  "}, "'claim' is a sentence"),
+        ({"claim": "  "}, "'claim' must be a sentence"),
         ({"tilte": "x"}, "unknown key 'tilte'. Did you mean 'title'?"),
         ({"paper": {"titel": "x"}}, "paper: unknown key 'titel'. Did you mean 'title'?"),
         ({"paper": "x"}, "'paper' is a section of keys and values"),
@@ -204,7 +204,7 @@ def read(**changes: Any) -> dict[str, Any]:
         (flags(agent="ppp"), "unknown agent 'ppp'. Did you mean 'ppo'?"),
         (flags(stepss=3), "unknown flag 'stepss'. Did you mean 'steps'?"),
         (flags(steps="many"), "arm 'plain': "),
-        (flags(seed=3), "'seed' is not for a card to say"),
+        (flags(seed=3), "a claim file may not set 'seed'"),
         (flags(agent={"lr": 3}), "write agent.OPTION: VALUE"),
         (flags(**{"agent.rolout": 3}), "ppo has no option --agent.rolout. Did you mean --agent.rollout?"),
         (flags(**{"agent.clip": 0}), "--agent.clip must be above 0, not 0"),
@@ -245,7 +245,7 @@ def test_bad_cards_are_refused_in_one_line(
 
 
 def test_files_that_are_no_cards(tmp_path: Path) -> None:
-    for text, message in (("a: [", "cannot be read"), ("- a", "must hold keys"), ("a: 1\na: 2", "stands twice")):
+    for text, message in (("a: [", "cannot be read"), ("- a", "must hold keys"), ("a: 1\na: 2", "appears twice")):
         (tmp_path / "x.yaml").write_text(text)
         with pytest.raises(BadInput, match=message):
             load_card(tmp_path / "x.yaml")

@@ -1,5 +1,5 @@
 """Forks: an arm that changes nothing is the parent to the last bit, whatever the arms do they do alone, and what cannot
-be added to a living network is refused by name. Through the real command, at small scale."""
+be added to a trained network is refused by name. Through the real command, at small scale."""
 
 from __future__ import annotations
 
@@ -362,7 +362,7 @@ def test_misuse_is_told_in_one_line(parents: Any, tmp_path: Path, capsys: pytest
         assert forked(parent, *words) == 2
         assert message in capsys.readouterr().err
     assert main(["fork", str(tmp_path), "--at", "1", "--with", "redo"]) == 2
-    assert "is no run's folder" in capsys.readouterr().err
+    assert ": not a run folder (no config.yaml)" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -466,7 +466,7 @@ def test_what_stands_in_the_place_of_an_arm_is_left_alone(copy: Path, capsys: py
     (place / "mine").write_text("x")
     before = tree(copy)
     assert forked(copy, "--at", "400", "--with", "l2") == 2
-    assert f"{place} is there already" in one_line(capsys)
+    assert f"{place} already exists" in one_line(capsys)
     assert tree(copy) == before
 
 

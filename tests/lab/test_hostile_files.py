@@ -294,8 +294,8 @@ BOMBS = {
     "a large file": ("a: " + "x" * 300_000, "larger than 256 KiB"),
     "a long number": ("a: 0x" + "f" * 100_000, "more than 100 characters"),
     "a long name": ("a: *" + "x" * 100_000, "undefined alias"),
-    "a key twice": ("a: 1\na: 2\n", "'a' stands twice, line 2"),
-    "a key twice, deep": ("a:\n  b: {c: 1, c: 2}\n", "'c' stands twice"),
+    "a key twice": ("a: 1\na: 2\n", "'a' appears twice, line 2"),
+    "a key twice, deep": ("a:\n  b: {c: 1, c: 2}\n", "'c' appears twice"),
     "an object": ("a: !!python/object/apply:os.system ['touch PWNED']", "could not determine a constructor"),
     "bytes": ("a: !!binary aGk=", "could not determine a constructor"),
     "two documents": ("a: 1\n---\nb: 2\n", "a single document"),
@@ -445,9 +445,9 @@ def test_a_wrong_type_at_any_key_is_one_line_that_names_it(kind: str, path: tupl
         ({"seeds": 10**30}, "'seeds'"),
         ({"seeds": [2**63]}, "'seeds': a seed is below 2**63"),
         ({"arms": [f"a{i}" for i in range(5001)], "environments": {"a": None, "b": None}}, "more than 10,000"),
-        ({"baseline": ["plain"]}, "the 'baseline' ['plain'] is none of the arms"),
+        ({"baseline": ["plain"]}, "the 'baseline' ['plain'] is not one of the arms"),
         ({"name": "x" * 101}, "'name' has more than 100 characters"),
-        ({"flags": {"agent.n-step": 1, "agent.n_step": 2}}, "'agent.n_step' stands twice"),
+        ({"flags": {"agent.n-step": 1, "agent.n_step": 2}}, "'agent.n_step' appears twice"),
     ],
 )
 def test_a_study_of_absurd_size_is_refused_at_once(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:

@@ -481,7 +481,7 @@ def test_refusals_of_modules(project: Path) -> None:
     torch.save([1, 2], "list.pt")
     assert "no state dict" in refused("list.pt", *MODULE[1:], *given)
     assert "softmax" in refused("weights.pt", "--module", "somebodys_nets:Gated", *given)
-    assert "churn asks for an agent" in refused(*MODULE, *given, "--monitors", "churn")
+    assert "churn needs an agent" in refused(*MODULE, *given, "--monitors", "churn")
     assert "are for agents" in refused(*MODULE, *given, "--env", "CartPole-v1")
 
 

@@ -190,7 +190,7 @@ def test_lines_that_are_no_cost_are_left_out_and_that_is_said(
     good = b'{"cpu": 1.5, "wall": 2}\n'
     (tmp_path / "cost.jsonl").write_bytes(good + b'{"cpu": 1\n[]\n{"cpu": NaN, "wall": 1}\n\xff\n' + good + b'{"cp')
     assert pool.cost(tmp_path) == 3.0
-    assert "cost.jsonl: 5 of 7 lines are no session's cost" in capsys.readouterr().err
+    assert "cost.jsonl: 5 of 7 lines do not hold a session's cost" in capsys.readouterr().err
     (tmp_path / "cost.jsonl").write_bytes(good)
     assert pool.cost(tmp_path) == 1.5 and pool.cost(tmp_path / "none") == 0.0
     assert capsys.readouterr().err == ""
@@ -304,7 +304,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
 
 def test_a_folder_that_holds_another_run_is_not_taken_for_this_one(tmp_path: Path) -> None:
     run_all(jobs(tmp_path, 1))
-    with pytest.raises(BadInput, match="holds another run, that differs in num_envs"):
+    with pytest.raises(BadInput, match="holds another run, which differs in num_envs"):
         run_all(jobs(tmp_path, 1, num_envs=2))
 
 

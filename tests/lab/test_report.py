@@ -247,7 +247,7 @@ def test_a_swept_study_is_reported_whole(tmp_path: Path) -> None:
     assert main(["report", str(root), "--out", str(out)]) == 0
     text = (out / "report.md").read_text().replace("\\", "")
     assert "Labels, drawn anew" in text and "return per task (of 640" in text
-    assert "it was never begun" in text and "holds another run, that differs in agent.optimizer.lr" in text
+    assert "it was never begun" in text and "holds another run, which differs in agent.optimizer.lr" in text
     assert "| plain | 3 |" in text and "| fresh | 3 |" in text
     assert (out / "figures" / "flops-0-0.png").exists() and "dormant_fraction of " in text.split("## Plasticity")[1]
     # The page's tasks are those of the claims.
@@ -265,7 +265,7 @@ def cell_of(study: Study, arm: str, seed: int) -> Path:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["nowhere"], "there is no nowhere"),
+        (["nowhere"], "nowhere does not exist"),
         (["RUNS", "--baseline", "plane"], "Did you mean 'plain'"),
         (["RUNS", "--measure", "lats"], "none of final, last"),
         (["RUNS", "--measure", "final"], "none of these runs was evaluated"),

@@ -296,7 +296,7 @@ def test_a_done_run_is_not_run_again_and_more_steps_go_on(finished: Path, tmp_pa
         (["--agent.gamma", "0.9"], "holds another run: --agent.gamma 0.99 there, 0.9 now"),
         (["--resume", "never"], "holds a run already"),
         (["--env", "CartPole-v9"], "CartPole"),
-        (["--device", "cuda:7"], "--device cuda:7 is not to be had here"),
+        (["--device", "cuda:7"], "--device cuda:7: not available on this machine"),
         (["--interventions", "redoo"], "unknown intervention"),
     ],
 )

@@ -147,7 +147,7 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
         ((file, "--jobs", -1), "--jobs must be at least 0 processes, not -1"),
         ((file, "--out", file), "is a file: name a folder"),
         ((file, "--out", root, "--executor", "slurm", "--emit", tmp_path), "is a folder: name the script"),
-        ((study(tmp_path, "gpu", device="cuda"), "--out", root), "there is no GPU here"),
+        ((study(tmp_path, "gpu", device="cuda"), "--out", root), "this machine has no GPU"),
     ):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -166,7 +166,7 @@ def test_a_folder_with_another_run_is_refused_before_anything_runs(
     assert call(study(tmp_path), "--out", root, "--only", "layer_norm") == 0
     other = study(tmp_path, agents={"ppo": {"agent.rollout": 32, "agent.epochs": 1}})
     assert call(other, "--out", root) == 2
-    assert "holds another run, that differs in agent.rollout" in capsys.readouterr().err
+    assert "holds another run, which differs in agent.rollout" in capsys.readouterr().err
     assert len(sessions(root)) == 1
 
 

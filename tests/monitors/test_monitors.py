@@ -483,7 +483,7 @@ def test_how_a_condition_is_written() -> None:
     for text in ("critic/x", "critic/x >", "> 3", "critic/x = 3", "critic/x > a", "critic/x > 1 > 2", ""):
         with pytest.raises(ValueError, match="cannot read when="):
             When.parse(text)
-    with pytest.raises(ValueError, match="exactly one of below and above"):
+    with pytest.raises(ValueError, match="when: give exactly one of below and above"):
         When("x")
     for bound in (math.nan, math.inf):
         with pytest.raises(ValueError, match="must be a finite number"):

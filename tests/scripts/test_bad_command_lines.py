@@ -54,7 +54,7 @@ TRAIN = r"""
 --steps | --steps needs a value
 --steps '' | --steps is empty
 --steps= | --steps is empty
---steps 1 2 | belongs to no option: '2'
+--steps 1 2 | a value without an option: '2'
 --seed -1 | --seed must be at least 0
 --seed 9223372036854775808 | --seed must be
 --seed one | --seed & 'one' is not a whole number
@@ -75,10 +75,10 @@ TRAIN = r"""
 --evaluate-episodes 1e12 | --evaluate-episodes must be at most
 --device gpu | --device must be auto, cpu
 --device meta | --device must be auto, cpu
---device cuda:99 --env CartPole-v1 | --device cuda:99 is not to be had here
+--device cuda:99 --env CartPole-v1 | --device cuda:99: not available on this machine
 --device cuda:1234567890123 | --device must be auto, cpu
 --device '' | --device is empty
---resume maybe | --resume 'maybe' is none of auto, never
+--resume maybe | --resume 'maybe' is not one of auto, never
 --resume '' | --resume is empty
 --run '' | --run is empty
 --run ' ' | --run is empty
@@ -87,7 +87,7 @@ TRAIN = r"""
 --run <null> | --run contains the control character U+0000
 --run <surrogate> | --run contains the control character U+DCFF
 --run <newline> | --run contains a line break
---run '~nobody here/x' | --run begins with the name of a user who is not here
+--run '~nobody here/x' | --run begins with the name of an unknown user
 --env CartPole-v1 --run FILE | FILE
 --env CartPole-v1 --run FILE/x | FILE
 --run | --run needs a value
@@ -102,7 +102,7 @@ TRAIN = r"""
 --config <null> | --config contains the control character U+0000
 --config a.yaml --config b.yaml | --config is given twice
 --config list.yaml | list.yaml must hold keys and values
---config twice.yaml | twice.yaml & stands twice
+--config twice.yaml | twice.yaml & appears twice
 --config unknown_key.yaml | unknown_key.yaml: unknown key 'agent.learning_rate'. Did you mean 'agent.optimizer.lr'?
 --config unknown_top.yaml | unknown_top.yaml: unknown key 'total_timesteps'. Did you mean 'steps'?
 --config bad_value.yaml | bad_value.yaml: 'steps'
@@ -148,7 +148,7 @@ TRAIN = r"""
 --env CartPole-v1 --agent.gamma nan | --agent.gamma must be between 0 and 1
 --env CartPole-v1 --agent.gamma 2 | --agent.gamma must be between 0 and 1
 --env CartPole-v1 --agent.gamma -0.1 | --agent.gamma must be between 0 and 1
---env CartPole-v1 --agent.gamma high | --agent.gamma: 'high' is no number
+--env CartPole-v1 --agent.gamma high | --agent.gamma: 'high' is not a number
 --env CartPole-v1 --agent.gamma '' | --agent.gamma is empty
 --env CartPole-v1 --agent.optimizer.lr inf | --agent.optimizer.lr must be a finite number
 --env CartPole-v1 --agent.optimizer.lr nan | --agent.optimizer.lr must be a finite number
@@ -175,9 +175,9 @@ TRAIN = r"""
 --env CartPole-v1 --agent.network.hidden 64 -1 | --agent.network.hidden must be at least 1
 --env CartPole-v1 --agent.network.hidden wide | --agent.network.hidden: 'wide'
 --env CartPole-v1 --agent.network.injections 1000000 | --agent.network.injections must be at most 100
---env CartPole-v1 --agent.network.activation sigmoid | --agent.network.activation 'sigmoid' is none of relu
---env CartPole-v1 --agent.network.body cnn | --agent.network.body 'cnn' is none of
---env CartPole-v1 --agent.value-loss mae | --agent.value-loss 'mae' is none of
+--env CartPole-v1 --agent.network.activation sigmoid | --agent.network.activation 'sigmoid' is not one of relu
+--env CartPole-v1 --agent.network.body cnn | --agent.network.body 'cnn' is not one of
+--env CartPole-v1 --agent.value-loss mae | --agent.value-loss 'mae' is not one of
 --env CartPole-v1 --agent.head.bins 0 | --agent.head.bins must be at least 2
 --env CartPole-v1 --agent.double yes | yes
 --env CartPole-v1 --agent.double true | --agent.double takes no value
@@ -256,9 +256,9 @@ TRAIN = r"""
 --run broken/config_empty --config run | broken/config_empty
 -x | unknown option '-x'
 -- | unknown option '--'
-dqn | belongs to no option: 'dqn'
+dqn | a value without an option: 'dqn'
 '' | is empty
-CartPole-v1 --seed 1 | belongs to no option: 'CartPole-v1'
+CartPole-v1 --seed 1 | a value without an option: 'CartPole-v1'
 --run run --config run --agent.gamma 0.5 | run holds another run & --agent.gamma
 --run run --config run --resume never | run holds a run already
 --run run --config run --steps 200 --monitors 'probe(modules=actor)' | probe
@@ -309,7 +309,7 @@ run --seed -1 | --seed must be at least 0
 run --at-steps -1 | --at-steps must be at least 0
 run --at-steps nan | --at-steps must be a whole number
 run --device banana | --device must be auto, cpu, cuda
-run --device cuda:7 | --device cuda:7 is not to be had here
+run --device cuda:7 | --device cuda:7: not available on this machine
 run --device '' | --device is empty
 run --out '' | --out is empty
 run --out gone/result.json | --out gone/result.json: there is no folder gone
@@ -324,7 +324,7 @@ run --video film.xyz | --video film.xyz: a film is a GIF
 run --video folder | --video folder
 run --video | --video needs a value
 run --vidio film.gif | unknown option '--vidio'. Did you mean '--video'?
-run run | 'run' belongs to no option
+run run | 'run' does not belong to any option
 run --e 3 | --e could match
 """
 
@@ -356,19 +356,19 @@ run --monitors 'probe(modules=actor)' | probe
 run --monitors | --monitors needs at least one value
 agent.pt --observations gone.npy | --observations gone.npy: no such file
 agent.pt --observations '' | --observations is empty
-agent.pt --observations text.txt | --observations text.txt is no array
-agent.pt --observations empty | --observations empty is no array
+agent.pt --observations text.txt | --observations text.txt is not an array
+agent.pt --observations empty | --observations empty is not an array
 agent.pt --observations objects.npy | --observations objects.npy & Python objects
 agent.pt --observations wide.npy | --observations wide.npy: of shape (3, 7)
 agent.pt --observations folder | --observations folder is a folder
-agent.pt --observations words.npy | --observations words.npy is no array
+agent.pt --observations words.npy | --observations words.npy is not an array
 agent.pt --observations states.npy --monitors overestimation | give --env
 run --samples 1 | --samples must be at least 2
 run --samples 1000000000000 | --samples must be at most
 run --samples nan | --samples must be a whole number
 run --seed -1 | --seed must be at least 0
 run --device banana | --device must be auto, cpu, cuda
-run --device cuda:7 | --device cuda:7 is not to be had here
+run --device cuda:7 | --device cuda:7: not available on this machine
 run --json '' | --json is empty
 run --json gone/x.json | --json gone/x.json: there is no folder gone
 run --json folder | --json folder is a folder
@@ -388,26 +388,26 @@ weights.pt --module nets_of_a_user:Exits --input 4 | cannot be built with no arg
 weights.pt --module nets_of_a_user:NUMBER --input 4 | no 'NUMBER' that can be called
 weights.pt --module nets_of_a_user:nothing --input 4 | no torch module
 weights.pt --module nets_of_a_user:LeavesInForward --input 4 | cannot read --input: it calls sys.exit
-weights.pt --module nets_of_a_user:Net --module-args '{' --input 4 | --module-args is no JSON
+weights.pt --module nets_of_a_user:Net --module-args '{' --input 4 | --module-args is not valid JSON
 weights.pt --module nets_of_a_user:Net --module-args 7 --input 4 | --module-args is a JSON object
 weights.pt --module nets_of_a_user:Net --module-args '' --input 4 | --module-args is empty
 weights.pt --module nets_of_a_user:Net --module-args '{"width": "x"}' --input 4 | cannot be built with
 weights.pt --module nets_of_a_user:Net --input '' | --input is empty
 weights.pt --module nets_of_a_user:Net --input gone.npy | --input gone.npy: no such file
-weights.pt --module nets_of_a_user:Net --input text.txt | --input text.txt is no array
-weights.pt --module nets_of_a_user:Net --input empty | --input empty is no array
+weights.pt --module nets_of_a_user:Net --input text.txt | --input text.txt is not an array
+weights.pt --module nets_of_a_user:Net --input empty | --input empty is not an array
 weights.pt --module nets_of_a_user:Net --input objects.npy | --input objects.npy & Python objects
 weights.pt --module nets_of_a_user:Net --input zip.pt | --input zip.pt
 weights.pt --module nets_of_a_user:Net --input several.npz | --input several.npz holds several arrays
 weights.pt --module nets_of_a_user:Net --input 5 | cannot read --input
 weights.pt --module nets_of_a_user:Net --input 99999999999 | --input 99999999999
-weights.pt --module nets_of_a_user:Net --input states.npy --monitors churn | churn asks for an agent
+weights.pt --module nets_of_a_user:Net --input states.npy --monitors churn | churn needs an agent
 weights.pt --module nets_of_a_user:Net --input states.npy --env CartPole-v1 | are for agents
 text.txt --module nets_of_a_user:Net --input 4 | text.txt cannot be read as a file of torch
 code.pt --module nets_of_a_user:Net --input 4 | code.pt & it holds Python objects & state dict
 agent.pt --module nets_of_a_user:Net --input 4 | agent.pt
 gone.pt --module nets_of_a_user:Net --input 4 | there is no file gone.pt
-run --no-prob x | belongs to no option
+run --no-prob x | does not belong to any option
 run --colour | unknown option '--colour'
 """
 
@@ -417,7 +417,7 @@ run | --at is missing
 --at 100 | RUN is missing
 '' --at 100 --why | RUN is empty
 gone --at 100 --with redo | gone
-folder --at 100 --with redo | folder is no run's folder
+folder --at 100 --with redo | folder: not a run folder (no config.yaml)
 FILE --at 100 --with redo | FILE
 <long> --at 100 --with redo | RUN holds a name of 300 bytes
 <null> --at 100 --with redo | RUN contains
@@ -465,8 +465,8 @@ BENCH = r"""
 --threads -1 | --threads must be at least 1
 --threads 100000 | --threads must be at most
 --threads inf | --threads must be a whole number
---only pon | --only 'pon' is none of & Did you mean 'pong'?
---only everything | --only 'everything' is none of
+--only pon | --only 'pon' is not one of & Did you mean 'pong'?
+--only everything | --only 'everything' is not one of
 --only '' | --only is empty
 --only | --only needs at least one value
 --only pong memori | Did you mean 'memory'?
@@ -475,14 +475,14 @@ BENCH = r"""
 --transitions nan | --transitions must be a whole number
 --transitions 1e18 | --transitions must be at most
 --transitions | --transitions needs at least one value
---save yes | 'yes' is none of measure
+--save yes | 'yes' is not one of measure
 --round 3 --only zz | --only 'zz'
 --what | unknown option '--what'
-pong | 'pong' is none of measure
+pong | 'pong' is not one of measure
 measure | are missing
 measure pliant | task is missing
-measure nobody pong | library 'nobody' is none of pliant, sb3
-measure pliant pongg | task 'pongg' is none of & Did you mean 'pong'?
+measure nobody pong | library 'nobody' is not one of pliant, sb3
+measure pliant pongg | task 'pongg' is not one of & Did you mean 'pong'?
 measure pliant pong --threads 0 | --threads must be at least 1
 measure pliant '' | task is empty
 """
@@ -495,7 +495,7 @@ folder | folder/study.yaml
 text.txt | text.txt
 agent.pt | agent.pt
 list.yaml | list.yaml must hold keys and values
-twice.yaml | twice.yaml & stands twice
+twice.yaml | twice.yaml & appears twice
 card.yaml | card.yaml
 bomb.yaml | bomb.yaml
 deep.yaml | deep.yaml
@@ -523,7 +523,7 @@ small.yaml --out FILE | --out FILE is a file
 small.yaml --out FILE/x | --out FILE/x cannot be written: FILE is a file
 small.yaml --out <long> | --out
 small.yaml --out <newline> | --out
-small.yaml --executor kubernetes | --executor 'kubernetes' is none of local, ray, slurm
+small.yaml --executor kubernetes | --executor 'kubernetes' is not one of local, ray, slurm
 small.yaml --executor '' | --executor is empty
 small.yaml --budget soon | --budget is a time like 30m
 small.yaml --budget '' | --budget is empty
@@ -547,7 +547,7 @@ small.yaml --executor slurm --emit folder | --emit folder is a folder
 small.yaml --executor slurm --emit FILE/x | --emit
 small.yaml --executor slurm --emit '' | --emit is empty
 small.yaml --dryrun | unknown option '--dryrun'. Did you mean '--dry-run'?
-small.yaml other.yaml | 'other.yaml' belongs to no option
+small.yaml other.yaml | 'other.yaml' does not belong to any option
 """
 
 REPORT = r"""
@@ -556,7 +556,7 @@ run | --out is missing
 --out report | RUNS is missing
 '' --out report | RUNS is empty
 run --out '' | --out is empty
-gone --out report | there is no gone
+gone --out report | gone does not exist
 folder --out report | there are no runs in folder
 FILE --out report | FILE is neither a folder with runs nor a study file
 agent.pt --out report | agent.pt is neither
@@ -576,13 +576,13 @@ run --out report --margin 0 | --margin must be above 0
 run --out report --margin nan | --margin must be
 run --out report --margin inf | --margin must be
 run --out report --margin much | --margin must be a number
-run --out report --baseline layer_norm | --baseline 'layer_norm' is none of the arms
+run --out report --baseline layer_norm | --baseline 'layer_norm' is not one of the arms
 run --out report --baseline '' | --baseline is empty
-run --out report --oracle nobody | --oracle 'nobody' is none of the arms
+run --out report --oracle nobody | --oracle 'nobody' is not one of the arms
 run --out report --measure best | --measure 'best'
 run --out report --measure '' | --measure is empty
 run --out report --measure tasks | --measure tasks needs the length of a task
-run --out report --flops yes | 'yes' belongs to no option
+run --out report --flops yes | 'yes' does not belong to any option
 run --out report --flops=yes | --flops/--no-flops takes no value
 run --out report --mesure last | unknown option '--mesure'. Did you mean '--measure'?
 run small.yaml card.yaml --out report | card.yaml
@@ -606,8 +606,8 @@ broken/config_empty --out report | broken/config_empty/config.yaml
 """
 
 CLAIMS = r"""
-injektion | COMMAND 'injektion' is none of list, run, render
-'' | COMMAND '' is none of list, run, render
+injektion | COMMAND 'injektion' is not one of list, run, render
+'' | COMMAND '' is not one of list, run, render
 list injektion | unknown claim 'injektion'. Did you mean 'injection'?
 list '' | NAME is empty
 list gone.yaml | there is no card gone.yaml
@@ -615,7 +615,7 @@ list text.txt | unknown claim 'text.txt'
 list ./text.txt | text.txt
 list folder/ | folder
 list list.yaml | list.yaml must hold keys and values
-list twice.yaml | twice.yaml & stands twice
+list twice.yaml | twice.yaml & appears twice
 list bomb.yaml | bomb.yaml
 list deep.yaml | deep.yaml
 list small.yaml | small.yaml

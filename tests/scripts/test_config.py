@@ -322,13 +322,13 @@ def test_mistakes_that_we_explain(line: list[str], message: str) -> None:
         (["--"], "unknown option '--'"),
         (["--agent"], "--agent needs a value"),
         (["--config"], "--config needs a value"),
-        (["--agent.lr", "abc"], "--agent.lr: 'abc' is no number"),
+        (["--agent.lr", "abc"], "--agent.lr: 'abc' is not a number"),
         (["--steps", "1.5"], "--steps: '1.5' is not a whole number"),
         (["--steps", "many"], "'many' is not a whole number"),
         (["--steps", "1e999"], "'1e999' is not a whole number"),
-        (["--agent.net.body", "natur"], "--agent.net.body 'natur' is none of mlp, nature. Did you mean 'nature'?"),
-        (["--resume", "always"], "--resume 'always' is none of auto, never"),
-        (["dqn"], "belongs to no option: 'dqn'"),
+        (["--agent.net.body", "natur"], "--agent.net.body 'natur' is not one of mlp, nature. Did you mean 'nature'?"),
+        (["--resume", "always"], "--resume 'always' is not one of auto, never"),
+        (["dqn"], "a value without an option: 'dqn'"),
         (["--config", ""], "--config is empty"),
         (["--config="], "--config is empty"),
         ([""], "a word is empty"),
@@ -336,7 +336,7 @@ def test_mistakes_that_we_explain(line: list[str], message: str) -> None:
         (["--run", "a\nb"], "--run contains a line break"),
         (["--run", "\udcff"], "--run contains the control character U+DCFF"),
         (["--run", "x" * 256], "--run holds a name of 256 bytes"),
-        (["--run", "~no such user/x"], "--run begins with the name of a user who is not here"),
+        (["--run", "~no such user/x"], "--run begins with the name of an unknown user"),
         (["--agent.learning-rate", "1"], "dqn has no option --agent.learning-rate. Did you mean --agent.lr?"),
         (["--learning-rate", "1"], "unknown option '--learning-rate'. Did you mean --agent.lr?"),
         (["--total-timesteps", "1"], "unknown option '--total-timesteps'. Did you mean --steps?"),
@@ -508,12 +508,12 @@ def test_floats_are_floats_after_reading(tmp_path: Path) -> None:
         ("resume: always", "'resume' expects 'auto' | 'never', not 'always'"),
         ("interventions: [1]", r"'interventions' expects \(str, ...\)"),
         ("interventions: [rdo]", "unknown intervention 'rdo'"),
-        ("seed: 1\nseed: 2", "config.yaml is no YAML: 'seed' stands twice"),
-        ("agent: {lr: 1, lr: 2}", "'lr' stands twice"),
-        ("a: b: c", "config.yaml is no YAML: mapping values are not allowed"),
+        ("seed: 1\nseed: 2", "config.yaml is not valid YAML: 'seed' appears twice"),
+        ("agent: {lr: 1, lr: 2}", "'lr' appears twice"),
+        ("a: b: c", "config.yaml is not valid YAML: mapping values are not allowed"),
         ("- 1", "must hold keys and values, not list"),
-        ("!!python/object/apply:os.getcwd []", "is no YAML: could not determine a constructor"),
-        ("a: \x01", "is no YAML"),
+        ("!!python/object/apply:os.getcwd []", "is not valid YAML: could not determine a constructor"),
+        ("a: \x01", "is not valid YAML"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_told_in_one_line(text: str, message: str, tmp_path: Path) -> None:
@@ -526,7 +526,7 @@ def test_what_is_wrong_in_a_file_is_told_in_one_line(text: str, message: str, tm
 
 def test_a_file_that_is_not_text(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(BadInput, match="is no YAML"):
+    with pytest.raises(BadInput, match="is not valid YAML"):
         load(tmp_path, AMONG)
 
 
