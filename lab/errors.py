@@ -7,15 +7,15 @@ from contextlib import contextmanager
 
 
 class BadInput(ValueError):
-    """What was asked for cannot be run. The message is for the user; the exit code is 2."""
+    """The request cannot be carried out. The message is for the user; the exit code is 2."""
 
 
 @contextmanager
 def bad_input() -> Iterator[None]:
-    """Around the setting up of a run: what is wrong here is wrong with what the user gave, and becomes `BadInput`.
+    """Wraps the setup of a run: errors within are mistakes in the user's input and become `BadInput`.
 
-    Inside it environments and agents are built from names and settings. Outside it a ValueError is a bug of ours and
-    keeps its traceback.
+    Within it, environments and agents are built from names and settings. Outside of it, a ValueError is a bug and keeps
+    its traceback.
     """
     try:
         yield

@@ -44,18 +44,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="pliant claims", description=__doc__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     listing = commands.add_parser("list", help="all claims, their verdicts and costs (also without a command)")
-    run = commands.add_parser("run", help="run what is missing of some claims, or of as many as fit a budget")
+    run = commands.add_parser("run", help="do the missing runs of the named claims, or of as many as fit a budget")
     page = commands.add_parser("render", help="write the page and its figures from the stored results")
     for command in (listing, run, page):
-        command.add_argument("names", nargs="*", metavar="NAME", help="claims, or files of cards; all if none is named")
-        command.add_argument("--runs", type=Path, default=RUNS, metavar="DIR", help=f"where runs stand ({RUNS})")
+        command.add_argument("names", nargs="*", metavar="NAME", help="claims, or claim files (default: all)")
+        command.add_argument("--runs", type=Path, default=RUNS, metavar="DIR", help=f"folder of the runs ({RUNS})")
     run.add_argument("--budget", metavar="TIME", help="wall clock to use, such as 30m, 90s or 1h30m")
-    run.add_argument("--jobs", type=read(Jobs), default=0, help="processes at a time; one for every core if not given")
-    run.add_argument(
-        "--seeds", type=read(HowManySeeds), default=0, help="seeds of every arm; those of the card if not given"
-    )
+    run.add_argument("--jobs", type=read(Jobs), default=0, help="processes at a time (default: one per core)")
+    run.add_argument("--seeds", type=read(HowManySeeds), default=0, help="seeds of every arm (default: the card's)")
     for command in (run, page):
-        command.add_argument("--out", type=Path, metavar="DIR", help="where claims.md goes (docs, or beside a card)")
+        command.add_argument("--out", type=Path, metavar="DIR", help="folder of claims.md (docs, or beside the card)")
     arguments = parser.parse_args(words)
     if arguments.command is None:
         arguments = parser.parse_args(["list", *words])
@@ -79,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         for each in judged:
             if arguments.names or each.verdict != "not run":
                 print(f"\n{in_words(each)}")
-        # The page is of all the claims that come with pliant, whichever were run.
+        # The page shows all claims that come with pliant, not only those that were run.
         if all(card.path.parent == BUILT_IN for card in cards):
             render(find(), arguments.out)
         elif arguments.out is not None:

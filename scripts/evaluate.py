@@ -29,14 +29,14 @@ from pliant.lab.experiments.saved import read_saved
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="pliant evaluate", description=__doc__)
     parser.add_argument("agent", type=Path, metavar="PATH", help="a run's folder, a checkpoint, or a saved agent")
-    parser.add_argument("--env", help="environment to play in; that of the run if not given")
+    parser.add_argument("--env", help="environment to play in (default: the run's)")
     parser.add_argument("--episodes", type=read(Episodes), default=20, help="episodes to play (default: 20)")
-    parser.add_argument("--seed", type=read(Seed), default=0, help="decides the episodes' seeds (default: 0)")
+    parser.add_argument("--seed", type=read(Seed), default=0, help="determines the seeds of the episodes (default: 0)")
     parser.add_argument(
         "--at-steps",
         type=read(EnvSteps),
         metavar="N",
-        help="show a problem that drifts as it is at N environment steps (default: where the checkpoint was saved)",
+        help="freeze a drifting environment as it is at N environment steps (default: the checkpoint's)",
     )
     parser.add_argument("--epsilon", type=read(Share), default=0.0, help="probability of a random action (default: 0)")
     parser.add_argument("--num-envs", type=read(NumEnvs), default=8, help="environments stepped together (default: 8)")
@@ -44,11 +44,11 @@ def main(argv: list[str] | None = None) -> int:
         "--max-episode-steps",
         type=read(SomeEnvSteps),
         metavar="N",
-        help="cut an episode after N steps (default: the limit that the run set for its environment, or else 27,000)",
+        help="cut an episode after N steps (default: the limit in the run's configuration, or else 27,000)",
     )
-    parser.add_argument("--device", default="cpu", help="where the networks run (default: cpu)")
-    parser.add_argument("--out", type=Path, help="where the result goes as JSON (default: beside the agent)")
-    parser.add_argument("--video", type=Path, metavar="GIF", help="film the first 5,000 steps (one environment then)")
+    parser.add_argument("--device", default="cpu", help="device of the networks (default: cpu)")
+    parser.add_argument("--out", type=Path, help="JSON file for the result (default: beside the agent)")
+    parser.add_argument("--video", type=Path, metavar="GIF", help="film the first 5,000 steps (uses one environment)")
     arguments = parser.parse_args(argv)
     beside = arguments.agent if arguments.agent.is_dir() else arguments.agent.parent
     if arguments.video is not None:
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         agent, config = saved.build(device), saved.config
         env = arguments.env or (config.env if config is not None else None)
         if env is None:
-            raise BadInput(f"{arguments.agent} does not say which environment it was trained in; give --env")
+            raise BadInput(f"{arguments.agent} does not record the environment it was trained in; give --env")
         same = config is not None and env == config.env
         if same:
             refuse_others(arguments.agent, env)
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         at_steps, drifts = arguments.at_steps, bool(env_config.drift) or suite(env) == "stream"
         if at_steps is None:
             at_steps = max(0, saved.steps - 1) if drifts and same else 0
-        # Episodes take minutes: what cannot be written afterwards is refused before.
+        # Episodes take minutes: an output that cannot be written is refused before.
         out = file_for(arguments.out or beside / "evaluation.json", "--out")
         result = score(
             agent,

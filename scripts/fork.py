@@ -46,11 +46,15 @@ def main(argv: list[str] | None = None) -> int:
         action="append",
         default=[],
         metavar="SENTENCE",
-        help='an arm: interventions, such as "redo(tau=0.1) l2_init"; "" is the control',
+        help='an arm: intervention specs, such as "redo(tau=0.1) l2_init"; "" is the control',
     )
-    parser.add_argument("--diagnose", action="store_true", help="the arms that tell which part has lost plasticity")
     parser.add_argument(
-        "--why", action="store_true", help="mend one thing after the other in copies and probe each; runs nothing"
+        "--diagnose", action="store_true", help="add arms that show which component has lost plasticity"
+    )
+    parser.add_argument(
+        "--why",
+        action="store_true",
+        help="repair copies of the networks, one property at a time, and probe each; starts no runs",
     )
     parser.add_argument(
         "--tandem",
@@ -58,25 +62,23 @@ def main(argv: list[str] | None = None) -> int:
         type=read(SomeEnvSteps),
         const=10_000,
         metavar="EVERY",
-        help="a new agent learns passively from the control's replay; compared so often",
+        help="a new agent learns passively from the control's replay; compare them every EVERY steps",
     )
     parser.add_argument("--reseed", type=read(Replicates), default=1, metavar="N", help="replicates of every arm (1)")
     parser.add_argument(
-        "--steps", type=read(SomeEnvSteps), metavar="STEP", help="where arms end; where the parent ends if not given"
+        "--steps", type=read(SomeEnvSteps), metavar="STEP", help="step at which arms end (default: the parent's end)"
     )
     parser.add_argument(
-        "--for", dest="length", type=read(SomeEnvSteps), metavar="N", help="or how many steps they go on"
+        "--for", dest="length", type=read(SomeEnvSteps), metavar="N", help="or the number of steps after the fork"
     )
-    parser.add_argument(
-        "--jobs", type=read(Jobs), default=0, help="processes at a time; one for every core if not given"
-    )
+    parser.add_argument("--jobs", type=read(Jobs), default=0, help="processes at a time (default: one per core)")
     arguments = parser.parse_args(words)
     if arguments.steps is not None and arguments.length is not None:
         raise BadInput("give --steps or --for, not both")
     parents = [parent_of(folder) for folder in arguments.runs]
     at = moment(arguments.at, parents)
     if arguments.why:
-        to_reach = [parent for parent in parents if at not in saved_steps(parent.folder)]  # who looks on leaves nothing
+        to_reach = [parent for parent in parents if at not in saved_steps(parent.folder)]  # others need no lock
         with bad_input(), held(to_reach):
             return explain([(parent.folder, reach(parent, at)) for parent in parents])
     beside = () if arguments.tandem is None else check_monitors([f"tandem(every={arguments.tandem})"])
@@ -89,11 +91,11 @@ def main(argv: list[str] | None = None) -> int:
         if by_folder.setdefault(arm.folder, arm).words != arm.words:
             raise BadInput(
                 f"two arms would stand in one folder {arm.folder}, {' '.join(by_folder[arm.folder].words)!r} and "
-                f"{' '.join(arm.words)!r}: write a parameter of yours out, or fork twice"
+                f"{' '.join(arm.words)!r}: write out a parameter, or fork twice"
             )
     arms = list(by_folder.values())
     if len(arms) == 1 and not (beside or arguments.sentences):
-        raise BadInput('nothing to compare: give arms by --with "redo(tau=0.1)", or --diagnose, --tandem or --why')
+        raise BadInput('nothing to compare: give arms with --with "redo(tau=0.1)", or --diagnose, --tandem or --why')
     threads = max(settled(parent.config).threads for parent in parents)
     with held(parents):
         return fork(

@@ -35,21 +35,30 @@ def main(argv: list[str] | None = None) -> int:
         "--monitors",
         nargs="+",
         metavar="WORD",
-        help=f'what is measured: names, calls like "probe(steps=500)", {", ".join(GROUPS)} (default: all that can)',
+        help=f'monitors: names, calls like "probe(steps=500)", {", ".join(GROUPS)} (default: all that apply)',
     )
     parser.add_argument("--no-probe", dest="probe", action="store_false", help="leave out the probe, which takes long")
-    parser.add_argument("--json", metavar="FILE", help="where the numbers go as JSON; - prints them, and no table")
+    parser.add_argument(
+        "--json", metavar="FILE", help="file for the numbers as JSON; - prints JSON instead of the table"
+    )
     parser.add_argument(
         "--env",
         metavar="NAME",
-        help="environment to play in, for states or overestimation (default: a run's own, for monitors that are named)",
+        help="environment to play in, for states or overestimation (default: the run's, for named monitors)",
     )
     parser.add_argument(
-        "--interventions", nargs="+", default=(), metavar="WORD", help="those of an agent's file; a run knows its own"
+        "--interventions",
+        nargs="+",
+        default=(),
+        metavar="WORD",
+        help="interventions of an agent file; a run's are in its configuration",
     )
     parser.add_argument("--observations", type=Path, metavar="FILE", help="states (.npy) instead of the replay")
     parser.add_argument(
-        "--samples", type=read(States), default=SAMPLES, help=f"states played for or drawn (default: {SAMPLES})"
+        "--samples",
+        type=read(States),
+        default=SAMPLES,
+        help=f"number of states to collect or draw (default: {SAMPLES})",
     )
     parser.add_argument("--module", metavar="PACKAGE.MODULE:CLASS", help="PATH holds a state dict of this module")
     parser.add_argument("--module-args", metavar="JSON", help="arguments of its constructor: an object or a list")
@@ -57,12 +66,10 @@ def main(argv: list[str] | None = None) -> int:
         "--input",
         nargs="+",
         metavar="FILE|SHAPE",
-        help="what the module reads, for each argument: a .npy of samples, or the shape of one (standard normal draws)",
+        help="each argument of the module: a .npy of samples, or the shape of one sample (standard normal draws)",
     )
-    parser.add_argument(
-        "--seed", type=read(Seed), default=0, help="of what is played, drawn and sampled here (default: 0)"
-    )
-    parser.add_argument("--device", default="cpu", help="where the networks run (default: cpu)")
+    parser.add_argument("--seed", type=read(Seed), default=0, help="seed of playing, drawing and sampling (default: 0)")
+    parser.add_argument("--device", default="cpu", help="device of the networks (default: cpu)")
     arguments = parser.parse_args(argv)
     arguments.device = usable_device(arguments.device)
     if arguments.module is None and (arguments.module_args is not None or arguments.input):

@@ -17,19 +17,19 @@ from pliant.common.spinning import bound_spinning
 from pliant.lab.commands.exits import BAD_INPUT, exit_code
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "train": ("pliant.scripts.train:main", "Train an agent in an environment, or go on with a run that was stopped."),
+    "train": ("pliant.scripts.train:main", "Train an agent in an environment, or continue a stopped run."),
     "evaluate": ("pliant.scripts.evaluate:main", "Play episodes with a trained agent and report its score."),
     "inspect": ("pliant.scripts.inspection:main", "Measure a saved agent, and how plastic it still is."),
-    "fork": ("pliant.scripts.fork:main", "Branch a run at one moment into what-ifs, and find out what it lacks."),
+    "fork": ("pliant.scripts.fork:main", "Branch a run at one step into arms, and diagnose its loss of plasticity."),
     "bench": ("pliant.scripts.bench:main", "Measure speed and memory."),
     "sweep": ("pliant.scripts.sweep:main", "Run a study: agents, environments, arms and seeds, here or on a cluster."),
-    "report": ("pliant.scripts.report:main", "Report on runs: what they show, what they do not, and how sure that is."),
-    "claims": ("pliant.scripts.claims:main", "Run the field's claims, or your own, and see what holds."),
+    "report": ("pliant.scripts.report:main", "Report on runs: results, uncertainty, and open questions."),
+    "claims": ("pliant.scripts.claims:main", "Run published claims, or your own, and evaluate them."),
     "interventions": ("pliant.scripts.interventions:main", "List the interventions, or explain one of them."),
-    "drifts": ("pliant.scripts.drifts:main", "List what can change in an environment, or explain one such change."),
-    "monitors": ("pliant.scripts.monitors:main", "List what can be measured of an agent, or explain one monitor."),
+    "drifts": ("pliant.scripts.drifts:main", "List the drifts of environments, or explain one of them."),
+    "monitors": ("pliant.scripts.monitors:main", "List the monitors of an agent, or explain one of them."),
 }
-"""Name, where its function lives, and one line for `pliant --help`."""
+"""Name of each command, its function, and one line for `pliant --help`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,10 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def script(*words: str) -> int:
-    """`pliant`, for a file of this folder that Python was told to run: `python scripts/NAME.py …` is `pliant NAME …`.
+    """Run `pliant` for a file of this folder: `python scripts/NAME.py …` is `pliant NAME …`.
 
-    Python has put the folder in front of all that can be imported. It is taken away again: its `config`, `report` or
-    `monitors` would stand before the modules of others. The command itself is imported anew, as part of its package.
+    Python puts the folder first on the import path. It is removed again, because its `report` or `monitors` would hide
+    other modules of these names. The command itself is imported again, as part of its package.
     """
     if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
         del sys.path[0]

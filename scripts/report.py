@@ -45,30 +45,27 @@ def main(argv: list[str] | None = None) -> int:
         metavar="NAME",
         help="score of a run: final, last, tasks, area, or the tag of a measurement (its mean over the last tenth)",
     )
-    parser.add_argument("--lower-is-better", action="store_true", help="of the measure; returns are better if higher")
     parser.add_argument(
-        "--segment",
-        type=read(SomeEnvSteps),
-        metavar="N",
-        help="environment steps that a task lasts; the study's if it says",
+        "--lower-is-better", action="store_true", help="lower values of the measure are better (default: higher)"
     )
-    parser.add_argument("--baseline", metavar="ARM", help="the arm that others are compared with")
+    parser.add_argument(
+        "--segment", type=read(SomeEnvSteps), metavar="N", help="environment steps per task (default: the study's)"
+    )
+    parser.add_argument("--baseline", metavar="ARM", help="the arm that the others are compared with")
     parser.add_argument("--oracle", metavar="ARM", help="the arm whose lead over the baseline is the gap to be closed")
-    parser.add_argument(
-        "--margin", type=read(Positive), metavar="M", help="smallest difference of scores that would matter"
-    )
+    parser.add_argument("--margin", type=read(Positive), metavar="M", help="smallest difference of scores that matters")
     parser.add_argument(
         "--flops",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="count the floating-point operations of an update, on agents built anew (default: yes)",
+        help="count the floating-point operations of an update, on freshly built agents (default: yes)",
     )
     words = sys.argv[1:] if argv is None else argv
     arguments = parser.parse_args(words)
     line = shlex.join(["pliant", "report", *(words[1:] if argv is None and words[:1] == ["report"] else words)])
     out = folder_for(arguments.out, "--out")
-    if (out / "figures").exists() and not (out / HTML).exists():  # writing a report renews its figures
-        raise BadInput(f"--out {out} holds figures that are of no report: choose another folder")
+    if (out / "figures").exists() and not (out / HTML).exists():  # writing a report replaces its figures
+        raise BadInput(f"--out {out} holds figures that do not belong to a report: choose another folder")
     report = make_report(
         collect(arguments.runs),
         line,
@@ -85,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     done = len(report.runs.finished)
     print(f"{done} of {len(report.runs.records)} runs done, {len(report.runs.forks)} forks: {arguments.out / HTML}")
     if not report.drawing:
-        print("There are no figures: they need matplotlib, pip install 'pliant[report]'", file=sys.stderr)
+        print("No figures: they need matplotlib, pip install 'pliant[report]'", file=sys.stderr)
     return 0
 
 

@@ -50,31 +50,25 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="pliant sweep", description=__doc__)
     add = parser.add_argument
     add("study", type=Path, metavar="STUDY", help="a study file, or a study's folder")
-    add("--status", action="store_true", help="say how all runs stand, also while they run elsewhere")
-    add("--dry-run", action="store_true", help="print the commands of what is not done, and run nothing")
-    add("--only", action="append", default=[], metavar="ARM", help="this arm alone (may be given again)")
-    add("--seeds", type=read(HowManySeeds), default=0, metavar="N", help="the first N seeds alone")
-    add("--steps", type=read(EnvSteps), default=0, metavar="N", help="runs of N steps, in a folder of their own")
-    add("--out", type=Path, metavar="DIR", help="where the runs stand (runs/studies/<name>)")
-    add("--executor", choices=("local", "ray", "slurm"), default="local", help="who runs them (local)")
+    add("--status", action="store_true", help="show the state of all runs, also while they are running")
+    add("--dry-run", action="store_true", help="print the commands of the unfinished runs, and run nothing")
+    add("--only", action="append", default=[], metavar="ARM", help="only this arm (may be repeated)")
+    add("--seeds", type=read(HowManySeeds), default=0, metavar="N", help="only the first N seeds")
+    add("--steps", type=read(EnvSteps), default=0, metavar="N", help="runs of N steps, in a separate folder")
+    add("--out", type=Path, metavar="DIR", help="folder of the runs (runs/studies/<name>)")
+    add("--executor", choices=("local", "ray", "slurm"), default="local", help="executor of the runs (local)")
     add("--budget", metavar="TIME", help="wall clock after which runs save and stop, such as 30m, 90s or 1h30m")
-    add(
-        "--jobs",
-        type=read(Jobs),
-        default=0,
-        metavar="N",
-        help="runs at a time; one for every core, or GPU, if not given",
-    )
+    add("--jobs", type=read(Jobs), default=0, metavar="N", help="runs at a time (default: one per core, or per GPU)")
     add(
         "--gpus-per-run",
         type=read(GpusPerRun),
         default=1.0,
         metavar="X",
-        help="on cuda: GPUs of a run, or a share of one (1)",
+        help="on cuda: GPUs per run, or a share of one (1)",
     )
     slurm = parser.add_argument_group("--executor slurm, which writes a script for sbatch")
-    slurm.add_argument("--emit", type=Path, metavar="FILE", help="where to (the terminal)")
-    slurm.add_argument("--time", default="24:00:00", help="time of a job (24:00:00)")
+    slurm.add_argument("--emit", type=Path, metavar="FILE", help="file for the script (default: the terminal)")
+    slurm.add_argument("--time", default="24:00:00", help="time limit of a job (24:00:00)")
     slurm.add_argument("--partition", metavar="NAME")
     slurm.add_argument(
         "--cpus", type=read(SomeCores), default=1, metavar="N", help="cores of a job, and runs at a time in it (1)"

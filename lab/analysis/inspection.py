@@ -131,7 +131,7 @@ def looked_at(path: Path, device: str, words: Sequence[str] = ()) -> Looked:
     interventions of an agent without a run, which would tell them (BadInput, and as `read_saved`)."""
     saved = read_saved(path, whole=True, otherwise="; for weights of a module of your own, give --module")
     if saved.config is not None and words:
-        raise BadInput(f"--interventions is for an agent's file; the configuration of the run of {path} holds its own")
+        raise BadInput(f"--interventions is for an agent's file; {path} belongs to a run with its own")
     agent, found = saved.build(device, words), saved.found
     if found is None:
         return Looked(agent, Clock(), saved.source)

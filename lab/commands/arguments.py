@@ -34,10 +34,10 @@ class BadArgument(ValueError):
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` that keeps the description as it is written, and raises `BadArgument` at an error.
+    """An `ArgumentParser` that keeps the description's layout and raises `BadArgument` for an error.
 
-    An argument without a type is a text that is not empty; one of type `Path` can name a file. An empty text on a
-    command line is a shell variable that was never set. Where an empty text has a meaning, the type is `str`.
+    An argument without a type is a text that is not empty; one of type `Path` is a possible file name. An empty text on
+    a command line usually comes from an unset shell variable. If an empty text has a meaning, the type is `str`.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
 
     def add_subparsers(self, **settings: Any) -> Any:
         action = super().add_subparsers(**settings)
-        action.type = str  # the words after the command are for the command's own parser to check
+        action.type = str  # the command's own parser checks the following arguments
         return action
 
     def error(self, message: str) -> NoReturn:
@@ -65,7 +65,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _reworded(message: str, flags: Sequence[str]) -> str:
-    """What argparse says, beginning with the flag, and with what to write instead."""
+    """argparse's message, beginning with the flag, and with a suggestion."""
     if begun := re.match(r"argument ([^:]+): ", message):
         flag, rest = begun[1], message[begun.end() :]
         if chosen := re.fullmatch(r"invalid choice: (.*) \(choose from (.*)\)", rest):
@@ -91,7 +91,7 @@ def _reworded(message: str, flags: Sequence[str]) -> str:
 
 
 def text(word: str) -> str:
-    """A text of a command line (ArgumentTypeError: it is empty, or no text that a file can hold)."""
+    """A text of a command line (ArgumentTypeError: it is empty, or contains control characters)."""
     if complaint := unfit(word):
         raise argparse.ArgumentTypeError(complaint)
     return word

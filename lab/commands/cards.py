@@ -14,7 +14,7 @@ from ...interventions.core import spec
 from ..errors import BadInput
 
 COSTS = Path(__file__).resolve().parents[1] / "benchmarks" / "costs.json"
-"""What `pliant bench --save` measured."""
+"""The measurements of `pliant bench --save`."""
 
 
 def show(argv: Sequence[str] | None, what: str, registry: Mapping[str, Any]) -> int:
@@ -39,7 +39,7 @@ def show(argv: Sequence[str] | None, what: str, registry: Mapping[str, Any]) -> 
 
 
 def _card(name: str, kind: Any) -> str:
-    """How the word is written, its docstring, what it measures, and what it costs."""
+    """The signature, docstring, metrics and cost of an intervention, a monitor or a drift."""
     card = f"{spec.signature(name, kind)}\n\n{inspect.getdoc(kind) or ''}".rstrip()
     if metrics := getattr(kind, "metrics", {}):
         width = max(map(len, metrics))
@@ -47,14 +47,14 @@ def _card(name: str, kind: Any) -> str:
         card += "".join(f"\n    {metric:<{width}}  {meaning}" for metric, meaning in metrics.items())
     if getattr(kind, "fire", None) not in (None, Intervention.fire):
         card += (
-            "\n\nWaits for a measurement, too: when='critic/dormant_fraction > 0.2' in the place of a beat, with\n"
+            "\n\nCan also wait for a measurement: when='critic/dormant_fraction > 0.2' in place of a schedule, with\n"
             "patience (measurements in a row) and cooldown (updates). `pliant monitors` lists what is measured."
         )
     return card + _cost(name)
 
 
 def _cost(name: str) -> str:
-    """What `pliant bench --save` measured of an intervention or a monitor, as the end of its card."""
+    """The cost of an intervention or a monitor, as measured by `pliant bench --save`: the end of its card."""
     costs = json.loads(COSTS.read_text()) if COSTS.exists() else {}
     if name in costs.get("methods", {}):
         lines = [f"\n\nCost ({costs['machine']}; `pliant bench --only interventions`):"]

@@ -11,9 +11,9 @@ LONGEST_BUDGET = 366 * 24 * 3600  # seconds
 
 
 def seconds(text: str) -> float:
-    """`30m`, `90s`, `1h30m` in seconds (BadInput)."""
-    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
-    total = sum(float(n) * u for n, u in zip(found.groups(), (3600, 60, 1), strict=True) if n) if found else 0.0
+    """Seconds of a duration such as `30m`, `90s` or `1h30m` (BadInput)."""
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
+    total = sum(float(n) * u for n, u in zip(match.groups(), (3600, 60, 1), strict=True) if n) if match else 0.0
     if total <= 0:
         raise BadInput(f"--budget is a time like 30m, 90s or 1h30m, not {shorten(text)}")
     if total > LONGEST_BUDGET:

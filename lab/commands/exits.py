@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from types import FrameType
 
 FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
-LONGEST_LINE = 2_000  # characters of an error's line
+LONGEST_LINE = 2_000  # characters of an error message
 
 
 def exit_code(command: Callable[[], int]) -> int:
-    """Run a command; what the user has to mend is told in one line, and a bug of ours keeps its traceback.
+    """Run a command. A user's mistake is reported in one line; a bug keeps its traceback.
 
-    The user's are exactly the ValueErrors and ImportErrors that pliant itself defines (`BadInput`, `SpecError`,
-    unknown environments, a replay that does not fit into memory). A plain ValueError may come from anywhere and is
-    taken for a bug, unless it was raised within `pliant.lab.errors.bad_input`. Other errors that pliant defines (a
-    full disk, a folder in use, no good checkpoint) are one line too, but no fault of the command line: exit code 1.
+    Users' mistakes are exactly the ValueErrors and ImportErrors that pliant itself defines (`BadInput`, `SpecError`,
+    unknown environments, a replay that does not fit into memory). A plain ValueError may come from anywhere and
+    counts as a bug, unless it was raised within `pliant.lab.errors.bad_input`. Other errors that pliant defines (a
+    full disk, a folder in use, no good checkpoint) also give one line, but exit code 1.
     """
     try:
         with _terminable():
@@ -35,13 +35,13 @@ def exit_code(command: Callable[[], int]) -> int:
 
 
 class Terminated(BaseException):
-    """SIGTERM was received, by a command that has nothing to save."""
+    """SIGTERM was received by a command that has nothing to save."""
 
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM end a command as Ctrl-C does, so that what is half done is undone. `pliant train` deals with it
-    otherwise while it trains; and who ignores it, goes on ignoring it."""
+    """Let SIGTERM end a command as Ctrl-C does, so that unfinished work is undone. `pliant train` replaces this handler
+    while it trains. A process that ignores SIGTERM continues to ignore it."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
         return
@@ -57,7 +57,7 @@ def _terminable() -> Iterator[None]:
 
 
 def _told(error: Exception, code: int) -> int:
-    """One line for an error of pliant's own making; anything else goes on as it came."""
+    """Print one line for an error defined by pliant; raise any other error again."""
     if type(error).__module__.partition(".")[0] != "pliant":
         raise error
     print(f"error: {_as_line(str(error))}", file=sys.stderr)
@@ -65,6 +65,6 @@ def _told(error: Exception, code: int) -> int:
 
 
 def _as_line(text: str) -> str:
-    """A text as one line of bounded length that any terminal can show: what is not printable is escaped."""
+    """A text as one line of bounded length, with unprintable characters escaped."""
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
     return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 300]} ... {line[-250:]}"

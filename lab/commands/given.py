@@ -8,12 +8,12 @@ from pathlib import Path
 from ...common.specs import control_character, shorten
 
 LONGEST_NAME = 255
-"""Bytes of the name of a file or folder on Linux's and macOS's file systems."""
+"""Longest name of a file or folder on the file systems of Linux and macOS, in bytes."""
 LONGEST_PATH = 4_095
 
 
 def unfit(word: str) -> str:
-    """Why a word is no value of a flag, as what follows the flag in a message; empty for a word that is one."""
+    """The reason why a text cannot be a flag's value, phrased to follow the flag in a message; empty if it can."""
     if not word.strip():
         return "is empty (was a shell variable unset?): give it a value, or leave it out"
     if (hidden := control_character(word)) is not None:
@@ -22,7 +22,7 @@ def unfit(word: str) -> str:
 
 
 def unfit_name(word: str) -> str:
-    """Why a word names no file, likewise."""
+    """The reason why a text cannot name a file, likewise."""
     names = Path(word).parts
     if (longest := max((len(os.fsencode(name)) for name in names), default=0)) > LONGEST_NAME:
         return f"holds a name of {longest:,} bytes, and file systems take {LONGEST_NAME}: {shorten(word)}"
@@ -37,5 +37,5 @@ def unfit_name(word: str) -> str:
 
 
 def ended(sentence: str) -> str:
-    """A sentence with its full stop."""
+    """A sentence with its final full stop."""
     return sentence if sentence.endswith((".", "?", "!")) else f"{sentence}."

@@ -11,7 +11,7 @@ from ..errors import BadInput
 
 
 def file_for(path: Path, flag: str) -> Path:
-    """A path at which a file can be written; its folder must be there (BadInput, which begins with the flag)."""
+    """The path, if a file can be written there; its folder must exist (BadInput, which begins with the flag)."""
     with _named(path, flag):
         if path.is_dir():
             raise BadInput(f"{flag} {path} is a folder: name a file")
@@ -25,7 +25,7 @@ def file_for(path: Path, flag: str) -> Path:
 
 
 def folder_for(path: Path, flag: str) -> Path:
-    """A path at which a folder stands or can be made (BadInput, which begins with the flag); nothing is made."""
+    """The path, if it is a folder or can be created as one (BadInput, which begins with the flag). Creates nothing."""
     with _named(path, flag):
         if path.exists() and not path.is_dir():
             raise BadInput(f"{flag} {path} is a file, not a folder")
@@ -39,7 +39,7 @@ def folder_for(path: Path, flag: str) -> Path:
 
 @contextmanager
 def written(path: Path, flag: str) -> Iterator[None]:
-    """Around the writing itself: what the system refuses after all is told by flag and path (BadInput)."""
+    """Wraps the writing itself: errors of the system name the flag and the path (BadInput)."""
     try:
         yield
     except OSError as error:
@@ -48,7 +48,7 @@ def written(path: Path, flag: str) -> Iterator[None]:
 
 @contextmanager
 def _named(path: Path, flag: str) -> Iterator[None]:
-    """Names that no file can have (too long, a null byte) are an error of the flag."""
+    """Turns invalid file names (too long, a null byte) into an error that names the flag."""
     try:
         yield
     except BadInput:

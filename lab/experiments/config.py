@@ -60,7 +60,7 @@ EvaluationEpisodes: TypeAlias = Annotated[int, at_least(0, "episodes", most=1_00
 
 
 class AgentEntry(NamedTuple):
-    """Where an agent and its configuration live, as `module:name`, or the classes themselves."""
+    """The classes of an agent and of its configuration, or `module:name` of each."""
 
     agent: str | type[Any]
     config: str | type[Any]
@@ -76,7 +76,7 @@ AGENTS: dict[str, AgentEntry] = {
 
 @dataclass(frozen=True)
 class Known:
-    """All that a command line or a file may name; `env_options` are the fields of `env_config` that a suite heeds."""
+    """All names that a command line or file may use. `env_options`: the fields of `env_config` that a suite uses."""
 
     agents: Mapping[str, AgentEntry]
     env_config: type[Any]
@@ -105,47 +105,47 @@ def known() -> Known:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run of one agent in one environment, complete: what `config.yaml` in its folder holds.
+    """The complete configuration of a run of one agent in one environment: the content of `config.yaml`.
 
-    `agent_config` and `env_config` are the configurations of the agent and of the environment. They stand without a
-    docstring, so that `--help` shows those of their own classes; the other docstrings are the help of the flags.
+    `agent_config` and `env_config` are the configurations of the agent and of the environment. They have no
+    docstring here, so that `--help` shows those of their own classes. The other docstrings are the help of the flags.
     """
 
     agent: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(AGENTS) + "}")] = "dqn"
-    """Which agent learns. Its own options follow as --agent.OPTION."""
+    """The agent. Its own options are given as --agent.OPTION."""
     env: Annotated[str, tyro.conf.arg(metavar="NAME")] = "ALE/Pong-v5"
-    """Where it acts, such as ALE/Pong-v5, MinAtar/Breakout-v1 or HalfCheetah-v5; or module:Name-v0, which a module of
-    yours registers with gymnasium. Options follow as --env.OPTION."""
+    """The environment, such as ALE/Pong-v5, MinAtar/Breakout-v1 or HalfCheetah-v5; or module:Name-v0, which a module of
+    yours registers with gymnasium. Its options are given as --env.OPTION."""
     interventions: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[WORD ...]")] = ()
-    """What is done to the agent, in order of application: names, or calls in quotes like "redo(tau=0.1, every=1000)".
+    """Interventions, in order of application: names, or calls in quotes like "redo(tau=0.1, every=1000)".
     `pliant interventions` lists them."""
     monitors: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[WORD ...]")] = ("cheap",)
-    """What watches the agent's plasticity: names or calls like "probe(every=50000)", or the groups cheap, deep, all,
+    """Monitors of the agent's plasticity: names or calls like "probe(every=50000)", or the groups cheap, deep, all,
     none. They never change the run. `pliant monitors` lists them."""
     steps: SomeEnvSteps = 1_000_000
     """Environment steps (decisions of the agent, over all environments together; in Atari one is four frames)."""
     seed: Seed = 0
-    """Of everything random: weights, exploration, replay, environments."""
+    """Seed of everything random: weights, exploration, replay, environments."""
     num_envs: NumEnvs = 1
-    """Environments that are stepped together."""
+    """Number of environments that are stepped together."""
     run: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder of the run, if it is not to be runs/<env>/<agent and interventions>/seed<seed>."""
+    """Folder of the run (default: runs/<env>/<agent and interventions>/seed<seed>)."""
     resume: Literal["auto", "never"] = "auto"
-    """Go on where the folder's run stopped, if there is one (auto), or never."""
+    """auto: continue the run in the folder if there is one. never: refuse a folder that holds a run."""
     device: str = "auto"
-    """Where networks and replay live: cpu, cuda, cuda:1, mps; auto takes an accelerator if there is one."""
+    """Device of networks and replay: cpu, cuda, cuda:1, mps; auto uses an accelerator if there is one."""
     threads: Threads = 0
-    """CPU threads of torch; 0 times updates with one thread and with all cores at the start, and takes the faster."""
+    """CPU threads of torch; 0 times updates at the start with one thread and with all cores, and uses the faster."""
     log_every: SomeEnvSteps = 1_000
     """Environment steps between two points of the training curves."""
     checkpoint_every: EnvSteps = 50_000
     """Environment steps between two checkpoints; 0 saves only at the end, and when stopped by a signal."""
     keep_checkpoints: Kept = 2
-    """How many of the latest checkpoints stay on disk."""
+    """Number of latest checkpoints that stay on disk."""
     evaluate_every: EnvSteps = 0
     """Environment steps between two evaluations; 0 evaluates only at the end."""
     evaluate_episodes: EvaluationEpisodes = 10
-    """Episodes of one evaluation; 0 never evaluates."""
+    """Episodes per evaluation; 0 never evaluates."""
     agent_config: Annotated[Any, tyro.conf.arg(name="agent")] = None
     env_config: Annotated[Any, tyro.conf.arg(name="env")] = None
 
@@ -167,13 +167,13 @@ class RunConfig:
 
 
 def check_device_name(name: str) -> None:
-    """Refuse what no device is called (BadInput)."""
+    """Refuse names that are not device names (BadInput)."""
     if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu)(:\d{1,3})?", name):
         raise BadInput(f"--device must be auto, cpu, cuda, cuda:N, mps or xpu, not {shorten(name)}")
 
 
 def usable_device(name: str) -> str:
-    """The device of this name; `auto` is the accelerator if there is one (BadInput: there is no such device here)."""
+    """The device of this name; `auto` is the accelerator if there is one (BadInput if it is not available)."""
     import torch
 
     check_device_name(name)
@@ -181,7 +181,7 @@ def usable_device(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=name)
-    except (RuntimeError, AssertionError):  # torch's own words are for programmers
+    except (RuntimeError, AssertionError):  # torch's own message is for programmers
         raise BadInput(f"--device {name}: not available on this machine; --device auto chooses one that is") from None
     return name
 
@@ -195,11 +195,11 @@ class _CommandLine(RunConfig):
     """A saved config.yaml, or the folder that holds it, to start from; flags override it."""
 
     def __post_init__(self) -> None:
-        """Values are checked when the line becomes a `RunConfig`, where the message is ours."""
+        """No checks here: values are checked when the line becomes a `RunConfig`, whose messages are pliant's."""
 
 
 class Parsed(NamedTuple):
-    """What a command line says, and where its settings come from (one line, to be shown to the user)."""
+    """The configuration of a command line, and the source of its settings (one line, shown to the user)."""
 
     config: RunConfig
     source: str
@@ -214,7 +214,7 @@ def parse(argv: Sequence[str] | None = None, *, prog: str | None = None, among: 
     """Read a command line (that of the process if None).
 
     Raises:
-        ValueError: `BadInput`, `SpecError` or another error of pliant's that names what is wrong.
+        ValueError: `BadInput`, `SpecError` or another error of pliant's that names the mistake.
         SystemExit: After `--help`.
     """
     line = list(sys.argv[1:] if argv is None else argv)
@@ -250,10 +250,10 @@ def parse(argv: Sequence[str] | None = None, *, prog: str | None = None, among: 
 
 
 def load(path: str | Path, among: Known | None = None) -> RunConfig:
-    """The configuration in a YAML file, or in a run's folder. What it does not mention is as in `defaults`.
+    """The configuration in a YAML file, or in a run's folder. Settings that it omits are those of `defaults`.
 
     Raises:
-        BadInput: No such file, no YAML, a key that does not exist, or a value that does not fit.
+        BadInput: The file does not exist, is not YAML, or has an unknown key or an invalid value.
     """
     among = among or known()
     data, where = _read(path)
@@ -262,14 +262,14 @@ def load(path: str | Path, among: Known | None = None) -> RunConfig:
 
 
 def _checked(config: RunConfig, among: Known) -> RunConfig:
-    """The configuration with its words in canonical spelling (SpecError)."""
+    """The configuration with its intervention and monitor specs in canonical spelling (SpecError)."""
     return replace(
         config, interventions=check(config.interventions, among.interventions), monitors=check_monitors(config.monitors)
     )
 
 
 def dump(config: RunConfig) -> str:
-    """The whole configuration as YAML; `load` gives it back."""
+    """The whole configuration as YAML; `load` reads it back."""
     plain: dict[str, Any] = {}
     for field in fields(RunConfig):
         value = getattr(config, field.name)
@@ -284,7 +284,7 @@ def dump(config: RunConfig) -> str:
 
 
 def run_folder(config: RunConfig) -> Path:
-    """The folder of the run: the one given, else the default (BadInput: it begins with ~ and a user without home)."""
+    """The folder of the run: the given one, or the default (BadInput: it begins with ~ and an unknown user)."""
     if config.run is None:
         return default_run_folder(config)
     try:
@@ -296,10 +296,10 @@ def run_folder(config: RunConfig) -> Path:
 def default_run_folder(config: RunConfig) -> Path:
     """`runs/<env>/<agent and interventions>/seed<seed>`, readable and safe on every file system.
 
-    The interventions are normalised, so that one spelling or another leads to the same folder:
-    `dqn` with `layer_norm "redo(tau=0.1)"` is `dqn+layer_norm+redo,tau=0.1`. What drifts in the environment follows its
-    name: `CartPole-v1~observation_offset,every=160000`. A name that had to be shortened, or lost
-    characters that told it from others, ends in a hash of the whole.
+    The interventions are normalised, so that different spellings lead to the same folder:
+    `dqn` with `layer_norm "redo(tau=0.1)"` is `dqn+layer_norm+redo,tau=0.1`. Drifts follow the environment's name:
+    `CartPole-v1~observation_offset,every=160000`. A name that was shortened, or lost characters that may distinguish
+    it from others, ends in a hash of the whole name.
     """
     experiment = "+".join([config.agent, *(spec_for_folder(parse_word(word)) for word in config.interventions)])
     problem = "~".join([config.env.replace("/", "-"), *map(spec_for_folder, _drifts(config))])
@@ -307,7 +307,7 @@ def default_run_folder(config: RunConfig) -> Path:
 
 
 def flat_hparams(config: RunConfig) -> dict[str, str | float | bool]:
-    """A dozen settings that tell runs apart in a table, the same keys for every agent; "-" where it has none."""
+    """A dozen settings that distinguish runs in a table, with the same keys for every agent; "-" if missing."""
     settings = dict(flat_fields(config.agent_config))
     wanted = {
         "lr": ("lr", "optimizer.lr", "critic_lr"),
@@ -357,7 +357,7 @@ def _preset(cls: type[Any], suite: str) -> Any:
 
 
 def _base(data: Mapping[str, Any], where: str, agent: str | None, env: str | None, among: Known) -> RunConfig:
-    """Preset and file together; `agent` and `env` are those of the command line, if it names them."""
+    """Preset and file combined. `agent` and `env` come from the command line, or are None."""
     names, options = {}, {}
     for section in _SECTIONS:
         content = data.get(section)
@@ -395,7 +395,7 @@ def _section(content: Any, section: str, where: str) -> tuple[str | None, dict[s
 
 
 def _fill(default: Any, data: Mapping[str, Any], where: str, prefix: str) -> Any:
-    """`default` with what a file says, every key checked and every value turned into its field's type."""
+    """`default` with the settings of a file; every key is checked and every value converted to its field's type."""
     hints = field_hints(type(default))
     known_keys = [f.name for f in fields(default) if f.init and not (prefix == "" and f.name in _SECTIONS.values())]
     changes: dict[str, Any] = {}
@@ -428,7 +428,7 @@ def _fill(default: Any, data: Mapping[str, Any], where: str, prefix: str) -> Any
 
 @contextmanager
 def _blamed_on(where: str) -> Iterator[None]:
-    """A dataclass that refuses its values speaks of the file they come from."""
+    """Errors of a dataclass that refuses its values name the file that holds the values."""
     try:
         yield
     except ValueError as error:
@@ -445,7 +445,7 @@ class ConfigDumper(yaml.SafeDumper):
 
 
 def _text_node(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    """A text; one with line ends other than a newline in double quotes, which alone keep them."""
+    """A text. One with line ends other than a newline is put into double quotes, which preserve them."""
     style = '"' if re.search("[\r\x85\u2028\u2029]", text) else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
@@ -457,7 +457,7 @@ ConfigDumper.add_representer(str, _text_node)
 
 
 def _read(path: str | Path) -> tuple[dict[str, Any], str]:
-    """Content and name of a configuration file, or of the one in a folder."""
+    """Content and name of a configuration file, given by its path or its folder."""
     try:
         file = Path(path).expanduser()
     except RuntimeError as error:  # ~somebody
@@ -472,7 +472,7 @@ def _read(path: str | Path) -> tuple[dict[str, Any], str]:
         raise BadInput(f"--config: cannot read {file}: {error.strerror}") from None
     except ValueError as error:
         raise BadInput(f"{file} is not valid YAML: {one_line(error)}") from None
-    if data is None and in_folder:  # a file by hand may say nothing; that of a run says it all
+    if data is None and in_folder:  # a file written by hand may be empty; that of a run never is
         raise BadInput(f"{file} is empty: put it back from a copy, or choose another folder")
     if data is None:
         data = {}
@@ -482,7 +482,7 @@ def _read(path: str | Path) -> tuple[dict[str, Any], str]:
 
 
 def _plain(value: Any) -> Any:
-    """A value as YAML knows it."""
+    """A value as plain YAML types."""
     if is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value) if field.init}
     if isinstance(value, tuple | list):
@@ -493,7 +493,7 @@ def _plain(value: Any) -> Any:
 
 
 def _peek(line: Sequence[str], name: str) -> str | None:
-    """The value of a flag before the line is read in earnest; the last one counts, as it will then."""
+    """The value of a flag before the line is parsed completely. The last one counts, as in the parser."""
     value = None
     for position, word in enumerate(line):
         if word == f"--{name}" and position + 1 < len(line) and not line[position + 1].startswith("--"):
@@ -507,11 +507,11 @@ PATHS = {"config", "run", "env.data"}
 
 
 def _refuse_unfit(line: Sequence[str]) -> None:
-    """Refuse values that are empty, hold no text, or cannot name the file that they should name."""
+    """Refuse values that are empty, contain no text, or should be a file name and cannot be one."""
     flag = ""
     for word in line:
         if flag in ("--interventions", "--monitors") and not word.startswith("--"):
-            continue  # words have a grammar of their own, and messages
+            continue  # specs have their own grammar and messages
         if word.startswith("--"):
             flag, given, value = word.partition("=")
             if not given:
@@ -524,9 +524,9 @@ def _refuse_unfit(line: Sequence[str]) -> None:
 
 
 def _refuse_unknown_options(line: Sequence[str], start: RunConfig, among: Known) -> None:
-    """Refuse options that the chosen agent or environment does not have, and say whose they are.
+    """Refuse options that the chosen agent or environment does not have, and name the one that has them.
 
-    tyro could not: it sees the chosen agent alone. Nor does it say how to write a switch.
+    tyro sees only the chosen agent and cannot do this. Nor does it explain how to write a switch.
     """
     top = {field.name for field in fields(_CommandLine)} - set(_SECTIONS.values()) | {"help"}
     for position, word in enumerate(line):
@@ -552,7 +552,7 @@ def _refuse_unknown_options(line: Sequence[str], start: RunConfig, among: Known)
 
 
 def _unknown_flag(flag: str, start: RunConfig, top: Collection[str]) -> str:
-    """What to say of a flag without a section that is not there."""
+    """The message about an unknown flag without a section."""
     name = flag.removeprefix("--").replace("-", "_")
     own = [key for key in _flags(start) if "." in key]
     namesakes = [key for key in own if key.partition(".")[2] == name]
@@ -563,12 +563,12 @@ def _unknown_flag(flag: str, start: RunConfig, top: Collection[str]) -> str:
 
 
 def _as_hint(keys: Sequence[str]) -> str:
-    """` Did you mean --a or --b?` of settings by their dotted names, or nothing."""
+    """` Did you mean --a or --b?` for settings given by their dotted names; empty without any."""
     return f" Did you mean {' or '.join('--' + key.replace('_', '-') for key in keys)}?" if keys else ""
 
 
 def _whose(flag: str, section: str, option: str, own: Sequence[str], start: RunConfig, among: Known) -> str:
-    """What to say of an option that is not there."""
+    """The message about an unknown option of a section."""
     for other in among.agents if section == "agent" else ():
         if _find(option, dict(flat_fields(_preset(among.config_class(other), among.suite(start.env))))) is not None:
             return f"{flag} is an option of {other}, not of {start.agent}; choose it with --agent {other}"
@@ -577,18 +577,18 @@ def _whose(flag: str, section: str, option: str, own: Sequence[str], start: RunC
     top = [field.name for field in fields(RunConfig) if field.name not in _SECTIONS.values()]
     close = namesakes or synonyms(option, [*there, *top])
     close = close or [f"{section}.{key}" for key in difflib.get_close_matches(option, own, n=1)]
-    who = start.agent if section == "agent" else start.env
-    return f"{who} has no option {flag}." + (_as_hint(close) or " --help lists them")
+    owner = start.agent if section == "agent" else start.env
+    return f"{owner} has no option {flag}." + (_as_hint(close) or " --help lists them")
 
 
 @contextmanager
 def _told_in_one_line(line: Sequence[str], prog: str) -> Iterator[None]:
-    """What tyro says of a line that it cannot read, in boxes, becomes one line (BadInput); help is left as it is."""
+    """Turn tyro's boxed error messages into one line (BadInput). Help is unchanged."""
     if {"-h", "--help"} & {*line}:
         yield
         return
     told, width = io.StringIO(), os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "2000"  # tyro breaks its lines for this width, within names, too
+    os.environ["COLUMNS"] = "2000"  # tyro breaks lines at this width, even within names
     try:
         with redirect_stderr(told), redirect_stdout(told):
             yield
@@ -601,12 +601,12 @@ def _told_in_one_line(line: Sequence[str], prog: str) -> Iterator[None]:
 
 
 def _reworded(told: str) -> str:
-    """What tyro said, beginning with the flag; only what it says itself, and not the help of the flag."""
+    """tyro's message, beginning with the flag and without the flag's help."""
     text = " ".join(re.sub(r"[\u2500-\u257f]+|-{20,}", " ", told).split())
     text = re.split(r"Argument helptext:|For full helptext|Perhaps you meant", text)[0].strip().rstrip(".")
     if wrong := re.search(r"Error parsing ([^:]+): (.*)", text):
         flag, reason = wrong.groups()
-        flag = re.sub(r"^(agent|env)-config\b", r"--\1", flag)  # a section that refuses its values
+        flag = re.sub(r"^(agent|env)-config\b", r"--\1", flag)  # an error of a section's own checks
         reason = re.sub("^could not convert string to float: (.*)", r"\1 is not a number", reason)
         reason = re.sub(r"^Could not find valid parse for arguments: \[(.*)\]", r"\1 does not fit", reason)
         return f"{flag}: {reason}"
@@ -624,7 +624,7 @@ def _reworded(told: str) -> str:
 
 
 def _find(option: str, options: Mapping[str, Any]) -> str | None:
-    """The field that an option sets: its own name, or that of the switch which `no_…` turns off."""
+    """The field that an option sets: the option's name, or for `no_…` that of the switch it turns off."""
     if option in options:
         return option
     switch = re.sub(r"(^|\.)no_(\w+)$", r"\1\2", option)
@@ -637,7 +637,7 @@ def _with_no(switch: str) -> str:
 
 
 def _show_only(config: Any, options: Collection[str]) -> Any:
-    """`config` as an instance of a subclass whose other fields are left out of `--help` and keep their values."""
+    """`config` as an instance of a subclass that hides the other fields from `--help`; they keep their values."""
     kind = type(config)
     hints = typing.get_type_hints(kind, include_extras=True)
     hidden = [field for field in fields(kind) if field.init and field.name not in options]
@@ -650,15 +650,15 @@ def _show_only(config: Any, options: Collection[str]) -> Any:
 
 
 def _unchecked(config: Any) -> Any:
-    """`config` as an instance of a subclass that checks nothing, and so do the configurations in it: values are
-    checked when the options become a configuration (`_built`), where the flag of each is known."""
+    """`config`, and the configurations within it, as instances of subclasses without checks. Values are checked when
+    the options become a configuration (`_built`), where the flag of each value is known."""
     nested = {f.name: _unchecked(v) for f in fields(config) if f.init and is_dataclass(v := getattr(config, f.name))}
     return _variant(config, nested, {})
 
 
 def _variant(config: Any, replaced: Mapping[str, Any], annotations: Mapping[str, Any]) -> Any:
     kind = type(config)
-    # A subclass, because tyro finds what explains a field in the source of the class that first had it.
+    # A subclass, because tyro finds a field's docstring in the source of the class that first defined it.
     body: dict[str, Any] = {name: dataclasses.field(default=replaced[name]) for name in annotations}
     body |= {"__post_init__": lambda self: None, "__doc__": kind.__doc__, "__annotations__": dict(annotations)}
     subclass: Any = dataclass(frozen=True)(type(kind.__name__, (kind,), body))
@@ -666,7 +666,7 @@ def _variant(config: Any, replaced: Mapping[str, Any], annotations: Mapping[str,
 
 
 def _built(read: Any, like: Any, prefix: str) -> Any:
-    """The configuration, of the class of `like`, that a command line says (BadInput, which names the flag)."""
+    """The configuration in the class of `like`, from the values of a command line (BadInput, which names the flag)."""
     values = {}
     for field in fields(like):
         if field.init:
@@ -684,7 +684,7 @@ def _built(read: Any, like: Any, prefix: str) -> Any:
 
 
 def _flag(name: str) -> str:
-    """The flag of a field with a dotted name: `--agent.n-step` of agent_config.n_step, too."""
+    """The flag of a field given by its dotted name, such as `--agent.n-step` for agent_config.n_step."""
     section, dot, rest = name.partition(".")
     names = {holder: section for section, holder in _SECTIONS.items()}
     return f"--{names.get(section, section)}{dot}{rest}".replace("_", "-")
@@ -747,7 +747,7 @@ def _flags(config: RunConfig) -> dict[str, Any]:
 
 
 def _drifts(config: RunConfig) -> list[Spec]:
-    """What drifts in the environment; the configuration of somebody's own environments need not have the field."""
+    """The drifts of the environment. The configuration of a user's own environments need not have the field."""
     return [parse_word(word) for word in getattr(config.env_config, "drift", ())]
 
 

@@ -22,18 +22,18 @@ from pliant.lab.errors import BadInput
 from pliant.lab.experiments.saved import check_fits
 from pliant.lab.statistics import bootstrap_mean
 
-FILM_FRAMES = 5_000  # of a video; a longer one fits into no GIF
+FILM_FRAMES = 5_000  # frames of a video; a longer one does not fit into a GIF
 
 
 @dataclass(frozen=True)
 class Score:
-    """Raw returns of an evaluation, and what they say."""
+    """Raw returns of an evaluation, and their statistics."""
 
     env: str
     returns: list[float]
     lengths: list[int]
     seeds: list[int]
-    cut: int = 0  # of these episodes, how many did not end by themselves, and count with their return so far
+    cut: int = 0  # number of episodes that did not end by themselves; their return so far counts
 
     @property
     def mean(self) -> float:
@@ -41,7 +41,7 @@ class Score:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % bootstrap interval of the mean over episodes of this one agent; None below three episodes."""
+        """95 % bootstrap interval of the mean over episodes of this agent; None with fewer than three episodes."""
         interval = bootstrap_mean(self.returns)
         return (interval.low, interval.high) if interval.known else None
 
@@ -111,8 +111,9 @@ def score(
 ) -> Score:
     """Play `episodes` episodes of the greedy policy on evaluation seeds.
 
-    An episode that does not end is cut after `longest` environment steps, or as the environment's configuration says. A
-    problem that drifts stands still as it is at `at_steps` environment steps of the run whose seed is `drift_seed`.
+    An episode that does not end is cut after `longest` environment steps, or at the limit of the environment's
+    configuration. A drifting environment is frozen as it is at `at_steps` environment steps of the run with seed
+    `drift_seed`.
     """
     envs = make(
         env,
@@ -152,20 +153,20 @@ def summarise(env: str, episodes: list[Episode]) -> Score:
 
 
 def picture(envs: Envs) -> Any:
-    """What the (single) environment shows, [H, W, 3] or [H, W] uint8."""
+    """The current image of the (single) environment, [H, W, 3] or [H, W] uint8."""
     frame = envs.picture()
     if frame is None:
         raise BadInput(f"{envs.name} cannot be drawn; leave out --video")
-    # Small frames are enlarged, or nobody sees anything.
+    # Small frames are enlarged to be visible.
     times = max(1, 252 // frame.shape[0])
     return frame.repeat(times, axis=0).repeat(times, axis=1)
 
 
 def check_film(path: Path) -> None:
-    """Refuse a film that could not be written, before it is played.
+    """Refuse a film that could not be written, before the episodes are played.
 
     Raises:
-        BadInput: Pillow, which writes it, is not installed; it cannot write such files; nothing can be written there.
+        BadInput: Pillow is not installed, the file is not a GIF, or the path cannot be written.
     """
     try:
         from PIL import Image

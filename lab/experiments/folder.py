@@ -26,19 +26,19 @@ from .config import RunConfig, differences, dump, load
 from .own_modules import described
 
 CONFIG, VERSIONS, FAILURE = "config.yaml", "versions.json", "FAILED"
-STOPPED = 75  # exit code of a run that was stopped and saved: try again (EX_TEMPFAIL)
+STOPPED = 75  # exit code of a run that was stopped after saving: try again (EX_TEMPFAIL)
 PACKAGES = ("pliant", "torch", "numpy", "gymnasium", "ale-py", "mujoco", "minatar", "tensorboard")
 
-# What may change between two sessions of one run, because it does not change the run itself.
+# Settings that may change between two sessions of a run, because they do not change the run itself.
 FREE = {"run", "monitors", "resume", "steps", "checkpoint_every", "keep_checkpoints"}
 
-# Errors of making or locking a folder that another folder does not have.
+# Errors in making or locking a folder that depend on the place: another folder may work.
 ELSEWHERE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 LONGEST_INSIDE = "checkpoints/step_000000000000000.tmp/interventions.pt.tmp"
 
 
 def check_place(folder: Path) -> None:
-    """Refuse a place where no run's folder can be (BadInput): below a file, or under a name that is too long."""
+    """Refuse a path that cannot be a run folder (BadInput): below a file, or with a name that is too long."""
 
     def refuse(why: str) -> BadInput:
         name = str(folder) if len(str(folder)) <= 200 else f"{str(folder)[:199]}…"
@@ -65,13 +65,13 @@ def check_place(folder: Path) -> None:
 
 
 def is_done(folder: Path, config: RunConfig) -> bool:
-    """Is the run done for as many steps as are asked for now? (FileDamaged)"""
+    """Is the run done for the steps now requested? (FileDamaged)"""
     steps = steps_done(folder)
     return steps is not None and steps >= config.steps
 
 
 def check_same_run(folder: Path, config: RunConfig) -> None:
-    """Refuse to mix two runs in one folder, and to begin anew in the folder of one that has lost its checkpoints
+    """Refuse to mix two runs in one folder, or to start again in the folder of a run that has lost its checkpoints
     (BadInput)."""
     file = folder / CONFIG
     if not file.exists():
@@ -88,7 +88,7 @@ def check_same_run(folder: Path, config: RunConfig) -> None:
 
 
 def check_not_lost(folder: Path) -> None:
-    """Refuse to begin anew in the folder of a run that has saved and has no checkpoint any more (BadInput)."""
+    """Refuse to start again in the folder of a run that has saved but has lost its checkpoints (BadInput)."""
     if (evidence := has_saved(folder)) is not None:
         raise BadInput(
             f"{folder} has no checkpoint, but its run has saved ({evidence} is there): checkpoints/ was deleted or "
@@ -97,13 +97,13 @@ def check_not_lost(folder: Path) -> None:
 
 
 def sessions(folder: Path) -> list[Any]:
-    """What `versions.json` says of the sessions so far (FileDamaged)."""
+    """The sessions so far, from `versions.json` (FileDamaged)."""
     way_out = "Move it away, and the same command goes on and begins a new one"
     return read_json(folder / VERSIONS, list, way_out) or []
 
 
 def describe(folder: Path, config: RunConfig, before: list[Any]) -> None:
-    """Write down what runs and on what, after the sessions that were before (WriteFailed)."""
+    """Append this session's versions and machine to `versions.json` (WriteFailed)."""
     write_whole(folder / CONFIG, dump(replace(config, run=None)))
     session: dict[str, Any] = {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -127,7 +127,7 @@ def package(name: str) -> str | None:
 
 
 def git() -> str | None:
-    """The commit of the checkout that runs, with a mark if it was changed since."""
+    """The commit of the running checkout, with a mark if files were changed since."""
     here = Path(__file__).resolve().parent
     call: Callable[..., Any] = lambda *words: subprocess.run(  # noqa: E731
         ["git", "-C", str(here), *words], capture_output=True, text=True

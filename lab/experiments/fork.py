@@ -63,7 +63,7 @@ from pliant.monitors.registry import watch
 
 FORKS, LINEAGE, STEM = "forks", "fork.json", "stem"
 CONTROL = "control"
-ONCE = 10**15  # a period that no run completes: what keeps it fires at the fork alone
+ONCE = 10**15  # a period that no run completes: the intervention fires only at the fork
 
 DIAGNOSES: dict[str, tuple[str, str]] = {
     "injection": ("plasticity_injection", "the critic's head has lost its plasticity: a new one beside it learns"),
@@ -71,21 +71,21 @@ DIAGNOSES: dict[str, tuple[str, str]] = {
     "critic_reset": (f"reset(layers=critic, every={ONCE})", "the critic has lost its plasticity: a new one learns"),
     "full_reset": (
         f"fresh_agent(every={ONCE}, memory=keep, exploration=keep)",
-        "the networks limit the agent, and not its data: new ones do better on what it has stored",
+        "the networks limit the agent, not its data: new networks do better on the stored data",
     ),
     "fresh_agent": (
         f"fresh_agent(every={ONCE}, exploration=keep)",
-        "the networks limit the agent: new ones do better from here",
+        "the networks limit the agent: new networks do better from here on",
     ),
     "fresh_optimizer": (f"reset_optimizer(every={ONCE})", "the optimizer's memory is stale"),
-    "fresh_target": (f"reset_target(every={ONCE})", "the target network is what misleads it"),
+    "fresh_target": (f"reset_target(every={ONCE})", "the target network gives misleading targets"),
 }
-"""What `--diagnose` adds to the control, and what it means if the arm recovers."""
+"""The arms that `--diagnose` adds to the control, and the conclusion if the arm recovers."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One what-if: its words (none for the control), its name, and the preset that it comes from."""
+    """One arm: its intervention specs (none for the control), its name, and the preset that defined it."""
 
     words: tuple[str, ...] = ()
     label: str = CONTROL
@@ -109,8 +109,13 @@ class Parent:
 
 @contextmanager
 def held(parents: Sequence[Parent]) -> Iterator[None]:
-    """Let nobody else fork these runs meanwhile, who would take half-made arms for those of a killed one (BadInput).
-    After an error nothing of the locks is left."""
+    """Lock these runs against other forks, which would mistake unfinished arms for those of a killed process.
+
+    After an error, no lock is left.
+
+    Raises:
+        BadInput: A run is being forked by another process, or its folder cannot be written.
+    """
     locks: list[RunLock] = []
     try:
         for folder in sorted({parent.folder.resolve() / FORKS for parent in parents}):
@@ -133,20 +138,22 @@ def held(parents: Sequence[Parent]) -> Iterator[None]:
 
 
 class _Staged:
-    """Folders that are made under other names, and get their own together, once all are made. Otherwise nothing of them
-    is left."""
+    """Folders that are made under temporary names and renamed together when all are complete.
+
+    After an error, none of them is left.
+    """
 
     def __init__(self) -> None:
         self._pairs: list[tuple[Path, Path]] = []
         self._made: list[Path] = []
 
     def new(self, folder: Path) -> Path:
-        """A new folder that is to become `folder` (BadInput if something else is there; FolderUnusable)."""
+        """A temporary folder, later renamed to `folder` (BadInput if something else exists there; FolderUnusable)."""
         staging = folder.with_name(folder.name + ".tmp")
         if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
             raise BadInput(f"{folder} already exists and is not a fork: move it away")
         self._pairs.append((staging, folder))
-        if staging.exists():  # left by one that was killed
+        if staging.exists():  # left by a process that was killed
             shutil.rmtree(staging)
         self._made += make_folder(staging)
         return staging
@@ -167,7 +174,7 @@ class _Staged:
         unmake(self._made)
 
 
-# ------------------------------------------------------------------------------------------------ what is asked
+# ------------------------------------------------------------------------------------------------ arguments
 
 
 def parent_of(folder: Path) -> Parent:
@@ -184,13 +191,13 @@ def parent_of(folder: Path) -> Parent:
 
 
 def moment(text: str, parents: Sequence[Parent]) -> int:
-    """The step that `--at` names; of `latest` that of the newest checkpoint, which all parents must have (BadInput)."""
+    """The step given by `--at`; `latest` is the step of the newest checkpoint, the same in all parents (BadInput)."""
     if text == "latest":
         newest = [max(saved_steps(parent.folder), default=0) for parent in parents]
         if min(newest) < 1:
             raise BadInput(f"{parents[newest.index(0)].folder} has no checkpoint to fork from")
         if len(set(newest)) > 1:
-            raise BadInput(f"the latest checkpoints of these runs are of steps {', '.join(map(str, newest))}: give one")
+            raise BadInput(f"the latest checkpoints of these runs differ: {', '.join(map(str, newest))}: give one")
         return newest[0]
     try:
         plain = text.replace("_", "")
@@ -206,10 +213,10 @@ def moment(text: str, parents: Sequence[Parent]) -> int:
     return at
 
 
-def split(sentence: str) -> list[str]:
-    """The words of a sentence: at spaces that stand in no parentheses and no quotes."""
+def split(specs: str) -> list[str]:
+    """The intervention specs in a text, split at spaces outside of parentheses and quotes."""
     words, depth, quote = [""], 0, ""
-    for letter in sentence:
+    for letter in specs:
         if quote:
             quote = "" if letter == quote else quote
         elif letter in "'\"":
@@ -225,14 +232,14 @@ def split(sentence: str) -> list[str]:
     return [word for word in words if word]
 
 
-def arm_of(sentence: str) -> Arm:
-    """The arm that a sentence describes (SpecError)."""
-    words = check(split(sentence), INTERVENTIONS)
+def arm_of(specs: str) -> Arm:
+    """The arm with the intervention specs in a text (SpecError)."""
+    words = check(split(specs), INTERVENTIONS)
     return Arm(words, " ".join(words) or CONTROL)
 
 
 def _at(text: str, step: int) -> str:
-    """A word, with the moment of the fork where it knows moments alone and says none, as an injection may."""
+    """A spec. If it fires only at given steps and names none (as an injection may), it gets the step of the fork."""
     word = parse(text)
     parameters = parameters_of(INTERVENTIONS[word.name])
     if "at" not in parameters or "every" in parameters or {"at", "when"} & {*word.arguments}:
@@ -241,12 +248,12 @@ def _at(text: str, step: int) -> str:
 
 
 def diagnosis(config: RunConfig) -> list[Arm]:
-    """The arms of `--diagnose` that this agent can have."""
-    found: list[Arm] = []
-    for label, (sentence, _) in DIAGNOSES.items():
-        if label == "fresh_agent" and any(arm.label == "full_reset" for arm in found):
-            continue  # with a replay to keep, it is kept
-        arm = replace(arm_of(sentence), label=label, preset="diagnose")
+    """The arms of `--diagnose` that suit this agent."""
+    arms: list[Arm] = []
+    for label, (specs, _) in DIAGNOSES.items():
+        if label == "fresh_agent" and any(arm.label == "full_reset" for arm in arms):
+            continue  # the agent has a replay, and full_reset keeps it
+        arm = replace(arm_of(specs), label=label, preset="diagnose")
         try:
             words = (*config.interventions, *(_at(word, 1) for word in arm.words))
             envs, _ = built(settled(replace(config, interventions=words)))
@@ -254,12 +261,12 @@ def diagnosis(config: RunConfig) -> list[Arm]:
             print(f"left out of the diagnosis: {label} ({error})", file=sys.stderr)
         else:
             envs.close()
-            found.append(arm)
-    return found
+            arms.append(arm)
+    return arms
 
 
 def settled(config: RunConfig) -> RunConfig:
-    """With device and threads as `pliant train` chooses them."""
+    """The configuration with device and threads resolved as `pliant train` resolves them."""
     return replace(config, device=usable_device(config.device), threads=config.threads or torch.get_num_threads())
 
 
@@ -276,20 +283,20 @@ def fork(
     length: int | None = None,
     jobs: int = 1,
 ) -> int:
-    """Branch runs into arms, run them, and tell what came of it; the exit code.
+    """Branch runs into arms, run them, and print the results. Returns the exit code.
 
     Args:
         parents: The runs.
         at: Environment steps at which they are forked.
-        arms: With the control.
-        replicates: Of every arm; all but the first have random streams of their own.
-        steps: Where arms end; where the parent's configuration does if None.
-        length: Or how many steps they go on.
+        arms: All arms, including the control.
+        replicates: Replicates of every arm; all but the first get new random streams.
+        steps: The step at which arms end; if None, that of the parent's configuration.
+        length: Environment steps that arms run after the fork; replaces `steps`.
         jobs: Processes at a time.
 
     Raises:
-        BadInput: A moment that a run never reached, a method that cannot be added to a living network, a monitor that
-            an agent cannot have, or an arm that was begun with other settings.
+        BadInput: A step that a run never reached, an intervention that cannot be added to a trained network, a monitor
+            that does not suit the agent, or an arm that was started with other settings.
     """
     for parent in parents:
         if beside := [word for arm in arms for word in arm.monitors]:
@@ -305,17 +312,17 @@ def fork(
     spans: dict[int, tuple[int, int]] = {}
     with _Staged() as staged:
         for number, parent in enumerate(parents):
-            found = reach(parent, at)
-            end = found.step + length if length is not None else parent.config.steps if steps is None else steps
-            if end <= found.step:
+            checkpoint = reach(parent, at)
+            end = checkpoint.step + length if length is not None else parent.config.steps if steps is None else steps
+            if end <= checkpoint.step:
                 raise BadInput(
-                    f"arms of {parent.folder} would end at step {end}, but begin at {found.step}: give --for N"
+                    f"arms of {parent.folder} would end at step {end}, but begin at {checkpoint.step}: give --for N"
                 )
-            spans[number] = found.step, end
+            spans[number] = checkpoint.step, end
             for arm in arms:
                 for replicate in range(replicates):
-                    folder = parent.folder / FORKS / str(found.step) / arm.folder / f"seed{replicate}"
-                    config = _prepared(parent, found, arm, replicate, folder, end, staged)
+                    folder = parent.folder / FORKS / str(checkpoint.step) / arm.folder / f"seed{replicate}"
+                    config = _prepared(parent, checkpoint, arm, replicate, folder, end, staged)
                     words = ("--config", str(folder / "config.yaml"), "--run", str(folder))
                     queue.append(Job(replace(config, run=str(folder)), words))
                     folders[arm.label][number, replicate] = folder
@@ -323,7 +330,7 @@ def fork(
     failed = [o for o in outcomes if o.status == "failed"]
     open_ = [o for o in outcomes if o.status in ("stopped", "waiting")]
     if open_:
-        print(f"{len(open_)} arms are not done; the same command goes on with them", file=sys.stderr)
+        print(f"{len(open_)} arms are not done; the same command continues them", file=sys.stderr)
     if failed or open_:
         return 1 if failed else STOPPED
     print(told(folders, arms, spans))
@@ -333,7 +340,7 @@ def fork(
 
 
 def reach(parent: Parent, at: int) -> Found:
-    """A checkpoint of the parent at a moment, if need be made by running it again up to there (BadInput)."""
+    """A checkpoint of the parent at a step. If there is none, the parent is run again up to that step (BadInput)."""
     steps = saved_steps(parent.folder)
     if at in steps:
         return Checkpoints.open(parent.folder / "checkpoints" / f"step_{at:012d}", verify=None)
@@ -359,9 +366,9 @@ def reach(parent: Parent, at: int) -> Found:
             branch(origin, staging)
             _copy_record(parent.folder, staging)
         run, checkpoints, log, _ = assembled(staging, config, envs, agent, RunProgress(at))
-        found = checkpoints.resume()
-        if found is not None:
-            run.restore(found)
+        checkpoint = checkpoints.resume()
+        if checkpoint is not None:
+            run.restore(checkpoint)
         else:
             log.restart()
         run.checkpoint_every = 0
@@ -377,7 +384,7 @@ def _listed(steps: Sequence[int]) -> str:
 
 
 class _Built:
-    """Environments and agent of a configuration, closed again; torch's threads are given back."""
+    """Environments and agent of a configuration. On exit they are closed and torch's thread count is restored."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config, self.threads = config, torch.get_num_threads()
@@ -392,7 +399,7 @@ class _Built:
 
 
 def _copy_record(source: Path, target: Path) -> None:
-    """The curves up to now; what came after the checkpoint is cut away when the run goes on."""
+    """Copy the logs. Entries after the checkpoint are removed when the run continues."""
     for file in source.iterdir():
         if file.name in (METRICS, TIMING) or file.name.startswith("events."):
             try:
@@ -402,10 +409,10 @@ def _copy_record(source: Path, target: Path) -> None:
 
 
 def _check_repeated(parent: Path, stem: Path, at: int) -> None:
-    """Refuse to fork what could not be repeated: another machine, or version, may round otherwise (BadInput)."""
+    """Refuse a parent that was not repeated exactly: another machine or version may round differently (BadInput)."""
 
     def before(folder: Path) -> list[tuple[int, bytes]]:
-        """The lines of steps before the moment (LogDamaged)."""
+        """The log lines before the step of the fork (LogDamaged)."""
         if not (folder / METRICS).exists():
             return []
         rows = read_metrics(folder)
@@ -418,23 +425,23 @@ def _check_repeated(parent: Path, stem: Path, at: int) -> None:
         first = next((i for i in range(shorter) if there[i] != here[i]), shorter)
         step = (there or here)[min(first, len(there or here) - 1)][0]
         raise BadInput(
-            f"running {parent} again did not repeat it: its record differs from step {step:,} on. Another machine, "
-            "thread count or version rounds otherwise; fork at one of its checkpoints, or go on with it here "
-            "and give it more --keep-checkpoints"
+            f"running {parent} again did not repeat it: its log differs from step {step:,} on. Another machine, "
+            "thread count or version rounds differently; fork at one of its checkpoints, or continue it here "
+            "with more --keep-checkpoints"
         )
 
 
-def begin(parent: Parent, found: Found, arm: Arm, replicate: int, folder: Path, steps: int) -> RunConfig:
-    """Make the folder of an arm, unless it stands already, and return its configuration (BadInput)."""
+def begin(parent: Parent, checkpoint: Found, arm: Arm, replicate: int, folder: Path, steps: int) -> RunConfig:
+    """Make the folder of an arm, unless it exists, and return its configuration (BadInput)."""
     with _Staged() as staged:
-        return _prepared(parent, found, arm, replicate, folder, steps, staged)
+        return _prepared(parent, checkpoint, arm, replicate, folder, steps, staged)
 
 
 def _prepared(
-    parent: Parent, found: Found, arm: Arm, replicate: int, folder: Path, steps: int, staged: _Staged
+    parent: Parent, checkpoint: Found, arm: Arm, replicate: int, folder: Path, steps: int, staged: _Staged
 ) -> RunConfig:
-    """`begin`, with others: the folder gets its name when all are made."""
-    words = tuple(_at(word, found.step) for word in arm.words)
+    """Like `begin`, for one of several folders: they get their names when all are complete."""
+    words = tuple(_at(word, checkpoint.step) for word in arm.words)
     kept = () if not arm.monitors else tuple(m for m in parent.config.monitors if m != "none")
     config = replace(
         settled(parent.config),
@@ -445,7 +452,7 @@ def _prepared(
     )
     lineage = {
         "parent": os.path.relpath(parent.folder.resolve(), folder.resolve()),
-        "step": found.step,
+        "step": checkpoint.step,
         "arm": " ".join(arm.words),
         "label": arm.label,
         "replicate": replicate,
@@ -457,53 +464,53 @@ def _prepared(
             changed = next((key for key in lineage if there.get(key) != lineage[key]), "more keys")
             was, now = there.get(changed), lineage.get(changed)
             raise BadInput(f"{folder} is another fork ({changed}: {was} there, {now} now)")
-        # What watches changes nothing: a control that was watched serves for one that need not be, and not the reverse.
+        # Monitors change nothing: a control with more monitors than needed can be used, but not one with fewer.
         if missing := [word for word in arm.monitors if word not in load(folder).monitors]:
-            raise BadInput(f"{folder} went on without {' '.join(missing)}: move it away, and it is run again with it")
+            raise BadInput(f"{folder} was run without {' '.join(missing)}: move it away, and it is run again with it")
         return config
     staging = staged.new(folder)
-    branch(found, staging)
-    # The record of the moment is that of whoever saved it, to the byte.
-    _copy_record(found.path.parent.parent, staging)
+    branch(checkpoint, staging)
+    # The logs come from the folder that holds the checkpoint, to the byte.
+    _copy_record(checkpoint.path.parent.parent, staging)
     if words or replicate:
-        _convert(parent, config, staging, len(words), replicate, found.step)
+        _convert(parent, config, staging, len(words), replicate, checkpoint.step)
     write_whole(staging / "config.yaml", dump(replace(config, run=None)))
     write_whole(staging / LINEAGE, json.dumps(lineage, indent=1) + "\n")
     return config
 
 
 def _refuse_late(word: str) -> None:
-    """Refuse a word that cannot join a run that has begun (BadInput)."""
+    """Refuse an intervention that cannot be added to a run that has begun (BadInput)."""
     if reason := getattr(INTERVENTIONS[parse(word).name], "comes_late", ""):
         raise BadInput(f"{word} cannot be added to a run that has begun: {reason}")
 
 
 def _convert(parent: Parent, config: RunConfig, folder: Path, joining: int, replicate: int, step: int) -> None:
-    """Let the run in an arm's folder become what the arm is, and save it."""
+    """Add the arm's interventions and random streams to the run in its folder, and save it."""
     plain = replace(config, interventions=config.interventions[: len(config.interventions) - joining])
     with _Built(plain) as (_, before):
         for word in config.interventions[len(plain.interventions) :]:
             _refuse_late(word)
-            if joining > 1:  # each for itself first, so that the right one is named
+            if joining > 1:  # each one alone first, so that an error names the right one
                 with _Built(replace(plain, interventions=(*plain.interventions, word))) as (_, alone):
                     _adopt(alone, before, Checkpoints.open(folder).load("agent")["state"], 1, word)
         with _Built(config) as (envs, agent):
             run, checkpoints, log, _ = assembled(folder, config, envs, agent)
-            found = checkpoints.resume()
-            assert found is not None
-            sentence = " ".join(config.interventions[len(plain.interventions) :])
+            checkpoint = checkpoints.resume()
+            assert checkpoint is not None
+            specs = " ".join(config.interventions[len(plain.interventions) :])
             with bad_input():
-                run.restore(found, lambda state: _adopt(agent, before, state, joining, sentence))
+                run.restore(checkpoint, lambda state: _adopt(agent, before, state, joining, specs))
             if replicate:
                 reseed_(run, derive_seed(config.seed, f"fork at {step}, replicate {replicate}"))
             if joining:
-                _join(run, before, joining, sentence)
+                _join(run, before, joining, specs)
             run.save()
             log.close("stopped")
 
 
-def _adopt(agent: Agent, plain: Agent, state: dict[str, Any], joining: int, sentence: str) -> None:
-    """Take over the state of an agent with fewer interventions; `plain`, which is of its build, takes it, too."""
+def _adopt(agent: Agent, plain: Agent, state: dict[str, Any], joining: int, specs: str) -> None:
+    """Load the state of an agent with fewer interventions into `agent`, and into `plain`, which has the same build."""
     settings = [_settings(agent), _settings(plain)]
     try:
         plain.load_state_dict(state)
@@ -513,12 +520,12 @@ def _adopt(agent: Agent, plain: Agent, state: dict[str, Any], joining: int, sent
             raise
         why = " ".join(str(error).split()).partition(". Build the agent")[0].partition(": ")[2]
         raise BadInput(
-            f"{sentence} cannot be added to a trained network: its tensors differ from the saved ones ({why}). "
+            f"{specs} cannot be added to a trained network: its tensors differ from the saved ones ({why}). "
             "Compare two runs from the start instead: pliant train --interventions"
         ) from error
-    # What the new words set of the optimizers holds, and not what the saved ones were set to.
-    for group, mine, born in zip(_groups(agent), *settings, strict=True):
-        group |= {key: value for key, value in mine.items() if value != born[key]}
+    # Optimizer settings changed by the new interventions take precedence over the saved settings.
+    for group, mine, initial in zip(_groups(agent), *settings, strict=True):
+        group |= {key: value for key, value in mine.items() if value != initial[key]}
 
 
 def _groups(agent: Agent) -> list[dict[str, Any]]:
@@ -530,15 +537,17 @@ def _settings(agent: Agent) -> list[dict[str, Any]]:
 
 
 def reseed_(run: Run, seed: int) -> None:
-    """Let everything random in a run be drawn from another seed from now on; what the problem is stays."""
+    """Draw everything random in a run from another seed from now on. The problem itself stays the same."""
     run.agent.reseed(seed)
     run.memory.reseed(derive_seed(seed, "replay"))
     run.envs.reseed(seed)  # type: ignore[attr-defined]
 
 
-def _join(run: Run, plain: Agent, joining: int, sentence: str) -> None:
-    """Welcome the last interventions of a run's agent: they change nothing that it says, take up what they are to
-    remember, and fire if that is what they do at a moment."""
+def _join(run: Run, plain: Agent, joining: int, specs: str) -> None:
+    """Add the last `joining` interventions of a run's agent.
+
+    They must leave its outputs unchanged (BadInput). Their state is initialised, and those that fire at this step fire.
+    """
     agent, clock = run.agent, run.clock
     generator = torch.Generator(agent.device).manual_seed(derive_seed(agent.seed, f"fork at {clock.steps}"))
     try:
@@ -551,7 +560,7 @@ def _join(run: Run, plain: Agent, joining: int, sentence: str) -> None:
             pairs.append((agent.values(batch, target=True), plain.values(batch, target=True)))
     if not all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs):
         raise BadInput(
-            f"{sentence} cannot be added to a trained network: it would change the network's outputs at once. "
+            f"{specs} cannot be added to a trained network: it would change the network's outputs at once. "
             "Compare two runs from the start instead: pliant train --interventions"
         )
     with torch.no_grad():
@@ -564,8 +573,11 @@ def _join(run: Run, plain: Agent, joining: int, sentence: str) -> None:
 
 
 def fires_at_fork(part: Intervention, clock: Clock) -> bool:
-    """Does something that joins at this moment act at once? What keeps a beat does, unless it begins later or would
-    come to a beat at the very next update anyway; and what has this one moment. BadInput if its moments are past."""
+    """Whether an intervention that is added at this step fires at once.
+
+    One on a schedule does, unless the schedule starts later or fires at the very next update anyway. One with given
+    steps does if this step is among them (BadInput if all its steps are past).
+    """
     if type(part).fire is Intervention.fire:
         return False
     when = part.when
@@ -575,34 +587,36 @@ def fires_at_fork(part: Intervention, clock: Clock) -> bool:
     if isinstance(when, At):
         now = clock.read(when.of)[1]
         if max(when.moments) < now:
-            raise BadInput(f"{part.name} would never fire: its moments lie before the fork at {now}; leave them out")
+            raise BadInput(f"{part.name} would never fire: its steps lie before the fork at {now}; leave them out")
         return now in when.moments and not when(clock.updated())
     return False
 
 
-# ------------------------------------------------------------------------------------------------ telling
+# ------------------------------------------------------------------------------------------------ results
 
 
 def returns(folder: Path, step: int, end: int | None = None) -> list[tuple[int, float]]:
-    """Environment steps and return of every episode that ended after a step, and at another one at the latest."""
+    """Environment step and return of every episode that ended after `step`, up to and including `end`."""
     tag, last = "charts/episodic_return", math.inf if end is None else end
     rows = [row for row in read_metrics(folder) if tag in row]
     return [(row["steps"], float(row[tag])) for row in rows if step < row["steps"] <= last]
 
 
 def score(folder: Path, step: int, end: int | None = None) -> float:
-    """Mean return of the episodes since the fork, up to where all arms have come; of a stretch without one, NaN."""
-    found = [value for _, value in returns(folder, step, end)]
-    return sum(found) / len(found) if found else float("nan")
+    """Mean return of the episodes after `step`, up to `end`, which all arms have reached; NaN if there are none."""
+    values = [value for _, value in returns(folder, step, end)]
+    return sum(values) / len(values) if values else float("nan")
 
 
 def told(
     folders: Mapping[str, Mapping[tuple[int, int], Path]], arms: Sequence[Arm], spans: Mapping[int, tuple[int, int]]
 ) -> str:
-    """The table of the arms, and what a diagnosis says. `spans`: where the arms of each parent begin and end, though
-    one of them may have gone further before."""
+    """The table of the arms, and the conclusions of a diagnosis.
+
+    `spans` holds the steps at which the arms of each parent begin and end; an arm may have been run further before.
+    """
     scores = {
-        label: {key: score(path, *spans[key[0]]) for key, path in found.items()} for label, found in folders.items()
+        label: {key: score(path, *spans[key[0]]) for key, path in paths.items()} for label, paths in folders.items()
     }
     rows = [("arm", "runs", "mean return since the fork", "against the control", "95 % interval")]
     findings, unsure = [], False
@@ -631,10 +645,10 @@ def told(
     if not any(arm.preset == "diagnose" for arm in arms):
         return table
     if unsure and not findings:
-        findings = ["Too few runs to tell: an interval needs three, from --reseed N or several parents."]
+        findings = ["Too few runs: an interval needs three, from --reseed N or several parents."]
     elif not any("recovers" in finding for finding in findings):
         findings.append(
-            "No arm recovers: within this time it is not the networks, optimizer or target that limit the agent, or "
-            "there are too few runs to see it."
+            "No arm recovers: within this time neither networks, optimizer nor target limit the agent, or there are "
+            "too few runs to detect it."
         )
     return "\n".join([table, "", *findings])

@@ -26,20 +26,20 @@ from .pool import GRACE, OUTPUT, Job, Outcome, Progress, how_it_ended, is_done, 
 from .status import locked
 
 RETRIES = 5
-STOP = ".stop"  # in the folder of a run that is asked to save and stop
+STOP = ".stop"  # in the folder of a run that must save and stop
 STORE = 100 * 2**20  # bytes; results are a few numbers
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def do(job: Job, where: str) -> tuple[int, str]:
-    """A task: one run, in a worker that ends with it. Its exit code, and what is to be told of it."""
+    """A task: one run, in a worker that ends with it. Returns its exit code and a message."""
     try:
         os.chdir(where)
         if not job.folder.is_dir():
             raise FileNotFoundError(job.folder)
     except OSError:
         return 1, f"{Path(where) / job.folder} is not on node {socket.gethostname()}: nodes share the folders"
-    if is_done(job):  # by a worker that was lost as it wanted to say so
+    if is_done(job):  # by a worker that was lost before it could report so
         return 0, ""
     if (job.folder / STOP).exists():
         return STOPPED, ""
@@ -49,14 +49,14 @@ def do(job: Job, where: str) -> tuple[int, str]:
     except BaseException:
         import traceback
 
-        traceback.print_exc()  # to the run's output, as every process does at its end
+        traceback.print_exc()  # in the run's output, as at the end of every process
         code = 1
     return code, "" if code in (0, STOPPED) else how_it_ended(code)
 
 
 def _watch(file: Path) -> None:
-    """Ask this process to save and stop once the file is there. Cancelling a task would end it for Ray at once, and the
-    worker be killed while it saves."""
+    """Ask this process to save and stop as soon as the file exists. Cancelling the task would end it for Ray at once,
+    and the worker would be killed while it saves."""
     while not file.exists():
         time.sleep(0.2)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -71,10 +71,10 @@ def run_on_ray(
     progress: Progress | None = None,
     finished: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
-    """`pool.run_all` on Ray: on the cluster at `RAY_ADDRESS`, else on one that is started here and ends with this.
+    """`pool.run_all` on Ray: on the cluster at `RAY_ADDRESS`, or on a local one, started for this call.
 
     Args:
-        workers: Runs at a time; 0 for as many as the cluster has cores (a Ray of one's own: as this machine has).
+        workers: Runs at a time; 0 for the number of cores of the cluster (of this machine for a local Ray).
         gpus: GPUs of a run, possibly a fraction.
 
     Raises:
@@ -100,7 +100,7 @@ def run_on_ray(
     shown = progress or Progress(None)
     _connect(ray, workers)
     try:
-        with graceful_stop() as stop:  # within: Ray puts a handler of its own in the place of ours
+        with graceful_stop() as stop:  # within: Ray replaces our handler by its own
             _run(ray, outcomes, left, workers, gpus, budget, shown, finished, stop)
     finally:
         ray.shutdown()
@@ -142,7 +142,7 @@ def _run(
     finished: Callable[[Outcome], None],
     stop: Callable[[], bool],
 ) -> None:
-    # A worker ends with its run: whatever it leaves behind in its process harms no other one.
+    # A worker ends with its run, so that leftovers in its process cannot affect another run.
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES, max_calls=1)(do)
     ends = None if budget is None else time.monotonic() + budget
     queue, pending = list(left), dict[Any, Outcome]()
@@ -155,7 +155,7 @@ def _run(
             for ref, outcome in pending.items():
                 (outcome.job.folder / STOP).touch()
                 if not locked(outcome.job.folder / ".lock"):
-                    ray.cancel(ref)  # not begun
+                    ray.cancel(ref)  # not started
         if stopping is not None and not forced and time.monotonic() > stopping + GRACE:
             forced = True
             for ref in pending:
@@ -181,7 +181,7 @@ def _run(
 
 
 def _judge(ray: Any, ref: Any, outcome: Outcome, stopping: bool) -> None:
-    """What became of a task."""
+    """The outcome of a task."""
     folder = outcome.job.folder
     try:
         code, told = ray.get(ref)

@@ -28,7 +28,7 @@ from .study import Cell
 
 @dataclass(frozen=True)
 class Request:
-    """What a job of the array asks for: `time` as SLURM spells it, and `cpus` runs at a time."""
+    """The resources of a job of the array: `time` in SLURM's format, and `cpus` runs at a time."""
 
     time: str = "24:00:00"
     partition: str = ""
@@ -58,7 +58,7 @@ def command(cell: Cell) -> str:
     """A line of the file: folder and command. `exec`, so that a signal reaches the run.
 
     Raises:
-        BadInput: The folder or a word contains what would end the line or divide it otherwise.
+        BadInput: The folder or an argument contains characters that would break the line.
     """
     for text in (str(cell.folder), *cell.words):
         if (hidden := control_character(text)) is not None:
@@ -67,7 +67,7 @@ def command(cell: Cell) -> str:
 
 
 def script(name: str, root: Path, cells: Sequence[Cell], commands: Path, request: Request) -> str:
-    """The array script (what `sbatch` is given)."""
+    """The array script, for `sbatch`."""
     jobs = math.ceil(len(cells) / request.runs_per_job)
     options = [
         f"--job-name=pliant-{name}",
@@ -135,7 +135,7 @@ exit "$failed"
 
 
 def check_lines(root: Path, cells: Sequence[Cell], path: Path | None) -> None:
-    """Refuse what would make another script of it (BadInput), before anything is written."""
+    """Refuse text that would alter the script (BadInput), before anything is written."""
     for text in (str(_place(root, path)), os.getcwd()):
         if (hidden := control_character(text)) is not None:
             raise BadInput(f"the path {shorten(text)} contains {hidden}: it cannot stand in a SLURM script")
@@ -148,14 +148,14 @@ def _place(root: Path, path: Path | None) -> Path:
 
 
 def emit(name: str, root: Path, cells: Sequence[Cell], request: Request, path: Path | None) -> str:
-    """Write the script to `path` and the commands beside it; without a path, the commands to the study's folder, and
-    the script is what is returned, to be printed.
+    """Write the script to `path` and the commands beside it; without a path, write the
+    commands to the study's folder and return the script for printing.
 
-    An array reads its commands when its jobs start, which may be long after the next script was made: so their file is
-    named by what stands in it (`path`-<hash>.commands), and never written again.
+    An array reads its commands when its jobs start, which may be long after the next script was made. So the name of
+    their file contains a hash of its content (`path`-<hash>.commands), and it is never overwritten.
 
     Raises:
-        BadInput: A path, a folder or a word contains control characters. Nothing was written.
+        BadInput: A path, a folder or an argument contains control characters. Nothing was written.
     """
     check_lines(root, cells, path)
     lines = "".join(command(cell) + "\n" for cell in cells)

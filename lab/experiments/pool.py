@@ -37,11 +37,11 @@ from .folder import FAILURE, STOPPED
 from .training import train
 
 OUTPUT, COST = "output.log", "cost.jsonl"
-TAIL = 5  # last lines of a failed run that are shown
+TAIL = 5  # number of last lines shown of a failed run
 LOST = 255  # multiprocessing's exit code of a worker whose server is gone
-SERVERS = 3  # servers that are tried for one run before it has failed
-GRACE = 120.0  # seconds that a run is given to save before it is killed
-# What every run imports, some of it as late as its first optimizer: two seconds, once for all runs.
+SERVERS = 3  # servers tried for one run before it counts as failed
+GRACE = 120.0  # seconds that a run has to save before it is killed
+# Modules that every run imports, some as late as its first optimizer: two seconds, once for all runs.
 PRELOAD = (
     "pliant.lab.experiments.pool_server",
     "pliant.lab.experiments.training",
@@ -56,12 +56,12 @@ Status = Literal["done", "failed", "stopped", "waiting"]
 
 @dataclass(frozen=True)
 class Job:
-    """One run to be done.
+    """A run for the pool.
 
     Attributes:
-        config: What runs; its `run` names the folder (else the default folder of its configuration).
-        words: The command line of `pliant train` that it is, for the record in the folder.
-        seconds: How long it is expected to take on one core; 0 if nobody knows.
+        config: The run's configuration; its `run` is the folder (None: the default folder).
+        words: The arguments of its `pliant train` command, for the record in the folder.
+        seconds: Expected time on one core; 0 if unknown.
     """
 
     config: RunConfig
@@ -75,10 +75,10 @@ class Job:
 
 @dataclass
 class Outcome:
-    """What became of a job: done, failed, stopped (saved, and can go on) or waiting (never begun here).
+    """The result of a job: done, failed, stopped (saved, and able to continue) or waiting (never started here).
 
-    `ran` is False for what was done before; `attempts` counts the processes that were started for it, and `tail` holds
-    the last lines that a failed one printed.
+    `ran` is False for a job that was done before. `attempts` counts the processes started for it. `tail` holds the last
+    lines printed by a failed run.
     """
 
     job: Job
@@ -89,11 +89,11 @@ class Outcome:
 
 
 def is_done(job: Job) -> bool:
-    """Does the folder hold this run, finished? (BadInput if it holds another one; FileDamaged if its DONE is none.)"""
+    """Does the folder hold this run, finished? (BadInput if it holds another run; FileDamaged if DONE is damaged.)"""
     if not folder.is_done(job.folder, job.config):
         return False
     there = load(job.folder)
-    # Chosen by the process that runs, where the job leaves them open.
+    # Chosen by the run's own process if the job does not set them.
     settled = replace(job.config, device=there.device, threads=there.threads)
     if changed := [name for name in differences(there, settled) if name not in folder.FREE]:
         raise BadInput(f"{job.folder} holds another run, which differs in {', '.join(changed)}; move it away")
@@ -103,7 +103,7 @@ def is_done(job: Job) -> bool:
 def costs(place: Path) -> list[dict[str, float]]:
     """Seconds of processor time (`cpu`) and of wall clock (`wall`) of every session of the run in a folder.
 
-    What is in the file for any other reason is left out, and that is said: nothing but a sum depends on it.
+    Other lines in the file are skipped with a message, since only a sum depends on them.
     """
     file, sessions, others = place / COST, [], 0
     try:
@@ -126,7 +126,7 @@ def costs(place: Path) -> list[dict[str, float]]:
 
 
 def cost(place: Path) -> float:
-    """Seconds of processor time that a run took in all its sessions, as far as they lived to tell."""
+    """Seconds of processor time of all recorded sessions of a run."""
     return sum(session["cpu"] for session in costs(place))
 
 
@@ -139,18 +139,18 @@ def run_all(
     finished: Callable[[Outcome], None] = lambda outcome: None,
     gpus: Sequence[str] = (),
 ) -> list[Outcome]:
-    """Run what is not done yet, `workers` at a time, in the order given; the outcome of every job.
+    """Run the jobs that are not done, `workers` at a time, in the given order. Returns the outcome of every job.
 
     Args:
-        jobs: What to run. Two may not share a folder.
+        jobs: The runs. Two may not share a folder.
         workers: Processes at a time.
-        budget: Seconds of wall clock after which nothing is started and what runs is asked to save and stop.
-        progress: Shows how far it is; nobody if None.
+        budget: Seconds of wall clock after which no run is started and running ones are asked to save and stop.
+        progress: Displays the progress; None for no display.
         finished: Called in this process whenever a job is done, also for those that were done before.
-        gpus: What `CUDA_VISIBLE_DEVICES` says to each of the processes at work, one entry for each that may run at a
-            time (a GPU that is shared stands there several times); left as it is if there are none.
+        gpus: Values of `CUDA_VISIBLE_DEVICES` for the processes, one entry per process that may run at a time (a
+            shared GPU appears several times); if empty, the variable is unchanged.
 
-    SIGINT and SIGTERM do what the end of the budget does; a second one kills.
+    SIGINT and SIGTERM act like the end of the budget; a second signal kills the runs.
 
     Raises:
         BadInput: Two jobs share a folder, or a folder holds another run.
@@ -202,11 +202,11 @@ def _failure(outcome: Outcome) -> str:
 
 
 class _ServerLost(RuntimeError):
-    """The process that workers are forked from was killed, and the ones that were started in its place, too."""
+    """The process from which workers are forked was killed, and so were its replacements."""
 
 
 class _Workers:
-    """The processes at work, each with the job that it does."""
+    """The running processes, each with its job."""
 
     def __init__(self, gpus: Sequence[str] = ()) -> None:
         self.context = multiprocessing.get_context("forkserver")
@@ -222,14 +222,14 @@ class _Workers:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Nobody is left behind: after an error, or a second signal, what still runs is killed."""
+        """After an error or a second signal, kill all processes that are still running."""
         for process in self.busy:
             process.kill()
         for process in self.busy:
             process.join()
 
     def start(self, outcome: Outcome) -> bool:
-        """Begin a run. False: it cannot be begun and has failed, which harms no other."""
+        """Start a run. False: it could not be started and has failed; other runs are unaffected."""
         outcome.attempts += 1
         outcome.ran = True
         gpu = self.free[0] if self.free else None
@@ -247,21 +247,21 @@ class _Workers:
         return True
 
     def _forked(self, job: Job, gpu: str | None) -> Any:
-        """A process that does the run. A server that was killed is started anew."""
+        """A process that executes the run. A killed server is restarted."""
         for _ in range(SERVERS):
             process = self.context.Process(target=_work, args=(job, gpu))
             try:
                 with one_thread():
                     process.start()
             except (EOFError, ConnectionError):
-                # Had it been forked already, it leaves now, and its successor waits for that.
+                # If it was forked already, it ends now, and its successor waits for that.
                 time.sleep(0.2)
             else:
                 return process
         raise _ServerLost(f"the server of the pool was killed {SERVERS} times while the run was begun")
 
     def stop(self) -> None:
-        """Ask all to save and leave; those that do not are killed in the end."""
+        """Ask all processes to save and exit; kill those that do not."""
         if self.stopping is None:
             self.stopping = time.monotonic()
             for process in self.busy:
@@ -271,7 +271,7 @@ class _Workers:
                 process.kill()
 
     def wait(self, seconds: float) -> Iterator[Outcome]:
-        """Those that have ended meanwhile, with what became of them."""
+        """The jobs that have ended meanwhile, with their outcomes."""
         ended = connection.wait([process.sentinel for process in self.busy], timeout=seconds)
         for process in [p for p in self.busy if p.sentinel in ended]:
             process.join()
@@ -299,8 +299,8 @@ class _Workers:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """What is started within has one thread in every library: the server forks, and its pools of threads would not be
-    there in the children. Runs that are said to have more threads let them sleep while they wait: others run beside."""
+    """Processes started within have one thread in every library, because the thread pools of the server would not exist
+    in its forks. In runs with more threads, waiting threads sleep, since other runs share the cores."""
     wanted = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1") | bounded(os.environ)
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
@@ -315,8 +315,8 @@ def one_thread() -> Iterator[None]:
 
 
 def _ended(pid: int, job: Job) -> int:
-    """What became of a worker whose server is gone, so that nobody knows its exit code: it is asked to stop, waited
-    for, and judged by its folder."""
+    """The outcome of a worker whose server is gone, so that its exit code is unknown: it is asked to stop, and after it
+    has ended, its folder decides."""
     try:
         os.kill(pid, signal.SIGTERM)
         until = time.monotonic() + GRACE
@@ -330,10 +330,10 @@ def _ended(pid: int, job: Job) -> int:
 
 
 def tail(file: Path, end: str) -> tuple[str, ...]:
-    """The last lines of an output, and how the run ended."""
+    """The last lines of an output file, and how the run ended."""
     try:
         text = file.read_text(errors="replace")
-    except OSError:  # nothing was printed, or nobody can read it: how it ended is told in any case
+    except OSError:  # no output, or unreadable: how the run ended is reported in any case
         text = ""
     lines = [line for line in text.splitlines() if line.strip()]
     return (*lines[-TAIL:], end)
@@ -347,10 +347,10 @@ def how_it_ended(code: int) -> str:
 
 
 def mark_failed(folder: Path, end: str) -> None:
-    """Leave word that a run failed, for whoever looks at the folder later. The next attempt takes it away."""
+    """Record in the folder that a run failed. The next attempt removes the record."""
     try:
         (folder / FAILURE).write_text(end + "\n")
-    except OSError as error:  # a full disk is what many runs fail of
+    except OSError as error:  # many runs fail because the disk is full
         print(f"{folder / FAILURE} cannot be written: {error.strerror}", file=sys.stderr)
 
 
@@ -358,17 +358,16 @@ def mark_failed(folder: Path, end: str) -> None:
 
 
 def _work(job: Job, gpu: str | None = None) -> None:
-    """A worker's life: one run."""
-    os.setsid()  # Ctrl-C is the pool's to hear
+    """The main function of a worker process: one run."""
+    os.setsid()  # only the pool handles Ctrl-C
     _leave_with_the_pool()
     if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # read when torch first asks for a GPU, which it has not
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # torch reads it when it first uses a GPU, which is later
     sys.exit(work(job))
 
 
 def work(job: Job) -> int:
-    """Do one run in this process, which is good for nothing else afterwards: what it prints goes to the folder. The
-    exit code."""
+    """Execute one run in this process, which must not be reused, with output to the folder. Returns the exit code."""
     try:
         output = os.open(job.folder / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     except OSError as error:
@@ -383,12 +382,12 @@ def work(job: Job) -> int:
 
     def run() -> int:
         wait_for_predecessor(job.folder)
-        # One thread unless the run is said to have more: how sums are split among threads decides their last bits.
+        # One thread unless the run has more: how sums are split among threads affects their last bits.
         return train(replace(job.config, threads=job.config.threads or 1), "in a pool")
 
     try:
         code = exit_code(run)
-        return STOPPED if code == TERMINATED else code  # before there was anything to save
+        return STOPPED if code == TERMINATED else code  # stopped before there was anything to save
     finally:
         line = {"cpu": round(time.process_time() - before, 3), "wall": round(time.monotonic() - started, 3)}
         try:
@@ -398,12 +397,12 @@ def work(job: Job) -> int:
             print(f"{job.folder / COST} cannot be written: {error.strerror}", file=sys.stderr)
 
 
-PREDECESSOR = 120.0  # seconds that a run waits for the process that had it before
+PREDECESSOR = 120.0  # seconds that a run waits for its previous process
 
 
 def wait_for_predecessor(folder: Path) -> None:
-    """Wait until nobody runs in the folder: a run whose pool or node was lost may still be saving there (RunLocked if
-    it does not end)."""
+    """Wait until no process runs in the folder: after the loss of a pool or node, its run may still be saving
+    (RunLocked if it does not end)."""
     until = time.monotonic() + PREDECESSOR
     while True:
         try:
@@ -432,7 +431,7 @@ def _leave_with_the_pool() -> None:
 
 
 class Progress:
-    """One line that says how far a pool is: rewritten in place on a terminal, now and then in a log file."""
+    """The progress of a pool on one line: rewritten in place on a terminal, appended at intervals to a log file."""
 
     def __init__(self, stream: TextIO | None, now: Callable[[], float] = time.monotonic) -> None:
         self._stream, self._now = stream, now
@@ -442,7 +441,7 @@ class Progress:
         self._drawn = False
 
     def update(self, outcomes: Sequence[Outcome], running: int, workers: int, ends: float | None = None) -> None:
-        """Shows the line, if it is time to; elsewhere than on a terminal, when something has changed."""
+        """Print the line if it is due; outside of a terminal, only after a change."""
         if self._stream is None:
             return
         text = self.text(outcomes, running, workers, ends)
@@ -465,7 +464,7 @@ class Progress:
         return f"{count['done']} of {len(outcomes)} runs done, {running} running, {failed}{left}"
 
     def _left(self, outcomes: Sequence[Outcome], workers: int, ends: float | None) -> str:
-        """Time left, by what runs were expected to take and what they have taken; or until the budget ends."""
+        """Time left, estimated from the runs' expected and measured times; or until the budget ends."""
         elapsed = self._now() - self._begun
         ran = [o for o in outcomes if o.ran and o.status == "done"]
         left = [o for o in outcomes if o.status == "waiting"]
@@ -486,13 +485,13 @@ class Progress:
         )
 
     def note(self, text: str) -> None:
-        """Prints something of its own, above the line."""
+        """Print a separate message above the line."""
         if self._stream is not None:
             self._stream.write(f"\r\x1b[K{text}\n" if self._terminal else f"{text}\n")
             self._stream.flush()
 
     def close(self) -> None:
-        """Leaves the last line standing."""
+        """End the display; the last line stays."""
         if self._drawn and self._stream is not None:
             self._stream.write("\n")
             self._stream.flush()

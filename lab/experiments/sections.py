@@ -25,11 +25,11 @@ from .yaml_file import read_yaml_file
 
 
 class Wrong(ValueError):
-    """Something in a file that is not right; whoever reads the file puts its name before it."""
+    """An error in a file. The code that reads the file puts the file's name in front of the message."""
 
 
 def read_yaml(path: Path, what: str) -> dict[str, Any]:
-    """The keys and values of a file (BadInput; `what` says what kind of file was expected)."""
+    """The keys and values of a file (BadInput; `what` names the expected kind of file in the message)."""
     try:
         data = read_yaml_file(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -49,16 +49,16 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
 FLAGS = [f.name.removesuffix("_config") for f in fields(RunConfig) if f.name not in ("agent_config", "env_config")]
 NOT_FOR_FILES = {"seed", "run", "resume", "threads"}
 TEXTS = ("agent", "env", "device")
-SENTENCES = ("monitors", "env.drift")  # flags that may be an empty list of words
+SENTENCES = ("monitors", "env.drift")  # flags that may be an empty list of specs
 LONGEST_LABEL = 200
 MOST_COMBINATIONS = 10_000
 MOST_RUNS = 100_000
-"""Of one study or one card; every combination is read like a command line, and every run is looked at in its folder."""
+"""Limits for one study or card. Every combination is parsed like a command line; every run's folder is checked."""
 
 
 def command_line(flags: Mapping[str, Any]) -> tuple[str, ...]:
-    """Flags by name as the words of a command line: true is a switch, false the switch that turns it off, a list
-    several words."""
+    """Flags given by name, as the arguments of a command line: true gives a switch, false the switch that turns it off,
+    and a list several arguments."""
     words: list[str] = []
     for name, value in flags.items():
         flag = _as_flag(str(name))
@@ -67,7 +67,7 @@ def command_line(flags: Mapping[str, Any]) -> tuple[str, ...]:
             words.append(flag if value else f"{head}.no-{last}" if dot else f"--no-{flag[2:]}")
         elif isinstance(value, list | tuple):
             words += [flag, *map(str, value)] if value else []
-        elif str(value).startswith("-"):  # a negative number, which is no flag of its own
+        elif str(value).startswith("-"):  # a negative number, which must not be read as a flag
             words.append(f"{flag}={value}")
         else:
             words += [flag, str(value)]
@@ -76,9 +76,9 @@ def command_line(flags: Mapping[str, Any]) -> tuple[str, ...]:
 
 @cache
 def read_command(words: tuple[str, ...]) -> RunConfig:
-    """The configuration of a command line, on one thread of the processor unless it names a device (BadInput).
+    """The configuration of a command line, on one CPU thread unless the line sets a device (BadInput).
 
-    Where the line does not say it otherwise, a quarter of the run lies between two checkpoints and one is kept.
+    Unless the line sets them, there are four checkpoints per run and one is kept.
     """
     for word in words:
         name = word[2:].partition("=")[0].replace("-", "_")
@@ -87,10 +87,10 @@ def read_command(words: tuple[str, ...]) -> RunConfig:
     config = parse(words, prog="pliant train").config
     for word, after in itertools.pairwise((*words, "--")):
         name = word[2:].replace("-", "_")
-        # A flag of several values would take none of them from `true`, and say nothing.
+        # A flag with several values would silently take none of them from `true`.
         if word.startswith("--") and after.startswith("--") and not isinstance(_flags(config).get(name, False), bool):
             raise BadInput(f"{word} needs a value, not true")
-    build(config.interventions, INTERVENTIONS)  # values out of range, and words that exclude each other
+    build(config.interventions, INTERVENTIONS)  # refuses values out of range, and interventions that exclude each other
     device = "cpu" if config.device == "auto" else config.device
     every = config.checkpoint_every if "--checkpoint-every" in words else max(config.steps // 4, 1)
     keep = config.keep_checkpoints if "--keep-checkpoints" in words else 1
@@ -102,10 +102,10 @@ def _as_flag(name: str) -> str:
 
 
 def checked_flags(content: Any, where: str, refused: Mapping[str, str]) -> dict[str, Any]:
-    """Flags of `pliant train` by name, with underscores; values are checked where they become a command line.
+    """Flags of `pliant train` by name, with underscores. Their values are checked later, in the command line.
 
-    `refused` holds flags that may not stand here, and what to say of them. A value is null, a boolean, a number, a text
-    or a list of these. It may not look like a flag: a file could otherwise set what it may not set.
+    `refused` maps flags that are not allowed here to error messages. A value is null, a boolean, a number, a text, or a
+    list of these. It may not look like a flag: otherwise a file could set flags that it may not set.
     """
     flags = {}
     for given, value in section(content, where).items():
@@ -173,21 +173,21 @@ def plain_text(value: Any, where: str, longest: int | None = None) -> str:
 
 
 def paragraph(value: Any, where: str) -> str:
-    """A text that may have been written over several lines, as one line; null is the empty text."""
+    """A text, possibly written over several lines, as one line; null is the empty text."""
     if value is not None and not isinstance(value, str):
         raise Wrong(f"{where}: expects a text, not {shorten(value)}: put it in quotes")
     return plain_text(" ".join((value or "").split()), where)
 
 
 def sentence(value: Any, where: str) -> str:
-    """As `paragraph`, and not empty."""
+    """Like `paragraph`, but not empty."""
     if not isinstance(value, str) or not value.strip():
         raise Wrong(f"{where} must be a sentence")
     return paragraph(value, where)
 
 
 def label(value: Any, where: str) -> str:
-    """What names an arm, an agent, an environment or a measure in a file."""
+    """The label of an arm, an agent, an environment or a measure in a file."""
     if not isinstance(value, str) or not value.strip():
         raise Wrong(f"{where}: a label is a text, not {shorten(value)}: put it in quotes")
     return plain_text(value, where, LONGEST_LABEL)
@@ -199,7 +199,7 @@ def labelled(content: Any, where: str) -> dict[str, Any]:
 
 
 def check_number_of_runs(combinations: int, seeds: int, what: str) -> None:
-    """Refuse a file of which a slip of the hand made more runs than anybody has time for, before they are listed."""
+    """Refuse a file with impossibly many runs (a typing error), before they are listed."""
     if combinations > MOST_COMBINATIONS:
         raise Wrong(f"{combinations:,} {what} are more than {MOST_COMBINATIONS:,}: divide the file")
     if combinations * seeds > MOST_RUNS:
@@ -210,7 +210,7 @@ def check_number_of_runs(combinations: int, seeds: int, what: str) -> None:
 
 
 def known_keys(data: Mapping[str, Any], kind: type[Any], where: str, besides: Iterable[str] = ()) -> None:
-    """Refuse keys that are no field of `kind`, or one of `besides`."""
+    """Refuse keys that are neither fields of `kind` nor in `besides`."""
     names = [f.name for f in fields(kind) if f.name not in set(besides)]
     for name in data:
         if name not in names:
@@ -226,7 +226,7 @@ def needs(data: Mapping[str, Any], names: Sequence[str], where: str) -> None:
 
 
 def converted(value: Any, annotation: Any, where: str) -> Any:
-    """A value as the type that is wanted; its numbers are finite, and its texts have no control characters."""
+    """A value converted to a type; its numbers must be finite, and its texts free of control characters."""
     try:
         result = convert(value, annotation, text=True)
     except (ValueError, OverflowError) as error:
@@ -240,7 +240,7 @@ def converted(value: Any, annotation: Any, where: str) -> Any:
 
 
 def make(kind: type[Any], content: Any, where: str, **given: Any) -> Any:
-    """A dataclass from a section, every key and type checked."""
+    """A dataclass from a section, with every key and type checked."""
     data = section(content, where)
     known_keys(data, kind, where, besides=given)
     hints = typing.get_type_hints(kind)

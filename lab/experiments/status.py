@@ -26,7 +26,7 @@ STATES = ("done", "running", "interrupted", "failed", "waiting")
 
 @dataclass(frozen=True)
 class State:
-    """How a run stands: one of `STATES`, the environment steps that it has come to, and how a failed one ended."""
+    """The state of a run: one of `STATES`, its environment steps so far, and for a failed run its last output."""
 
     cell: Cell
     state: str
@@ -35,7 +35,7 @@ class State:
 
 
 def state_of(cell: Cell) -> State:
-    """How a run stands, from its folder alone (FileDamaged: its DONE is none)."""
+    """The state of a run, from its folder alone (FileDamaged: DONE is damaged)."""
     folder = cell.folder
     if (steps := steps_done(folder)) is not None and steps >= cell.config.steps:
         return State(cell, "done", steps)
@@ -49,9 +49,9 @@ def state_of(cell: Cell) -> State:
 
 
 def _saved(folder: Path) -> int:
-    """Steps of the newest checkpoint: from there it would go on."""
-    found = [re.fullmatch(r"step_(\d+)", path.name) for path in folder.glob("checkpoints/step_*")]
-    return max((int(match[1]) for match in found if match), default=0)
+    """Steps of the newest checkpoint, from which the run would continue."""
+    matches = [re.fullmatch(r"step_(\d+)", path.name) for path in folder.glob("checkpoints/step_*")]
+    return max((int(match[1]) for match in matches if match), default=0)
 
 
 def _logged(folder: Path) -> int:
@@ -64,13 +64,13 @@ def _logged(folder: Path) -> int:
         return 0
     try:
         return int(json.loads(lines[-1])["steps"]) if lines else 0
-    except (ValueError, KeyError, TypeError, RecursionError):  # whoever goes on with the run names what is damaged
+    except (ValueError, KeyError, TypeError, RecursionError):  # the damage is reported when the run continues
         return 0
 
 
 def locked(file: Path) -> bool:
-    """Does a process hold this lock? It is not tried where that can be avoided: a run that wants it just then would
-    find it taken."""
+    """Does a process hold this lock? If possible this is decided without acquiring it, since a run that needs it at the
+    same moment would fail."""
     try:
         with file.open("rb") as opened:
             holder = re.match(rb"pid (\d+) on (\S+)", opened.read(1000))
@@ -95,11 +95,11 @@ def locked(file: Path) -> bool:
 
 
 def report(study: Study, root: Path, cells: Iterable[Cell]) -> str:
-    """The whole study: a line, a table by arm, and what failed or is under way."""
+    """The whole study: one line, a table by arm, and the runs that failed or are under way."""
     states = [state_of(cell) for cell in cells]
     counts = {name: sum(s.state == name for s in states) for name in STATES}
-    told = ", ".join(f"{n} {name}" for name, n in counts.items() if n and name != "done")
-    lines = [f"{study.name}: {counts['done']} of {len(states)} runs done{', ' if told else ''}{told}   {root}", ""]
+    others = ", ".join(f"{n} {name}" for name, n in counts.items() if n and name != "done")
+    lines = [f"{study.name}: {counts['done']} of {len(states)} runs done{', ' if others else ''}{others}   {root}", ""]
     lines += table(states)
     if under_way := [s for s in states if s.state in ("running", "interrupted")]:
         lines += ["", *(f"{s.state}: {s.cell.name} at step {s.steps:,} of {s.cell.config.steps:,}" for s in under_way)]
@@ -109,8 +109,8 @@ def report(study: Study, root: Path, cells: Iterable[Cell]) -> str:
 
 
 def table(states: Sequence[State]) -> list[str]:
-    """A row for every arm of every agent in every environment: how many runs stand how, and how many of their steps are
-    made."""
+    """A row for every arm of every agent in every environment: the number of runs in each state, and the share of their
+    steps that is done."""
     groups: dict[tuple[str, str, str], list[State]] = {}
     for state in states:
         groups.setdefault((state.cell.environment, state.cell.agent, state.cell.arm), []).append(state)
@@ -129,7 +129,7 @@ def table(states: Sequence[State]) -> list[str]:
 
 
 def failures(states: Iterable[State]) -> list[str]:
-    """What failed, where, and its last lines."""
+    """The failed runs, their folders, and their last lines."""
     lines = []
     for s in states:
         if s.state == "failed":

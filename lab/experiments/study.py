@@ -62,19 +62,19 @@ from .sections import (
 Kind = Literal["control", "oracle", "fixed_task", "linear"]
 
 STUDIES = Path("runs", "studies")
-LONGEST_NAME = 100  # characters of a study's name, which is also its folder's
+LONGEST_NAME = 100  # characters of a study's name, which also names its folder
 FILE = "study.yaml"
 """The copy of a study in its folder."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One thing that is done to every agent in every environment.
+    """One treatment, applied to every agent in every environment.
 
     Attributes:
-        kind: control (nothing is done), oracle (a fresh agent for every task), fixed_task (the task does not change),
+        kind: control (no treatment), oracle (a fresh agent for every task), fixed_task (the task does not change),
             linear (no hidden units to lose), or none of these.
-        words: The sentence of interventions.
+        words: Intervention specs.
         flags: Flags of `pliant train` that differ from those of the study, agent and environment.
         only: The agents or environments that have this arm; all if empty.
     """
@@ -88,7 +88,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a study; `words` is the line of `pliant train` that it is, folder and seed included."""
+    """One run of a study; `words` are the arguments of its `pliant train` command, including folder and seed."""
 
     environment: str
     agent: str
@@ -116,10 +116,10 @@ class Study:
         path: The file that it was read from.
         agents, environments: Flags by label.
         baseline: The arm that others are compared with; None if there is neither a baseline nor a control.
-        segment: Environment steps that a task lasts; 0 if the study does not say.
+        segment: Environment steps per task; 0 if the study does not give it.
         flags: Flags of all runs.
-        folder: Where its runs stand.
-        text: What is written to `study.yaml` in that folder.
+        folder: The folder of its runs.
+        text: The content of `study.yaml` in that folder.
     """
 
     name: str
@@ -147,7 +147,7 @@ class Study:
                         yield environment, agent, arm
 
     def command(self, environment: str, agent: str, arm: Arm) -> tuple[str, ...]:
-        """The words of `pliant train` without seed and folder."""
+        """The arguments of `pliant train` without seed and folder."""
         flags = {"agent": agent, "env": environment, **self.flags}
         for more in (self.agents[agent], self.environments[environment], arm.flags):
             flags |= more
@@ -156,13 +156,13 @@ class Study:
         return command_line({name: value for name, value in flags.items() if value is not None})
 
     def cells(self, root: Path | None = None) -> list[Cell]:
-        """All runs, below `root` (the study's folder if None): every seed of everything before the next seed, so that a
-        sweep that ends early can be compared."""
+        """All runs, below `root` (the study's folder if None). Every combination runs with one seed before the next
+        seed, so that a sweep that ends early can be compared."""
         root = self.folder if root is None else root
         combinations = []
         for environment, agent, arm in self.combinations():
             config = _read(self, environment, agent, arm)
-            # The words of a command line are those of the configuration, in canonical spelling.
+            # The specs of the command line are spelled canonically, as in the configuration.
             command = self.command(environment, agent, replace(arm, words=config.interventions))
             combinations.append((environment, agent, arm, config, command))
         cells = []
@@ -175,7 +175,7 @@ class Study:
                     / safe_name(arm.name)
                     / f"seed{seed}"
                 )
-                # A name that begins with a dash is no flag.
+                # Without ./ a name that begins with a dash would be read as a flag.
                 run = f"./{folder}" if str(folder).startswith("-") else str(folder)
                 settled = replace(config, seed=seed, run=run)
                 cells.append(Cell(environment, agent, arm.name, seed, settled, _whole(command, settled)))
@@ -198,7 +198,7 @@ class Study:
 
 
 def load_study(path: Path) -> Study:
-    """The study in a file, or in a folder that holds `study.yaml` (whose runs then stand there).
+    """The study in a file, or in a folder that holds `study.yaml` (the runs are then in this folder).
 
     Raises:
         BadInput: One line that begins with the file.
@@ -272,7 +272,7 @@ def _flags(content: Any, where: str, refused: Mapping[str, str]) -> dict[str, An
 
 
 def _labels(content: Any, where: str) -> dict[str, Any]:
-    """A section that is not empty, whose keys are labels; a list of labels stands for as many keys without content."""
+    """A section that is not empty and whose keys are labels. A list of labels is read as keys without content."""
     if isinstance(content, list):
         seen: dict[str, None] = {}
         for item in content:
@@ -357,7 +357,7 @@ def _check_folders(study: Study) -> None:
 
 
 def _check_runs(study: Study) -> None:
-    """Refuse what `pliant train` would refuse, and two labels for one and the same run."""
+    """Refuse what `pliant train` would refuse, and two labels for the same run."""
     seen: dict[str, tuple[str, str, str]] = {}
     for environment, agent, arm in study.combinations():
         try:
@@ -374,16 +374,16 @@ def _check_runs(study: Study) -> None:
 
 
 def _read(study: Study, environment: str, agent: str, arm: Arm) -> RunConfig:
-    """The configuration of a combination. Lines are slow to parse, and words change the interventions alone: arms that
-    share their flags are parsed once."""
+    """The configuration of a combination. Command lines are slow to parse, and specs change only the interventions. So
+    arms with the same flags are parsed once."""
     bare = read_command(study.command(environment, agent, replace(arm, words=())))
     words = check(arm.words, INTERVENTIONS)
-    build(words, INTERVENTIONS)  # values out of range, and words that exclude each other
+    build(words, INTERVENTIONS)  # refuses values out of range, and interventions that exclude each other
     return replace(bare, interventions=words)
 
 
 def _whole(command: tuple[str, ...], config: RunConfig) -> tuple[str, ...]:
-    """The line whose configuration is exactly this one."""
+    """The command line that gives exactly this configuration."""
     chosen: list[str] = []
     for flag, value in (
         ("--seed", config.seed),

@@ -25,7 +25,7 @@ from pliant.lab.experiments.study import FILE, Cell, Study
 
 
 def chosen(study: Study, root: Path, only: Sequence[str] = (), seeds: int = 0) -> list[Cell]:
-    """The runs that are asked for (BadInput: an arm that is not there, or more seeds than there are)."""
+    """The requested runs (BadInput: an unknown arm, or more seeds than the study has)."""
     for arm in only:
         if arm not in study.arms:
             raise BadInput(
@@ -38,7 +38,7 @@ def chosen(study: Study, root: Path, only: Sequence[str] = (), seeds: int = 0) -
 
 
 def refuse_other_runs(cells: Sequence[Cell]) -> None:
-    """Refuse a folder in which another run stands, before anything is begun."""
+    """Refuse folders that hold another run, before anything is started."""
     for cell in cells:
         if (cell.folder / "config.yaml").exists():
             there = load(cell.folder)
@@ -65,10 +65,10 @@ def visible_gpus() -> list[str]:
 
 
 def slots(gpus: Sequence[str], per_run: float) -> tuple[str, ...]:
-    """`CUDA_VISIBLE_DEVICES` of the runs that fit at a time: all GPUs once, before any is shared.
+    """`CUDA_VISIBLE_DEVICES` for the runs that fit at a time: all GPUs once, before any is shared.
 
     Raises:
-        BadInput: Fewer GPUs than one run needs, or a share above one that is no whole number.
+        BadInput: Fewer GPUs than one run needs, or a share above one that is not a whole number.
     """
     if per_run > 1:
         if per_run != int(per_run):
@@ -107,13 +107,13 @@ def submit_to_slurm(study: Study, root: Path, left: Sequence[Cell], request: Req
 
 
 def _path(path: Path, flag: str) -> Path:
-    """A path that was given for something to be written to (BadInput if nothing can stand there)."""
+    """A given output path (BadInput if nothing can be written there)."""
     if (hidden := control_character(str(path))) is not None:
         raise BadInput(f"{flag} {shorten(str(path))} contains {hidden}")
     try:
         path = path.expanduser()
         above = next((folder for folder in path.parents if folder.exists()), Path())
-        path.exists()  # an error where a part of the path is too long
+        path.exists()  # an error if a part of the path is too long
     except RuntimeError:
         raise BadInput(f"{flag} {path} begins with ~ and a name, and there is no such user: write ./{path}") from None
     except OSError as error:
@@ -145,7 +145,7 @@ def make_root(root: Path) -> None:
 
 
 def summarise(study: Study, root: Path, cells: Sequence[Cell], outcomes: Sequence[Outcome]) -> int:
-    """What came of it, and the exit code."""
+    """Print the results. Returns the exit code."""
     count = {status: sum(o.status == status for o in outcomes) for status in ("done", "failed", "stopped", "waiting")}
     before = sum(o.status == "done" and not o.ran for o in outcomes)
     print(f"{study.name}: {count['done']} of {len(outcomes)} runs done ({before} before)   {root}")

@@ -70,7 +70,7 @@ SYNONYMS = {
     "env.terminal_on_life_loss": "episodic_life life_loss",
     "env.noop_max": "noops max_noops",
 }
-"""Setting by its dotted name, and what others call it."""
+"""Setting by its dotted name, with the names used by other libraries."""
 
 _NAMES: dict[str, list[str]] = {}
 for _setting, _words in SYNONYMS.items():
@@ -79,14 +79,14 @@ for _setting, _words in SYNONYMS.items():
 
 
 def synonyms(name: str, among: Collection[str]) -> list[str]:
-    """The settings that a foreign name may mean, of those that there are.
+    """The existing settings that another library's name may mean.
 
     Args:
-        name: What was written, perhaps with a section before it (`agent.learning_rate`), with underscores.
-        among: The dotted names that there are.
+        name: The given name, perhaps with a section in front (`agent.learning_rate`), with underscores.
+        among: The dotted names that exist.
     """
     last = name.rpartition(".")[2].lower()
-    if last in among:  # a setting of the run, looked for in a section
+    if last in among:  # a setting of the run, given with a section
         return [last]
     spellings = dict.fromkeys((last, last.replace("normalize", "normalise"), last.removeprefix("use_")))
     meant = chain.from_iterable(_NAMES.get(spelling, ()) for spelling in spellings)

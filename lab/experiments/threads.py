@@ -19,15 +19,15 @@ from ...agents.hooks import Clock
 from ...agents.rollout import RolloutBatch
 from .config import RunConfig, load
 
-SECONDS = 1.0  # of a measurement, at most
-SHARE = 0.02  # of the time that all updates of the run are expected to take, at most
-BLOCK = 0.05  # seconds (and at least one update) until the other number of threads has its turn
-LEAST = 4  # updates that a measurement must have time for
-GAIN = 1.1  # how much faster all cores must be than one, which leaves the others to environments and other processes
+SECONDS = 1.0  # seconds of a measurement, at most
+SHARE = 0.02  # share of the expected time of all updates of the run, at most
+BLOCK = 0.05  # seconds (and at least one update) before switching to the other number of threads
+LEAST = 4  # updates for which a measurement must have time
+GAIN = 1.1  # required speed-up of all cores over one; one thread leaves cores to environments and other processes
 
 
 class Choice(NamedTuple):
-    """A number of threads, and in a few words why (empty if there was no choice)."""
+    """A number of threads, and a short reason (empty if there was no choice)."""
 
     threads: int
     why: str = ""
@@ -37,14 +37,14 @@ class Choice(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Updates a second by number of threads, and how many cores other processes used meanwhile (None: not known)."""
+    """Updates per second by number of threads, and the cores used by other processes meanwhile (None: unknown)."""
 
     rates: Mapping[int, float]
     others: float | None = None
 
 
 def told(config: RunConfig, folder: Path) -> int:
-    """The number of threads that the command line gives, or the run that stands in the folder; else 0.
+    """The number of threads given by the command line or recorded by the run in the folder; otherwise 0.
 
     Raises:
         BadInput: The folder's config.yaml cannot be read.
@@ -57,13 +57,13 @@ def told(config: RunConfig, folder: Path) -> int:
 def choose(
     config: RunConfig, agent: Agent, most: int, measure: Callable[[Agent, int, int, float], Measured] | None = None
 ) -> Choice:
-    """One thread or all that torch would use, whichever makes more updates a second.
+    """One thread or all that torch would use, whichever gives more updates per second.
 
     Args:
-        config: What is to run; its device is settled.
-        agent: Built as the run's agent, and good for nothing afterwards: it learns from noise.
-        most: Threads that torch would use by itself.
-        measure: `updates_per_second`, unless a test has its own.
+        config: The run's configuration, with its device resolved.
+        agent: A copy of the run's agent. It is trained on noise and must not be used afterwards.
+        most: Threads that torch would use by default.
+        measure: `updates_per_second`; tests may replace it.
     """
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         if name in os.environ:
@@ -93,7 +93,7 @@ def _number(rate: float) -> str:
 
 
 def updates(config: RunConfig, agent: Agent) -> float:
-    """About how many updates the run makes."""
+    """The approximate number of updates of the run."""
     steps = max(0, config.steps - getattr(agent.config, "learning_starts", 0))
     if agent.learns_from_targets:
         steps //= config.num_envs  # a step of all environments is one minibatch
@@ -113,26 +113,26 @@ def budget(expected: float, seconds: float) -> float:
 
     Args:
         expected: Updates that the run makes.
-        seconds: Of one update.
+        seconds: Seconds of one update.
 
     Returns:
-        0 where the time is too short to tell anything.
+        0 if the time is too short for a useful measurement.
     """
     allowed = min(SECONDS, SHARE * expected * seconds)
     return allowed if SHARE * expected >= LEAST else 0.0
 
 
 def updates_per_second(agent: Agent, batch_size: int, most: int, expected: float) -> Measured:
-    """Time real updates on noise, with one thread and with `most` in turn, so that other work hits both alike.
+    """Time real updates on noise, with one thread and with `most` in turn, so that other load affects both.
 
-    The mean counts, not the fastest: what other processes take is part of it. The number of threads is as before
-    afterwards, and so is torch's global stream of random numbers.
+    The mean counts, not the fastest time, because it includes the load of other processes. Afterwards the number of
+    threads and torch's global random state are restored.
 
     Args:
-        agent: Learns from noise.
+        agent: Is trained on noise.
         batch_size: Transitions in a batch.
         most: Threads to compare with one.
-        expected: Updates that the run will make, which bound the time.
+        expected: Updates of the whole run, which bound the time.
     """
     before, clock = torch.get_num_threads(), Clock()
     batch = noise(agent, batch_size)
@@ -150,7 +150,7 @@ def updates_per_second(agent: Agent, batch_size: int, most: int, expected: float
 
     with torch.random.fork_rng(devices=()):
         try:
-            seconds(1, 0.0)  # what is made once, such as kernels and moments, is made here
+            seconds(1, 0.0)  # creates kernels, optimizer moments and the like, outside of the timing
             if not (allowed := budget(expected, seconds(1, 0.0)[0])):
                 return Measured({})
             seconds(most, 0.0)
@@ -171,7 +171,7 @@ def updates_per_second(agent: Agent, batch_size: int, most: int, expected: float
 
 
 def noise(agent: Agent, batch_size: int) -> Any:
-    """A batch [B] of noise from a random stream of its own: a `RolloutBatch`, which has all fields of a `Batch`."""
+    """A batch [B] of noise from a separate random stream: a `RolloutBatch`, which has all fields of a `Batch`."""
     generator = torch.Generator().manual_seed(0)
     observation, action = agent.observation, agent.action
 
@@ -203,7 +203,7 @@ def noise(agent: Agent, batch_size: int) -> Any:
 
 
 def _busy() -> float | None:
-    """Core-seconds that the machine has worked since it started; None where the system does not tell (not Linux)."""
+    """Core-seconds that the machine has been busy since it started; None if this is unknown (not Linux)."""
     try:
         fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
     except OSError:

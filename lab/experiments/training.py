@@ -54,17 +54,17 @@ ALREADY = "{folder} is done already. More --steps go on with it; another --run o
 
 
 def train(config: RunConfig, source: str = "") -> int:
-    """Run, or go on with, the run that a configuration describes; returns the exit code.
+    """Start or continue the run of a configuration. Returns the exit code.
 
-    Nothing on disk is made, changed or deleted before environments, agent, monitors and memory are built and what the
-    folder holds is found good.
+    Nothing on disk is created, changed or deleted before environments, agent, monitors and memory have been built and
+    the folder's content has been verified.
     """
     folder, most = run_folder(config), torch.get_num_threads()
     check_place(folder)
     given = threads.told(config, folder)
     config = replace(config, device=usable_device(config.device), threads=given or 1)
     check_same_run(folder, config)
-    if is_done(folder, config):  # before the lock, so that a disk may be read-only by now
+    if is_done(folder, config):  # before the lock: a finished run may be on a read-only disk
         print(ALREADY.format(folder=folder))
         return 0
     refuse_others(folder, config.env)
@@ -74,7 +74,7 @@ def train(config: RunConfig, source: str = "") -> int:
         if not given:
             choice = threads.choose(config, agent, most)
             config = replace(config, threads=choice.threads)
-            agent = born(config, envs)  # the first one may have learnt from noise
+            agent = born(config, envs)  # measuring threads may have trained the first one on noise
         progress = Progress(config.steps)
         run, checkpoints, _, monitors = assembled(folder, config, envs, agent, progress)
         with _locked(folder) as lock:
@@ -82,7 +82,7 @@ def train(config: RunConfig, source: str = "") -> int:
             progress.note(f"{folder}  ({source or 'as configured'}; {config.device}, {choice})")
             progress.note(agent.describe_memory(config.num_envs))
             try:
-                # Another process may have been here meanwhile.
+                # Another process may have used the folder meanwhile.
                 check_same_run(folder, config)
                 if is_done(folder, config):
                     print(ALREADY.format(folder=folder))
@@ -103,7 +103,7 @@ def train(config: RunConfig, source: str = "") -> int:
 
 
 def _locked(folder: Path) -> RunLock:
-    """The lock of the run's folder (BadInput if the place is to blame)."""
+    """The lock of the run's folder (BadInput if no lock can be placed there)."""
     try:
         return RunLock(folder)
     except FolderUnusable as error:
@@ -113,14 +113,14 @@ def _locked(folder: Path) -> RunLock:
 
 
 def built(config: RunConfig) -> tuple[Envs, Agent]:
-    """Environments and agent of a configuration, as they are born (BadInput if they cannot be built)."""
+    """Freshly initialised environments and agent of a configuration (BadInput if they cannot be built)."""
     with bad_input():
         envs = make(config.env, num_envs=config.num_envs, seed=config.seed, config=config.env_config)
     return envs, born(config, envs)
 
 
 def born(config: RunConfig, envs: Envs) -> Agent:
-    """The agent of a configuration, as it is born, with the threads that it says (BadInput if it cannot be built)."""
+    """The freshly initialised agent of a configuration, with its number of threads (BadInput if it cannot be built)."""
     torch.set_num_threads(config.threads)
     with bad_input():
         agent_class = known().agent_class(config.agent)
@@ -138,13 +138,13 @@ def born(config: RunConfig, envs: Envs) -> Agent:
 
 
 def _enter(folder: Path, config: RunConfig, run: Run, found: Found | None, before: list[Any]) -> None:
-    """Make the folder that of the run which goes on from a checkpoint, or begins (None)."""
+    """Prepare the folder for a run that continues from a checkpoint, or begins (None)."""
     assert run.checkpoints is not None
-    # A full disk refuses this, and has changed nothing by then.
+    # On a full disk this fails before anything is changed.
     describe(folder, config, before)
-    # Before the record is cut: the last evaluation is cut from it, and a kill must not leave a DONE without that.
+    # Before the log is truncated: that removes the last evaluation, and a kill must not leave a DONE without it.
     (folder / DONE).unlink(missing_ok=True)
-    (folder / FAILURE).unlink(missing_ok=True)  # an attempt that failed before this one
+    (folder / FAILURE).unlink(missing_ok=True)  # left by an earlier attempt that failed
     run.checkpoints.accept(found)
     if found is not None:
         run.log.go_on()
@@ -179,8 +179,8 @@ def _in_folder(folder: Path, config: RunConfig, run: Run, monitors: Monitors) ->
 def assembled(
     folder: Path, config: RunConfig, envs: Envs, agent: Agent, progress: Progress | None = None
 ) -> tuple[Run, Checkpoints, Log, Monitors]:
-    """A run in its folder, and its parts, before it is restored or begins (BadInput: a monitor or the memory
-    does not fit)."""
+    """A run in its folder, with its parts, before it is restored or begins (BadInput: a monitor does not suit the
+    agent, or the memory does not fit)."""
     checkpoints = Checkpoints(folder, keep=config.keep_checkpoints)
     log = Log(folder, envs.frame_skip, log_every=config.log_every)
     with bad_input():
@@ -197,7 +197,7 @@ def assembled(
             progress.note(f"evaluation at step {run.clock.steps:,}: {found.cuts()}")
         return found.metrics()
 
-    with bad_input():  # a memory that cannot be
+    with bad_input():  # an impossible memory
         run = Run(
             agent,
             envs,
@@ -221,12 +221,12 @@ def assembled(
 
 
 def _summary(config: RunConfig, monitors: Monitors) -> str:
-    """What runs, and in one line each what is done to the agent and what looks at it; for TensorBoard's text tab."""
+    """The run, and one line for each intervention and monitor, for TensorBoard's text tab."""
     sentence = " ".join(["plain", config.agent] if not config.interventions else config.interventions)
     lines = [f"# {config.agent} in {config.env}, seed {config.seed}", "", f"`{sentence}`"]
     drifts = getattr(config.env_config, "drift", ())
     if drifts:
-        from pliant.envs.drift import DRIFTS  # and with it a simulator's library, which plain runs may not need
+        from pliant.envs.drift import DRIFTS  # loads a simulator's library, which plain runs may not need
     tables: dict[str, dict[str, type[Any]]] = {
         "intervention": {word: INTERVENTIONS[parse_word(word).name] for word in config.interventions},
         "drift": {word: DRIFTS[parse_word(word).name] for word in drifts},
@@ -240,7 +240,7 @@ def _summary(config: RunConfig, monitors: Monitors) -> str:
 
 
 def _finished(folder: Path, config: RunConfig, run: Run, stop: Callable[[], bool]) -> bool:
-    """The end of a run that has been saved: False if a stop is asked for before it is evaluated, which comes again."""
+    """Finish a saved run. False if a stop is requested before its evaluation, which is then done next time."""
     assert run.progress is not None
     run.progress.close()
     try:
@@ -252,7 +252,7 @@ def _finished(folder: Path, config: RunConfig, run: Run, stop: Callable[[], bool
 
 
 def _finish(folder: Path, config: RunConfig, run: Run) -> None:
-    """The last evaluation, and the file that says that the run is done."""
+    """The last evaluation, and the file that marks the run as done."""
     result: dict[str, Any] = {"steps": run.clock.steps, "updates": run.clock.updates}
     if config.evaluate_episodes:
         evaluation = _evaluate(run.agent, config, run.clock.steps)
@@ -269,7 +269,7 @@ def _finish(folder: Path, config: RunConfig, run: Run) -> None:
 
 
 def _warnings(run: Run) -> list[str]:
-    """What whoever reads the result of a run that is done should know."""
+    """Warnings about the result of a finished run."""
     if run.clock.updates:
         return []
     c = run.agent.config
@@ -285,7 +285,7 @@ def _warnings(run: Run) -> list[str]:
 
 
 def _evaluate(agent: Agent, config: RunConfig, steps: int) -> Score:
-    # At the edge of two tasks it is the one learned so far that counts.
+    # At a task change, the task trained so far counts.
     return score(
         agent,
         config.env,
@@ -298,7 +298,7 @@ def _evaluate(agent: Agent, config: RunConfig, steps: int) -> Score:
 
 
 def _tensorboard() -> str:
-    """How to call TensorBoard from here: by path if its environment is not the active one."""
+    """The command for TensorBoard: with its path if its environment is not the active one."""
     beside = Path(sys.executable).parent / "tensorboard"
     on_path = any((Path(place) / "tensorboard").exists() for place in os.get_exec_path())
     return "tensorboard" if on_path or not beside.exists() else os.path.relpath(beside)

@@ -30,11 +30,11 @@ def read_yaml_file(path: Path) -> Any:
     """The content of a file.
 
     Raises:
-        BadYaml: It is too large, no UTF-8, no YAML, or not within the bounds.
+        BadYaml: It is too large, not UTF-8, not YAML, or not within the bounds.
         OSError: It cannot be read.
     """
     with path.open("rb") as file:
-        data = file.read(LARGEST + 1)  # never more, for the path may name a device without an end
+        data = file.read(LARGEST + 1)  # never more: the path may be an endless device
     if len(data) > LARGEST:
         raise BadYaml(f"it is larger than {LARGEST // 1024} KiB")
     try:
@@ -50,15 +50,15 @@ def parse_yaml(text: str) -> Any:
         loader = _Loader(text)
         return loader.get_single_data()
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        told = " ".join(str(error).split()).replace(' in "<unicode string>",', ",")
-        raise BadYaml(told if len(told) <= LONGEST_MESSAGE else f"{told[:LONGEST_MESSAGE]}...") from None
+        message = " ".join(str(error).split()).replace(' in "<unicode string>",', ",")
+        raise BadYaml(message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]}...") from None
     finally:
         if loader is not None:
             loader.dispose()
 
 
 class _Loader(yaml.SafeLoader):
-    """`SafeLoader` with bounds, which are checked while the nodes are made: before anything is built of them."""
+    """`SafeLoader` with bounds, checked while the nodes are made, before any object is built from them."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -120,8 +120,8 @@ class _Loader(yaml.SafeLoader):
         return self.construct_yaml_int(node) if is_whole else self.construct_yaml_float(node)
 
     def unknown(self, node: yaml.Node) -> Any:
-        told = "values are numbers, texts, lists and sections"
-        problem = f"could not determine a constructor for the tag {shorten(node.tag)}: {told}"
+        message = "values are numbers, texts, lists and sections"
+        problem = f"could not determine a constructor for the tag {shorten(node.tag)}: {message}"
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=_without_text(node.start_mark))
 
 
@@ -138,5 +138,5 @@ _Loader.yaml_implicit_resolvers = {
 
 
 def _without_text(mark: Any) -> Any:
-    """A place in the file as line and column alone: a message need not quote the file."""
+    """A position in the file as line and column only, so that messages do not quote the file."""
     return yaml.Mark(mark.name, mark.index, mark.line, mark.column, None, 0)

@@ -386,7 +386,7 @@ weights.pt --module nets_of_a_user:Nett --input 4 | Did you mean 'Net'?
 weights.pt --module nets_of_a_user:Raises --input 4 | cannot be built with no arguments: ValueError: no such size
 weights.pt --module nets_of_a_user:Exits --input 4 | cannot be built with no arguments: it calls sys.exit
 weights.pt --module nets_of_a_user:NUMBER --input 4 | no 'NUMBER' that can be called
-weights.pt --module nets_of_a_user:nothing --input 4 | no torch module
+weights.pt --module nets_of_a_user:nothing --input 4 | not a torch module
 weights.pt --module nets_of_a_user:LeavesInForward --input 4 | cannot read --input: it calls sys.exit
 weights.pt --module nets_of_a_user:Net --module-args '{' --input 4 | --module-args is not valid JSON
 weights.pt --module nets_of_a_user:Net --module-args 7 --input 4 | --module-args is a JSON object
