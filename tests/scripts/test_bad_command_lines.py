@@ -569,7 +569,7 @@ run --out FILE | --out FILE is a file
 run --out FILE/x | --out FILE/x: FILE is a file, not a folder
 run --out <long> | --out holds a name of 300 bytes
 run --out <null> | --out contains
-run --out book | --out book holds figures that are of no report
+run --out book | --out book holds figures that do not belong to a report
 run --out report --segment 0 | --segment must be at least 1
 run --out report --segment nan | --segment must be a whole number
 run --out report --margin 0 | --margin must be above 0
