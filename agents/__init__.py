@@ -1,4 +1,4 @@
-"""Agents that learn, and what they are made of."""
+"""Agents, their networks, optimizers and memories, and the training loop."""
 
 from ..common.spaces import ActionSpec, Episode, ObservationSpec, Step
 from .agent import Agent, Component

@@ -1,18 +1,18 @@
-"""Checkpoints of a run: written so that a kill at any moment, or a full disk, costs no more than the last interval.
+"""Checkpoints of a run. A kill at any moment, or a full disk, loses at most the work since the last checkpoint.
 
-    <run>/checkpoints/step_000000012345/<part>.pt     one file a part (agent, log, …), `torch.load(weights_only=True)`
+    <run>/checkpoints/step_000000012345/<part>.pt     one file per part (agent, log, …), `torch.load(weights_only=True)`
     <run>/checkpoints/step_000000012345/manifest.json sizes and hashes of all files, replay chunks included
     <run>/replay/<chunk>.<version>.pt                 replay content, shared by the checkpoints that name it
-    <run>/SAVED                                       says that the run has saved; it stays if the checkpoints are lost
-    <run>/.lock                                       held by the process that runs in the folder
+    <run>/SAVED                                       marks that the run has saved; stays if the checkpoints are lost
+    <run>/.lock                                       locked by the process that runs in the folder
 
-A checkpoint exists once its folder has its final name. Everything it names is durable by then: each file is written,
-synced and, for chunks, renamed; then the manifest; then the folder is renamed. Whatever else lies about is the
-leftover of a killed attempt. A chunk's content never changes under its name, so a save writes only chunks whose
-version is new, and a replay of gigabytes costs its changed part.
+A checkpoint exists once its folder has its final name. All files that it names are durable by then: each file is
+written, synced and, for chunks, renamed; then the manifest is written; then the folder is renamed. All other files are
+leftovers of a killed save. The content of a chunk never changes under its name, so a save writes only chunks whose
+version is new, and a replay of gigabytes costs only its changed part.
 
-A checkpoint is good if every file it names has the size and hash that it says. Reading takes the newest good one and
-names each damaged one that it passed over.
+A checkpoint is good if every file that it names has the size and hash in its manifest. Reading takes the newest good
+checkpoint and reports each newer, damaged one.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class CheckpointDamaged(RuntimeError):
-    """A checkpoint is not what its manifest says."""
+    """The files of a checkpoint do not match its manifest."""
 
 
 class NoGoodCheckpoint(RuntimeError):
-    """There are checkpoints, and none of them can be used."""
+    """The run has checkpoints, but all of them are damaged."""
 
 
 class NewerSchema(RuntimeError):
@@ -67,7 +67,7 @@ class NewerSchema(RuntimeError):
 
 
 class SaveFailed(OSError):
-    """A checkpoint could not be written. Nothing that was there before has changed."""
+    """A checkpoint could not be written. Earlier checkpoints are unchanged."""
 
     def __init__(self, message: str, number: int | None = None) -> None:
         super().__init__(message)
@@ -75,7 +75,7 @@ class SaveFailed(OSError):
 
 
 class DiskFull(SaveFailed):
-    """A checkpoint did not fit on the disk, or into the quota."""
+    """A checkpoint did not fit on the disk or into the quota."""
 
 
 class RunLocked(RuntimeError):
@@ -83,7 +83,7 @@ class RunLocked(RuntimeError):
 
 
 class FolderUnusable(OSError):
-    """A run's folder cannot be made, or cannot be written to."""
+    """A run's folder cannot be created, or cannot be written to."""
 
     def __init__(self, message: str, number: int | None = None) -> None:
         super().__init__(message)
@@ -93,7 +93,7 @@ class FolderUnusable(OSError):
 class FolderMoved(RuntimeError):
     """A run's folder was moved, replaced or deleted while the run was in it.
 
-    `place` is where it is now, None if nobody knows.
+    `place` is the folder's present path, or None if it is unknown.
     """
 
     def __init__(self, message: str, place: Path | None = None) -> None:
@@ -102,7 +102,7 @@ class FolderMoved(RuntimeError):
 
 
 class Chunked(Protocol):
-    """What is saved in chunks: content under a name, with a version that changes whenever the content does."""
+    """An object that is saved in named chunks, each with a version that changes whenever its content changes."""
 
     def chunks(self) -> Sequence[tuple[str, int]]: ...
     def chunk(self, name: str) -> Mapping[str, Tensor]: ...
@@ -110,7 +110,7 @@ class Chunked(Protocol):
 
 
 class Saved(NamedTuple):
-    """What a save wrote: where, how many bytes (of parts, new chunks, manifest and SAVED), in how many seconds."""
+    """The result of a save: path, bytes written (parts, new chunks, manifest and SAVED), and seconds."""
 
     path: Path
     bytes: int
@@ -123,11 +123,11 @@ def _print(text: str) -> None:
 
 @dataclass
 class Found:
-    """A checkpoint on disk whose files were verified (all of them, or those of the parts asked for)."""
+    """A checkpoint on disk whose files were verified (all of them, or those of the requested parts)."""
 
     path: Path
     manifest: dict[str, Any]
-    damaged: list[str] = field(default_factory=list)  # newer checkpoints that were passed over, and why
+    damaged: list[str] = field(default_factory=list)  # newer checkpoints that were skipped, with reasons
 
     @property
     def step(self) -> int:
@@ -138,7 +138,12 @@ class Found:
         return tuple(name.removesuffix(".pt") for name in self.manifest["files"])
 
     def load(self, part: str, map_location: str | torch.device = "cpu") -> dict[str, Any]:
-        """The state that was saved as `part`. Raises KeyError for a part that is not there, CheckpointDamaged."""
+        """Load the state that was saved as `part`.
+
+        Raises:
+            KeyError: The checkpoint has no such part.
+            CheckpointDamaged: The file is damaged.
+        """
         if part not in self.parts:
             raise KeyError(f"{self.path} has no part {part!r}; it has {', '.join(self.parts)}")
         entry = self.manifest["files"][f"{part}.pt"]
@@ -148,7 +153,11 @@ class Found:
         return state
 
     def restore(self, replay: Chunked) -> None:
-        """Gives `replay` the content of all chunks (its own `load_state_dict` comes first)."""
+        """Load the content of all chunks into `replay`; call its `load_state_dict` first.
+
+        Raises:
+            CheckpointDamaged: The file of a chunk is damaged.
+        """
         for entry in self.manifest["chunks"]:
             path = _run_folder(self.path) / "replay" / entry["file"]
             try:
@@ -161,11 +170,11 @@ class Found:
 class Checkpoints:
     """The checkpoints of the run in `folder`; the newest `keep` are kept.
 
-    A folder that holds checkpoints is not written to before `resume` or `clear`: chunk versions of two different runs
-    must not meet.
+    In a folder that holds checkpoints, call `resume` or `clear` before `save`: chunk versions of two different runs
+    must not mix.
 
-    `lock` is the lock that the run holds, if it holds one: a save then makes sure that the folder is still the one in
-    which the run began.
+    `lock` is the run's lock, if it holds one; a save then checks that the folder is still the one in which the run
+    started.
     """
 
     lock: RunLock | None = None
@@ -184,12 +193,17 @@ class Checkpoints:
     # Writing
 
     def save(self, step: int, parts: Mapping[str, Mapping[str, Any]], chunks: Chunked | None = None) -> Saved:
-        """Writes the checkpoint of `step`, then deletes what is older than the newest `keep`.
+        """Write the checkpoint of `step`, then delete all but the newest `keep`.
 
-        `parts` are state dicts: nested dict, list and tuple of tensors, numbers, strings and None; TypeError names the
-        place of anything else. Tensors are written from the CPU, and without the rest of the storage they view.
-        Raises DiskFull or SaveFailed after removing what it had written. Raises FolderMoved if the folder is another
-        one than that of `lock`; where the moved folder is known, the checkpoint is in it by then.
+        `parts` are state dicts: nested dicts, lists and tuples of tensors, numbers, strings and None. Tensors are
+        copied to the CPU, without the rest of the storage that they view.
+
+        Raises:
+            TypeError: A state holds another type; the message names its place.
+            DiskFull, SaveFailed: The checkpoint could not be written; its files are removed again.
+            FolderMoved: The folder is no longer the one of `lock`. If its new path is known, the checkpoint was
+                written there.
+            RuntimeError: The folder holds checkpoints of an earlier run, and neither `resume` nor `clear` was called.
         """
         if not self._ready:
             raise RuntimeError(f"{self.folder} holds the checkpoints of an earlier run: resume() it, or clear() it")
@@ -248,7 +262,7 @@ class Checkpoints:
                 manifest["files"][f"{name}.pt"] = writing.write(staging / f"{name}.pt", data)
             writing.write(staging / MANIFEST, _sealed(manifest))
             sync_folder(staging)
-            if final.exists():  # the same step again: after a resume that was stopped before it did anything
+            if final.exists():  # the same step again: a resumed run was stopped before its first step
                 if old.exists():
                     _remove(old)
                 os.rename(final, old)
@@ -280,7 +294,7 @@ class Checkpoints:
         file = f"{name}.{version}.pt"
         path = self._chunks / file
         known = self._known.get(file)
-        # Only a file that a checkpoint names is trusted: any other is the leftover of an attempt that was killed.
+        # Reuse only files that a checkpoint names: any other file may be the leftover of a killed save.
         if known is not None and path.exists() and path.stat().st_size == known["size"]:
             return {"file": file, **known}
         staging = path.with_name(file + ".tmp")
@@ -291,9 +305,9 @@ class Checkpoints:
         return {"file": file, **entry}
 
     def _undo(self, writing: _Writing, staging: Path, final: Path, old: Path) -> None:
-        """Removes what a failed save wrote, so that a full disk gets its space back."""
+        """Remove the files of a failed save, which frees their disk space."""
         if writing.committing and final.exists() and not staging.exists():
-            return  # an interrupt that arrived just after the checkpoint was in place
+            return  # the interrupt came just after the checkpoint got its final name
         if old.exists() and not final.exists():
             os.rename(old, final)
         if staging.exists():
@@ -316,7 +330,7 @@ class Checkpoints:
         return SaveFailed(f"cannot save a checkpoint in {self.folder}: {error}; {kept}", error.errno)
 
     def _remove_leftovers(self) -> None:
-        """What killed saves and deletions left behind."""
+        """Remove the leftovers of killed saves and deletions."""
         for path in self._steps.glob("*.tmp"):
             shutil.rmtree(path)
         for path in self._chunks.glob("*.tmp"):
@@ -326,7 +340,7 @@ class Checkpoints:
         kept: list[Path] = []
         steps: set[int] = set()
         for path in _listed(self.folder):
-            # A `.old` twin of the same step has served its purpose: it covered the moment between two renames.
+            # A `.old` copy of the same step is no longer needed: it covered the moment between two renames.
             if len(kept) < self.keep and _step(path) not in steps:
                 kept.append(path)
                 steps.add(_step(path))
@@ -338,27 +352,32 @@ class Checkpoints:
         self._collect(kept)
 
     def _collect(self, kept: Iterable[Path]) -> None:
-        """Deletes chunk files that none of the checkpoints names."""
+        """Delete chunk files that none of the given checkpoints names."""
         named: dict[str, dict[str, Any]] = {}
         for path in kept:
             try:
                 manifest = _manifest(path)
-            except CheckpointDamaged:  # reading reports it; its chunks are of no use without it
+            except CheckpointDamaged:  # reading reports it; its chunks are useless without a manifest
                 continue
             named |= {c["file"]: {"size": c["size"], "sha256": c["sha256"]} for c in manifest["chunks"]}
         if self._chunks.is_dir():
             for file in os.listdir(self._chunks):
-                if file not in named and not (self._chunks / file).is_dir():  # we make no folders here
+                if file not in named and not (self._chunks / file).is_dir():  # a folder was not created by a save
                     os.unlink(self._chunks / file)
         self._known = named
 
     # Reading
 
     def newest_good(self, verify: Sequence[str] | None = None, report: Callable[[str], None] = _print) -> Found | None:
-        """The newest checkpoint whose files are whole, or None where there are no checkpoints. Changes nothing.
+        """Find the newest undamaged checkpoint; None if there are no checkpoints. Changes no file.
 
-        `verify`: the parts that are needed; None means all of them and the replay. `report` is called with a sentence
-        for each damaged checkpoint that is passed over. Raises NoGoodCheckpoint, NewerSchema.
+        Args:
+            verify: Parts to verify; None verifies all parts and the replay.
+            report: Called with a message for each damaged checkpoint that is skipped.
+
+        Raises:
+            NoGoodCheckpoint: All checkpoints are damaged.
+            NewerSchema: A checkpoint was written by a newer version.
         """
         damaged: list[str] = []
         for path in _listed(self.folder):
@@ -378,19 +397,20 @@ class Checkpoints:
         return None
 
     def resume(self, report: Callable[[str], None] = _print) -> Found | None:
-        """`newest_good`, and the folder made ready to go on from there.
+        """Find the `newest_good` checkpoint and prepare the folder to continue from it.
 
-        Newer, damaged checkpoints are set aside as `….damaged`, since the run will come to their steps again; chunk
-        files that no other checkpoint names are deleted, since the run will come to their versions again.
+        Newer, damaged checkpoints are renamed to `….damaged`, since the run will reach their steps again. Chunk files
+        that no other checkpoint names are deleted, since the run will reach their versions again.
         """
-        found = self.newest_good(report=report)
-        self.accept(found)
-        return found
+        newest = self.newest_good(report=report)
+        self.accept(newest)
+        return newest
 
     def accept(self, found: Found | None) -> None:
-        """Make the folder ready to go on from a checkpoint that `newest_good` gave (None: from nothing); see `resume`.
+        """Prepare the folder to continue from the result of `newest_good` (None: from the start); see `resume`.
 
-        Raises SaveFailed if the folder cannot be written to.
+        Raises:
+            SaveFailed: The folder cannot be written to.
         """
         listed = _listed(self.folder)
         newer = listed[: listed.index(found.path)] if found is not None else []
@@ -406,8 +426,8 @@ class Checkpoints:
         self._ready = True
 
     def clear(self) -> None:
-        """Deletes all checkpoints and the replay of an earlier run in this folder."""
-        # Checkpoints before chunks, newest last: a kill on the way leaves good checkpoints or none.
+        """Delete all checkpoints and the replay of an earlier run in this folder."""
+        # Checkpoints before chunks, the newest last: a kill in between leaves good checkpoints or none.
         for path in reversed(_listed(self.folder)):
             _remove(path)
         for folder in (self._steps, self._chunks):
@@ -420,31 +440,35 @@ class Checkpoints:
 
     @staticmethod
     def open(path: Path, verify: Sequence[str] | None = ("agent",), report: Callable[[str], None] = _print) -> Found:
-        """A checkpoint to read from: `path` is a run folder (its newest good one is taken) or a checkpoint's folder.
+        """Open a checkpoint for reading. `path` is a checkpoint's folder, or a run folder (opens the newest good one).
 
-        Only the parts in `verify` are looked at, so an agent can be loaded without its replay.
-        Raises FileNotFoundError where there is no checkpoint, CheckpointDamaged, NoGoodCheckpoint, NewerSchema.
+        Only the parts in `verify` are verified, so an agent can be loaded without its replay.
+
+        Raises:
+            FileNotFoundError: There is no checkpoint at `path`.
+            CheckpointDamaged, NoGoodCheckpoint: The checkpoint, or every checkpoint of the run, is damaged.
+            NewerSchema: A checkpoint was written by a newer version.
         """
         path = Path(path)
         if STEP.fullmatch(path.name):
             if not path.is_dir():
                 raise FileNotFoundError(f"there is no checkpoint {path}")
             return Found(path, _verified(path, verify))
-        found = Checkpoints(path).newest_good(verify, report)
-        if found is None:
+        newest = Checkpoints(path).newest_good(verify, report)
+        if newest is None:
             raise FileNotFoundError(f"{path} holds no checkpoints: give a run folder, or a folder step_… within one")
-        return found
+        return newest
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """The steps of the checkpoints in a run's folder, whole or damaged, in order."""
+    """The steps of all checkpoints in a run's folder, damaged ones included, in ascending order."""
     return sorted({_step(path) for path in _listed(folder)})
 
 
 def has_saved(folder: Path) -> str | None:
-    """What shows that the run in a folder has once saved a checkpoint, whether or not one is left; None if nothing.
+    """The name of a file that proves that the run in a folder once saved a checkpoint, even if none is left; else None.
 
-    A run that was killed before its first checkpoint shows nothing, although it may have a record.
+    Returns None for a run that was killed before its first checkpoint, although it may have log files.
     """
     # A save makes `checkpoints` before `replay`. Runs of earlier versions have no SAVED.
     if (folder / "replay").is_dir() and not (folder / "checkpoints").exists():
@@ -453,14 +477,14 @@ def has_saved(folder: Path) -> str | None:
 
 
 def branch(found: Found, folder: Path) -> Found:
-    """A checkpoint as the first of another run, in a folder that has none; verified there.
+    """Make a checkpoint the first checkpoint of another run, in a folder that has none, and verify it there.
 
-    Files are linked where the disk allows it, since no content ever changes under its name, and copied elsewhere: a
-    replay of gigabytes takes no room twice until one of the two runs writes on.
+    Files are hard-linked if the file system allows it, since the content of a file never changes under its name, and
+    copied otherwise. With links, a replay of gigabytes takes no additional space until one of the two runs continues.
 
     Raises:
-        CheckpointDamaged: It is not what its manifest says, or was removed meanwhile by the run that it is of.
-        SaveFailed: It does not fit on the disk, say.
+        CheckpointDamaged: The checkpoint does not match its manifest, or its run has removed it meanwhile.
+        SaveFailed: The files cannot be written (the disk is full, for example).
     """
     source = _run_folder(found.path)
     target = Path(folder) / "checkpoints" / found.path.name.removesuffix(".old")
@@ -491,23 +515,31 @@ def _link(source: Path, target: Path) -> None:
 
 
 class RunLock:
-    """The right to run in a folder, held by one process at a time; a context manager. The folder is made if need be.
+    """A lock on a run's folder, held by one process at a time; a context manager. Creates the folder if necessary.
 
-    The kernel releases it when the process ends, however it ends. RunLocked names the holder, FolderUnusable says why
-    there can be no lock.
+    The kernel releases the lock when the process ends, for whatever reason.
+
+    Raises:
+        RunLocked: Another process holds the lock; the message names it.
+        FolderUnusable: The folder cannot be created or locked; the message gives the reason.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.path = self.folder / ".lock"
         self._descriptor: int | None = None
-        self._directory: int | None = None  # of the folder, wherever it is moved
-        self._made: list[Path] = []  # folders that were made for it, the outermost first
-        self._new = False  # the lock's file was made for it
+        self._directory: int | None = None  # descriptor of the folder; stays valid if the folder is moved
+        self._made: list[Path] = []  # folders that this lock created, the outermost first
+        self._new = False  # True if this lock created the lock file
         self.acquire()
 
     def acquire(self) -> None:
-        """Takes the lock, or raises RunLocked at once."""
+        """Take the lock, without waiting.
+
+        Raises:
+            RunLocked: Another process holds the lock.
+            FolderUnusable: The folder cannot be created or locked.
+        """
         if self._descriptor is not None:
             return
         try:
@@ -525,7 +557,7 @@ class RunLock:
             raise FolderUnusable(f"cannot lock the folder {self.folder}: {error.strerror}", error.errno) from error
 
     def _locked(self) -> bool:
-        """Open and lock the file; False if another process has deleted it between the two."""
+        """Open and lock the lock file; False if another process deleted the file in between."""
         new = not self.path.exists()
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -536,7 +568,7 @@ class RunLock:
             raise RunLocked(
                 f"{self.folder} is in use by {holder}: wait for it, stop it, or choose another folder"
             ) from None
-        except OSError:  # a file system without locks, say
+        except OSError:  # for example, a file system without locks
             os.close(descriptor)
             if new:
                 self.path.unlink(missing_ok=True)
@@ -548,10 +580,13 @@ class RunLock:
         return True
 
     def check(self) -> None:
-        """Makes sure that the folder is still the one that was locked, and the lock still held.
+        """Check that the folder is still the one that was locked, and that the lock is still held.
 
-        Raises FolderMoved if the folder was moved, replaced or deleted meanwhile. If only the lock's file was deleted,
-        the lock is taken anew, or RunLocked names the process that was quicker.
+        If only the lock file was deleted, the lock is taken again.
+
+        Raises:
+            FolderMoved: The folder was moved, replaced or deleted.
+            RunLocked: The lock file was deleted, and another process has taken the lock.
         """
         if self._descriptor is None or self._directory is None or _is_at(self.path, self._descriptor):
             return
@@ -565,7 +600,7 @@ class RunLock:
         raise FolderMoved(f"{self.folder} was moved to {place} while a run was in it.", place)
 
     def release(self) -> None:
-        """Gives the lock back; again is harmless. The file stays."""
+        """Release the lock; a second call does nothing. The lock file stays."""
         if self._directory is not None:
             os.close(self._directory)
             self._directory = None
@@ -575,10 +610,9 @@ class RunLock:
             self._descriptor = None
 
     def undo(self) -> None:
-        """Gives the lock back and leaves nothing of it: neither its file nor the folders that were made for it, as far
-        as nothing else is in them by now."""
-        with suppress(OSError):  # a disk that has become read-only, say: the error that led here is the one to tell
-            # Whoever opened the file before this, and locks it afterwards, sees that it is gone.
+        """Release the lock; delete the lock file and the empty folders, if this lock created them."""
+        with suppress(OSError):  # for example, the disk has become read-only: report the earlier error, not this one
+            # A process that opened the file before this, and locks it afterwards, notices that it was deleted.
             if self._new and self._descriptor is not None and _is_at(self.path, self._descriptor):
                 self.path.unlink()
         self._new = False
@@ -595,7 +629,11 @@ class RunLock:
 
 
 def make_folder(folder: Path) -> list[Path]:
-    """Makes a folder and those above it; those that were not there before, the outermost first (FolderUnusable)."""
+    """Create a folder and its parents; return the folders that did not exist before, the outermost first.
+
+    Raises:
+        FolderUnusable: A folder cannot be created; those created before it are removed again.
+    """
     made: list[Path] = []
     try:
         for place in (*reversed(folder.parents), folder):
@@ -609,14 +647,15 @@ def make_folder(folder: Path) -> list[Path]:
 
 
 def unmake(made: Sequence[Path]) -> None:
-    """Removes what `make_folder` made, as far as it is empty."""
+    """Remove the folders that `make_folder` created, if they are empty."""
     for place in reversed(made):
-        with suppress(OSError):  # something else is in it, or it is gone
+        with suppress(OSError):  # the folder is not empty, or does not exist any more
             place.rmdir()
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Is what was opened still what stands at a path? Yes where nobody can look: the next write tells why."""
+    """True if an open descriptor still belongs to `path`. Also True if `path` cannot be checked: the next write will
+    report the error."""
     try:
         there = os.stat(path)
     except OSError as error:
@@ -626,7 +665,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 def _place_of(directory: int) -> Path | None:
-    """Where an open folder is now, if the system tells."""
+    """The present path of an open folder, or None if the operating system does not report it."""
     try:
         place = Path(os.readlink(f"/proc/self/fd/{directory}"))
     except OSError:
@@ -638,18 +677,18 @@ def _place_of(directory: int) -> Path | None:
 
 
 class _Writing:
-    """Writes the files of one save, durably, and remembers what a failure needs to tell and to undo."""
+    """Writes the files of one save, durably, and keeps what is needed to report and undo a failure."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.bytes = 0  # written in full
-        self.needed = 0  # the same, with the file that is being written
+        self.bytes = 0  # bytes of complete files
+        self.needed = 0  # the same, plus the size of the file in progress
         self.file = folder
-        self.committing = False  # the next step gives the checkpoint its final name
+        self.committing = False  # True just before the checkpoint gets its final name
         self.new: list[Path] = []  # chunk files that no checkpoint names yet
 
     def write(self, path: Path, data: memoryview | bytes) -> dict[str, Any]:
-        """Size and hash of the file."""
+        """Write a file; return its size and hash."""
         view = memoryview(data)
         size = len(view)
         self.file, self.needed = path, self.bytes + size
@@ -666,7 +705,7 @@ class _Writing:
 
 
 def _remove(path: Path) -> None:
-    """Deletes a checkpoint; under another name first, so that a kill leaves no half of it that looks like a whole."""
+    """Delete a checkpoint. It is renamed first, so that after a kill a half-deleted one does not look complete."""
     gone = path.with_name(path.name + ".tmp")
     if gone.exists():
         shutil.rmtree(gone)
@@ -685,10 +724,10 @@ def _step(path: Path) -> int:
 
 
 def _listed(folder: Path) -> list[Path]:
-    """The checkpoints of a run folder, newest first; of the same step, the one in place before its `.old` twin."""
+    """The checkpoints of a run folder, newest first; a checkpoint comes before its `.old` copy."""
     steps = Path(folder) / "checkpoints"
-    found = [path for path in steps.iterdir() if STEP.fullmatch(path.name)] if steps.is_dir() else []
-    return sorted(found, key=lambda path: (-_step(path), path.name))
+    checkpoints = [path for path in steps.iterdir() if STEP.fullmatch(path.name)] if steps.is_dir() else []
+    return sorted(checkpoints, key=lambda path: (-_step(path), path.name))
 
 
 def _run_folder(checkpoint: Path) -> Path:
@@ -721,7 +760,14 @@ def _sealed(manifest: Mapping[str, Any]) -> bytes:
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint. Its own hash tells a newer schema from a damaged file, so it comes first."""
+    """Read and check the manifest of a checkpoint.
+
+    Its own hash is checked first, so that a newer schema is not mistaken for a damaged file.
+
+    Raises:
+        CheckpointDamaged: The manifest is missing or damaged.
+        NewerSchema: The checkpoint was written by a newer version.
+    """
     file = path / MANIFEST
     try:
         data = file.read_bytes()
@@ -750,10 +796,13 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _check_manifest(content: Mapping[str, Any], file: Path) -> None:
-    """Refuse a manifest that is not made as `save` makes it, although it has its hash (CheckpointDamaged).
+    """Check that a manifest has the form that `save` writes.
 
-    Whoever can write a manifest can write the hash, too. What it names is read, linked and deleted, so a name must
-    not lead out of the folder.
+    The hash does not prove that: anyone who writes a manifest can write its hash. The files that it names are read,
+    linked and deleted, so a name must not point out of the folder.
+
+    Raises:
+        CheckpointDamaged: The manifest has another form.
     """
 
     def entry(value: Any, what: str) -> None:
@@ -785,7 +834,7 @@ def _shortened(value: Any) -> str:
 
 
 def _verified(path: Path, parts: Sequence[str] | None) -> dict[str, Any]:
-    """The manifest, after a look at every byte of the parts asked for (None: and at the replay)."""
+    """The manifest, after a check of every byte of the given parts (None: of all parts and the replay)."""
     manifest = _manifest(path)
     files: dict[str, Any] = manifest["files"]
     for part in files if parts is None else [f"{part}.pt" for part in parts]:
@@ -798,7 +847,11 @@ def _verified(path: Path, parts: Sequence[str] | None) -> dict[str, Any]:
 
 
 def _read(path: Path, entry: Mapping[str, Any]) -> bytes:
-    """The content of a file that a manifest names, if it is the one."""
+    """The content of a file that a manifest names.
+
+    Raises:
+        CheckpointDamaged: The file is missing, unreadable, or has another size or hash.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -816,7 +869,7 @@ def _read(path: Path, entry: Mapping[str, Any]) -> bytes:
 
 
 def _serialised(content: Any) -> memoryview:
-    # Through memory: an OSError inside torch's own writer comes out as an internal assertion without its cause.
+    # Serialise to memory: torch's file writer turns an OSError into an internal assertion error without its cause.
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getbuffer()
@@ -826,12 +879,16 @@ def _load(path: Path, entry: Mapping[str, Any], map_location: str | torch.device
     data = _read(path, entry)
     try:
         return torch.load(io.BytesIO(data), map_location=map_location, weights_only=True)
-    except Exception as error:  # whatever torch and pickle make of it, the file is not what we wrote
+    except Exception as error:  # torch and pickle raise many types; all of them mean that `save` did not write the file
         raise CheckpointDamaged(f"{path} cannot be loaded: {error}") from error
 
 
 def _storable(value: Any, place: str) -> Any:
-    """A state as `torch.load(weights_only=True)` takes it, tensors on the CPU and without foreign storage."""
+    """A copy of a state that `torch.load(weights_only=True)` accepts: tensors on the CPU, without unused storage.
+
+    Raises:
+        TypeError: The state holds another type; the message names its place.
+    """
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         return value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
@@ -856,7 +913,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def _pack(content: Mapping[str, Tensor]) -> dict[str, Any]:
-    """A chunk as it is stored: uint8 (frames) in compressed blocks, the rest as it is."""
+    """A chunk in its stored form: uint8 tensors (frames) as compressed blocks, other tensors unchanged."""
     packed: dict[str, Any] = {}
     workers = min(4, os.cpu_count() or 1)
     for name, tensor in content.items():
@@ -866,9 +923,9 @@ def _pack(content: Mapping[str, Tensor]) -> dict[str, Any]:
             continue
         flat = _bytes(tensor.contiguous())
         blocks = [flat[i : i + BLOCK] for i in range(0, len(flat), BLOCK)]
-        with ThreadPoolExecutor(workers) as pool:  # zlib lets go of the interpreter
+        with ThreadPoolExecutor(workers) as pool:  # zlib releases the interpreter lock
             compressed = list(pool.map(lambda block: zlib.compress(block, 1), blocks))
-        # `frombuffer` wants memory that can be written to.
+        # `frombuffer` needs writable memory.
         packed[name] = {
             "shape": list(tensor.shape),
             "blocks": [torch.frombuffer(bytearray(block), dtype=torch.uint8) for block in compressed],

@@ -1,20 +1,20 @@
-"""The record of a run: TensorBoard events and their plain twin, `metrics.jsonl`.
+"""The log of a run: `metrics.jsonl`, and a copy of it as TensorBoard events.
 
-    metrics.jsonl   one JSON object a line: {"frames", "steps", "updates", tag: value, …}, or a finished episode
-    timing.jsonl    what depends on the wall clock (speed, seconds per section)
-    events.out.tfevents.*.pliant   the same for TensorBoard, one file a session
+    metrics.jsonl   one JSON object per line: {"frames", "steps", "updates", tag: value, …}, or a finished episode
+    timing.jsonl    values that depend on the wall clock (speed, seconds per section)
+    events.out.tfevents.*.pliant   the same values for TensorBoard, one file per session
 
-`metrics.jsonl` is the record. It holds nothing of the wall clock, so a run that was killed and resumed writes it to
-the same last byte as one that was not. The other files are views of it, for people.
+`metrics.jsonl` is the record of the run. It does not depend on the wall clock, so a run that was killed and resumed
+writes the same bytes as an uninterrupted one. The other files are views of it, for people.
 
 The x-axis is environment frames, `steps * frame_skip`. Names follow CleanRL: `charts/episodic_return`,
-`charts/episodic_length`, `charts/SPS` (agent steps a second), `losses/*`; and `eval/*`, `replay/*`, `time/*`.
+`charts/episodic_length`, `charts/SPS` (agent steps per second), `losses/*`; and `eval/*`, `replay/*`, `time/*`.
 
 JSON has no NaN. Numbers that are not finite are written as the strings "NaN", "Infinity" and "-Infinity" (protobuf's
-convention), which Python's `float()` and JavaScript's `Number()` read; `read_metrics` turns them back.
+convention), which Python's `float()` and JavaScript's `Number()` read; `read_metrics` converts them back to numbers.
 
-Events are written synchronously: tensorboard's own writer hands them to a thread, where a full disk shows up late or
-never. One event a flush is cheap enough to be waited for.
+Events are written synchronously: tensorboard's own writer passes them to a thread, which reports a full disk late or
+never. One event per flush takes little time.
 """
 
 from __future__ import annotations
@@ -55,15 +55,14 @@ Status = Literal["done", "failed", "stopped"]
 
 
 class Band(NamedTuple):
-    """Three tags that TensorBoard draws as a line with a band around it."""
+    """Three tags that TensorBoard draws as a line with a band from `low` to `high`."""
 
     value: str
     low: str
     high: str
 
 
-# Charts of TensorBoard's custom-scalars tab. The tags are regular expressions, matched from the start of a tag only, or
-# bands.
+# Charts of TensorBoard's custom-scalars tab: regular expressions, which are matched at the start of a tag, or bands.
 Charts = dict[str, tuple[str, ...] | tuple[Band, ...]]
 EVAL_BAND = "eval: mean return, and its 95 % interval"
 LAYOUT: dict[str, Charts] = {
@@ -77,15 +76,15 @@ LAYOUT: dict[str, Charts] = {
 
 
 class LogDamaged(RuntimeError):
-    """The record of a run is not what its checkpoint says it was."""
+    """The log files of a run do not match its checkpoint."""
 
 
 class LogWriteFailed(OSError):
-    """A line of the record could not be written (a full disk, mostly)."""
+    """A line of the log could not be written (most often because the disk is full)."""
 
 
 class _Accumulator:
-    """Running sums, on the device, of metrics that come together."""
+    """Running sums, on the device, of metrics that are logged together."""
 
     def __init__(self, total: Tensor, count: int = 0) -> None:
         self.total = total  # [number of metrics]
@@ -93,9 +92,9 @@ class _Accumulator:
 
 
 class _File:
-    """A file that is appended to, unbuffered; an error names the file and the space that is left.
+    """A file opened for unbuffered appending; error messages name the file and the free disk space.
 
-    `digest` is that of what the file holds already; it runs along with every write.
+    `digest` is the digest of the file's content; every write updates it.
     """
 
     def __init__(self, path: Path, digest: hashlib.blake2b | None = None) -> None:
@@ -120,7 +119,7 @@ class _File:
             self.digest.update(data)
 
     def sync(self) -> int:
-        """Makes the content durable; its size in bytes."""
+        """Make the content durable; return its size in bytes."""
         if self._descriptor is None:
             raise RuntimeError(f"the log is closed: {self.path}")
         try:
@@ -146,7 +145,7 @@ class _File:
 
 
 def _plain(value: Any) -> int | float | str:
-    """A number as JSON can hold it; see the module's docstring for NaN."""
+    """A number in a form that JSON can hold; see the module's docstring for NaN."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     number = float(value)
@@ -156,10 +155,13 @@ def _plain(value: Any) -> int | float | str:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl` or `timing.jsonl` (or of the run folder that holds it), numbers as numbers.
+    """The lines of a `metrics.jsonl` or `timing.jsonl` as dicts, with non-finite numbers as floats.
 
-    A last line without its newline (the run is writing it, or was killed while it did) is left out. LogDamaged names
-    any other line that is no JSON object.
+    If `path` is a run folder, its `metrics.jsonl` is read. A last line without a newline is left out: the run is still
+    writing it, or was killed while writing.
+
+    Raises:
+        LogDamaged: Another line is not a JSON object; the message gives its number.
     """
     file = path / METRICS if path.is_dir() else path
     words = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -176,16 +178,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class Log:
-    """Where a run writes what it measures.
+    """The log of a run.
 
-    `folder=None` keeps everything in memory and writes nothing. Nothing is opened before the first write, so that
-    `resume` or `restart` can be called first; a folder that already holds a record is refused otherwise.
+    With `folder=None` all values stay in memory and no file is written. Files are opened at the first write, so that
+    `resume` or `restart` can be called first. Without such a call, the first write to a folder that already holds a
+    record raises FileExistsError.
     """
 
     def __init__(
         self, folder: Path | None, frame_skip: int = 1, *, log_every: int = 1000, episodes_in_mean: int = 20
     ) -> None:
-        """`log_every`: environment steps between flushes; `episodes_in_mean`: what `mean_return` looks back on."""
+        """`log_every`: environment steps between flushes; `episodes_in_mean`: number of episodes in `mean_return`."""
         if frame_skip < 1 or log_every < 1:
             raise ValueError(f"frame_skip and log_every must be at least 1, not {frame_skip} and {log_every}")
         self.folder = None if folder is None else Path(folder)
@@ -202,34 +205,37 @@ class Log:
         self._recent: deque[float] = deque(maxlen=episodes_in_mean)
         self._flushed = 0  # environment steps at the last flush
         self._frames: dict[str, int] = {}  # the last frame of every tag
-        self._texts: dict[str, str] = {}  # sha256 of what a text tag showed last
+        self._texts: dict[str, str] = {}  # sha256 of the latest text of every text tag
         self._hparams = False
         self._old_files: dict[str, int] = {}  # files of earlier sessions and their sizes
-        self._digest = _digest()  # of `metrics.jsonl` as far as it belongs to the run
-        self._cut: dict[str, int] | None = None  # sizes to which files are cut before the next write
+        self._digest = _digest()  # digest of the part of `metrics.jsonl` that belongs to the run
+        self._cut: dict[str, int] | None = None  # sizes to which files are truncated before the next write
         self._mark: tuple[int, float] | None = None  # (steps, seconds) from which speed is measured
 
-    # What the run calls
+    # Methods that the run calls
 
     @property
     def mean_return(self) -> float | None:
-        """Mean return of the last episodes, or None before the first."""
+        """Mean return of the latest `episodes_in_mean` episodes, or None before the first."""
         return sum(self._recent) / len(self._recent) if self._recent else None
 
     def due(self, clock: Clock) -> bool:
-        """Have the environment steps passed a multiple of `log_every` since the last flush?
+        """True if the environment steps have passed a multiple of `log_every` since the last flush.
 
-        Flushes move with the clock alone, so a resumed run flushes where the uninterrupted one does.
+        This depends on the clock only, so a resumed run flushes at the same steps as an uninterrupted one.
         """
         if self._mark is None:
             self._mark = (clock.steps, time.perf_counter())
         return clock.steps // self.log_every > self._flushed // self.log_every
 
     def update(self, metrics: Mapping[str, Tensor], clock: Clock) -> None:
-        """Adds the metrics of one gradient update, 0-d tensors on one device, without waiting for it.
+        """Add the metrics of one gradient update, 0-d tensors on one device, without waiting for the device.
 
-        A name without a slash is a loss: `td_loss` becomes `losses/td_loss`. Updates may carry different metrics (an
-        actor that learns every second update): each is averaged over the updates that carried it.
+        A name without a slash is a loss: `td_loss` becomes `losses/td_loss`. Updates may have different metrics (if the
+        actor is updated every second time, for example); each metric is averaged over the updates that have it.
+
+        Raises:
+            TypeError: A metric is not a 0-d tensor.
         """
         del clock
         if not metrics:
@@ -237,13 +243,13 @@ class Log:
         tags = tuple(metrics)
         for tag, value in metrics.items():
             if not isinstance(value, Tensor) or value.ndim:
-                found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r}"
-                raise TypeError(f"the metric {tag!r} must be a 0-d tensor, not {found}; host values go to `scalars`")
+                given = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r}"
+                raise TypeError(f"the metric {tag!r} must be a 0-d tensor, not {given}; host values go to `scalars`")
         with torch.no_grad():
             values = torch.stack(tuple(metrics.values()))
             group = self._sums.get(tags)
             if group is None:
-                # Sums of thousands of float32 losses; doubles cost nothing here.
+                # Thousands of float32 losses are summed; double precision costs nothing here.
                 kind = torch.float32 if values.device.type == "mps" else torch.float64
                 group = self._sums[tags] = _Accumulator(torch.zeros(values.shape, dtype=kind, device=values.device))
             elif group.total.device != values.device:  # the first update after `resume`
@@ -254,11 +260,12 @@ class Log:
     def flush(
         self, clock: Clock, extra: Mapping[str, float] | None = None, seconds: Mapping[str, float] | None = None
     ) -> dict[str, float]:
-        """Writes the means of what `update` collected since the last flush, and returns what it wrote, by tag. This is
-        where the host waits.
+        """Write the mean of each metric that `update` collected since the last flush; return the written values by tag.
 
-        `extra`: host values of this moment (learning rates, replay size), by tag. `seconds`: wall-clock seconds spent
-        per section since the last flush, written as `time/<section>` in seconds per 1000 steps.
+        The host waits for the device here.
+
+        `extra`: present host values (learning rates, replay size), by tag. `seconds`: wall-clock seconds per section
+        since the last flush, written as `time/<section>` in seconds per 1000 steps.
         """
         sums: dict[str, tuple[float, int]] = {}
         for tags, group in self._sums.items():
@@ -293,10 +300,10 @@ class Log:
         return values
 
     def episode(self, episode: Episode, clock: Clock) -> None:
-        """Writes a finished episode.
+        """Write a finished episode.
 
-        `metrics.jsonl` holds every one, with its environment and seed; TensorBoard keeps only the last point of a
-        step, so episodes that end at the same step show there as their mean.
+        `metrics.jsonl` holds every episode, with its environment and seed. TensorBoard keeps only the last point of a
+        step, so it shows the mean of the episodes that end at the same step.
         """
         frames = self.frame(clock)
         self._recent.append(float(episode.ret))
@@ -310,9 +317,9 @@ class Log:
         self._pending.append((frames, float(episode.ret), int(episode.length)))
 
     def scalars(self, values: Mapping[str, float], clock: Clock, shown: Mapping[str, float] | None = None) -> None:
-        """Writes host values at this moment (an evaluation, a monitor's table).
+        """Write present host values (an evaluation, a monitor's table).
 
-        `shown` is what TensorBoard gets of them, if it is not to get all under their own names.
+        `shown`: the values for TensorBoard, if they differ from `values`.
         """
         shown = values if shown is None else shown
         if not values and not shown:
@@ -325,20 +332,23 @@ class Log:
             self._scalars(shown, frames)
 
     def points(self, values: Mapping[str, float], frames: int) -> None:
-        """Shows values in TensorBoard alone, at a frame of the x-axis that may lie behind the present one, though not
-        behind the last one of their tags."""
+        """Write values to TensorBoard only, at a frame that may be earlier than the present one.
+
+        Raises:
+            ValueError: The frame is earlier than the last one of a tag.
+        """
         self._move_on(values, frames)
         self._scalars(values, frames)
 
     def image(self, tag: str, png: bytes, size: tuple[int, int], clock: Clock) -> None:
-        """Shows a picture (PNG; width and height in pixels) in TensorBoard alone."""
+        """Write an image (PNG; width and height in pixels) to TensorBoard only."""
         frames = self.frame(clock)
         self._move_on((tag,), frames)
         image = Summary.Image(width=size[0], height=size[1], colorspace=3, encoded_image_string=png)
         self._summary(Summary.Value(tag=tag, image=image), frames=frames)
 
     def text(self, tag: str, markdown: str) -> None:
-        """Shows a text in TensorBoard (the configuration, say); what it shows already is not written again."""
+        """Write a text (the configuration, for example) to TensorBoard; an unchanged text is not written again."""
         digest = hashlib.sha256(markdown.encode()).hexdigest()
         if self._texts.get(tag) == digest:
             return
@@ -348,10 +358,10 @@ class Log:
         self._summary(_tensor_value(tag, SummaryMetadata(plugin_data=data), markdown.encode(), shape=(1,)))
 
     def hparams(self, values: Mapping[str, Any], metrics: Iterable[str] = ("eval/episodic_return",)) -> None:
-        """Registers this run in TensorBoard's HParams tab, in its own event file; once a run.
+        """Register this run in TensorBoard's HParams tab, in its own event file; once per run.
 
-        `values` is flat; use the same dozen keys in all runs. None shows as "-", what is no bool, number or string
-        as its `str`. `metrics` are the tags whose live value the tab shows.
+        `values` is flat; use the same dozen keys in all runs. None is shown as "-"; values that are not bools, numbers
+        or strings are shown as their `str`. `metrics` are the tags whose latest value the tab shows.
         """
         if self._hparams:
             return
@@ -361,7 +371,7 @@ class Log:
         )
         session = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
         for name, value in values.items():
-            # bool first: it is an int to Python.
+            # bool first, since it is a subclass of int.
             if isinstance(value, bool):
                 kind, session.hparams[name].bool_value = "DATA_TYPE_BOOL", value
             elif isinstance(value, int | float):
@@ -375,11 +385,11 @@ class Log:
         )
 
     def close(self, status: Status = "done") -> None:
-        """Ends the record; again is harmless. A run that was "stopped" will go on: its HParams session stays open."""
+        """Close the log; a second call does nothing. A "stopped" run may resume, so its HParams session stays open."""
         if self._closed:
             return
         try:
-            # After a failed write, ending the record in style would only fail again and hide the cause.
+            # After a failed write, further writes would fail again and hide the cause.
             opened = [file for file in (self._metrics, self._timing, self._events) if file is not None]
             if len(opened) in (0, 3) and not any(file.failed for file in opened):
                 self._emit_episodes()
@@ -398,12 +408,12 @@ class Log:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close("done" if kind is None else "failed")
 
-    # Stopping and going on
+    # Stopping and resuming
 
     def state_dict(self) -> dict[str, Any]:
-        """What was collected and not yet written, and how long every file is now (made durable first).
+        """The values that are collected but not yet written, and the present size of every file (made durable first).
 
-        Nothing is flushed: the lines of a record must not depend on when checkpoints were taken.
+        Writes no line: the log must not depend on the times of checkpoints.
         """
         self._metrics_file()
         files = dict(self._old_files)
@@ -429,11 +439,15 @@ class Log:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Checks the record against a checkpoint and takes over its state, and changes no file. Files are cut when
-        the run goes on: by `go_on`, or else before the first write.
+        """Restore the state of a checkpoint, after a check of `metrics.jsonl` against it. Changes no file.
 
-        Raises LogDamaged if `metrics.jsonl` is missing, is shorter than it was, or holds something else than it held.
-        A checkpoint of an earlier version has no checksum, and its record is checked by its size alone.
+        Files are truncated later, by `go_on` or before the first write. A checkpoint of an earlier version has no
+        checksum; then only the size is checked.
+
+        Raises:
+            LogDamaged: `metrics.jsonl` is missing, shorter than at the checkpoint, or has other content; or a newer
+                version wrote the state.
+            RuntimeError: The log has been written to already.
         """
         if self._metrics is not None or self._closed:
             raise RuntimeError("resume a log before anything is written to it")
@@ -454,17 +468,26 @@ class Log:
         self._hparams = state["hparams"]
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Continues the record of a checkpoint: what was written after it is cut away, in every file.
+        """Continue the log from a checkpoint; every file is truncated to its size at the checkpoint.
 
-        Raises LogDamaged if `metrics.jsonl` is not what it was. TensorBoard's events and `timing.jsonl` are views and
-        may be deleted at any time, to save space: what is missing of them stays missing.
+        TensorBoard's events and `timing.jsonl` are views and may be deleted at any time to save space; deleted parts
+        are not restored.
+
+        Raises:
+            LogDamaged: As `load_state_dict`.
+            LogWriteFailed: A file cannot be truncated.
         """
         self.load_state_dict(state)
         self.go_on()
 
     def go_on(self) -> None:
-        """Cuts away what was written after the checkpoint whose state was loaded, and opens the files; of a log that
-        continues nothing, or has gone on already, this does nothing."""
+        """Truncate every file to its size at the loaded checkpoint, and open the files.
+
+        Does nothing if no state was loaded, or at a second call.
+
+        Raises:
+            LogWriteFailed: A file cannot be truncated.
+        """
         if self.folder is None or self._cut is None:
             return
         files, self._cut = self._cut, None
@@ -482,11 +505,15 @@ class Log:
                 failed = LogWriteFailed(f"cannot cut {path} to what it held at the checkpoint: {error.strerror}")
                 failed.errno = error.errno
                 raise failed from error
-        # A TensorBoard that is open now still has the points that were cut away: the START of a new file purges them.
+        # An open TensorBoard still has the points that were cut off; the START event of a new file removes them.
         self._open(first_frame=max(self._frames.values(), default=-1) + 1, sessions=sessions)
 
     def restart(self) -> None:
-        """Forgets the record of an earlier attempt that left no checkpoint to resume from, and begins anew."""
+        """Delete the log of an earlier attempt that left no checkpoint.
+
+        Raises:
+            RuntimeError: The log has been written to already.
+        """
         if self._metrics is not None or self._closed:
             raise RuntimeError("restart a log before anything is written to it")
         if self.folder is not None:
@@ -496,11 +523,11 @@ class Log:
     # Writing
 
     def frame(self, clock: Clock) -> int:
-        """Where on the x-axis a moment lies, in environment frames."""
+        """The position of a moment on the x-axis, in environment frames."""
         return clock.steps * self.frame_skip
 
     def _move_on(self, tags: Iterable[str], frames: int) -> None:
-        """A tag's x-axis never runs backwards: TensorBoard would drop what lies behind."""
+        """Record the frame of each tag; ValueError if it is before the last one, as TensorBoard drops such points."""
         for tag in tags:
             last = self._frames.get(tag, -1)
             if frames < last:
@@ -518,7 +545,7 @@ class Log:
         return sorted(name for name in os.listdir(self.folder) if EVENTS.fullmatch(name))
 
     def _metrics_file(self) -> _File | None:
-        """The open `metrics.jsonl`, or None where nothing is written."""
+        """The open `metrics.jsonl`, or None if the log writes no files."""
         if self.folder is not None and self._metrics is None:
             if self._closed:
                 raise RuntimeError("the log is closed")
@@ -537,8 +564,8 @@ class Log:
     def _open(self, first_frame: int = 0, sessions: Iterable[str] = ()) -> None:
         assert self.folder is not None
         self.folder.mkdir(parents=True, exist_ok=True)
-        # Readers take event files in the order of their names, so a later session must sort after an earlier one even
-        # if both began in the same second, or on machines whose clocks differ.
+        # TensorBoard reads event files in the order of their names, so the name of a later session must sort after that
+        # of an earlier one, even if both started in the same second, or on machines with different clocks.
         before = [int(match[1]) for name in sessions if (match := EVENTS.fullmatch(name))]
         second = max([int(time.time()), *(seconds + 1 for seconds in before)])
         events = f"events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}.pliant"
@@ -572,7 +599,7 @@ class Log:
         self._summary(*(Summary.Value(tag=k, simple_value=float(v)) for k, v in values.items()), frames=frames)
 
     def _emit_episodes(self, before: int | None = None) -> None:
-        """Shows the episodes that ended together, once no more can end with them (all of them if `before` is None)."""
+        """Write the mean of the pending episodes to TensorBoard, if they ended before frame `before` (None: always)."""
         if not self._pending or (before is not None and self._pending[0][0] >= before):
             return
         frames, count = self._pending[0][0], len(self._pending)
@@ -615,7 +642,11 @@ def _digest() -> hashlib.blake2b:
 
 
 def _checked(path: Path, size: int, digest: str | None) -> hashlib.blake2b:
-    """The digest of the first `size` bytes of a file, which has to be `digest` if that is known (LogDamaged)."""
+    """The digest of the first `size` bytes of a file.
+
+    Raises:
+        LogDamaged: The file is missing, unreadable or too short, or `digest` is given and differs.
+    """
     then = f"{size:,} bytes when the checkpoint was taken"
     way_out = "Put it back from a copy, or start over in another folder"
     running, left = _digest(), size
@@ -639,7 +670,7 @@ def _checked(path: Path, size: int, digest: str | None) -> hashlib.blake2b:
 
 
 def _truncate(path: Path, size: int) -> None:
-    """Cuts a file to `size` bytes; a line file that is shorter already is cut after its last whole line."""
+    """Truncate a file to `size` bytes; a shorter `.jsonl` file is truncated after its last complete line."""
     with path.open("r+b") as file:
         if path.stat().st_size >= size:
             file.truncate(size)

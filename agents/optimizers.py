@@ -1,4 +1,4 @@
-"""Optimizers: torch's fused Adam, one kernel a step, without the bookkeeping around it."""
+"""Optimizers: torch's fused Adam, called directly: one kernel per step, without torch's checks and hooks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..common.ranges import NotNegative, Positive, ShareBelow, check_numbers
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam (Kingma & Ba 2015), with decoupled weight decay if asked for (Loshchilov & Hutter 2019).
+    """Adam (Kingma & Ba 2015), optionally with decoupled weight decay (Loshchilov & Hutter 2019).
 
     Attributes:
         lr: Learning rate.
@@ -38,11 +38,11 @@ class OptimizerConfig:
 
 
 class Adam(torch.optim.AdamW):
-    """torch's fused AdamW, to the same bits; with an age per weight for those parameters that are given one.
+    """torch's fused AdamW, bitwise equal to it; optionally with a step count per weight (`give_age`).
 
-    Its memory is there from the start, so that surgery and captured graphs find it before the first step. And its step
-    calls the fused kernel at once: the checks and profiling hooks on torch's way there take longer than the kernel
-    does on the small networks of control.
+    Its state is allocated at construction, so that surgery and captured graphs can use it before the first step. `step`
+    calls the fused kernel directly: for the small networks of control tasks, torch's checks and profiling hooks take
+    longer than the kernel.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> None:
@@ -64,15 +64,16 @@ class Adam(torch.optim.AdamW):
         self._aged: set[Tensor] = set()
 
     def give_age(self, parameter: Tensor) -> None:
-        """Let every weight of a parameter have an age of its own, before the first step (Dohare et al. 2024, Nature
-        632: AdamGnT as it is meant; the released code does not use the bias correction that it works out, so that a
-        weight's k-th step is (1 - beta1^k) sqrt(1 - beta2^k) times the learning rate).
+        """Give every weight of a parameter its own step count; call this before the first step (Dohare et al. 2024,
+        Nature 632: AdamGnT as described in the paper; the released code does not use the bias correction that it
+        computes, so that a weight's k-th step is (1 - beta1^k) sqrt(1 - beta2^k) times the learning rate).
 
-        torch keeps one step counter a tensor, which is wrong for weights that are drawn anew at another time than their
-        neighbours: zeroing their moments alone makes their first steps 3.2 times the learning rate, zeroing the counter
-        slows all others down. Here the bias correction belongs to the weight. Instead of an age a it keeps what the
-        correction needs, 1 - beta^a, which is the same exponential average taken over ones (`filled`): zero for a new
-        weight, near one for an old one, and cheaper to carry forward than a power is to compute.
+        torch keeps one step counter per tensor. This is wrong for weights that are reinitialised at another time than
+        their neighbours: zeroing only their moments makes their first steps 3.2 times the learning rate, and zeroing
+        the counter slows all other weights. Here each weight has its own bias correction. Instead of a step count a,
+        the state holds the value that the correction needs, 1 - beta^a. This is the same exponential average, taken
+        over ones (`filled`): zero for a new weight, near one for an old one, and cheaper to update than a power is to
+        compute.
         """
         if parameter not in self._aged:
             self._aged.add(parameter)
@@ -80,8 +81,9 @@ class Adam(torch.optim.AdamW):
                 self.state[parameter][name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a saved state; parameters that have ages only here are as old as their tensor was there."""
-        # torch takes over tensors that fit as they are: two optimizers would share one memory.
+        """Load a saved state. A parameter with step counts per weight takes them from the tensor's step count if the
+        saved state has none per weight."""
+        # torch keeps references to the given tensors: without a copy, two optimizers would share their state.
         super().load_state_dict(copy.deepcopy(state_dict))
         for group in self.param_groups:
             for p in group["params"]:
@@ -93,13 +95,13 @@ class Adam(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One step along `.grad` of every parameter; each must have one."""
+        """Make one step with `.grad` of every parameter; each parameter must have one."""
         assert closure is None
         for group in self.param_groups:
             self.apply(group, [p.grad for p in group["params"]])
 
     def apply(self, group: dict[str, Any], gradients: list[Tensor]) -> None:
-        """One step of a parameter group along the given gradients."""
+        """Make one step of a parameter group with the given gradients."""
         parameters = group["params"]
         if self._aged:
             pairs = list(zip(parameters, gradients, strict=True))
@@ -132,7 +134,7 @@ class Adam(torch.optim.AdamW):
         )
 
     def _apply_aged(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> None:
-        """The same step, every weight corrected by its own age."""
+        """Make the same step, with the bias correction of each weight's own step count."""
         states = [self.state[p] for p in parameters]
         names = ("exp_avg", "exp_avg_sq", "filled", "filled_sq")
         mean, square, filled, filled_sq = ([s[name] for s in states] for name in names)
@@ -153,25 +155,25 @@ class Adam(torch.optim.AdamW):
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_addcdiv_(parameters, mean, scale, -group["lr"])
 
-    # torch wraps `step` in a profiling hook at construction unless it is marked as wrapped already.
+    # torch wraps `step` in a profiling hook at construction, unless this attribute marks it as wrapped already.
     step.hooked = True  # type: ignore[attr-defined]
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> Adam:
-    """Adam over those of the parameters that learn."""
+    """Adam over the parameters that require gradients."""
     return Adam([p for p in parameters if p.requires_grad], config)
 
 
 def step(loss: Tensor, optimizer: torch.optim.Optimizer, max_grad_norm: float = 0.0) -> None:
-    """One gradient update of what the optimizer holds, and of nothing else.
+    """Make one gradient update of the optimizer's parameters, and of no others.
 
-    Gradients are taken for the optimizer's own parameters alone, so a loss may run through frozen networks without
-    cost or trace. They stay in `.grad` for whoever measures them, as they were used; by what factor they were clipped
-    is `optimizer.clipped` (0-d, or None if they are never clipped).
+    Gradients are computed for the optimizer's parameters only. Other networks in the loss cost no parameter gradients,
+    and their `.grad` does not change. The used (clipped) gradients stay in `.grad` for monitors. `optimizer.clipped` is
+    the factor by which they were clipped (0-d, or None if clipping is off).
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    # The fused kernel takes memory as it lies; a gradient that came by another way than a convolution's own (channels
-    # last), or is one number seen many times, does not lie as its parameter does.
+    # The fused kernel needs gradients with the strides of their parameters. Some have others: gradients of a
+    # convolution's weights (channels last) that come from another operator, and expanded ones.
     gradients = [
         gradient if gradient.stride() == parameter.stride() else torch.empty_like(parameter).copy_(gradient)
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True)
@@ -184,7 +186,7 @@ def step(loss: Tensor, optimizer: torch.optim.Optimizer, max_grad_norm: float = 
 
 @torch.no_grad()
 def clip_(gradients: list[Tensor], max_norm: float) -> Tensor:
-    """Scale all gradients so that their joint norm is at most `max_norm`, as `clip_grad_norm_` does; by what factor."""
+    """Scale all gradients so that their joint norm is at most `max_norm`, as `clip_grad_norm_`; return the factor."""
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     factor = (max_norm / (norm + 1e-6)).clamp_(max=1.0)
     torch._foreach_mul_(gradients, factor)

@@ -1,11 +1,11 @@
 """Proportional prioritisation (Schaul et al. 2016, "Prioritized Experience Replay", arXiv 1511.05952).
 
 A transition with temporal-difference error d is drawn with probability proportional to (|d| + epsilon) ** alpha, and
-its loss is weighted by (N P) ** -beta, divided by the greatest weight of the batch (Algorithm 1 of the paper).
+its loss is weighted by (N P) ** -beta, divided by the largest weight of the batch (Algorithm 1 of the paper).
 
-The paper's sum tree is replaced by two levels, the priorities and the sums of blocks of them, searched by cumulative
-sums over whole batches: on a GPU a handful of kernels instead of a loop in Python. A block's sum is always recomputed
-from its priorities, so that no rounding error accumulates. Nothing here makes the host wait for the device.
+Two levels replace the paper's sum tree: the priorities, and the sums of blocks of priorities. Both are searched with
+cumulative sums for a whole batch at once, which takes a few GPU kernels instead of a loop in Python. A block's sum is
+always recomputed from its priorities, so that rounding errors do not accumulate. The host never waits for the device.
 """
 
 from __future__ import annotations
@@ -26,33 +26,34 @@ class PrioritisedConfig:
     """Prioritised replay; the defaults are those of Rainbow (Hessel et al. 2018, arXiv 1710.02298)."""
 
     alpha: Annotated[float, between(0, 10)] = 0.5
-    """How strongly errors count: 0 is uniform, 1 proportional."""
+    """Exponent of the error: 0 is uniform sampling, 1 is proportional."""
     beta: Share = 0.4
-    """Correction by importance weights at the start; it rises linearly to `beta_final`."""
+    """Initial exponent of the importance weights; it rises linearly to `beta_final`."""
     beta_final: Share = 1.0
-    """Correction by importance weights at the end; 1 is full."""
+    """Final exponent of the importance weights; 1 is full correction."""
     beta_steps: SomeEnvSteps = 50_000_000
     """Environment steps over which beta rises: the length of a run (200 million Atari frames)."""
     epsilon: Positive = 1e-6
-    """Added to every error, so that none is never seen again."""
+    """Added to every error, so that every transition can be sampled again."""
 
     def __post_init__(self) -> None:
         check_numbers(self)
 
     def beta_at(self, steps: int) -> float:
-        """Beta after so many environment steps: a function of them alone, so that the replay ratio cannot bend it."""
+        """Beta after `steps` environment steps; it does not depend on the replay ratio."""
         return self.beta + (self.beta_final - self.beta) * min(1.0, steps / self.beta_steps)
 
 
 class Priorities:
-    """Priorities of a ring of transitions, spoken of by ordinal (how many were stored before); drawable or zero.
+    """Priorities of a ring buffer of transitions, addressed by ordinal (the number of transitions stored before).
 
-    What becomes drawable gets the highest priority given so far, as in the paper.
+    Transitions that cannot be drawn have priority zero. A transition that becomes drawable gets the highest priority
+    assigned so far, as in the paper.
     """
 
     def __init__(self, size: int, config: PrioritisedConfig, device: torch.device) -> None:
         self._size, self._config = size, config
-        # At least one place is never drawn: errors of transitions that have gone are thrown there.
+        # At least one entry is never drawn: errors of dropped transitions are written there.
         self._table = torch.zeros(size // BLOCK + 1, BLOCK, dtype=torch.float64, device=device)
         self._sums = torch.zeros(len(self._table), dtype=torch.float64, device=device)
         self._highest = torch.ones((), dtype=torch.float64, device=device)
@@ -60,7 +61,7 @@ class Priorities:
 
     @staticmethod
     def size_of(size: int) -> int:
-        """Bytes that the priorities of so many transitions take."""
+        """Bytes that the priorities of `size` transitions take."""
         return (size // BLOCK + 1) * (BLOCK + 1) * 8 + 8
 
     @property
@@ -75,11 +76,11 @@ class Priorities:
         self._first, self._last = first, last
 
     def begin_anew(self) -> None:
-        """What becomes drawable from now on gets the first priority there was."""
+        """Transitions that become drawable from now on get the initial priority 1."""
         self._highest.fill_(1.0)
 
     def _fill(self, first: int, last: int, value: Tensor | None) -> None:
-        """Set the priorities of a range of ordinals (at most one round of the ring), zero without a value."""
+        """Set the priorities of a range of ordinals (at most one round of the ring) to `value`, or to zero if None."""
         while first < last:
             begin = first % self._size
             end = min(begin + last - first, self._size)
@@ -95,8 +96,8 @@ class Priorities:
         total = upper[-1]
         slices = torch.arange(count, dtype=torch.float64, device=upper.device)
         slices += torch.rand(count, dtype=torch.float64, device=upper.device, generator=generator)
-        # `right` finds the first place whose cumulative sum lies above the point: its own priority is above zero. That
-        # holds if the point lies below the greatest sum, which rounding alone does not promise.
+        # `right` finds the first entry whose cumulative sum is above the point, so its own priority is above zero. This
+        # needs points below the largest sum; nextafter ensures that in spite of rounding.
         points = torch.minimum(slices * (total / count), torch.nextafter(total, torch.zeros_like(total)))
         block = torch.searchsorted(upper, points, right=True).clamp_(max=len(upper) - 1)
         within = self._table.index_select(0, block).cumsum(1)
@@ -104,24 +105,24 @@ class Priorities:
         points = points - upper.index_select(0, block) + self._sums.index_select(0, block)
         points = torch.minimum(points.clamp_(min=0.0), torch.nextafter(ends, torch.zeros_like(ends)))
         place = torch.searchsorted(within, points[:, None], right=True).squeeze(1).clamp_(max=BLOCK - 1)
-        # Places count up from that of the first drawable transition, around the ring.
+        # Convert positions in the ring to ordinals, counted from the first drawable transition.
         return (block * BLOCK + place - self._first % self._size).remainder_(self._size) + self._first
 
     def weights(self, ordinals: Tensor, steps: int) -> Tensor:
-        """[B] float32 importance weights of drawn ordinals, the greatest of them 1."""
-        # (N P)^-beta over the greatest of the batch: N and the total priority cancel.
+        """Importance weights [B] float32 of drawn ordinals; the largest is 1."""
+        # (N P)^-beta divided by the largest of the batch: N and the total priority cancel.
         priority = self._table.view(-1).index_select(0, ordinals.remainder(self._size))
         return (priority.min() / priority).pow_(self._config.beta_at(steps)).float()
 
     def update(self, ordinals: Tensor, td_error: Tensor) -> None:
-        """Set priorities from the errors of drawn ordinals; those that are no longer drawable are passed over."""
-        # A run that diverges should end by an error of its own, not by an index out of range here.
+        """Set priorities from the errors of drawn ordinals; ordinals that are no longer drawable are ignored."""
+        # Replace NaN: a run that diverges should end with its own error, not with an index out of range here.
         error = td_error.detach().double().abs().nan_to_num_(nan=0.0, posinf=torch.finfo(torch.float32).max)
         drawable = (ordinals >= self._first) & (ordinals < self._last)
         priority = (error + self._config.epsilon).pow_(self._config.alpha).mul_(drawable)
         place = torch.where(drawable, ordinals.remainder(self._size), self._size)
         table = self._table.view(-1)
-        # Of two errors of one transition the larger counts, so that the order of a GPU's threads does not.
+        # If a transition occurs twice, its larger error counts, so the order of GPU threads has no effect.
         table.index_fill_(0, place, 0.0).scatter_reduce_(0, place, priority, "amax")
         block = place.div(BLOCK, rounding_mode="floor")
         self._sums.index_copy_(0, block, self._table.index_select(0, block).sum(1))

@@ -1,4 +1,4 @@
-"""One line that says how far a run has come: rewritten in place on a terminal, now and then in a log file."""
+"""A progress line for a run: rewritten in place on a terminal, written at intervals to a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BAR = 20
 
 
 def duration(seconds: float) -> str:
-    """`0:42`, `1:02:03`, `2d 03:04`."""
+    """A duration as text: `0:42`, `1:02:03`, `2d 03:04`."""
     total = round(seconds)
     days, hours, minutes = total // 86400, total // 3600 % 24, total // 60 % 60
     if days:
@@ -26,8 +26,9 @@ def duration(seconds: float) -> str:
 class Progress:
     """Progress of a run of `total_steps` environment steps, on `stream`.
 
-    On a terminal the line is rewritten at most ten times a second, and cut rather than wrapped. Elsewhere whole lines
-    are printed: at every 5 % and after 10, 20, 40 seconds … up to every ten minutes, but never within 10 seconds.
+    On a terminal the line is rewritten at most ten times per second, and truncated to the terminal's width. On other
+    streams complete lines are written: at every 5 %, and after 10, 20, 40 seconds … up to every ten minutes, but never
+    within 10 seconds of the last one.
     """
 
     def __init__(
@@ -38,23 +39,23 @@ class Progress:
         self._now = now
         self._terminal = self._stream.isatty()
         self._interval = 0.1 if self._terminal else 10.0
-        self._last: float | None = None  # when a line was last shown
+        self._last: float | None = None  # time of the last written line
         self._shown_steps = 0
-        self._samples: deque[tuple[float, int]] = deque(maxlen=50)  # (seconds, steps), one a shown or skipped interval
+        self._samples: deque[tuple[float, int]] = deque(maxlen=50)  # (seconds, steps), at least half a second apart
         self._line = ""
         self._stale = False
         self._closed = False
 
     def update(self, clock: Clock, mean_return: float | None = None) -> None:
-        """Shows where the run is, if it is time to."""
+        """Write the progress of the run, if it is time to."""
         now = self._now()
-        if self._last is None:  # speed counts from here, whatever a resumed run has behind it
+        if self._last is None:  # speed is measured from here, also in a resumed run
             self._last, self._shown_steps = now, clock.steps
             self._samples.append((now, clock.steps))
         if now - self._samples[-1][0] >= 0.5:
             self._samples.append((now, clock.steps))
         done = clock.steps >= self._total
-        # Making the text costs more than all of the above, and most calls come between two showings.
+        # Formatting the text costs more than all of the above, and most calls do not write a line.
         if not done and now - self._last < (0.1 if self._terminal else 10.0):
             return
         self._line = self._text(clock, mean_return, now)
@@ -72,27 +73,27 @@ class Progress:
         self._stream.flush()
 
     def note(self, text: str) -> None:
-        """Prints a line of its own, above the progress line."""
+        """Write a separate line above the progress line."""
         self._stream.write(f"\r\x1b[K{text}\n" if self._terminal else f"{text}\n")
         if self._terminal and self._line:
             self._draw()
         self._stream.flush()
 
     def close(self) -> None:
-        """Leaves the last line standing; again is harmless."""
+        """Finish the progress line and leave it on the terminal; a second call does nothing."""
         if not self._closed and self._terminal and self._line:
             self._stream.write("\n")
             self._stream.flush()
         self._closed = True
 
     def _draw(self) -> None:
-        # A line as wide as the terminal wraps on some, and can then no longer be rewritten.
+        # On some terminals a line of full width wraps, and can then no longer be rewritten.
         self._stream.write("\r" + self._line[: max(self._width() - 1, 1)] + "\x1b[K")
 
     def _width(self) -> int:
         try:
             return os.get_terminal_size(self._stream.fileno()).columns or 80
-        except (OSError, ValueError):  # a terminal that will not tell, or a stream without a descriptor
+        except (OSError, ValueError):  # the terminal does not report its width, or the stream has no descriptor
             return 80
 
     def _text(self, clock: Clock, mean_return: float | None, now: float) -> str:

@@ -1,6 +1,6 @@
-"""On-policy memory: the latest steps of all environments, learnt from in a few epochs and then forgotten.
+"""On-policy memory: the latest steps of all environments, used for a few epochs of updates and then discarded.
 
-To the loop it is a memory like `Replay`; what is different is what `batches` gives, and when.
+For the training loop it is a memory like `Replay`; only the batches, and when they are available, differ.
 """
 
 from __future__ import annotations
@@ -20,29 +20,30 @@ from .hooks import Sampling
 
 
 class RolloutBatch(NamedTuple):
-    """B steps of the present rollout, on its device; the fields of `Batch`, and what the policy is judged by."""
+    """B steps of the present rollout, on its device: the fields of `Batch`, and those that the policy loss needs."""
 
     obs: Tensor  # [B, *obs]
-    action: Tensor  # [B] int64 or [B, A] float32, as it was drawn, before the environment's bounds
-    reward: Tensor  # [B] float32, as it is learnt from (clipped or scaled)
+    action: Tensor  # [B] int64 or [B, A] float32, as sampled, not clipped to the environment's bounds
+    reward: Tensor  # [B] float32, as used for training (clipped or scaled)
     discount: Tensor  # [B] float32, gamma, or 0 where the step terminated
     next_obs: Tensor  # [B, *obs]; an episode's final observation where it ended
     weight: Tensor  # [B] ones
     index: Tensor  # type: ignore[assignment]  # [B] int64
     log_prob: Tensor  # [B], of the action under the policy that took it
-    value: Tensor  # [B], of the observation, by the critic of that time
+    value: Tensor  # [B], of the observation, by the critic before the updates of this rollout
     advantage: Tensor  # [B]
-    ret: Tensor  # [B], what the value is to become: advantage + value
+    ret: Tensor  # [B], target of the value: advantage + value
 
     def take(self, index: slice | Tensor) -> RolloutBatch:
-        """Some of the steps."""
+        """The steps at `index`."""
         if isinstance(index, slice):
             return RolloutBatch(*(part[index] for part in self))
         return RolloutBatch(*(part.index_select(0, index) for part in self))
 
 
 class Judged(NamedTuple):
-    """What the agent says of T steps of E environments when the rollout is complete, before it learns from them."""
+    """The agent's log-probabilities and values for T steps of E environments, computed when the rollout is complete,
+    before the updates."""
 
     log_prob: Tensor  # [T, E]
     value: Tensor  # [T, E], of obs
@@ -53,16 +54,17 @@ class Rollout:
     """The latest `length` steps of `num_envs` environments.
 
     Args:
-        length: Steps of every environment in a rollout; when it is full, `batches` gives `epochs` passes over it.
-        batch_size: Steps in a minibatch; the last one of a pass may be smaller, unless that leaves a single one.
-        judge: The agent's opinion of a complete rollout.
-        scale: Rewards [T, E], which steps ended an episode [T, E], and what goes on from one rollout to the next [E] →
-            rewards as they are learnt from.
-        finish: Called with all observations [T * E, *obs] once a rollout has been learnt from.
+        length: Steps of every environment in a rollout; when it is full, `batches` makes `epochs` passes over it.
+        batch_size: Steps in a minibatch. The last minibatch of a pass may be smaller; if it has a single step, it is
+            skipped.
+        judge: Computes log-probabilities and values of a complete rollout.
+        scale: Maps rewards [T, E], episode ends [T, E] and a state carried between rollouts [E] to the rewards that
+            are used for training.
+        finish: Called with all observations [T * E, *obs] after the updates of a rollout.
 
     Raises:
         ValueError: A size is out of range.
-        TooLarge: It does not fit into memory.
+        TooLarge: The rollout does not fit into memory.
     """
 
     def __init__(
@@ -96,8 +98,8 @@ class Rollout:
         self.generator = Generator(device).manual_seed(seed)
         shape, each = (length, num_envs), (length, num_envs, *observation.shape)
         kind = torch.int64 if action.discrete else torch.float32
-        # On the host until it is complete: a step is written through numpy's views of the same memory, which costs a
-        # tenth of copies between tensors.
+        # On the host until the rollout is complete. Steps are written through numpy views of the same memory, which
+        # takes a tenth of copies between tensors.
         self.obs = torch.zeros(each, dtype=observation.dtype)
         self.next_obs = torch.zeros(each, dtype=observation.dtype)
         self.action = torch.zeros(shape if action.discrete else (*shape, action.size), dtype=kind)
@@ -107,25 +109,25 @@ class Rollout:
         self._views: dict[str, NDArray[Any]] = {name: getattr(self, name).numpy() for name in NAMES}
         self.carry = torch.zeros(num_envs, device=device)
         self.filled = 0
-        self.held: RolloutBatch | None = None  # the last complete rollout, for whoever looks
+        self.held: RolloutBatch | None = None  # the last complete rollout, for observers
         self.latest: NDArray[Any] | None = None
 
     @staticmethod
     def size_of(observation: ObservationSpec, action: ActionSpec, length: int, num_envs: int) -> int:
-        """Bytes that a rollout takes while it is learnt from: what is recorded, and a copy of it."""
-        seen = 2 * math.prod(observation.shape) * observation.dtype.itemsize
+        """Bytes that a rollout takes during updates: the recorded steps, and a copy of them."""
+        observed = 2 * math.prod(observation.shape) * observation.dtype.itemsize
         acted = 8 if action.discrete else 4 * action.size
-        return 2 * length * num_envs * (seen + acted + 32)
+        return 2 * length * num_envs * (observed + acted + 32)
 
     def __len__(self) -> int:
         return self.filled * self.num_envs
 
     def start(self, obs: NDArray[Any]) -> None:
-        """The first observations [E, *obs]."""
+        """Store the first observations [E, *obs]."""
         self.latest = obs.copy()
 
     def add(self, action: Any, step: Step) -> None:
-        """One step of every environment: the actions taken and what came of them."""
+        """Store one step of every environment: the actions and their results."""
         assert self.latest is not None, "a rollout is started before anything is added to it"
         t = self.filled
         views = self._views
@@ -139,7 +141,7 @@ class Rollout:
         self.filled += 1
 
     def batches(self, sampling: Sampling) -> Iterator[RolloutBatch]:
-        """Nothing until the rollout is full; then minibatches of it in a few passes, after which it is empty."""
+        """Yield nothing until the rollout is full; then `epochs` passes of minibatches, after which it is empty."""
         if self.filled < self.length:
             return
         whole = self.complete(sampling.gamma)
@@ -151,29 +153,31 @@ class Rollout:
                 places = order[begin : begin + self.batch_size]
                 if len(places) > 1 or size == 1:
                     yield whole.take(places)
-                    if not self.filled:  # cleared: what is left of it is nobody's any more
+                    if not self.filled:  # an intervention cleared the memory: skip the rest
                         return
         self.finish(whole.obs)
         self.filled = 0
 
     def coming(self, sampling: Sampling) -> int:
-        """How many batches the next call of `batches` gives at most."""
+        """Maximum number of batches that the next call of `batches` yields."""
         size = self.length * self.num_envs
         return self.epochs * -(-size // self.batch_size) if self.filled == self.length else 0
 
     def owes(self, sampling: Sampling) -> bool:
-        """Nothing is left over: all that is owed is made at once."""
+        """False: one call of `batches` makes all pending updates."""
         return False
 
     def clear(self) -> None:
-        """Forget the steps that were taken so far, and the rest of a rollout that is being learnt from. Who merely
-        looks still sees the last complete one."""
+        """Forget the steps recorded so far, and the remaining minibatches of a rollout in use. Observers can still
+        sample the last complete rollout."""
         self.filled = 0
         self.carry.zero_()
 
     def complete(self, gamma: float) -> RolloutBatch:
-        """All steps, with advantages (Schulman et al. 2016, 1506.02438, eq. 16): a truncated episode is bootstrapped
-        from its final observation, a terminated one is not."""
+        """All steps, with generalised advantage estimates (Schulman et al. 2016, 1506.02438, eq. 16).
+
+        A truncated episode is bootstrapped from its final observation; a terminated one is not.
+        """
         obs, next_obs, action, reward, terminated, over = (self._present(name) for name in NAMES)
         reward = self.scale(reward, over, self.carry)
         judged = self.judge(RolloutParts(obs, action, next_obs))
@@ -202,11 +206,11 @@ class Rollout:
         )
 
     def _present(self, name: str) -> Tensor:
-        """One of the records on the device, in memory that the next rollout does not write to."""
+        """A copy of one recorded tensor, on the device; the next rollout does not overwrite it."""
         record: Tensor = getattr(self, name)
         if self.device.type == "cpu":
             return record.clone()
-        # Only from pinned memory does a copy leave the host free; the allocator keeps it until the copy is done.
+        # Only copies from pinned memory are asynchronous; the allocator keeps the memory until the copy is done.
         pinned = self.device.type == "cuda"
         return (record.pin_memory() if pinned else record.clone()).to(self.device, non_blocking=pinned)
 
@@ -216,7 +220,11 @@ class Rollout:
     def sample(
         self, batch_size: int, n_step: int = 1, gamma: float = 0.99, generator: Generator | None = None
     ) -> RolloutBatch:
-        """Steps of the last complete rollout, drawn without a trace (RuntimeError before there is one)."""
+        """Draw steps of the last complete rollout; with a given generator, the memory's state does not change.
+
+        Raises:
+            RuntimeError: No rollout is complete yet.
+        """
         if self.held is None:
             raise RuntimeError("nothing to sample: no rollout is complete yet")
         size = len(self.held.reward)
@@ -226,7 +234,7 @@ class Rollout:
     # ------------------------------------------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything; between two calls of `batches`, where a run is saved."""
+        """The whole state; valid between two calls of `batches`, where a run is saved."""
         tensors = {name: getattr(self, name)[: self.filled].clone() for name in NAMES}
         held = None if self.held is None else [part.clone() for part in self.held]
         return {
@@ -240,7 +248,11 @@ class Rollout:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave (ValueError if it was of another shape)."""
+        """Restore a state of `state_dict`.
+
+        Raises:
+            ValueError: The state belongs to a rollout of another size.
+        """
         saved = state["made_for"]
         saved = dict(zip(("length", "num_envs"), saved, strict=True)) if isinstance(saved, list) else saved
         if saved != self._made_for():
@@ -258,14 +270,14 @@ class Rollout:
         self.latest = None if state["latest"] is None else state["latest"].numpy()
 
     def reseed(self, seed: int) -> None:
-        """Draw from another seed from now on."""
+        """Seed the rollout's generator anew."""
         self.generator.manual_seed(seed)
 
     def _made_for(self) -> dict[str, int]:
         return {"length": self.length, "num_envs": self.num_envs}
 
     def chunks(self) -> list[tuple[str, int]]:
-        """Nothing is saved in chunks: a rollout is small."""
+        """Empty: a rollout is small, so all of it is in `state_dict`."""
         return []
 
     def chunk(self, name: str) -> dict[str, Tensor]:
@@ -279,7 +291,7 @@ NAMES = ("obs", "next_obs", "action", "reward", "terminated", "over")
 
 
 class RolloutParts(NamedTuple):
-    """What the agent is asked about: all of it [T, E, ...]."""
+    """Observations, actions and next observations of a complete rollout, each [T, E, ...]."""
 
     obs: Tensor
     action: Tensor

@@ -1,4 +1,4 @@
-"""Files of torch that a user names: read without running code from them, and refused in words of our own."""
+"""Reading of torch files that a user names, without running code from them and with clear errors."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 
 
 class BadFile(ValueError):
-    """A file that was given as a saved agent, or as weights, is none. The message is one line that names the file."""
+    """A given file is not a saved agent, or does not hold weights. The message is one line that names the file."""
 
 
 def read_torch(path: str | os.PathLike[str]) -> Any:
-    """The content of a file that `torch.save` wrote: tensors, numbers, texts, lists and dictionaries of these.
+    """The content of a file that `torch.save` wrote: tensors, numbers, strings, lists and dictionaries of these.
 
     Raises:
-        BadFile: There is no such file, it is no file of torch, it is damaged, or it holds other Python objects.
+        BadFile: The file does not exist, is not a torch file, is damaged, or holds other Python objects.
     """
     path = Path(path)
     try:
@@ -30,7 +30,7 @@ def read_torch(path: str | os.PathLike[str]) -> Any:
     except OSError as error:
         what = "it is a folder" if error.errno == errno.EISDIR else error.strerror
         raise BadFile(f"{path} cannot be read: {what}") from None
-    except ValueError as error:  # a name that no file can have
+    except ValueError as error:  # not a valid file name
         raise BadFile(f"{str(path)!r} cannot be read: {error}") from None
     if not first:
         raise BadFile(f"{path} cannot be read as a file of torch: it is empty")
@@ -38,14 +38,14 @@ def read_torch(path: str | os.PathLike[str]) -> Any:
         raise BadFile(f"{path} cannot be read as a file of torch: torch did not write it")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch remarks on kinds of files that it refuses just after
+            warnings.simplefilter("ignore")  # torch warns about kinds of files just before it refuses them
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever torch, zipfile and pickle make of it
+    except Exception as error:  # torch, zipfile and pickle raise many types
         raise BadFile(f"{path} cannot be read as a file of torch: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
-    """Why torch refused a file. Its own text is for programmers, and advises to run the code in the file."""
+    """The reason why torch refused a file. torch's own message advises to run the code in the file."""
     text = str(error)
     if "TorchScript" in text:
         return "it is a TorchScript program; save the state dict of the module instead"
@@ -60,10 +60,10 @@ def _reason(error: Exception) -> str:
 
 
 def read_agent(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The content of a file that `Agent.save` wrote; `Agent.from_content` makes the agent of it.
+    """The content of a file that `Agent.save` wrote; `Agent.from_content` builds the agent from it.
 
     Raises:
-        BadFile: As `read_torch`, or the file holds no agent.
+        BadFile: As `read_torch`, or the file does not hold an agent.
     """
     content = read_torch(path)
     check_is_agent(content, path)
@@ -71,7 +71,11 @@ def read_agent(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def check_is_agent(content: Any, path: str | os.PathLike[str]) -> None:
-    """Refuse what is no saved agent, or not all of one (BadFile)."""
+    """Check that `content` is that of a complete saved agent.
+
+    Raises:
+        BadFile: It is not.
+    """
     if not isinstance(content, dict) or not isinstance(content.get("agent"), str):
         raise BadFile(f"{path} holds no agent")
     for name, kind in _PARTS.items():

@@ -1,8 +1,7 @@
-"""How a run is stopped: a signal asks for it, and what takes long asks in turn whether it should.
+"""Stopping of a run: a signal requests a stop, and long operations check for the request.
 
-A step ends before a stop is obeyed. What may take longer than anybody waits (an evaluation, a probe) calls `heed` in
-its loop and is left in the midst of it, if the run has said that it can be done again from its beginning: within
-`interruptible` alone.
+A run stops at the end of a step. An operation that may take very long (an evaluation, a probe) calls `heed` in its
+loop. Within `interruptible`, a stop request interrupts it there, and the resumed run repeats it from its beginning.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ Asked = Callable[[], bool]
 
 
 class Interrupted(BaseException):
-    """A stop was asked for in the midst of something that is done again from its beginning later.
+    """A stop was requested during an operation that is repeated from its beginning later.
 
-    It is no `Exception`: nobody who deals with errors should take it for one.
+    Not a subclass of `Exception`, so that error handlers do not catch it.
     """
 
 
@@ -27,7 +26,11 @@ _asked: ContextVar[Asked | None] = ContextVar("asked", default=None)
 
 
 def heed() -> None:
-    """Leave what is being done if a stop is asked for and it is interruptible (Interrupted)."""
+    """Interrupt the current operation if a stop is requested, within `interruptible`.
+
+    Raises:
+        Interrupted: A stop is requested.
+    """
     asked = _asked.get()
     if asked is not None and asked():
         raise Interrupted
@@ -35,7 +38,7 @@ def heed() -> None:
 
 @contextmanager
 def interruptible(asked: Asked | None) -> Iterator[None]:
-    """Let `heed` leave the block when `asked` says so; nothing does if it is None."""
+    """Let `heed` interrupt the block when `asked()` is True; never if `asked` is None."""
     token = _asked.set(asked)
     try:
         yield
@@ -44,14 +47,19 @@ def interruptible(asked: Asked | None) -> Iterator[None]:
 
 
 def never() -> bool:
-    """Nobody asks for a stop."""
+    """A stop request that is never made."""
     return False
 
 
 @contextmanager
 def graceful_stop() -> Iterator[Asked]:
-    """SIGTERM and SIGINT ask for a stop, which is obeyed at the end of a step or where `heed` is called; a second one
-    insists (KeyboardInterrupt)."""
+    """SIGTERM and SIGINT request a stop within the block. The run stops at the end of a step or at a call of `heed`.
+
+    Yields a function that returns True once a stop is requested.
+
+    Raises:
+        KeyboardInterrupt: A second signal arrives; it stops the process at once.
+    """
     received: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -69,7 +77,7 @@ def graceful_stop() -> Iterator[Asked]:
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """SIGTERM and SIGINT wait until the block is done: for files that belong together, which are written in no time."""
+    """Delay SIGTERM and SIGINT until the end of the block, for a quick write of several files that belong together."""
     held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     try:
         yield

@@ -1,7 +1,7 @@
-"""The memory of who learns from a stream: every minibatch once, and the latest samples for whoever looks.
+"""The memory of a supervised learner on a stream: each minibatch for its updates, and the latest samples for observers.
 
-To the loop it is a memory like `Replay` and `Rollout`; what is different is what `batches` gives: the samples that have
-just been seen, with what should have been said to them, one sample of every environment.
+For the training loop it is a memory like `Replay` and `Rollout`; only the batches differ: the newest samples with their
+targets, one sample of every environment.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from .replay import Batch
 
 
 class Samples:
-    """The latest `capacity` samples of a stream (whole minibatches of them), newest last written over the oldest.
+    """A ring buffer of the latest `capacity` samples of a stream, in complete minibatches.
 
-    A sample is a `Batch` row whose `action` is what should have been said: a class, or a vector of numbers. Nothing
-    follows from a sample, so its discount is 0 and its next observation is its own; its reward is what should have been
-    said as a single number (the class, or the mean of the vector), which is what a value would have to become.
+    A sample is a row of a `Batch` whose `action` is the target: a class, or a vector of numbers. A sample has no
+    successor, so its discount is 0 and its next observation is its own observation. Its reward is the target as a
+    single number (the class, or the mean of the vector), so that it is also the target of a value.
 
     Args:
-        observation, action: What is stored; actions are targets.
-        capacity: Samples kept for `sample`; at least the newest minibatch is.
+        observation, action: Specs of observations and targets.
+        capacity: Samples kept for `sample`; at least the newest minibatch is kept.
         num_envs: Samples in a minibatch, one of every environment.
-        updates: How often each minibatch is learnt from, in a row.
+        updates: Consecutive updates on each minibatch.
 
     Raises:
         ValueError: A size is out of range.
-        TooLarge: It does not fit into memory.
+        TooLarge: The memory does not fit on the device.
     """
 
     def __init__(
@@ -65,10 +65,10 @@ class Samples:
         shape, kind = (self.rows, num_envs), torch.int64 if action.discrete else torch.float32
         self.obs = torch.zeros((*shape, *observation.shape), dtype=observation.dtype, device=device)
         self.target = torch.zeros(shape if action.discrete else (*shape, action.size), dtype=kind, device=device)
-        # A step is written through numpy's views of the same memory, which costs a tenth of copies between tensors.
+        # Steps are written through numpy views of the same memory, which takes a tenth of copies between tensors.
         self._views = (self.obs.numpy(), self.target.numpy()) if device.type == "cpu" else None
         self.seen = 0  # minibatches so far
-        self.owed = 0  # updates that the newest one still owes
+        self.owed = 0  # pending updates on the newest minibatch
         self.latest: NDArray[Any] | None = None
         self._zeros = torch.zeros(num_envs, device=device)
         self._ones = torch.ones(num_envs, device=device)
@@ -78,12 +78,15 @@ class Samples:
         return min(self.seen, self.rows) * self.num_envs
 
     def start(self, obs: NDArray[Any]) -> None:
-        """The first observations [E, *obs]."""
+        """Store the first observations [E, *obs]."""
         self.latest = obs.copy()
 
     def add(self, action: Any, step: Step) -> None:
-        """One minibatch: the observations acted on, and what should have been said to them (ValueError if the
-        environment does not say)."""
+        """Store one minibatch: the previous observations and their targets.
+
+        Raises:
+            ValueError: The environment gives no targets.
+        """
         if step.target is None:
             raise ValueError(NO_TARGETS.format(agent="supervised", env="this environment"))
         assert self.latest is not None, "a stream's memory is started before anything is added to it"
@@ -98,7 +101,7 @@ class Samples:
         self.owed = self.updates
 
     def batches(self, sampling: Sampling) -> Iterator[Batch]:
-        """The newest minibatch, as often as it is to be learnt from."""
+        """Yield the newest minibatch once for each of its pending updates."""
         row = (self.seen - 1) % self.rows
         while self.owed:
             self.owed -= 1
@@ -106,15 +109,15 @@ class Samples:
             yield Batch(obs, target, _number(target), self._zeros, obs, self._ones, self._index)
 
     def coming(self, sampling: Sampling) -> int:
-        """How many batches the next call of `batches` gives."""
+        """The number of batches that the next call of `batches` yields."""
         return self.owed
 
     def owes(self, sampling: Sampling) -> bool:
-        """Nothing is left over: all that is owed is made at once."""
+        """False: one call of `batches` makes all pending updates."""
         return False
 
     def clear(self) -> None:
-        """Forget all samples, and the updates that the newest ones still owe; these alone stay for whoever looks."""
+        """Forget all samples and pending updates; only the newest minibatch stays, for observers."""
         self.owed = 0
         if self.seen:
             newest = (self.seen - 1) % self.rows
@@ -123,14 +126,17 @@ class Samples:
             self.seen = 1
 
     def update_priorities(self, index: Tensor, td_error: Tensor) -> None:
-        """Every sample is learnt from once: there are no priorities."""
+        """Does nothing: samples have no priorities."""
 
     def sample(
         self, batch_size: int, n_step: int = 1, gamma: float = 0.99, generator: Generator | None = None
     ) -> Batch:
-        """Some of the latest samples, drawn with replacement and without a trace (RuntimeError before there are any).
+        """Draw some of the latest samples with replacement; with a given generator, the memory's state does not change.
 
-        `n_step` and `gamma` mean nothing here: every sample is a problem of its own.
+        `n_step` and `gamma` have no effect: samples have no successors.
+
+        Raises:
+            RuntimeError: The memory is empty.
         """
         if not self.seen:
             raise RuntimeError("nothing to sample: no minibatch has been seen yet")
@@ -142,7 +148,7 @@ class Samples:
     # ------------------------------------------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything; between two calls of `batches`, where a run is saved."""
+        """The whole state; valid between two calls of `batches`, where a run is saved."""
         filled = min(self.seen, self.rows)
         return {
             "obs": self.obs[:filled].clone(),
@@ -155,7 +161,11 @@ class Samples:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave (ValueError if it was of another shape)."""
+        """Restore a state of `state_dict`.
+
+        Raises:
+            ValueError: The state belongs to a memory of another size or on another kind of device.
+        """
         if (saved := state["made_for"] | {"device": self.device.type}) != self._made_for():
             raise ValueError(
                 f"the saved samples are of {saved['num_envs']} environments and {saved['rows']} "
@@ -169,14 +179,14 @@ class Samples:
         self.latest = None if state["latest"] is None else state["latest"].numpy()
 
     def reseed(self, seed: int) -> None:
-        """Draw from another seed from now on."""
+        """Seed the memory's generator anew."""
         self.generator.manual_seed(seed)
 
     def _made_for(self) -> dict[str, Any]:
         return {"num_envs": self.num_envs, "rows": self.rows, "device": self.device.type}
 
     def chunks(self) -> list[tuple[str, int]]:
-        """Nothing is saved in chunks: the latest samples are few."""
+        """Empty: the samples are few, so all of them are in `state_dict`."""
         return []
 
     def chunk(self, name: str) -> dict[str, Tensor]:
@@ -187,11 +197,11 @@ class Samples:
 
 
 NO_TARGETS = (
-    "{agent} learns what should have been said, and {env} does not tell: choose an environment of the suite stream, "
+    "{agent} learns from targets, and {env} gives none: choose an environment of the suite stream, "
     "such as --env stream/RandomLabels, or another --agent"
 )
 
 
 def _number(target: Tensor) -> Tensor:
-    """Targets [B] or [B, K] as one number each [B] float32."""
+    """Targets [B] or [B, K] → one number for each [B] float32."""
     return target.float() if target.ndim == 1 else target.mean(dim=1)

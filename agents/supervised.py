@@ -1,13 +1,12 @@
-"""A supervised learner that is an agent like the others: what it does is to say what it sees.
+"""A supervised learner with the interface of an agent: its actions are predictions.
 
-It acts in streams (`pliant.envs.streams`), whose steps tell what should have been said. Every step of all environments
-is a minibatch, and is learnt from once: online learning, in which nothing bootstraps and nothing is explored, so what
-goes wrong is the network's own plasticity. Random labels, permuted inputs and slowly changing targets are the problems
-on which the literature shows its loss (Lyle et al. 2023, 2303.01486; Dohare et al. 2024, Nature 632; Kumar et al. 2023,
-2308.11958).
+It acts in streams (`pliant.envs.streams`), whose steps return the targets. One step of all environments is a minibatch,
+and the learner trains on it once. This is online learning without bootstrapping and exploration, so failures are due to
+the network's plasticity. The literature shows loss of plasticity with random labels, permuted inputs and slowly
+changing targets (Lyle et al. 2023, 2303.01486; Dohare et al. 2024, Nature 632; Kumar et al. 2023, 2308.11958).
 
-Discrete actions are classes, learnt by the cross-entropy of a softmax; a box of numbers is regression, learnt by half
-the squared error, averaged over the numbers of a target, or by another head for scalars.
+Discrete actions are classes, trained with softmax cross-entropy. A box is regression, trained with half the squared
+error, averaged over the numbers of a target, or with another head for scalars.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from .optimizers import OptimizerConfig, build_optimizer, step
 from .replay import Batch
 from .stream import Samples
 
-# Heads whose target is a number; the others need the distribution of what follows.
+# Heads whose target is a number; the others need the distribution of a return.
 NUMBERS = ("auto", "mse", "huber", "symlog", "two_hot", "hl_gauss")
 
 
@@ -41,18 +40,18 @@ class SupervisedConfig:
     """A supervised learner.
 
     Attributes:
-        network: Shape of the network; the last layer has an output for every class, or what a number needs.
-        optimizer: Its optimizer.
-        value_loss: How numbers are learnt; auto is half the squared error, mse. Classes are always learnt by
-            cross-entropy, and need auto.
+        network: Shape of the network; the last layer has one output per class, or the outputs of the head per number.
+        optimizer: Optimizer of the network.
+        value_loss: Loss for regression; auto is mse, half the squared error. Classification always uses cross-entropy
+            and requires auto.
         head: Parameters of the value loss.
-        updates_per_step: Gradient updates on every minibatch, in a row.
-        buffer_size: Latest samples kept for monitors and methods to look at; learning sees each but once.
+        updates_per_step: Consecutive gradient updates on every minibatch.
+        buffer_size: Latest samples kept for monitors and methods; training uses only the newest minibatch.
     """
 
     # Component → names of the fields that shape its network and its optimizer.
     parts: ClassVar[dict[str, tuple[str, str]]] = {"critic": ("network", "optimizer")}
-    # Every step is learnt from at once.
+    # Updates follow every step.
     update_every: ClassVar[int] = 1
 
     network: NetworkConfig = field(default_factory=lambda: NetworkConfig(hidden=(128, 128)))
@@ -72,20 +71,20 @@ class SupervisedConfig:
 
     @classmethod
     def for_suite(cls, suite: str) -> SupervisedConfig:
-        """The network of random-label experiments, two layers of 128, whatever the suite: Adam at 1e-3, batches as
-        large as there are environments."""
+        """The same preset for all suites, from experiments with random labels: two layers of 128, Adam with learning
+        rate 1e-3. The batch size is the number of environments."""
         return cls()
 
 
 class Predictor(ValueNetwork):
-    """Observations [B, *obs] → logits [B, outputs], with room for plasticity injections into what is dense."""
+    """Observations [B, *obs] → logits [B, outputs], with copies for plasticity injections into the dense layers."""
 
     def __init__(self, observation: ObservationSpec, outputs: int, config: NetworkConfig, generator: Generator) -> None:
         super().__init__(observation, outputs, config, generator)
         self.injection = Injection(self.head_modules(), config.injections) if config.injections else None
 
     def head_modules(self) -> dict[str, nn.Module]:
-        """All that is dense, from features to logits."""
+        """The dense modules from features to logits, by name."""
         return {"body": self.body, "output": self.output}
 
     def forward(self, obs: Tensor, trace: Trace | None = None) -> Tensor:
@@ -103,10 +102,10 @@ class Predictor(ValueNetwork):
 
 
 class Supervised(Agent):
-    """Classification (discrete actions) or regression (a box) of what is observed.
+    """Classification (discrete actions) or regression (a box) of observations.
 
-    Its one component is called "critic", although it criticises nothing: it is what predicts, and words that name no
-    place mean the critic, so that every method and monitor means this network by default.
+    Its single component is called "critic", although it estimates no values: intervention specs without a component
+    mean the critic, so every method and monitor applies to this network by default.
     """
 
     name = "supervised"
@@ -114,7 +113,7 @@ class Supervised(Agent):
     config: SupervisedConfig
     learns_from_targets: ClassVar[bool] = True
     values_are_returns: ClassVar[bool] = False
-    # What lookers draw at a time; the minibatch itself is as large as there are environments.
+    # Batch size for observers; a training minibatch has one sample per environment.
     batch_size: ClassVar[int] = 64
 
     def build(self, generator: Generator) -> None:
@@ -138,11 +137,11 @@ class Supervised(Agent):
 
     @torch.no_grad()
     def act(self, obs: NDArray[Any] | Tensor, clock: Clock | None = None) -> Tensor:
-        """What the network says: the likeliest classes [E], or numbers [E, K]. There is nothing to be explored."""
+        """The predictions: the most likely classes [E], or numbers [E, K]. There is no exploration."""
         return self.said(self.critic.online.forward(self.tensor(obs)))
 
     def said(self, logits: Tensor) -> Tensor:
-        """Logits [B, outputs] → the likeliest classes [B], or numbers [B, K]."""
+        """Logits [B, outputs] → predictions: the most likely classes [B], or numbers [B, K]."""
         if self.head is None:
             return logits.argmax(dim=1)
         return self.head.value(logits.view(-1, self.head.outputs)).view(-1, self.action.size)
@@ -153,7 +152,7 @@ class Supervised(Agent):
         )
 
     def memory(self, num_envs: int = 1, seed: int | None = None) -> Samples:  # type: ignore[override]
-        """The latest samples, on the agent's device."""
+        """The memory of the latest samples, on the agent's device."""
         c = self.config
         return Samples(
             self.observation,
@@ -172,7 +171,7 @@ class Supervised(Agent):
     # ------------------------------------------------------------------------------------------------- learning
 
     def errors(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss of each sample [B]: cross-entropy, or that of its numbers on average."""
+        """The loss of each sample [B]: cross-entropy, or the mean loss of its numbers."""
         if self.head is None:
             return F.cross_entropy(logits, target, reduction="none")
         each = self.head.loss(logits.view(-1, self.head.outputs), target.flatten())
@@ -187,17 +186,17 @@ class Supervised(Agent):
         step(self.penalised(loss, "critic"), self.critic.optimizer, self.config.optimizer.max_grad_norm)
         metrics = {"losses/loss": loss.detach()}
         with torch.no_grad():
-            said = self.said(logits)
+            predicted = self.said(logits)
             if self.head is None:
-                metrics["losses/accuracy"] = (said == batch.action).float().mean()
+                metrics["losses/accuracy"] = (predicted == batch.action).float().mean()
             else:
-                metrics["losses/squared_error"] = (said - batch.action).square().mean()
+                metrics["losses/squared_error"] = (predicted - batch.action).square().mean()
         return Update(metrics, {"critic": [h.detach() for h in trace]}, errors.detach())
 
-    # ------------------------------------------------------------------------------------------------- being looked at
+    # ------------------------------------------------------------------------------------------------- for observers
 
     def loss(self, batch: Batch, trace: Trace | None = None) -> Tensor:
-        """Mean loss of a batch, without what interventions add."""
+        """Mean loss of a batch, without penalties of interventions."""
         return self.errors(self.critic.online(batch.obs, trace), batch.action).mean()
 
     def blank_pass(self) -> None:
@@ -214,8 +213,8 @@ class Supervised(Agent):
         yield "critic", self.loss(batch, trace), trace
 
     def values(self, batch: Batch, *, target: bool = False) -> Tensor:
-        """What the network has for what should have been said [1, B]: the logit of the class above the mean of all
-        (a softmax knows logits up to a constant alone), or the mean of the numbers. There is no target network."""
+        """The network's output for the target [1, B]: the logit of the target's class minus the mean logit (a softmax
+        determines logits only up to a constant), or the mean of the predicted numbers. There is no target network."""
         logits = self.critic.online(batch.obs)
         if self.head is None:
             own = logits.gather(1, batch.action.view(-1, 1)).squeeze(1)
@@ -237,14 +236,14 @@ class Supervised(Agent):
         return self.act(batch.obs)
 
     def policy_churn(self, before: Tensor, after: Tensor) -> Tensor:
-        """Share of samples whose class differs, or KL divergence of Gaussians of variance 1 around the numbers: half
-        their squared distance."""
+        """Fraction of samples whose predicted class differs, or for numbers the KL divergence of Gaussians of variance
+        1 around them, which is half their squared distance."""
         if self.head is None:
             return (before != after).float().mean()
         return 0.5 * (before - after).square().sum(dim=1).mean()
 
     def probed(self, batch: Batch) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
-        found: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {"critic": (self.critic.online, (batch.obs,))}
+        modules: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {"critic": (self.critic.online, (batch.obs,))}
         if self.observation.pixels:
-            found["encoder"] = (self.critic.online.encoder, (batch.obs,))
-        return found
+            modules["encoder"] = (self.critic.online.encoder, (batch.obs,))
+        return modules

@@ -261,7 +261,7 @@ def test_who_tells_no_targets_is_refused() -> None:
     agent = Supervised(VECTOR, DISCRETE)
     held = agent.memory(2)
     held.start(np.zeros((2, 5), np.float32))
-    with pytest.raises(ValueError, match="does not tell: choose an environment of the suite stream") as error:
+    with pytest.raises(ValueError, match="gives none: choose an environment of the suite stream") as error:
         held.add(np.zeros(2), told(1)._replace(target=None))
     assert "\n" not in str(error.value)
 
@@ -354,7 +354,7 @@ def test_a_stopped_run_goes_on_at_the_edge_of_a_task(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        (["--agent", "supervised", "--env", "CartPole-v1"], "CartPole-v1 does not tell: choose an environment"),
+        (["--agent", "supervised", "--env", "CartPole-v1"], "CartPole-v1 gives none: choose an environment"),
         (["--agent", "sac", "--env", "stream/RandomLabels"], "sac"),
         (["--agent", "dqn", "--env", "stream/RandomTargets"], "dqn needs discrete actions"),
         (["--agent", "supervised", "--env", "stream/RandomLabel"], "did you mean stream/RandomLabels"),
