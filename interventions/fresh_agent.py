@@ -88,8 +88,8 @@ class FreshAgent(LayerMethod):
             return
         if gap <= steps:
             raise ValueError(
-                f"fresh_agent: every {gap} steps a new agent, and none learns anything: {what}{steps} steps after its "
-                "birth; make tasks longer or that shorter"
+                f"fresh_agent: every {gap} steps a new agent starts, and none learns: {what}{steps} steps after its "
+                "initialisation; use longer tasks or a smaller value"
             )
 
     def bind(self, agent: Agent) -> None:

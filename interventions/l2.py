@@ -71,7 +71,7 @@ class L2(Penalty):
             if optimizer.weight_decay:
                 raise ValueError(
                     f"l2(form=decoupled): {field}.weight_decay is {optimizer.weight_decay:g} already; set "
-                    "it to 0, or leave the word out"
+                    "it to 0, or remove l2 from the interventions"
                 )
             config = edit(config, self.name, **{field: replace(optimizer, weight_decay=self.weight)})
         return config
@@ -90,7 +90,7 @@ class L2(Penalty):
         if held - meant and not self.norms:
             raise ValueError(
                 f"l2(form=decoupled) decays all that an optimizer holds, and in this {agent.name} that is "
-                "more than weights and biases; write norms=True if so be it, or form=penalty"
+                "more than weights and biases; write norms=True to accept this, or form=penalty"
             )
 
     def term(self, layers: dict[str, Layer]) -> Tensor:

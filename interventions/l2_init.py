@@ -59,7 +59,7 @@ class L2Init(FromBirth):
                 break
             if type(part).after_update is not Intervention.after_update or type(part).fire is not Intervention.fire:
                 raise ValueError(
-                    f"l2_init(rebase=True) looks at the weights before others edit them: write it before {part.name}"
+                    f"l2_init(rebase=True) must read weights before they are edited: write it before {part.name}"
                 )
         for layers in self.layers.values():
             for key, parameter in tensors(layers, self.norms):

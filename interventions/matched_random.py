@@ -52,7 +52,7 @@ class MatchedRandom(Intervention):
         if not isinstance(self.inner, FAMILIES):
             known = sorted(name for name, kind in self.registry.items() if issubclass(kind, FAMILIES))
             raise ValueError(
-                f"{self.inner.name} resets no units and redraws no layers, so there is no change to match; what does: "
+                f"{self.inner.name} resets no units and redraws no layers, so there is no change to match; use one of: "
                 f"{', '.join(known)}"
             )
         self.moments = moments

@@ -65,7 +65,7 @@ class PlasticityInjection(Intervention):
 
     def bind(self, agent: Agent) -> None:
         if not list(injectable(agent.components["critic"].online)):
-            raise ValueError(f"plasticity_injection: the critic of this {agent.name} has no head that stands by itself")
+            raise ValueError(f"plasticity_injection: the critic of this {agent.name} has no separate head")
         self.optimizers = Optimizers(optimizer for _, optimizer in agent.optimizers())
 
     def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:

@@ -42,7 +42,7 @@ class RandomShift(Intervention):
     def bind(self, agent: Agent) -> None:
         if not agent.observation.pixels:
             raise ValueError(
-                f"random_shift needs images, and this {agent.name} sees vectors of shape {agent.observation.shape}"
+                f"random_shift needs images, and this {agent.name} observes vectors of shape {agent.observation.shape}"
             )
 
     def transform_batch(self, batch: Batch) -> Batch:

@@ -59,7 +59,7 @@ class ResetOptimizer(Intervention):
         super().__init__()
         self.parts = (on,) if isinstance(on, str) else tuple(on)
         if not self.parts:
-            raise ValueError("nothing is named; on=all means all optimizers")
+            raise ValueError("on= names nothing; on=all means all optimizers")
         self.when, self.keep_step, self.syncs = beat(every, of, at, start, stop), keep_step, syncs
         self.fired: dict[str, Tensor] = {}
 
@@ -91,8 +91,8 @@ class ResetOptimizer(Intervention):
             raise ValueError(f"reset_optimizer: syncs needs a target network, and this {agent.name} has none")
         if period == 1:
             raise ValueError(
-                f"reset_optimizer: the target network of this {agent.name} moves at every update, and an optimizer "
-                "that forgets as often remembers nothing; set agent.target_period, or write every=..."
+                f"reset_optimizer: the target network of this {agent.name} moves at every update, so every update "
+                "would reset the optimizer; set agent.target_period, or write every=..."
             )
         return Every(period)
 

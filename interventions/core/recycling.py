@@ -45,7 +45,7 @@ class Recycler(Intervention):
         if not self.units:
             raise ValueError(
                 f"{self.name}: {self.on} of this {self.found.name} has no unit that can be reset: no hidden layer, or "
-                "only such as join a residual stream"
+                "only layers that join a residual stream"
             )
         for units in self.units.values():
             for consumer in units.consumers:

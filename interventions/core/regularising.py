@@ -38,7 +38,7 @@ class Penalty(Intervention):
             if self.means(name, layer := self.found.layers[name]):
                 self.layers.setdefault(name.partition(".")[0], {})[name] = layer
         if not self.layers:
-            raise ValueError(f"{self.name}: {self.on} of this {self.found.name} holds nothing that it acts on")
+            raise ValueError(f"{self.name}: {self.on} of this {self.found.name} contains no layer that it penalises")
 
     def means(self, name: str, layer: Layer) -> bool:
         """Whether this layer is penalised."""

@@ -115,9 +115,7 @@ def _closed_loop(spec: Spec, parameters: Mapping[str, Any]) -> dict[str, Value]:
     if "when" not in given:
         raise SpecError(f"{spec.name}: {next(iter(given))!r} needs when='place/metric > number' beside it")
     if both := [key for key in BEAT if key in spec.arguments]:
-        raise SpecError(
-            f"{spec.name}: {both[0]!r} and 'when' exclude each other; it fires on a beat or on what is measured"
-        )
+        raise SpecError(f"{spec.name}: {both[0]!r} and 'when' exclude each other; use a schedule or a measurement")
     converted: dict[str, Value] = {}
     for key, value in given.items():
         try:

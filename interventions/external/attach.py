@@ -1,4 +1,4 @@
-"""Interventions in a training loop that is not pliant's.
+"""Interventions in an external training loop.
 
     plasticity = attach(network, optimizer, example_input, "redo(tau=0.1, every=1000)", target=target_network)
 
@@ -7,12 +7,13 @@
     optimizer.zero_grad(); loss.backward(); optimizer.step()
     plasticity.after_update(steps=4)                    # environment steps since the last update
 
-The network is measured (`networks.py`), never changed: what methods see of it is the first forward pass with gradients
-after `before_update`, and what they edit are its own tensors and its optimizer's memory of them. Methods that shape an
-agent while it is built, or decide what batches it gets, are refused by name.
+The network is measured (`networks.py`), never rebuilt. Methods observe the first forward pass with gradients after
+`before_update`. They edit only the network's own tensors and the optimizer state of these tensors. Methods that shape
+an agent while it is built, or decide which batches it gets, are refused by name.
 
-With torch's own Adam a weight that is drawn anew makes a first step of 3.2 times the learning rate, since its moments
-begin at zero and the step counter is shared by the whole tensor; `pliant.agents.optimizers.Adam` keeps an age a weight.
+With torch's own Adam a reinitialised weight makes a first step of 3.2 times the learning rate, because its moments
+start at zero and the whole tensor shares one step counter. `pliant.agents.optimizers.Adam` keeps a step count per
+weight.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ from ..regrama import ReGraMa
 from .networks import ExternalLayer, ExternalNetwork, ExternalSurvey, Place, read_network
 
 FORMAT = 1
-# Those of which `surgery.MEMORY` names all that is remembered of a weight; pliant's Adam is an AdamW.
+# Optimizers whose whole state per weight is listed in `surgery.MEMORY`; pliant's Adam is an AdamW.
 OPTIMIZERS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop, torch.optim.RAdam)
-# Their edit of the configuration sets what is the loop's own here: the target's pace and who acts, a weight decay (of
-# which l2 itself says so).
+# These edit the configuration, but an external loop sets the same things itself: the target's pace and the acting
+# network, or a weight decay (l2 refuses form=decoupled with its own message).
 PACED_BY_THE_LOOP = ("hare_tortoise", "l2")
-# It asks an agent what it says of a batch from its memory.
+# This one needs an agent's predictions on a batch from the agent's memory.
 NEEDS_AN_AGENT = ("chain",)
 INSTEAD = {
     "layer_norm": "put nn.LayerNorm between linear map and activation yourself",
@@ -59,16 +60,16 @@ INSTEAD = {
 
 @dataclass
 class Learner:
-    """A network with all that trains it.
+    """A network with its optimizers, target and example input.
 
     Attributes:
-        network: What is read and edited.
-        optimizer: What holds all of its parameters; several if they share them.
-        example_input: What its forward pass takes: a tensor, a tuple of arguments, or a mapping as one argument. With a
-            batch dimension; its values do not matter.
-        target: The slow copy, if any, for methods that reset it or copy from it.
+        network: The network that interventions read and edit.
+        optimizer: The optimizer that holds all parameters of the network; a sequence if several share them.
+        example_input: The input of its forward pass: a tensor, a tuple of arguments, or a mapping as one argument. It
+            has a batch dimension; its values do not matter.
+        target: The target network (slow copy), if any, for methods that reset it or copy from it.
         forward: Runs every part of the network once on the example; the network itself if None.
-        encoder: The submodule that `layers=encoder` means.
+        encoder: The submodule that `layers=encoder` names.
     """
 
     network: nn.Module
@@ -99,37 +100,38 @@ def attach(
     forward: Callable[..., Any] | None = None,
     encoder: str = "encoder",
 ) -> Plasticity:
-    """Let interventions act on a network, whoever trains it.
+    """Apply interventions to a network in an external training loop.
 
-    In words the network is the `critic`, which is where methods act if nothing is said; its layers are named by their
+    In specs the network is called `critic`, the default part of methods. The names of its layers are those of its
     modules (`layers="critic.body.0"`).
 
     Args:
         network: Linear maps, convolutions and norms, with any activations, pooling and reshaping between them.
         optimizer: Holds all of the network's parameters: torch's Adam, AdamW, RAdam, SGD, RMSprop, or pliant's Adam.
-        example_input: What the network takes: a tensor, a tuple of arguments, or a mapping as one argument.
-        interventions: Words (`"redo(tau=0.1)"`) or interventions, in the order in which they act.
+        example_input: The network's input: a tensor, a tuple of arguments, or a mapping as one argument.
+        interventions: Specs (`"redo(tau=0.1)"`) or interventions, in the order of application.
         target: The network's slow copy.
-        seed: Of everything that interventions draw.
-        init: The law that weights were born with, and are drawn from: torch (PyTorch's default) or orthogonal. If None
-            it is torch, and a network that has not learnt yet is checked against it.
+        seed: Seed of all random draws of the interventions.
+        init: The initialiser of the network, from which new weights are drawn: torch (PyTorch's default) or orthogonal.
+            If None it is torch, and a network that has not been trained is checked against it.
         forward: Runs every part of the network once on the example, if calling the network does not.
-        encoder: The submodule that `layers=encoder` means.
+        encoder: The submodule that `layers=encoder` names.
 
     Raises:
-        ValueError: Something is not understood; one line names what, and the way out.
+        ValueError: The network, an optimizer or a spec is not supported. The message is one line that names the problem
+            and the solution.
     """
     learner = Learner(network, optimizer, example_input, target, forward, encoder)
     return Plasticity({"critic": learner}, interventions, seed=seed, init=init)
 
 
 class Plasticity:
-    """Interventions at work on somebody's networks; what `attach` returns.
+    """Interventions attached to external networks; the result of `attach`.
 
     Attributes:
-        interventions: All of them, as one.
-        clock: How far training has come.
-        left_alone: Hidden layers whose units cannot be reset one by one, and why.
+        interventions: All interventions, composed.
+        clock: The progress of training.
+        left_alone: Hidden layers whose units cannot be reset one by one, and the reason.
     """
 
     def __init__(
@@ -148,20 +150,20 @@ class Plasticity:
         self.counted = [p for p in parts if getattr(p.when, "of", "updates") != "updates"]
         self.with_penalty = [p for p in parts if type(p).penalty is not Intervention.penalty]
         _check_apart(learners)
-        found = {name: _read(name, learner, init) for name, learner in learners.items()}
-        self.left_alone = {key: why for f in found.values() for key, why in f.left_alone.items()}
+        networks = {name: _read(name, learner, init) for name, learner in learners.items()}
+        self.left_alone = {key: why for network in networks.values() for key, why in network.left_alone.items()}
         wants_gradients = [p for p in parts if isinstance(p, ReGraMa) and p.mode == "unit"]
         for part in wants_gradients:
-            _check_gradients(part, found)
+            _check_gradients(part, networks)
         self.recording = Recording(bool(wants_gradients))
-        self.agent = ExternalAgent(learners, found, self.recording, seed)
+        self.agent = ExternalAgent(learners, networks, self.recording, seed)
         self.agent.interventions = self.interventions
         self.interventions.to(self.agent.device)
         self.interventions.bind(self.agent)  # type: ignore[arg-type]
         consumers = {
             place.consumer: None
-            for f in found.values()
-            for places in f.places.values()
+            for network in networks.values()
+            for places in network.places.values()
             for place in (places if wants_gradients else places[:1])
         }
         self.handles = [
@@ -170,13 +172,13 @@ class Plasticity:
         self.attached, self.asked_for_penalty = True, False
 
     def before_update(self) -> None:
-        """Let the first forward pass with gradients from now on be the one whose activations count."""
+        """Observe the activations of the first forward pass with gradients from now on."""
         self._check_attached()
         self.recording.start()
         self.asked_for_penalty = False
 
     def penalty(self, component: str | None = None) -> Tensor | float:
-        """What interventions add to the loss: of one component, or of all."""
+        """The term that interventions add to the loss: of one component, or of all."""
         self.asked_for_penalty = True
         total: Tensor | float = 0.0
         for name in self.agent.components if component is None else (component,):
@@ -184,21 +186,21 @@ class Plasticity:
         return total
 
     def after_update(self, steps: int | None = None, episodes: int | None = None) -> None:
-        """Tick the clock and let interventions act, without waiting for the device.
+        """Advance the clock and apply the interventions, without waiting for the device.
 
         Args:
-            steps: Environment steps since the previous update; None if nobody counts them.
+            steps: Environment steps since the previous update; None if the loop does not count them.
             episodes: Episodes that ended since the previous update.
 
         Raises:
-            RuntimeError: No forward pass was seen, or something was not told that a method needs.
+            RuntimeError: There was no forward pass, or a method needs a count or a call that is missing.
         """
         self._check_attached()
         for part in self.counted:
             unit = part.when.of  # type: ignore[attr-defined]
             if (steps if unit == "steps" else episodes) is None:
                 raise RuntimeError(
-                    f"{part.name} counts {unit}: call after_update({unit}=...), or write of=updates in the word"
+                    f"{part.name} counts {unit}: call after_update({unit}=...), or write of=updates in the spec"
                 )
         if self.with_penalty and not self.asked_for_penalty:
             raise RuntimeError(f"{self.with_penalty[0].name} is a penalty: add plasticity.penalty() to the loss")
@@ -209,11 +211,11 @@ class Plasticity:
         self.recording.stop()
 
     def measurements(self) -> dict[str, Tensor]:
-        """What interventions did lately, as 0-d tensors on the device."""
+        """The interventions' latest measurements, as 0-d tensors on the device."""
         return self.interventions.measurements()
 
     def state_dict(self) -> dict[str, Any]:
-        """The clock and what interventions remember; networks and optimizers are saved by who owns them."""
+        """The clock and the interventions' state. The caller saves networks and optimizers."""
         return {
             "format": FORMAT,
             "names": [part.name for part in self.interventions],
@@ -222,7 +224,7 @@ class Plasticity:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken (ValueError if it was with other interventions or another network)."""
+        """Restore a `state_dict` (ValueError if it came from other interventions or another network)."""
         names = [part.name for part in self.interventions]
         if state["format"] > FORMAT:
             raise ValueError(f"the state was written by a newer version (format {state['format']}); upgrade pliant")
@@ -235,7 +237,7 @@ class Plasticity:
         self.clock = Clock(**state["clock"])
 
     def detach(self) -> None:
-        """Leave the network as if nobody had looked at it."""
+        """Remove all hooks from the network."""
         for handle in self.handles:
             handle.remove()
         self.recording.stop()
@@ -246,11 +248,11 @@ class Plasticity:
             raise RuntimeError("these interventions are detached; attach them again, and load_state_dict to go on")
 
 
-# ------------------------------------------------------------------------------------------------- what is seen
+# --------------------------------------------------------------------------------------------------- recording
 
 
 class Recording:
-    """What consumers read in the forward pass that counts."""
+    """The inputs of consumers in the observed forward pass."""
 
     def __init__(self, gradients: bool) -> None:
         self.gradients = gradients
@@ -270,14 +272,14 @@ class Recording:
         if not (self.gradients and x.requires_grad):
             self.inputs[module] = x.detach()
             return None
-        # A name of its own for what this consumer reads, so that its gradient is not mixed with that of others.
+        # A separate view for this consumer, so that its gradient is not mixed with that of other consumers.
         x = self.inputs[module] = x.view_as(x)
         x.retain_grad()
         return ((x, *args[1:]), kwargs) if args else (args, kwargs | {"input": x})
 
 
 class Hook:
-    """Tells the recording what a module reads. In copies of the module it does nothing."""
+    """Passes the inputs of a module to the recording. In copies of the module it does nothing."""
 
     def __init__(self, recording: Recording | None = None, module: nn.Module | None = None) -> None:
         self.recording, self.module = recording, module
@@ -297,37 +299,37 @@ class Networks(NamedTuple):
 
 
 class ExternalAgent:
-    """What interventions ask of an agent, of networks that belong to none."""
+    """The part of the agent interface that interventions need, for networks without an agent."""
 
     def __init__(
-        self, learners: Mapping[str, Learner], found: Mapping[str, ExternalNetwork], recording: Recording, seed: int
+        self, learners: Mapping[str, Learner], networks: Mapping[str, ExternalNetwork], recording: Recording, seed: int
     ) -> None:
         self.name = " and ".join(type(m.network).__name__ for m in learners.values())
         self.seed = seed
         self.device = next(next(iter(learners.values())).network.parameters()).device
         self.components = {name: Networks(m.network, m.target) for name, m in learners.items()}
-        self.places: dict[str, dict[str, list[Place]]] = {name: f.places for name, f in found.items()}
+        self.places: dict[str, dict[str, list[Place]]] = {name: network.places for name, network in networks.items()}
         self.recording = recording
         self.interventions: Iterable[Intervention] = ()
         self._optimizers: dict[int, tuple[str, torch.optim.Optimizer]] = {}
         for name, learner in learners.items():
             for optimizer in learner.optimizers:
                 self._optimizers.setdefault(id(optimizer), (name, optimizer))
-        parts = list(found.values())
+        parts = list(networks.values())
         self.survey = ExternalSurvey(
             self.name,
-            {k: layer for f in parts for k, layer in f.layers.items()},
-            {k: layer for f in parts for k, layer in f.twins.items()},
-            {k: units for f in parts for k, units in f.graph.items()},
-            {name: list(f.places) for name, f in found.items()},
+            {k: layer for part in parts for k, layer in part.layers.items()},
+            {k: layer for part in parts for k, layer in part.twins.items()},
+            {k: units for part in parts for k, units in part.graph.items()},
+            {name: list(network.places) for name, network in networks.items()},
         )
 
     def optimizers(self) -> Iterator[tuple[str, torch.optim.Optimizer]]:
-        """Every distinct optimizer, by the name of the first component that it serves."""
+        """Every distinct optimizer, with the name of the first component that uses it."""
         yield from self._optimizers.values()
 
     def seen(self) -> dict[str, list[Any]]:
-        """The outputs of the layers that took part in the update, by component; None for those that did not."""
+        """The outputs of layers in the observed pass, by component; None for a layer that did not take part."""
         inputs = self.recording.inputs
         if not inputs and any(self.places.values()):
             raise RuntimeError(
@@ -344,19 +346,19 @@ class ExternalAgent:
         return {name: trace for name, trace in traces.items() if any(h is not None for h in trace)}
 
     def unit_gradients(self) -> dict[str, Tensor]:
-        """Gradients of the loss with respect to the outputs of each layer's units, summed over who reads them."""
-        found = {}
+        """Gradients of the loss with respect to the outputs of each layer's units, summed over their consumers."""
+        gradients = {}
         for places in self.places.values():
             for name, here in places.items():
                 grads = [(p, x.grad) for p in here if (x := self.recording.inputs.get(p.consumer)) is not None]
                 parts = [p.take(g) for p, g in grads if g is not None]
                 if parts:
-                    found[name] = torch.stack([g.reshape(*g.shape[:2], -1) for g in parts]).sum(0)
-        return found
+                    gradients[name] = torch.stack([g.reshape(*g.shape[:2], -1) for g in parts]).sum(0)
+        return gradients
 
 
 class OwnReGraMa(ReGraMa):
-    # Without a replay, unit gradients are those of the update itself.
+    # There is no replay, so unit gradients are those of the update itself.
     __doc__ = ReGraMa.__doc__
 
     def unit_gradients(self, run: Run) -> dict[str, Tensor]:
@@ -377,7 +379,7 @@ class OwnReGraMa(ReGraMa):
 
 
 def _built(word: str | Intervention) -> Intervention:
-    """An intervention from its word."""
+    """An intervention from its spec."""
     if isinstance(word, str):
         return next(iter(build([word], {**INTERVENTIONS, "regrama": OwnReGraMa})))
     if isinstance(word, ReGraMa) and word.mode == "unit" and not isinstance(word, OwnReGraMa):
@@ -386,17 +388,17 @@ def _built(word: str | Intervention) -> Intervention:
 
 
 def _refuse_what_needs_an_agent(part: Intervention) -> None:
-    """Refuse by name what shapes an agent or its batches: there is none."""
+    """Refuse by name a method that shapes an agent or its batches, because there is no agent."""
     if isinstance(part.when, When):
         raise ValueError(
-            f"{part.name} waits for {part.when}, and nobody measures in a loop of your own; write every=... in the word"
+            f"{part.name} waits for {part.when}, but an external loop has no monitors; write every=... in the spec"
         )
     if part.name in PACED_BY_THE_LOOP:
         return
     if part.name in NEEDS_AN_AGENT:
         raise ValueError(
-            f"{part.name} asks an agent what it says of a batch from its memory, and cannot be attached to a network "
-            f"alone; what does work: {', '.join(attachable())}"
+            f"{part.name} needs an agent's predictions on a batch from its memory, and cannot be attached to a network "
+            f"alone; these can be attached: {', '.join(attachable())}"
         )
     hooks = {
         "configure": "shapes an agent while it is built",
@@ -405,8 +407,8 @@ def _refuse_what_needs_an_agent(part: Intervention) -> None:
     }
     for hook, what in hooks.items():
         if getattr(type(part), hook) is not getattr(Intervention, hook):
-            instead = INSTEAD.get(part.name, f"what does work: {', '.join(attachable())}")
-            raise ValueError(f"{part.name} {what}, and cannot be attached to a network that is there; {instead}")
+            instead = INSTEAD.get(part.name, f"these can be attached: {', '.join(attachable())}")
+            raise ValueError(f"{part.name} {what}, and cannot be attached to an existing network; {instead}")
 
 
 def attachable() -> list[str]:
@@ -421,7 +423,7 @@ def attachable() -> list[str]:
 
 
 def _check_apart(learners: Mapping[str, Learner]) -> None:
-    """No weight belongs to two networks, for it would be reset in both."""
+    """Refuse a weight that belongs to two networks, because both would reset it."""
     owner: dict[int, str] = {}
     for name, learner in learners.items():
         for key, p in learner.network.named_parameters():
@@ -433,33 +435,33 @@ def _check_apart(learners: Mapping[str, Learner]) -> None:
 
 
 def _read(name: str, learner: Learner, init: InitName | None) -> ExternalNetwork:
-    """Measure one network, and refuse what does not fit it."""
-    found = read_network(
+    """Measure one network, and refuse unsupported settings."""
+    measured = read_network(
         learner.network, learner.run, name=name, encoder=learner.encoder, init=init or "torch", target=learner.target
     )
     if learner.encoder != "encoder" and learner.encoder not in dict(learner.network.named_modules()):
         raise ValueError(f"attach: the network has no submodule {learner.encoder!r} to be its encoder")
     _check_optimizers(learner)
     if init is None and not any(_steps(o) for o in learner.optimizers):
-        for key, layer in found.layers.items():
+        for key, layer in measured.layers.items():
             if not layer.is_output:
-                _check_birth(key, layer)
-    return found
+                _check_initial_weights(key, layer)
+    return measured
 
 
 def _check_optimizers(learner: Learner) -> None:
-    """Every parameter is held by exactly one optimizer, of a kind whose memory is known."""
+    """Check that exactly one optimizer of a supported class holds each parameter."""
     held: list[int] = []
     for optimizer in learner.optimizers:
         if not isinstance(optimizer, OPTIMIZERS):
             raise ValueError(
-                f"attach: it is not known what {type(optimizer).__name__} remembers of a weight; use "
+                f"attach: the optimizer state of {type(optimizer).__name__} is not supported; use "
                 f"{', '.join(kind.__name__ for kind in OPTIMIZERS)} or pliant.agents.optimizers.Adam"
             )
         if hasattr(optimizer, "give_age") and _steps(optimizer):
             raise ValueError(
-                "attach: pliant's Adam must give weights their ages before its first step; attach first, "
-                "load its state then"
+                "attach: pliant's Adam must create step counts per weight before its first step; attach first, "
+                "then load its state"
             )
         held += [id(p) for group in optimizer.param_groups for p in group["params"]]
     devices = set()
@@ -473,32 +475,33 @@ def _check_optimizers(learner: Learner) -> None:
             )
     if len(devices) != 1:
         raise ValueError(
-            f"attach: the network lives on several devices ({', '.join(sorted(map(str, devices)))}); "
+            f"attach: the network is on several devices ({', '.join(sorted(map(str, devices)))}); "
             "attach to each part of it"
         )
 
 
 def _steps(optimizer: torch.optim.Optimizer) -> bool:
-    """Has it moved anything yet?"""
+    """Whether the optimizer has made a step."""
     states = list(optimizer.state.values())
     return any(bool(state["step"] > 0) if "step" in state else bool(state) for state in states)
 
 
-def _check_birth(name: str, layer: ExternalLayer) -> None:
-    """Refuse a new layer whose weights do not look drawn from PyTorch's default law."""
+def _check_initial_weights(name: str, layer: ExternalLayer) -> None:
+    """Refuse an untrained layer whose weights do not seem to come from PyTorch's default initialiser."""
     weight = layer.linear.weight.detach()
     bound, largest = weight[0].numel() ** -0.5, weight.abs().max().item()
     if largest > bound * 1.0001 or (weight.numel() >= 32 and largest < 0.5 * bound):
         raise ValueError(
-            f"attach: the weights of {name} reach {largest:.3g}, where PyTorch's default law reaches {bound:.3g}; say "
-            "init='orthogonal' if that is how they were born, or init='torch' to draw new ones by that law all the same"
+            f"attach: the weights of {name} reach {largest:.3g}, while PyTorch's default reaches {bound:.3g}; pass "
+            "init='orthogonal' if they were initialised that way, or init='torch' to draw new weights from PyTorch's "
+            "default"
         )
 
 
-def _check_gradients(part: ReGraMa, found: Mapping[str, ExternalNetwork]) -> None:
-    """Gradients of what is read at different numbers of places cannot be summed."""
-    if pooled := [name for foreign in found.values() for name in foreign.pooled]:
+def _check_gradients(part: ReGraMa, networks: Mapping[str, ExternalNetwork]) -> None:
+    """Refuse layers whose consumers read different numbers of positions, because their gradients cannot be summed."""
+    if pooled := [name for network in networks.values() for name in network.pooled]:
         raise NotMeasurable(
-            f"{part.name}: {pooled[0]} is read at different numbers of places, so its units have no "
-            "one gradient; write regrama(mode=weight_grad)"
+            f"{part.name}: {pooled[0]} is read at different numbers of positions, so its units have no "
+            "single gradient; write regrama(mode=weight_grad)"
         )

@@ -1,12 +1,14 @@
-"""Networks that somebody else wrote: which of their modules are layers, and which weights read which unit.
+"""External networks: which of their modules are layers, and which weights read which unit.
 
-A layer is a linear map or a convolution, with the norm that stands on its units. What lies between layers may be any
-module or function: as in `units`, numbers are pushed through it, here one layer at a time and twice, with every other
-layer held at noise. Where a layer's two sets of numbers arrive as they are, its units are read. Where only their
-difference arrives, they were added to something (a residual stream), and cannot be reset one by one. Everything else,
-such as a softmax, a gate or attention, is refused by name. Activations, norms and dropout pass numbers on unchanged.
+A layer is a linear map or a convolution, with the norm on its units. Between layers there may be any module or
+function. As in `units`, numbers are pushed through the network; here one layer at a time and twice, with the outputs of
+every other layer replaced by noise. If both sets of numbers of a layer arrive unchanged, the consumer reads the layer's
+units. If only their difference arrives unchanged, the units were added to other values (a residual stream), and cannot
+be reset one by one. Everything else, such as a softmax, a gate or attention, is refused by name. Activations, norms and
+dropout pass numbers on unchanged.
 
-A unit's output is what its consumers read: after the activation, after a norm behind the activation, after pooling.
+A unit's output is the value that its consumers read: after the activation, after a norm behind the activation, after
+pooling.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ SHAPE_NORMS = (nn.LayerNorm, nn.RMSNorm)
 LAYERS = (nn.Linear, *CONVOLUTIONS)
 NORMS = (*CHANNEL_NORMS, *SHAPE_NORMS)
 
-# Functions of one number, whatever they are, and norms: what a unit's number may pass through unchanged.
+# Elementwise functions and norms. During the measurement a unit's number passes them unchanged.
 PASSING = {
     "relu",
     "relu6",
@@ -125,13 +127,13 @@ MIXING = {
 
 
 class ExternalLayer(Layer):
-    """A linear map and its norm, somebody else's modules, seen as a `Layer`: drawn anew, but never run.
+    """A linear map and its norm from an external network, as a `Layer` that can be reinitialised, but never run.
 
-    Its running statistics, where it has any, are drawn with it (mean 0, variance 1), unit by unit.
+    Its running statistics, if any, are reset with it (mean 0, variance 1), unit by unit.
 
     Args:
-        beside: Norms that stand next to the layer, but not on its units: drawn with the whole layer alone.
-        output: Nobody reads its outputs, so they are no units.
+        beside: Norms that belong to the layer, but not to its units: they are reset only with the whole layer.
+        output: Its outputs have no consumers, so they are not units.
     """
 
     def __init__(
@@ -146,12 +148,12 @@ class ExternalLayer(Layer):
         self.dropout = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that is drawn with the layer, by key; every key of a norm begins with `norm.`."""
-        found = {f"linear.{key}": p for key, p in self.linear.named_parameters()}
+        """Every tensor that is drawn with the layer, by key; every key of a norm begins with `norm.`."""
+        tensors = {f"linear.{key}": p for key, p in self.linear.named_parameters()}
         for prefix, norm in (("norm", self.norm), *((f"norm.beside{i}", m) for i, m in enumerate(self.beside))):
             if norm is not None:
-                found |= {f"{prefix}.{key}": t for key, t in (*norm.named_parameters(), *norm.named_buffers())}
-        return found
+                tensors |= {f"{prefix}.{key}": t for key, t in (*norm.named_parameters(), *norm.named_buffers())}
+        return tensors
 
     def get_parameter(self, target: str) -> Any:
         return self.tensors()[target]
@@ -165,7 +167,7 @@ class ExternalLayer(Layer):
 
     @torch.no_grad()
     def fresh_units(self, count: int, generator: Generator) -> dict[str, Tensor]:
-        # Rows of an orthogonal matrix depend on each other, so a whole one is drawn.
+        # Rows of an orthogonal matrix depend on each other, so a whole matrix is drawn.
         rows = count if self.init == "torch" else self.units
         return {
             key: self._drawn(key, torch.Size((rows, *t.shape[1:])), generator)[:count]
@@ -181,19 +183,19 @@ class ExternalLayer(Layer):
         return torch.full(shape, value, device=generator.device)
 
     def forward(self, x: Tensor, trace: Any = None) -> Tensor:
-        raise NotImplementedError("a foreign layer is looked at and edited, but runs where it lives")
+        raise NotImplementedError("an external layer can be read and edited, but not run")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where one consumer reads the units of one layer, as [copies, units, positions] in the order of its inputs."""
+    """The inputs of one consumer that read the units of one layer, as [copies, units, positions] in input order."""
 
     consumer: nn.Module
-    index: Tensor | None  # [copies * units * positions] int64, its inputs that belong to the units; None is all
+    index: Tensor | None  # [copies * units * positions] int64, the inputs that belong to the units; None means all
     layout: tuple[int, int, int]
 
     def take(self, x: Tensor) -> Tensor:
-        """What was read of the units [B, copies * units, *positions], from all that was read."""
+        """The inputs that belong to the units [B, copies * units, *positions], out of all inputs of the consumer."""
         x = _features_first(self.consumer, x)
         if self.index is not None:
             x = x.index_select(1, self.index)
@@ -204,20 +206,22 @@ class Place:
 
 @dataclass
 class ExternalNetwork:
-    """What a network is made of, by qualified layer name."""
+    """The measured layers and units of a network, by qualified layer name."""
 
     layers: dict[str, ExternalLayer] = field(default_factory=dict)
     twins: dict[str, ExternalLayer] = field(default_factory=dict)
     graph: UnitGraph = field(default_factory=dict)
-    places: dict[str, list[Place]] = field(default_factory=dict)  # of every layer in the graph; the finest first
-    left_alone: dict[str, str] = field(default_factory=dict)  # hidden layers that are not in the graph, and why
+    places: dict[str, list[Place]] = field(
+        default_factory=dict
+    )  # of every layer in the graph; the one with the most positions first
+    left_alone: dict[str, str] = field(default_factory=dict)  # hidden layers that are not in the graph, and the reason
     pooled: list[str] = field(
         default_factory=list
-    )  # layers in the graph whose consumers see different numbers of places
+    )  # layers in the graph whose consumers read different numbers of positions
 
 
 class ExternalSurvey(Survey):
-    """A survey of layers that may sit out an update, as the heads of other tasks do."""
+    """A survey of layers that may be unused in an update, like the heads of other tasks."""
 
     def outputs(self, activations: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
         return {name: h for name, h in super().outputs(activations).items() if h is not None}
@@ -236,46 +240,46 @@ def read_network(
 
     Args:
         forward: Runs all of it once, on an example.
-        name: What its layers' names begin with.
+        name: Prefix of its layers' names.
         encoder: The submodule whose layers are called `encoder`.
 
     Raises:
-        NotMeasurable: Something of it is not understood; the message names what, and the way out.
+        NotMeasurable: A part of the network is not supported. The message names the part and the solution.
     """
     check_modules(network)
     measured = _Measurement(network, forward)
     keys = {m: key for key, m in network.named_modules()}
     names = {m: _called(key, name, encoder) for m, key in keys.items() if isinstance(m, LAYERS)}
-    found = ExternalNetwork()
+    result = ExternalNetwork()
     order = {m: i for i, m in enumerate(measured.order)}
     beside = measured.loose_norms()
     for module in sorted(names, key=order.__getitem__):
         reads = measured.reads[module]
         output = not reads.owners and not reads.joined
-        found.layers[names[module]] = ExternalLayer(module, reads.norm, beside.get(module, ()), init, output)
-    views: dict[nn.Module, ExternalLayer] = {m: found.layers[names[m]] for m in names}
+        result.layers[names[module]] = ExternalLayer(module, reads.norm, beside.get(module, ()), init, output)
+    views: dict[nn.Module, ExternalLayer] = {m: result.layers[names[m]] for m in names}
     for module in sorted(names, key=order.__getitem__):
         reads, layer, called = measured.reads[module], views[module], names[module]
         if layer.is_output:
             continue
         units = Units(called, layer, [Consumer(views[m], owner) for m, owner in reads.owners.items()])
         if reads.joined:
-            found.left_alone[called] = f"its outputs are added to others before {keys[reads.joined[0]]!r} reads them"
+            result.left_alone[called] = f"its outputs are added to others before {keys[reads.joined[0]]!r} reads them"
         elif not units.resettable:
-            found.left_alone[called] = "some of its units are read by nobody"
+            result.left_alone[called] = "some of its units have no consumer"
         else:
             places = [_place(keys[module], keys[m], m, owner, layer.units) for m, owner in reads.owners.items()]
-            found.places[called] = _agreeing(keys, module, places)
-            layer.copies = found.places[called][0].layout[0]
-            found.graph[called] = units
-    found.pooled = measured.compare_consumers(found.places, keys)
+            result.places[called] = _agreeing(keys, module, places)
+            layer.copies = result.places[called][0].layout[0]
+            result.graph[called] = units
+    result.pooled = measured.compare_consumers(result.places, keys)
     if target is not None:
-        found.twins = _twins(network, target, found.layers, keys, init)
-    return found
+        result.twins = _target_layers(network, target, result.layers, keys, init)
+    return result
 
 
 def check_modules(network: nn.Module) -> None:
-    """Refuse modules whose weights are not understood (NotMeasurable)."""
+    """Refuse modules whose weights are not supported (NotMeasurable)."""
     if hasattr(network, "_orig_mod"):
         raise NotMeasurable(
             "attach: this network is wrapped by torch.compile, where hooks do not fire; attach to the "
@@ -299,16 +303,16 @@ def check_modules(network: nn.Module) -> None:
                     name,
                     module,
                     "it holds weights of its own, and only linear maps, convolutions and norms are "
-                    "understood; keep other weights outside the network that is attached",
+                    "supported; keep other weights outside the network that is attached",
                 )
             continue
         if any(nn.parameter.is_lazy(p) for p in weights.values()):
             _refuse(name, module, "its shape is not known yet; run the network once before")
         base = next(kind for kind in (*LAYERS, *NORMS) if isinstance(module, kind))
         if type(module).forward is not base.forward or "forward" in module.__dict__:
-            _refuse(name, module, f"it overrides the forward of {base.__name__}; what that reads cannot be known")
+            _refuse(name, module, f"it overrides the forward of {base.__name__}, so its inputs are unknown")
         if isinstance(module, CONVOLUTIONS) and module.groups != 1:
-            _refuse(name, module, f"a convolution of {module.groups} groups; only groups=1 is understood")
+            _refuse(name, module, f"a convolution of {module.groups} groups; only groups=1 is supported")
         for key, p in weights.items():
             if p.dtype != torch.float32:
                 _refuse(name, module, f"its {key} is {p.dtype}; only float32 is supported (autocast is fine)")
@@ -322,7 +326,7 @@ def _refuse(name: str, module: nn.Module, why: str) -> NoReturn:
 
 
 def _called(key: str, name: str, encoder: str) -> str:
-    """The qualified name of a layer, with `encoder` for the submodule that is one."""
+    """The qualified name of a layer, with `encoder` in place of the name of the encoder submodule."""
     inside = key == encoder or key.startswith(f"{encoder}.")
     key = f"encoder{key[len(encoder) :]}" if inside else key
     return f"{name}.{key or 'linear'}"
@@ -332,7 +336,7 @@ def _called(key: str, name: str, encoder: str) -> str:
 
 
 class _Elementwise(TorchFunctionMode):
-    """Lets numbers through whatever treats each of them alone, and notes what does not."""
+    """Passes numbers unchanged through elementwise functions, and records functions that mix values."""
 
     def __init__(self, order: list[Any]) -> None:
         super().__init__()
@@ -361,24 +365,26 @@ def _is_float(x: Any) -> bool:
 
 @dataclass
 class _Pass:
-    """One forward pass with numbers for the layers' outputs."""
+    """One forward pass with numbers as the layers' outputs."""
 
-    order: list[Any] = field(default_factory=list)  # modules as they ran, and names of functions that mix
+    order: list[Any] = field(
+        default_factory=list
+    )  # modules in the order of execution, and names of functions that mix values
     inputs: dict[nn.Module, Tensor] = field(default_factory=dict)
     outputs: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
 class _Reads:
-    """Who reads the units of one layer."""
+    """The consumers of the units of one layer."""
 
     owners: dict[nn.Module, Tensor] = field(default_factory=dict)  # by consumer [inputs]: the unit behind each, or -1
-    joined: list[nn.Module] = field(default_factory=list)  # consumers that see them added to something
+    joined: list[nn.Module] = field(default_factory=list)  # consumers that read them added to other values
     norm: nn.Module | None = None
 
 
 class _Measurement:
-    """All passes through one network, and what they say."""
+    """All passes through one network, and their results."""
 
     def __init__(self, network: nn.Module, forward: Callable[[], Any]) -> None:
         self.network, self.forward = network, forward
@@ -390,7 +396,7 @@ class _Measurement:
         self.device = self.layers[0].weight.device
         self.dtype = torch.float32 if self.device.type == "mps" else torch.float64
         self.generator = Generator().manual_seed(0)
-        # Between one and two, so that no pair of them is another's double; every unit the same at all places.
+        # Between one and two, so that none of them is twice another; a unit has one value at all positions.
         self.noise = {m: 1 + self._random(len(m.weight)) for m in self.layers}
         self.order: list[Any] = [m for m in self._run(self.noise).order if isinstance(m, nn.Module)]
         for module in (*self.layers, *self.norms):
@@ -404,21 +410,23 @@ class _Measurement:
         self.reads = {m: self._measure(m) for m in self.layers}
 
     def loose_norms(self) -> dict[nn.Module, list[nn.Module]]:
-        """The norms that stand on no layer's units, by the layer that runs before them (or first after)."""
+        """The norms that belong to no layer's units, by the layer that runs before them (or the first layer)."""
         taken = {reads.norm for reads in self.reads.values()}
-        found: dict[nn.Module, list[nn.Module]] = {}
+        norms: dict[nn.Module, list[nn.Module]] = {}
         before = next(m for m in self.order if isinstance(m, LAYERS))
         for module in self.order:
             if isinstance(module, LAYERS):
                 before = module
             elif module not in taken:
-                found.setdefault(before, []).append(module)
-        return found
+                norms.setdefault(before, []).append(module)
+        return norms
 
     def compare_consumers(self, places: Mapping[str, list[Place]], keys: Mapping[nn.Module, str]) -> list[str]:
-        """The layers whose consumers see different numbers of places. Refuses units of which two consumers read
-        different
-        functions, for there is no one output to judge them by."""
+        """The layers whose consumers read different numbers of positions.
+
+        Raises:
+            NotMeasurable: Two consumers read different functions of the same units, so the units have no single output.
+        """
         noise = {m: 2 * self._random(len(m.weight), torch.float32) - 1 for m in self.layers}
         seen = self._run(noise, numbers=False).inputs
         pooled = []
@@ -442,12 +450,12 @@ class _Measurement:
         """Push two sets of numbers from one layer through the network."""
         count = len(module.weight)
         orders = [torch.randperm(count, generator=self.generator) for _ in range(2)]
-        # One to two, and three to five: no shift or factor that makes them alike escapes notice.
+        # One to two, and three to five, so that a shift or a factor between layer and consumer is always detected.
         codes = [k * order.double() / count + 2 * k - 1 for k, order in zip((1, 2), orders, strict=True)]
         codes = [code.to(self.device, self.dtype) for code in codes]
         first, second = (self._run(self.noise | {module: code}) for code in codes)
         places = orders[0].argsort().to(self.device)
-        found = _Reads()
+        reads = _Reads()
         for other in self.layers:
             a, b = (_features_first(other, p.inputs[other]).transpose(0, 1).flatten(1) for p in (first, second))
             moved = a != b
@@ -461,21 +469,21 @@ class _Measurement:
                 steps = (b.abs() - a.abs())[moved] * count
                 if (steps - steps.round()).abs().max() > 1e-6 * count:
                     self._refuse_mixed(module, other, first.order)
-                found.joined.append(other)
+                reads.joined.append(other)
             elif (moved & (unit != owner[:, None])).any():
                 self._refuse_mixed(module, other, first.order)
             else:
-                found.owners[other] = owner
+                reads.owners[other] = owner
         leaves = any(not torch.equal(a, b) for a, b in zip(first.outputs, second.outputs, strict=True))
-        if leaves and found.owners:
+        if leaves and reads.owners:
             _refuse(
                 self.names[module],
                 module,
                 "other layers read its units and they leave the network as well; give "
                 "attach forward=..., a function of the example that returns predictions alone",
             )
-        found.norm = next((m for m in self.order if m in self.norms and _stands_on(m, first.inputs[m], codes[0])), None)
-        return found
+        reads.norm = next((m for m in self.order if m in self.norms and _stands_on(m, first.inputs[m], codes[0])), None)
+        return reads
 
     def _refuse_mixed(self, module: nn.Module, consumer: nn.Module, order: list[Any]) -> NoReturn:
         between = order[order.index(module) : order.index(consumer)]
@@ -484,12 +492,12 @@ class _Measurement:
             f"attach: {self.names[consumer]!r} ({type(consumer).__name__}) reads the units of {self.names[module]!r} "
             "mixed "
             f"with each other or with others{f' (by {what})' if what else ''}, so none can be reset alone; attach to "
-            "the part of the network that does without"
+            "a part of the network without it"
         )
 
     @torch.no_grad()
     def _run(self, values: Mapping[nn.Module, Tensor], *, numbers: bool = True) -> _Pass:
-        """A forward pass in which every layer puts out the given value of each unit, at all places."""
+        """A forward pass in which every layer outputs the given value of each unit, at all positions."""
         done = _Pass()
 
         def enter(module: nn.Module, x: Tensor) -> None:
@@ -531,7 +539,7 @@ class _Measurement:
 
 
 def _features_first(module: nn.Module, x: Tensor) -> Tensor:
-    """[B, features, ...] of what a layer reads: a linear map's features stand last."""
+    """The inputs of a layer as [B, features, ...]; the features of a linear map are the last axis of `x`."""
     return x.movedim(-1, 1) if isinstance(module, nn.Linear) else x
 
 
@@ -541,7 +549,7 @@ def _flat(h: Tensor) -> Tensor:
 
 
 def _spread(module: Any, x: Tensor, values: Tensor) -> Tensor:
-    """One value a unit in the shape of the layer's output."""
+    """One value per unit, in the shape of the layer's output."""
     if isinstance(module, nn.Linear):
         return values.expand(*x.shape[:-1], -1).contiguous()
     if x.ndim != module.weight.ndim:
@@ -560,7 +568,7 @@ def _spread(module: Any, x: Tensor, values: Tensor) -> Tensor:
 
 
 def _stands_on(norm: Any, x: Tensor, codes: Tensor) -> bool:
-    """Is what the norm normalises exactly the units of one layer, one gain and shift each?"""
+    """Whether the norm normalises exactly the units of one layer, with one gain and shift for each."""
     axis = x.ndim - len(norm.normalized_shape) if isinstance(norm, SHAPE_NORMS) else 1
     if x.shape[axis] != len(codes):
         return False
@@ -569,7 +577,7 @@ def _stands_on(norm: Any, x: Tensor, codes: Tensor) -> bool:
 
 
 def _place(name: str, consumer_name: str, consumer: nn.Module, owner: Tensor, count: int) -> Place:
-    """Where a consumer reads, or a refusal where the order of its inputs is irregular."""
+    """The inputs with which a consumer reads a layer; refuses an irregular order of inputs."""
     index = (owner >= 0).nonzero().flatten()
     units = owner[index]
     positions = int((units == units[0]).cumprod(0).sum())
@@ -584,7 +592,7 @@ def _place(name: str, consumer_name: str, consumer: nn.Module, owner: Tensor, co
 
 
 def _agreeing(keys: Mapping[nn.Module, str], module: nn.Module, places: list[Place]) -> list[Place]:
-    """The places with the finest first, if the others read the same units as finely or each as a whole."""
+    """The places, with the most positions first, if all others have the same layout or one position per unit."""
     places = sorted(places, key=lambda place: -place.layout[0] * place.layout[2])
     first = places[0]
     for other in places[1:]:
@@ -596,26 +604,30 @@ def _agreeing(keys: Mapping[nn.Module, str], module: nn.Module, places: list[Pla
     return places
 
 
-def _twins(
+def _target_layers(
     network: nn.Module,
     target: nn.Module,
     layers: Mapping[str, ExternalLayer],
     keys: Mapping[nn.Module, str],
     init: InitName,
 ) -> dict[str, ExternalLayer]:
-    """The target network's layers of the same places."""
+    """The corresponding layers of the target network."""
     shapes = [{n: p.shape for n, p in m.named_parameters()} for m in (network, target)]
     if shapes[0] != shapes[1] or target is network:
         odd = sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()})
         raise NotMeasurable(f"attach: the target must be another network of the same shape{_at(odd)}")
     modules = dict(target.named_modules())
 
-    def twin(module: nn.Module) -> nn.Module:
+    def counterpart(module: nn.Module) -> nn.Module:
         return modules[keys[module]]
 
     return {
         name: ExternalLayer(
-            twin(layer.linear), layer.norm and twin(layer.norm), [twin(m) for m in layer.beside], init, layer.is_output
+            counterpart(layer.linear),
+            layer.norm and counterpart(layer.norm),
+            [counterpart(m) for m in layer.beside],
+            init,
+            layer.is_output,
         )
         for name, layer in layers.items()
     }
@@ -627,7 +639,7 @@ def _at(names: Sequence[str]) -> str:
 
 @contextmanager
 def _replaced(forwards: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """Let modules do something else for the time being."""
+    """Temporarily replace the forward functions of modules."""
     for module, forward in forwards.items():
         module.forward = forward
     try:
@@ -639,7 +651,7 @@ def _replaced(forwards: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> Itera
 
 @contextmanager
 def _undisturbed(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """A look at a network in evaluation, the same random draws each time, without a trace in it or in what draws."""
+    """Evaluation mode with fixed random draws; restores the modes of all modules and the random states afterwards."""
     training = {m: m.training for m in network.modules()}
     state = torch.default_generator.get_state()
     on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None

@@ -1,10 +1,10 @@
-"""Interventions in Stable-Baselines3 (Raffin et al. 2021, JMLR 22): its own DQN and SAC, as they are.
+"""Interventions in Stable-Baselines3 (Raffin et al. 2021, JMLR 22): its own DQN and SAC, unchanged.
 
     model = DQN("MlpPolicy", "CartPole-v1")
     model.learn(50_000, callback=PlasticityCallback("redo(tau=0.1, every=1000)"))
 
-In words DQN's network is the `critic`; SAC has a `critic` and an `actor`, and the critics are measured in the critic's
-step. The features extractor is the `encoder`. Clocks: updates are gradient steps, steps are environment steps.
+In specs DQN's network is called `critic`. SAC has a `critic` and an `actor`, and the critics are observed in the
+critic's step. The features extractor is the `encoder`. Clocks: updates are gradient steps, steps are environment steps.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ ENCODER = "features_extractor"
 
 
 class PlasticityCallback(BaseCallback):
-    """Lets interventions act after every gradient step of an SB3 model.
+    """Applies interventions after every gradient step of an SB3 model.
 
-    It listens to the optimizer's steps while `learn` runs, and leaves no hook behind. Its own memory is not part of
-    `model.save`: keep `state_dict()` beside it to go on exactly.
+    It hooks the optimizer's steps while `learn` runs, and removes its hooks afterwards. Its state is not part of
+    `model.save`: save `state_dict()` too to resume exactly.
 
     Args:
-        interventions: Words or interventions.
-        seed: Of everything that interventions draw.
-        init: The law that weights were born with; see `attach`.
+        interventions: Specs or interventions.
+        seed: Seed of all random draws of the interventions.
+        init: The initialiser of the network; see `attach`.
 
     Raises:
-        ValueError: When learning starts, of an algorithm or a network that is not understood.
+        ValueError: When learning starts, if the algorithm or the network is not supported.
     """
 
     def __init__(
@@ -57,18 +57,18 @@ class PlasticityCallback(BaseCallback):
         self.handle: Any = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on; after learning has begun."""
+        """The state for `load_state_dict`; available after learning has begun."""
         if self.plasticity is None:
             raise RuntimeError("nothing to save before learning has begun")
         return {"plasticity": self.plasticity.state_dict(), "pending": dict(self.pending)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state when learning starts."""
+        """Continue from a saved state when learning starts."""
         self.saved = state["plasticity"]
         self.pending = dict(state["pending"])
 
     def measurements(self) -> dict[str, Tensor]:
-        """What interventions did lately, as 0-d tensors on the device."""
+        """The interventions' latest measurements, as 0-d tensors on the device."""
         return {} if self.plasticity is None else self.plasticity.measurements()
 
     def _on_training_start(self) -> None:
@@ -93,7 +93,7 @@ class PlasticityCallback(BaseCallback):
         return True
 
     def _updated(self, *_: Any) -> None:
-        """A gradient step of what is updated last has been made."""
+        """Runs after the gradient step of the last-updated optimizer."""
         assert self.plasticity is not None
         self.plasticity.after_update(**self.pending)
         self.pending = {"steps": 0, "episodes": 0}
@@ -123,7 +123,7 @@ def learners_of(model: Any) -> tuple[dict[str, Learner], torch.optim.Optimizer]:
         critic, actor = model.critic, model.actor
         learners = {
             "critic": Learner(critic, critic.optimizer, (obs, action), model.critic_target, encoder=ENCODER),
-            # Its forward pass draws an action; the parameters of the distribution are all that is read.
+            # The actor's forward pass draws an action; only the parameters of the distribution are needed.
             "actor": Learner(actor, actor.optimizer, obs, forward=actor.get_action_dist_params, encoder=ENCODER),
         }
         return learners, actor.optimizer
@@ -134,7 +134,7 @@ def learners_of(model: Any) -> tuple[dict[str, Learner], torch.optim.Optimizer]:
 
 
 def _example(space: Any, device: torch.device) -> Any:
-    """One blank observation, as SB3 hands it to a network."""
+    """One blank observation, in the form in which SB3 passes it to a network."""
     if hasattr(space, "spaces"):
         return {key: _example(inner, device) for key, inner in space.spaces.items()}
     return torch.from_numpy(np.zeros((1, *space.shape), space.dtype)).to(device)

@@ -191,11 +191,11 @@ def test_it_goes_on_between_a_birth_and_its_first_update(agent: str) -> None:
         (
             "dqn",
             "fresh_agent(every=8)",
-            "every 8 steps a new agent, and none learns anything: learning begins "
-            "learning_starts=8 steps after its birth",
+            "every 8 steps a new agent starts, and none learns: learning begins "
+            "learning_starts=8 steps after its initialisation",
         ),
         ("dqn", "fresh_agent(at=(50, 56))", "every 6 steps a new agent"),
-        ("ppo", "fresh_agent(every=3)", "a rollout is complete rollout=3 steps after its birth"),
+        ("ppo", "fresh_agent(every=3)", "a rollout is complete rollout=3 steps after its initialisation"),
     ],
 )
 def test_what_could_never_learn_is_refused(agent: str, word: str, message: str) -> None:
@@ -206,7 +206,7 @@ def test_what_could_never_learn_is_refused(agent: str, word: str, message: str) 
 
 def test_rollouts_of_all_environments_that_are_longer_than_a_task_are_refused() -> None:
     run = run_of("ppo", "fresh_agent(every=5)")
-    with pytest.raises(ValueError, match="a rollout of all environments is complete 6 steps after its birth"):
+    with pytest.raises(ValueError, match="a rollout of all environments is complete 6 steps after its initialisation"):
         walk(run, 3)
     run_of("dqn", "fresh_agent(every=8, memory=keep)")
     run_of("dqn", "fresh_agent(every=8, of=updates)")
@@ -481,7 +481,7 @@ def test_the_placebo_of_a_method_with_memory_goes_on() -> None:
         ("matched_random('plasticity_injection(at=3)')", "plasticity_injection resets no units"),
         ("matched_random('replay_ratio(2, reset_every=3)')", "replay_ratio resets no units"),
         ("matched_random('matched_random(redo)')", "matched_random resets no units"),
-        ("matched_random(reset_optimizer)", "what does: bbf, continual_backprop, fresh_agent, hare_tortoise"),
+        ("matched_random(reset_optimizer)", "use one of: bbf, continual_backprop, fresh_agent, hare_tortoise"),
         ("matched_random(rdo)", "unknown intervention 'rdo'. Did you mean 'redo'?"),
         ("matched_random('redo(tau=-1)')", "tau must be at least 0, not -1"),
         ("matched_random", "matched_random needs a value for 'like'"),

@@ -287,8 +287,14 @@ def test_an_update_learns_from_shifted_images() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DQN((5,), 3, DQN_SMALL, interventions=[RandomShift()]), r"needs images, and this dqn sees vectors"),
-        (lambda: SAC((5,), BOX, SAC_SMALL, interventions=[RandomShift()]), r"needs images, and this sac sees vectors"),
+        (
+            lambda: DQN((5,), 3, DQN_SMALL, interventions=[RandomShift()]),
+            r"needs images, and this dqn observes vectors",
+        ),
+        (
+            lambda: SAC((5,), BOX, SAC_SMALL, interventions=[RandomShift()]),
+            r"needs images, and this sac observes vectors",
+        ),
         (lambda: RandomShift(0), "pad must be at least 1 pixel"),
         (lambda: on_images(RandomShift(), RandomShift(2)), "both claim the shift of images"),
     ],

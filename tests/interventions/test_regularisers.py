@@ -546,7 +546,7 @@ class TestElsewhere:
         network = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
         optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
         said = {
-            "chain": "chain asks an agent",
+            "chain": "chain needs an agent's predictions",
             "l2(form=decoupled)": "AdamW",
             "crelu": "crelu shapes",
             "fourier": "torch.cat",

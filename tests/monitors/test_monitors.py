@@ -587,7 +587,7 @@ def test_what_is_waited_for_must_be_measured() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             watch(waits(condition))
-    with pytest.raises(ValueError, match=r"redo waits for .* nobody measures in a loop of your own"):
+    with pytest.raises(ValueError, match=r"redo waits for .* an external loop has no monitors"):
         network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
         attach(network, torch.optim.Adam(network.parameters()), torch.zeros(1, 3), waiting("redo"))
 
