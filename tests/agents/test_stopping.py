@@ -378,6 +378,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.full
 def test_a_signal_is_heard_in_evaluations_which_are_made_again(tmp_path: Path) -> None:
     """In the midst of a run, and at its end; the record is the same to the last byte."""
     words = (*TRAIN, "--evaluate-every", "300", "--evaluate-episodes", "1000")

@@ -314,6 +314,7 @@ def test_the_preset_is_that_of_random_label_experiments(tmp_path: Path) -> None:
     assert done["evaluation"]["mean"] > 0.8 * episodes[3]["charts/episodic_return"] > 12
 
 
+@pytest.mark.full
 def test_a_killed_run_goes_on_in_the_midst_of_a_task(tmp_path: Path) -> None:
     """SIGKILL, with checkpoints within a task and at its edge; the last bit does not notice."""
     words = [

@@ -99,6 +99,7 @@ def ran(*words: str) -> str:
 # ------------------------------------------------------------------------------------------------ every command
 
 
+@pytest.mark.full
 def test_a_run_is_killed_gone_on_with_evaluated_inspected_forked_and_reported(project: Path) -> None:
     words = [*SMALL, "--steps", "2500", "--checkpoint-every", "250", "--num-envs", "2"]
     finish(Path("straight"), *words)
@@ -147,6 +148,7 @@ def small_study(project: Path) -> str:
     return "own.yaml"
 
 
+@pytest.mark.full
 def test_a_study_is_swept_and_reported(project: Path) -> None:
     study = small_study(project)
     assert "2 of 2 runs done" in ran("sweep", study, "--jobs", "2")
@@ -155,6 +157,7 @@ def test_a_study_is_swept_and_reported(project: Path) -> None:
     assert NAME in Path("page", "report.md").read_text()
 
 
+@pytest.mark.full
 def test_the_lines_of_a_cluster_name_the_module(project: Path) -> None:
     study = small_study(project)
     ran("sweep", study, "--executor", "slurm", "--emit", "sweep.sh")
@@ -173,6 +176,7 @@ def test_a_study_on_ray(project: Path) -> None:
     assert done.returncode == 0 and "2 of 2 runs done" in done.stdout, done.stderr
 
 
+@pytest.mark.full
 def test_a_claim(project: Path) -> None:
     flags = {"agent": "dqn", "env": NAME, "steps": 200, "evaluate_episodes": 3, "monitors": ["none"]}
     card = {

@@ -255,6 +255,7 @@ def test_ordinary_runs_are_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not differences(runs[0], runs[1]) and not differences(runs[1], runs[2])
 
 
+@pytest.mark.full
 def test_the_real_command_stops_and_is_killed_in_the_midst(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "--agent",

@@ -627,6 +627,7 @@ def is_locked(lock: Path) -> bool:
     return False
 
 
+@pytest.mark.full
 def test_a_killed_claim_goes_on_and_runs_nothing_twice(done: tuple[Path, str]) -> None:
     folder, said = done
     runs = list(folder.glob("runs/*/*/seed*"))
@@ -642,6 +643,7 @@ def test_a_killed_claim_goes_on_and_runs_nothing_twice(done: tuple[Path, str]) -
     assert result["versions"]["torch"] and result["steps"] == 256
 
 
+@pytest.mark.full
 def test_the_page_is_complete_and_always_the_same(done: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = done
     card = folder / "tiny.yaml"

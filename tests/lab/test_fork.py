@@ -305,6 +305,7 @@ def test_settings_of_the_optimizer_are_those_of_the_arm(parents: Any, tmp_path: 
 # ------------------------------------------------------------------------------------------------ kills and misuse
 
 
+@pytest.mark.full
 def test_a_fork_that_is_killed_goes_on(parents: Any, tmp_path: Path) -> None:
     """SIGKILL while arms are made and while they run: the same command finishes, as if nothing had been."""
     copy = tmp_path / "run"
@@ -611,6 +612,7 @@ def test_two_forks_of_one_run_at_a_time_are_one_too_many(parents: Any, capsys: p
     assert "is being forked already" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_arms_stand_where_the_report_is_told_to_look(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A moment between two steps of several environments is the next one, for folders, table and report alike; and the
     parent that was run again to reach it is no second run."""

@@ -148,6 +148,7 @@ def of_study(folder: Path, arms: list[str], label: str, title: str) -> Path:
 
 
 @needs_figures
+@pytest.mark.full
 def test_names_are_shown_and_are_no_markup(tmp_path: Path) -> None:
     hostile = [*HOSTILE[:8], HOSTILE[9], HOSTILE[16]]
     for name, arms, label, title in (

@@ -281,6 +281,7 @@ def test_a_number_out_of_range_in_a_file_is_told_with_file_and_key(tmp_path: Pat
         assert str(refused.value).startswith(str(file)) and told in str(refused.value)
 
 
+@pytest.mark.full
 def test_every_flag_of_training_that_takes_a_number_is_refused_out_of_range() -> None:
     for agent, config_class in ((name, load_class(entry.config)) for name, entry in AGENTS.items()):
         for flag in flags_of(config_class, "--agent"):

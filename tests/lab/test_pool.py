@@ -80,6 +80,7 @@ def test_runs_are_done_once_and_only_once(tmp_path: Path) -> None:
     assert not is_done(Job(config(tmp_path, steps=400)))
 
 
+@pytest.mark.full
 def test_a_pool_run_is_the_run_of_the_command(tmp_path: Path) -> None:
     run_all(jobs(tmp_path, 1))
     alone = tmp_path / "alone"
@@ -108,6 +109,7 @@ def test_a_worker_killed_by_sigkill_is_tried_again_from_its_checkpoint(
     assert same[0] == same[1]
 
 
+@pytest.mark.full
 def test_a_worker_killed_twice_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poke(monkeypatch, lambda team: [process.kill() for process in team.busy])
     shown = io.StringIO()
@@ -120,6 +122,7 @@ def kill_server() -> None:
     os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)  # type: ignore[attr-defined]
 
 
+@pytest.mark.full
 def test_a_server_that_is_killed_before_a_run_begins_is_started_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +138,7 @@ def test_a_server_that_is_killed_before_a_run_begins_is_started_anew(
     assert killed
 
 
+@pytest.mark.full
 def test_a_server_that_is_killed_while_runs_work_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_all(jobs(tmp_path / "whole", 1, steps=3000))
     killed: list[None] = []
@@ -150,6 +154,7 @@ def test_a_server_that_is_killed_while_runs_work_costs_nothing(tmp_path: Path, m
     assert same[0] == same[1]
 
 
+@pytest.mark.full
 def test_a_server_that_is_killed_again_and_again_fails_the_run_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,6 +250,7 @@ def test_the_end_of_the_budget_saves_and_the_next_pool_goes_on(tmp_path: Path, m
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.full
 def test_a_signal_to_the_pool_saves_what_runs(tmp_path: Path, number: int) -> None:
     """To the whole group of processes, as a terminal and `timeout` send it."""
     code = (
@@ -273,6 +279,7 @@ def test_a_signal_to_the_pool_saves_what_runs(tmp_path: Path, number: int) -> No
     assert "stopped and saved" in (tmp_path / "seed0" / "output.log").read_text()
 
 
+@pytest.mark.full
 def test_workers_leave_when_the_pool_is_killed(tmp_path: Path) -> None:
     code = (
         "import sys, test_pool as t\nfrom pathlib import Path\n"

@@ -212,6 +212,7 @@ def test_loose_runs_of_other_settings_are_not_taken_for_the_work_of_a_method(run
     )
 
 
+@pytest.mark.full
 def test_a_swept_study_is_reported_whole(tmp_path: Path) -> None:
     """Real runs from the sweep to the page: one cell was never begun, and one is not what the study says."""
     file, root, out = tmp_path / "small.yaml", tmp_path / "runs", tmp_path / "out"

@@ -242,6 +242,7 @@ def test_a_run_killed_three_times_ends_as_the_one_that_was_not(name: str, tmp_pa
         assert "interventions/re" in logged, "what a method did is not in the log"
 
 
+@pytest.mark.full
 def test_a_signal_saves_at_once_and_exits_with_75(tmp_path: Path) -> None:
     words = [*RUNS["dqn, prioritised, 3-step, double, dueling"], *SMALL, "--checkpoint-every", "0"]
     finish(tmp_path / "straight", *words)

@@ -199,6 +199,7 @@ def test_states_are_read_without_taking_the_lock(tmp_path: Path) -> None:
         assert state_of(cell).state == state
 
 
+@pytest.mark.full
 def test_a_killed_sweep_leaves_nobody_behind_and_the_same_command_finishes(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     assert call(study(tmp_path, steps=6000), "--out", whole, "--jobs", 2) == 0
@@ -216,6 +217,7 @@ def test_a_killed_sweep_leaves_nobody_behind_and_the_same_command_finishes(tmp_p
     assert results(root) == results(whole) and len(results(root)) == 2
 
 
+@pytest.mark.full
 def test_a_killed_worker_and_cut_events_change_nothing(tmp_path: Path) -> None:
     file, whole, root = study(tmp_path, steps=6000), tmp_path / "whole", tmp_path / "runs"
     assert call(file, "--out", whole, "--only", "plain") == 0
@@ -233,6 +235,7 @@ def test_a_killed_worker_and_cut_events_change_nothing(tmp_path: Path) -> None:
     assert results(root) == results(whole) and len(results(root)) == 1
 
 
+@pytest.mark.full
 def test_a_run_whose_disk_is_full_fails_and_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A limit on the size of files is a full disk to the run that reaches it: the wide one."""
     wide = {"flags": {"agent.network.hidden": [600, 600]}}
@@ -291,6 +294,7 @@ def test_gpus_are_given_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert [gpu for gpu, _ in given] == ["3", "5", "3"]
 
 
+@pytest.mark.full
 def test_a_slurm_array_does_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, root = study(tmp_path, seeds=3), tmp_path / "a b's runs"
     script = tmp_path / "array.sh"
@@ -350,6 +354,7 @@ def test_ray_that_is_not_installed_is_one_line(
 
 
 @needs_ray
+@pytest.mark.full
 def test_ray_does_what_the_pool_does(tmp_path: Path) -> None:
     bad = TINY["environments"] | {"broken": {"env": "CartPole-v9"}}
     file = study(tmp_path, environments=bad, arms={"plain": None})

@@ -230,6 +230,7 @@ def test_a_users_own_setting_wins() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="torch brings GNU's OpenMP on Linux")
+@pytest.mark.full
 def test_the_openmp_that_torch_loads_has_read_the_setting() -> None:
     """Real processes: the command, and the script."""
     command = [sys.executable, "-m", "pliant.scripts", "train", "--help"]
@@ -245,6 +246,7 @@ def test_the_openmp_that_torch_loads_has_read_the_setting() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.full
 def test_workers_of_a_pool_are_born_with_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a real worker's process was started with, before it loaded anything."""
     for name in (*spinning.DECIDED, "OMP_NUM_THREADS"):

@@ -30,9 +30,11 @@ from law_agents import (
     walk,
     watched_walk,
 )
+from rotation import generator, pick
 from torch import Tensor, nn
 
 from pliant.agents import PPO, Agent, Every, Supervised
+from pliant.agents.hooks import EFFECTS, Effect
 from pliant.agents.networks import Layer
 from pliant.agents.run import Run
 from pliant.interventions import INTERVENTIONS, attach
@@ -100,13 +102,63 @@ QUIET = {
 BESIDE_OTHERS = {"l2_init", "spectral", "fourier", "linear"}
 FEW = ("dqn, minatar, dueling", "droq", "sac, pixels", "ppo, continuous")
 MET = [method for method in METHODS if method not in QUIET or method in BESIDE_OTHERS]
-PAIRS = [
+SQUARE = [
     (agent, a, b)
     for agent in PAIRED
     for a in MET
     for b in MET
     if not {(agent, a), (agent, b)} & REFUSED and (a <= b or not {a, b} & QUIET)
 ]
+# Two methods stand for every effect that has two; all ordered pairs of effects run at every commit.
+REPRESENTATIVES: dict[Effect, tuple[str, str]] = {
+    "configuration": ("layer_norm", "c51"),
+    "penalty": ("l2_init", "spectral"),
+    "batch": ("random_shift", "random_shift"),
+    "schedule": ("adaptive_replay_ratio", "heavy_priming"),
+    "optimizer": ("reset_optimizer", "reset_optimizer"),
+    "unit_surgery": ("redo", "continual_backprop"),
+    "layer_surgery": ("reset", "shrink_perturb"),
+    "memory": ("fresh_agent", "fresh_agent"),
+}
+EFFECT_PAIRS = [
+    (REPRESENTATIVES[a][0], REPRESENTATIVES[b][int(a == b)]) for a in REPRESENTATIVES for b in REPRESENTATIVES
+]
+
+
+def rotating_pairs() -> Iterator[tuple[str, str]]:
+    """Every method once before and once after a partner that rotates with the commit."""
+    for method in METHODS:
+        choice = generator("partners", method)
+        yield method, choice.choice(METHODS)
+        yield choice.choice(METHODS), method
+
+
+def quick_pairs() -> list[tuple[str, str, str]]:
+    """The pairs that every `make test` runs, each with one agent that rotates with the commit."""
+    chosen = []
+    for a, b in dict.fromkeys((*EFFECT_PAIRS, *rotating_pairs())):
+        agents = [agent for agent in PAIRED if not {(agent, a), (agent, b)} & REFUSED]
+        chosen.append((generator("agent", a, b).choice(agents), a, b))
+    return chosen
+
+
+QUICK_PAIRS = quick_pairs()
+PAIRS = [
+    *QUICK_PAIRS,
+    *(pytest.param(*pair, marks=pytest.mark.square) for pair in SQUARE if pair not in set(QUICK_PAIRS)),
+]
+AGENTS_OF_A_METHOD = 4  # in the quick run, chosen by rotation
+
+
+def cells() -> Iterator[tuple[str, str, bool]]:
+    """Every agent with every method, and whether the quick run takes them: the next method begins one agent later, so
+    that no agent is left out."""
+    start = generator("agents").randrange(len(AGENTS))
+    for number, method in enumerate(METHODS):
+        agents = [agent for agent in (FEW if method in QUIET else AGENTS) if (agent, method) not in REFUSED]
+        taken = pick(agents, AGENTS_OF_A_METHOD, start + number)
+        for agent in agents:
+            yield agent, method, agent in taken
 
 
 def words(*methods: str) -> tuple[Any, ...]:
@@ -118,7 +170,8 @@ def run_of(agent: str, method: str, **options: Any) -> Run:
 
 
 each = pytest.mark.parametrize(
-    ("agent", "method"), [(a, m) for m in METHODS for a in (FEW if m in QUIET else AGENTS) if (a, m) not in REFUSED]
+    ("agent", "method"),
+    [pytest.param(agent, method, marks=() if quick else pytest.mark.full) for agent, method, quick in cells()],
 )
 
 
@@ -611,3 +664,16 @@ def test_the_laws_see_every_method() -> None:
         accepted = [a for a in AGENTS if (a, method) not in REFUSED]
         assert accepted, f"{method} is refused everywhere"
         assert INTERVENTIONS[method].example.startswith(method)
+
+
+def test_the_quick_run_takes_every_method_agent_and_pair_of_effects() -> None:
+    quick = [(agent, method) for agent, method, taken in cells() if taken]
+    assert {method for _, method in quick} == set(METHODS)
+    assert {agent for agent, _ in quick} == set(AGENTS)
+    assert set(REPRESENTATIVES) == set(EFFECTS)
+    for effect, methods in REPRESENTATIVES.items():
+        assert {INTERVENTIONS[method].effect for method in methods} == {effect}
+    effects = {(INTERVENTIONS[a].effect, INTERVENTIONS[b].effect) for _, a, b in QUICK_PAIRS}
+    assert effects == {(a, b) for a in EFFECTS for b in EFFECTS}
+    for method in METHODS:
+        assert any(method == a for _, a, _ in QUICK_PAIRS) and any(method == b for _, _, b in QUICK_PAIRS)

@@ -116,6 +116,7 @@ def test_several_runs_are_put_together_draw_by_draw() -> None:
     assert both.fits[AS_IT_IS] == pytest.approx([0.1, 0.3])
 
 
+@pytest.mark.full
 def test_why_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     words = "--agent ppo --env CartPole-v1 --steps 256 --num-envs 4 --agent.rollout 32 --agent.network.hidden 16"

@@ -657,6 +657,7 @@ def test_a_unit_that_is_killed_turns_black_in_the_picture_of_its_layer(tmp_path:
     assert (last[y, left + wide * (at - 2) + wide // 2] != 0).any()
 
 
+@pytest.mark.full
 def test_activity_is_drawn_for_every_component_and_of_the_first_member(tmp_path: Path) -> None:
     for agent in ("redq", "sac, pixels", "dqn, impala"):
         run = watched(tmp_path / agent, agent, ["activity(every=2, samples=16, draw=2)"], sentence=("reset(every=3)",))

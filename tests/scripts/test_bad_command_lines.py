@@ -947,7 +947,10 @@ def wrong_with(code: Any, out: str, err: str, expected: list[str]) -> list[str]:
     return wrong + [f"{text!r} is not in {err!r}" for text in expected if text not in err]
 
 
-@pytest.mark.parametrize("command", TABLE)
+# The table of `train` is longer than all others together.
+@pytest.mark.parametrize(
+    "command", [pytest.param(name, marks=pytest.mark.full if name == "train" else ()) for name in TABLE]
+)
 def test_a_bad_line_is_one_line_and_changes_nothing(
     command: str, sandbox: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,6 +53,7 @@ def test_a_wrong_word_is_refused_by_every_file_as_by_the_command(name: str) -> N
     assert code == 2
 
 
+@pytest.mark.full
 def test_the_folder_and_the_package_are_the_command_as_well(capsys: pytest.CaptureFixture[str]) -> None:
     expected = said_by_pliant(capsys, "drifts", "friction")
     for way in ((SCRIPTS,), (SCRIPTS / "main.py",), ("-m", "pliant.scripts")):
@@ -66,6 +67,7 @@ def test_claims_as_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert done.returncode == 0 and "random_labels" in done.stdout and done.stderr == ""
 
 
+@pytest.mark.full
 def test_fork_as_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Its workers import the file, too, as every process of a pool imports the script that started the pool."""
     for folder in ("file", "command"):
