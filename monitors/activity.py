@@ -20,34 +20,34 @@ from .base import SAMPLES, Finding, Monitor, MonitorContext, beat
 from .dashboard import short
 from .pictures import stack
 
-ROWS, COLUMNS = 64, 128  # of a layer's panel, at most
-BRIGHTEST = 3.0  # score of the brightest colour; whatever is above looks the same
-LEVELS = 255  # of colours that are told apart; zero is kept for what is exactly zero
-MORE = 4  # pictures come at intervals of at least this part of the run so far
+ROWS, COLUMNS = 64, 128  # maximum size of a layer's panel
+BRIGHTEST = 3.0  # score of the brightest colour; higher scores have the same colour
+LEVELS = 255  # number of distinct colours; level zero is reserved for scores of exactly zero
+MORE = 4  # the interval between pictures is at least the run so far divided by this number
 
 
 class Activity(Monitor):
-    """Draw how active every unit is over the whole run, a picture for each component.
+    """Draw how active every unit is over the whole run, one picture per component.
 
-    A row is a unit and a column a stretch of time. A unit's colour is its score, its mean absolute output over the mean
-    of its layer: black for a dead unit, dark for a dormant one, violet for the average, yellow for three times that and
-    more. The whole run stays in the picture: once its columns are full, neighbours are merged. Thin vertical lines are
-    firings of interventions.
+    A row is a unit; a column is an interval of time. The colour of a unit is its score: its mean absolute output
+    divided by the mean of its layer. Black is a dead unit, dark a dormant one, violet the average, and yellow three
+    times the average or more. The picture always covers the whole run: when all columns are in use, neighbouring
+    columns are merged. Thin vertical lines mark firings of interventions.
 
-    Healthy: Rows flicker around the same colour, and hardly any turns black.
-    When: Rows turn black and stay it: units die, and their layer loses width. Black rows that light up at a firing were
-        recycled; if they are black again soon after, what kills them goes on. A few bright rows above a dark layer mean
-        that few units carry it.
+    Healthy: Rows fluctuate around the same colour, and hardly any row turns black.
+    When: Rows turn black and stay black: units die, and their layer loses width. Rows that are black before a firing
+        and bright after it were recycled; if they are soon black again, the cause of their death persists. A few bright
+        rows in a dark layer mean that few units carry the layer.
     Paper: The score is that of Sokar, Agarwal, Castro & Evci 2023, "The Dormant Neuron Phenomenon in Deep Reinforcement
-        Learning", 2302.12902, equation 1. The picture is no paper's.
-    Differs: Nothing known. At most 64 units of a layer are shown, evenly chosen and always the same, though the mean is
-        that of all; of an ensemble, the first member is shown.
+        Learning", 2302.12902, equation 1. The picture comes from no paper.
+    Differs: No known difference. A picture shows at most 64 units of a layer, evenly spaced and always the same ones;
+        the mean is over all units. Of an ensemble, only the first member is shown.
 
     Args:
         every: Period.
         of: Clock of the period.
-        samples: Transitions looked at.
-        draw: Measurements between two pictures, at least; later pictures come at growing intervals.
+        samples: Number of transitions used.
+        draw: Minimum number of measurements between two pictures; later pictures come at growing intervals.
     """
 
     name = "activity"
@@ -62,10 +62,10 @@ class Activity(Monitor):
         self.films: dict[str, Film] = {}
 
     def bind(self, agent: Agent) -> None:
-        found = survey(agent)
+        surveyed = survey(agent)
         self.films = {}
-        for component, names in found.taps.items():
-            shown = {name: evenly(found.layers[name].units) for name in names if first_member(name)}
+        for component, names in surveyed.taps.items():
+            shown = {name: evenly(surveyed.layers[name].units) for name in names if first_member(name)}
             if shown:
                 self.films[component] = Film({name: len(units) for name, units in shown.items()}, self.draw)
                 for name, units in shown.items():
@@ -102,7 +102,7 @@ class Activity(Monitor):
             )
 
     def note_firing(self, clock: Clock) -> None:
-        """An intervention fired; a line in the pictures tells of it."""
+        """An intervention fired: mark the time in the pictures by a line."""
         for film in self.films.values():
             film.note(clock.steps)
 
@@ -116,18 +116,18 @@ class Activity(Monitor):
 
 
 class Film:
-    """The scores of some units over a whole run, in a bounded number of columns of equally many measurements each.
+    """The scores of some units over a whole run, in a bounded number of columns with equally many measurements each.
 
     Attributes:
-        rows: Layer → how many of its units are kept.
+        rows: Layer → number of its units that are recorded.
         columns: Levels of all rows, [columns][rows], 0 … 255.
         ends: Environment steps at the end of every column.
         first: Environment steps of the first measurement.
-        stride: Measurements to a column.
-        sums: Sum of the levels of the column that is not complete, and of how many measurements.
+        stride: Measurements per column.
+        sums: For the incomplete column: the sum of its levels, and the number of measurements in it.
         count: Measurements so far.
-        next: Measurements at which the next picture is due.
-        fired: Environment steps of firings, one to a column at most.
+        next: Number of measurements at which the next picture is due.
+        fired: Environment steps of firings, at most one per column.
     """
 
     def __init__(self, rows: Mapping[str, int], draw: int, most: int = COLUMNS) -> None:
@@ -143,7 +143,7 @@ class Film:
         self.fired: list[int] = []
 
     def add(self, scores: NDArray[Any], steps: int) -> None:
-        """A measurement of all rows [rows], at so many environment steps."""
+        """Add one measurement of all rows [rows], taken at this number of environment steps."""
         if not self.count:
             self.first = steps
         self.count += 1
@@ -164,19 +164,19 @@ class Film:
                 self.note(moment)
 
     def due(self) -> bool:
-        """Is a picture due? Asked once after every measurement."""
+        """Return whether a picture is due. Call this once after every measurement."""
         if self.count < self.next or not self.columns:
             return False
         self.next = self.count + max(self.draw, self.count // MORE)
         return True
 
     def note(self, steps: int) -> None:
-        """A firing, unless there is one in the same column."""
+        """Record a firing, unless the same column has one already."""
         if not self.fired or self._place(steps) - self._place(self.fired[-1]) >= 1:
             self.fired.append(steps)
 
     def _place(self, steps: int) -> float:
-        """Where a moment lies, in columns from the left edge; beyond the last column as far as columns are wide."""
+        """The position of a time on the axis, in columns from the left edge; extrapolated beyond the last column."""
         edges = self._edges()
         if steps <= edges[-1]:
             return float(np.interp(steps, edges, np.arange(len(edges))))
@@ -184,8 +184,8 @@ class Film:
         return len(edges) - 1 + (steps - edges[-1]) / max(wide, 1.0)
 
     def _edges(self) -> list[float]:
-        """Environment steps at the edges of columns. A measurement stands for what lies between the one before and
-        itself, also the first one, before which there was none."""
+        """Environment steps at the edges of columns. A measurement covers the time since the previous one; the first
+        measurement, which has no predecessor, covers an interval of the same length."""
         if not self.ends:
             return [float(self.first)]
         if self.stride > 1:
@@ -195,19 +195,19 @@ class Film:
         return [max(self.first - gap, 0.0), *map(float, self.ends)]
 
     def panels(self) -> dict[str, NDArray[np.float64]]:
-        """Scores by layer [rows, columns]; a column that is not complete yet is left out."""
+        """Scores by layer [rows, columns], without the incomplete column."""
         scores = np.array(self.columns, np.float64).T * (BRIGHTEST / LEVELS)
-        found, begin = {}, 0
+        panels, begin = {}, 0
         for name, rows in self.rows.items():
-            found[name] = scores[begin : begin + rows]
+            panels[name] = scores[begin : begin + rows]
             begin += rows
-        return found
+        return panels
 
     def marks(self) -> list[float]:
         return [place for steps in self.fired if (place := self._place(steps)) <= len(self.columns)]
 
     def ticks(self) -> dict[float, str]:
-        """Five places and the environment steps there."""
+        """Five positions on the axis, and the environment steps there."""
         places = np.linspace(0, len(self.ends), 5)
         steps = np.interp(places, np.arange(len(self.ends) + 1), self._edges())
         return {float(place): counted(int(step)) for place, step in zip(places, steps, strict=True)}
@@ -233,23 +233,23 @@ class Film:
 
 
 def levels(scores: NDArray[Any]) -> list[int]:
-    """Scores as colours are told apart; only what is exactly zero (or no number) is level zero."""
-    found = np.ceil(np.clip(np.nan_to_num(scores), 0, BRIGHTEST) * (LEVELS / BRIGHTEST))
-    return found.astype(int).tolist()
+    """Scores as colour levels; only scores of exactly zero (or NaN) have level zero."""
+    rounded = np.ceil(np.clip(np.nan_to_num(scores), 0, BRIGHTEST) * (LEVELS / BRIGHTEST))
+    return rounded.astype(int).tolist()
 
 
 def mean_level(total: int, count: int) -> int:
-    """Rounded up, so that a unit that lived for a part of the time is not dead."""
+    """The mean, rounded up, so that a unit that was active for part of the time does not appear dead."""
     return -(-total // count)
 
 
 def evenly(units: int) -> list[int]:
-    """At most 64 of a layer's units, evenly chosen."""
+    """At most 64 of a layer's units, evenly spaced."""
     return [i * units // min(units, ROWS) for i in range(min(units, ROWS))]
 
 
 def first_member(layer: str) -> bool:
-    """Does a layer belong to no ensemble, or to its first member?"""
+    """Return whether a layer belongs to no ensemble, or to the first member of one."""
     return ".members." not in layer or ".members.0." in layer
 
 
@@ -258,7 +258,7 @@ def buffer(layer: str) -> str:
 
 
 def counted(number: int) -> str:
-    """A number of steps, short: 950, 12k, 1.5M."""
+    """A number of steps in short form: 950, 12k, 1.5M."""
     if number < 10_000:
         return str(number)
     return f"{number / 1000:.3g}k" if number < 1_000_000 else f"{number / 1e6:.3g}M"

@@ -1,4 +1,4 @@
-"""Churn: what one update changes where it was not asked to."""
+"""Churn: how much one update changes outputs for states outside its batch."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from .base import Monitor, MonitorContext, beat
 
 
 class Churn(Monitor):
-    """How much one update changes values and decisions on transitions that it did not learn from.
+    """How much one update changes values and decisions on transitions outside its batch.
 
-    Healthy: Small, and steady or falling as the agent settles.
-    When: A relative value churn of more than a few per cent an update, or one that grows: the network generalises from
-        a batch to everything, which chases its own targets (lower learning rates, larger batches, regularised churn).
+    Healthy: Small, and steady or falling as training converges.
+    When: The relative value churn exceeds a few per cent per update, or grows: each batch changes the outputs for all
+        other states, and values chase their own targets (remedies: lower learning rate, larger batches, churn
+        regularisation).
     Paper: Schaul, Barreto, Quan & Ostrovski 2022, "The Phenomenon of Policy Churn", 2206.00730; Tang & Berseth 2024,
         "Improving Deep Reinforcement Learning by Reducing the Chain Effect of Value and Policy Churn", 2409.04792,
         definitions 3.1 and 3.2.
-    Differs: Values of the actions taken rather than of all actions. For Gaussian policies the churn of decisions is the
-        KL divergence before squashing, where Tang & Berseth take the distance of mean actions. What is measured ends
-        before interventions act; the batch is drawn anew from the replay and may share transitions with the update's.
+    Differs: Uses the values of the actions taken rather than of all actions. For Gaussian policies, policy churn is the
+        KL divergence before squashing; Tang & Berseth use the distance of mean actions. The measurement ends before
+        interventions act. The batch is sampled from the replay and may share transitions with the update's batch.
 
     Args:
         every: Period.
         of: Clock of the period.
-        samples: Transitions looked at.
+        samples: Number of transitions used.
     """
 
     name = "churn"
@@ -46,7 +47,7 @@ class Churn(Monitor):
     def __init__(self, every: Period = 1000, of: Unit = "updates", samples: Samples = 64) -> None:
         super().__init__(beat(every, of))
         self.samples = samples
-        self.before: tuple[Batch, Tensor, Tensor] | None = None  # from before an update until after it, no longer
+        self.before: tuple[Batch, Tensor, Tensor] | None = None  # set only between the start and the end of an update
 
     @torch.no_grad()
     def before_update(self, context: MonitorContext) -> None:

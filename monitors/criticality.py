@@ -1,4 +1,4 @@
-"""Criticality: how much of what was learnt is in a layer."""
+"""Criticality: how much the learned function depends on each layer."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from .base import Monitor, MonitorContext, beat
 
 
 class Criticality(Monitor):
-    """What becomes of a component's loss, and of decisions, if one layer is as it was at birth, or drawn anew.
+    """How a component's loss and decisions change if one layer is set to its initial weights, or reinitialised.
 
-    Healthy: Every layer costs something, the more so the longer it has learnt; drawing it anew costs more than going
-        back to its birth.
-    When: A layer near zero is not in use, or has not left its birth: there is nothing to lose in resetting it. If
-        going back to birth costs nothing and drawing anew does, the layer is used as it was drawn (lazy learning).
+    Healthy: Every layer has a positive criticality, which grows with training; reinitialising a layer costs more than
+        setting it to its initial weights.
+    When: A layer near zero is unused, or still close to its initial weights: resetting it loses nothing. If the initial
+        weights cost nothing but a new draw does, the network uses the layer's random initial weights (lazy learning).
     Paper: Zhang, Bengio & Singer 2019, "Are All Layers Created Equal?", 1902.01996, section 2 (re-initialisation and
         re-randomisation robustness).
-    Differs: The temporal-difference loss with frozen targets, and the actor's loss, stand for the classification error.
-        Batches are of the present replay, not of what the layer was trained on.
+    Differs: The temporal-difference loss with frozen targets, and the actor's loss, replace the classification error.
+        Batches come from the present replay, not from the data that the layer was trained on.
 
     Args:
         every: Period.
@@ -39,12 +39,12 @@ class Criticality(Monitor):
     example: ClassVar[str] = "criticality(every=3, samples=8)"
     every: ClassVar[int] = 25_000
     metrics: ClassVar[Mapping[str, str]] = {
-        "reset_criticality": "growth of the component's loss if the layer goes back to the weights it was born with",
-        "rerandomised_criticality": "growth of the component's loss if the layer is drawn anew from its law",
-        "reset_action_agreement": "share of greedy actions that stay if the layer goes back to its birth",
-        "rerandomised_action_agreement": "share of greedy actions that stay if the layer is drawn anew",
-        "reset_policy_churn": "KL divergence of Gaussian policies if the layer goes back to its birth",
-        "rerandomised_policy_churn": "KL divergence of Gaussian policies if the layer is drawn anew",
+        "reset_criticality": "growth of the component's loss if the layer is set to its initial weights",
+        "rerandomised_criticality": "growth of the component's loss if the layer is reinitialised by its initialiser",
+        "reset_action_agreement": "share of unchanged greedy actions if the layer is set to its initial weights",
+        "rerandomised_action_agreement": "share of unchanged greedy actions if the layer is reinitialised",
+        "reset_policy_churn": "KL divergence of Gaussian policies if the layer is set to its initial weights",
+        "rerandomised_policy_churn": "KL divergence of Gaussian policies if the layer is reinitialised",
     }
 
     def __init__(self, every: Period = 25_000, of: Unit = "updates", samples: Samples = 64) -> None:
@@ -61,7 +61,7 @@ class Criticality(Monitor):
         for name, layer in context.twin_survey.layers.items():
             heed()
             component = name.partition(".")[0]
-            # Of several networks, those that do not decide need not be asked.
+            # Only networks that choose actions need their decisions compared.
             decides = component == "actor" or "actor" not in agent.components or name.startswith(ENCODER)
             own = {key: p.clone() for key, p in layer.named_parameters()}
             for how, weights in (("reset", context.born[name]), ("rerandomised", layer.fresh(generator))):
@@ -77,5 +77,5 @@ class Criticality(Monitor):
 
 
 def _greedy(decisions: Tensor) -> Tensor:
-    """The actions [B] that an agent prefers, from its `decisions`: the actions themselves, or log-probabilities."""
+    """The preferred actions [B] of an agent, from its `decisions`: the actions themselves, or log-probabilities."""
     return decisions.argmax(dim=1) if decisions.ndim > 1 else decisions

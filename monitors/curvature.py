@@ -1,6 +1,6 @@
 """Curvature of losses: eigenvalues of the Hessian, its trace and stable rank, and sharpness.
 
-The functions here take a loss as a closure and the parameters that it is differentiated by, and know nothing of agents:
+The functions here take a loss as a closure, and the parameters to differentiate by. They do not depend on agents:
 
     product = hessian_products(loss, parameters)          # vector [P] → Hessian times vector [P]
     alphas, betas, basis = lanczos(product, start, 20)    # on the device
@@ -29,29 +29,31 @@ Iterations: TypeAlias = Annotated[int, at_least(1, "iterations", most=10_000, wh
 
 
 class Curvature(Monitor):
-    """How steep and how curved each component's loss is where the weights stand.
+    """How steep and how curved each component's loss is at the present weights.
 
-    Healthy: Moderate and steady. A top eigenvalue beyond two over the learning rate is more than gradient descent can
-        follow (Adam's preconditioning moves that edge). A trace and a stable rank that fall towards zero mean that
-        few directions are left in which a loss can be changed.
-    When: To tell a sharp loss (top eigenvalue and sharpness grow: smaller steps, normalisation) from a flat one
-        (trace and stable rank fall: dormant units, saturation).
+    Healthy: Moderate and steady. Gradient descent is unstable if the top eigenvalue exceeds two over the learning rate
+        (Adam's preconditioning shifts this limit). A trace and a stable rank that fall towards zero mean that the loss
+        can be changed in few directions only.
+    When: To distinguish a sharp loss (top eigenvalue and sharpness grow: use smaller steps or normalisation) from a
+        flat one (trace and stable rank fall: dormant units, saturation).
     Paper: Lanczos 1950, with full re-orthogonalisation. Trace: Hutchinson 1989, with the part that the Lanczos basis
-        spans taken exactly (Meyer, Musco, Musco & Woodruff 2021, "Hutch++", 2010.09649, algorithm 1). Sharpness: Foret
-        et al. 2021, "Sharpness-Aware Minimization", 2010.01412, eq. 2. Curvature and plasticity: Lewandowski et al.
-        2023, "Directions of Curvature as an Explanation for Loss of Plasticity", 2312.00246.
-    Differs: Lewandowski et al. count the eigenvalues of small networks that hold 99 % of their sum; here the stable
-        rank is estimated, which needs no full Hessian. There is no condition number: dead directions make the smallest
-        eigenvalue zero, and Lanczos finds the outer eigenvalues only. Targets are frozen and noise is the same at every
-        call, so this is the Hessian of what is descended; with ReLUs it is that of the piece that the weights are on.
+        spans computed exactly (Meyer, Musco, Musco & Woodruff 2021, "Hutch++", 2010.09649, algorithm 1). Sharpness:
+        Foret et al. 2021, "Sharpness-Aware Minimization", 2010.01412, eq. 2. Curvature and plasticity: Lewandowski et
+        al. 2023, "Directions of Curvature as an Explanation for Loss of Plasticity", 2312.00246.
+    Differs: Lewandowski et al. count the eigenvalues of small networks that hold 99 % of their sum; this monitor
+        estimates the stable rank, which needs no full Hessian. It gives no condition number: unused directions make the
+        smallest eigenvalue zero, and Lanczos finds only the outer eigenvalues. Targets are frozen and noise is the same
+        in every call, so this is the Hessian of the loss that updates descend; with ReLUs, that of the present linear
+        region.
 
     Args:
         every: Period.
         of: Clock of the period.
-        samples: Transitions on which losses are taken.
-        steps: Steps of Lanczos, a Hessian-vector product each; so many vectors of the size of the weights are held.
-        probes: Further products, for the trace and the stable rank of what the steps have not found.
-        rho: Length of the step uphill that sharpness takes.
+        samples: Transitions on which losses are computed.
+        steps: Lanczos steps, one Hessian-vector product each; the same number of vectors of the size of the weights is
+            kept in memory.
+        probes: Additional products, for the trace and the stable rank of the part that the steps do not span.
+        rho: Length of the ascent step of sharpness.
     """
 
     name = "curvature"
@@ -102,52 +104,53 @@ class Curvature(Monitor):
 
 
 def trained(component: Component[Any]) -> list[Tensor]:
-    """The parameters of a component that learn."""
+    """The trainable parameters of a component."""
     return [p for p in component.online.parameters() if p.requires_grad]
 
 
 def gradient(loss: Tensor, parameters: Sequence[Tensor], graph: bool = False) -> Tensor:
-    """The gradient of a 0-d tensor by all parameters, flat [P]; zeros where it does not depend on one. `.grad` stays.
+    """The gradient of a 0-d tensor by all parameters, flat [P]; zeros for parameters that it does not depend on.
+    `.grad` is left unchanged.
 
     Args:
-        graph: It can be differentiated once more.
+        graph: Keep the graph, so that the result can be differentiated again.
     """
-    found = torch.autograd.grad(loss, parameters, create_graph=graph, allow_unused=True, materialize_grads=True)
-    return torch.cat([g.reshape(-1) for g in found])
+    gradients = torch.autograd.grad(loss, parameters, create_graph=graph, allow_unused=True, materialize_grads=True)
+    return torch.cat([g.reshape(-1) for g in gradients])
 
 
 def hessian_products(loss: Loss, parameters: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
     """A function that multiplies the loss's Hessian with a vector [P] → [P], by differentiating the gradient along it.
 
-    The loss is evaluated once, now; what it was computed with must stay as it is until the last product.
+    The loss is evaluated once, now. The tensors that it was computed from must not change until the last product.
     """
     slope = gradient(loss(), parameters, graph=True)
 
     def product(vector: Tensor) -> Tensor:
         if not slope.requires_grad:  # a loss that is linear in the parameters
             return torch.zeros_like(vector)
-        found = torch.autograd.grad(
+        products = torch.autograd.grad(
             slope, parameters, vector, retain_graph=True, allow_unused=True, materialize_grads=True
         )
-        return torch.cat([g.reshape(-1) for g in found])
+        return torch.cat([g.reshape(-1) for g in products])
 
     return product
 
 
 def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Lanczos's method with full re-orthogonalisation, without a look at what it finds.
+    """Lanczos's method with full re-orthogonalisation. It runs on the device, without waiting for results.
 
-    Where the space that start and matrix span is exhausted, the next off-diagonal is set to exactly zero and all that
-    follows stays zero; `ritz_values` stops there.
+    If the Krylov space of start and matrix is exhausted, the next off-diagonal entry is exactly zero, and so are all
+    later entries; `ritz_values` stops there.
 
     Args:
         product: Multiplies a symmetric matrix with a vector [P].
-        start: [P], not zero; need not be of length one.
-        steps: Products made; more than P are of no use.
+        start: [P], not zero; need not have length one.
+        steps: Number of products; more than P have no effect.
 
     Returns:
-        The diagonal [steps] of the tridiagonal matrix, its off-diagonal [steps] (of which the last couples to the step
-        that was not made), and the orthonormal basis [steps, P].
+        The diagonal [steps] of the tridiagonal matrix; its off-diagonal [steps], whose last entry couples to the step
+        after the last; and the orthonormal basis [steps, P].
     """
     basis = start.new_zeros(steps, len(start))
     alphas, betas = start.new_zeros(steps), start.new_zeros(steps)
@@ -157,7 +160,7 @@ def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> t
         basis[j] = vector
         residual = product(vector)
         alphas[j] = vector @ residual
-        # Twice: after once, what is left of a residual near zero may be anything but orthogonal.
+        # Twice: after one pass, the remainder of a residual near zero may be far from orthogonal.
         for _ in range(2):
             residual = residual - basis[: j + 1].T @ (basis[: j + 1] @ residual)
         length = residual.norm()
@@ -169,7 +172,7 @@ def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> t
 
 
 def ritz_values(alphas: NDArray[Any], betas: NDArray[Any]) -> NDArray[Any]:
-    """The eigenvalues of Lanczos's tridiagonal matrix, ascending, on the host; not numbers where it holds none."""
+    """The eigenvalues of Lanczos's tridiagonal matrix, ascending, on the host; NaN if an entry is not finite."""
     if not (np.isfinite(alphas).all() and np.isfinite(betas).all()):
         return np.full(1, np.nan)
     over = np.flatnonzero(betas == 0)
@@ -181,8 +184,8 @@ def ritz_values(alphas: NDArray[Any], betas: NDArray[Any]) -> NDArray[Any]:
 def traces(
     product: Callable[[Tensor], Tensor], alphas: Tensor, betas: Tensor, basis: Tensor, vectors: Iterator[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """The traces of a symmetric matrix and of its square (0-d): exact on what Lanczos's basis spans, and estimated by
-    random vectors [P] (of entries -1 and 1) on what it does not."""
+    """The traces of a symmetric matrix and of its square (0-d): exact on the span of Lanczos's basis, and estimated by
+    random vectors [P] (with entries -1 and 1) on its complement."""
     inside = alphas.sum()
     # The squared length of the matrix times each vector of the basis: the columns of the tridiagonal matrix.
     inside_square = alphas.square().sum() + 2 * betas.square().sum() - betas[-1].square()
@@ -190,19 +193,19 @@ def traces(
     for vector in vectors:
         heed()
         vector = vector - basis.T @ (basis @ vector)
-        found = product(vector)
-        outside.append(vector @ found)
-        outside_square.append(found @ found)
+        image = product(vector)
+        outside.append(vector @ image)
+        outside_square.append(image @ image)
     return inside + torch.stack(outside).mean(), inside_square + torch.stack(outside_square).mean()
 
 
 def rademacher(size: int, generator: Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A vector of independent entries, -1 or 1 at even odds, on the generator's device."""
+    """A vector of independent entries, -1 or 1 with equal probability, on the generator's device."""
     return torch.empty(size, dtype=dtype, device=generator.device).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
 
 
 def sharpness(loss: Loss, parameters: Sequence[Tensor], rho: float) -> Tensor:
-    """loss(θ + rho g / |g|) - loss(θ), g the gradient at θ (0-d); the parameters are moved and put back exactly."""
+    """loss(θ + rho g / |g|) - loss(θ), with the gradient g at θ (0-d); the parameters are restored exactly."""
     before = loss()
     slope = torch.autograd.grad(before, parameters, allow_unused=True, materialize_grads=True)
     with torch.no_grad():

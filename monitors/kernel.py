@@ -21,33 +21,33 @@ from .base import Finding, Monitor, MonitorContext, beat
 from .curvature import Loss, gradient, trained
 from .pictures import heatmap
 
-ROOM = 2**26  # numbers of gradients held at once: 256 MiB in single precision
+ROOM = 2**26  # gradient entries in memory at once: 256 MiB in single precision
 
 Compared: TypeAlias = Annotated[int, at_least(2, "transitions", most=10_000, why="each is compared with each")]
 
 
 class Kernel(Monitor):
-    """How alike the gradients of different transitions are: what learning one does to another.
+    """How similar the gradients of different transitions are: how learning one transition affects another.
 
-    The tangent kernel is that of the critics' value of the actions taken, K_xy = <∇Q(x), ∇Q(y)>, averaged over critics
-    (the sum of their values over the root of their number is differentiated). The covariance is that of single losses,
-    C_xy = <g_x, g_y> / (|g_x| |g_y|), zero where a gradient is.
+    The tangent kernel is that of the critics' values of the actions taken, K_xy = <∇Q(x), ∇Q(y)>, averaged over critics
+    (computed as the gradient of the sum of their values over the square root of their number). The covariance uses the
+    losses of single transitions, C_xy = <g_x, g_y> / (|g_x| |g_y|), which is zero if a gradient is zero.
 
-    Healthy: A kernel of high rank and a cosine slightly above zero: transitions can be told apart, and learning one
-        helps its neighbours. Interference with the successor is above that with random transitions.
-    When: A cosine near one (or minus one: all gradients on one line) is a collapse of features; a rising share of
-        transitions without any gradient is dead units; a condition number that grows without bound, while the rank
-        falls, means that some targets can hardly be fitted any more.
+    Healthy: A kernel of high rank and a mean cosine slightly above zero: the network distinguishes transitions, and
+        learning one helps similar ones. Interference with the successor is above that with random transitions.
+    When: A cosine near one (or minus one: all gradients on one line) indicates collapsed features; a growing share of
+        transitions without any gradient indicates dead units; a condition number that grows without bound while the
+        rank falls means that the network can hardly fit some targets any more.
     Paper: Lyle et al. 2023, "Understanding Plasticity in Neural Networks", 2303.01486, section 3 (gradient covariance);
         Jacot, Gabriel & Hongler 2018, 1806.07572 (kernel); Roy & Vetterli 2007 (effective rank); Lyle et al. 2022,
         "Learning Dynamics and Generalization in Reinforcement Learning", 2206.02126 (interference with the successor).
-    Differs: Lyle et al. show matrices; here they are summed up, and shown as well. The mean cosine hides gradients that
-        lie on one line but point both ways, therefore the mean absolute one stands beside it.
+    Differs: Lyle et al. show matrices; this monitor shows them and reports summaries. Gradients on one line with
+        opposite signs cancel in the mean cosine, therefore the mean absolute cosine is reported, too.
 
     Args:
         every: Period.
         of: Clock of the period.
-        samples: Transitions, each with three gradients of its own.
+        samples: Number of transitions; three gradients are computed for each.
     """
 
     name = "kernel"
@@ -56,7 +56,7 @@ class Kernel(Monitor):
     every: ClassVar[int] = 25_000
     metrics: ClassVar[Mapping[str, str]] = {
         "ntk_top_eigenvalue": "largest eigenvalue of the tangent kernel of the values on the sampled transitions",
-        "ntk_condition": "largest eigenvalue of the tangent kernel over its smallest one that is told from rounding",
+        "ntk_condition": "largest eigenvalue of the tangent kernel over its smallest one above rounding errors",
         "ntk_effective_rank": "exp of the entropy of the tangent kernel's eigenvalues as shares of their sum",
         "ntk_numerical_rank": "eigenvalues of the tangent kernel above the largest * samples * machine epsilon",
         "gradient_cosine": "mean cosine of the gradients of two transitions' losses",
@@ -86,15 +86,15 @@ class Kernel(Monitor):
         others = cosines * (1 - torch.eye(n, dtype=cosines.dtype, device=cosines.device)) * goes_on
         yield "critic/interference_random", others.sum() / (goes_on.sum() * (n - 1)).clamp_(min=1)
 
-        # Noise of its own for each transition, or what they share would be taken for likeness.
+        # Each transition has independent noise, because shared noise would appear as similarity.
         losses = [agent.losses(batch.take(i), context.seed(f"kernel {i.start}")) for i in singles]
         for name in losses[0]:
             yield f"{name}/gradients", gram([each[name] for each in losses], trained(agent.components[name]))
 
     def finish(self, key: str, array: NDArray[Any], clock: Clock) -> Iterator[Finding]:
         place, _, kind = key.rpartition("/")
-        found = kernel_metrics(array) if kind == "ntk" else covariance_metrics(array)
-        yield from ((f"{place}/{name}", value) for name, value in found.items())
+        metrics = kernel_metrics(array) if kind == "ntk" else covariance_metrics(array)
+        yield from ((f"{place}/{name}", value) for name, value in metrics.items())
         if kind == "gradients":
             yield (
                 f"plasticity/gradient_cosines/{place}",
@@ -112,11 +112,11 @@ class Kernel(Monitor):
 def gram(functions: Sequence[Loss], parameters: Sequence[Tensor], room: int = ROOM) -> Tensor:
     """All inner products of the gradients of n functions by the same parameters [n, n].
 
-    Every function is differentiated by itself, so whatever a function is made of, this is exact. If n gradients take
-    more than `room` numbers, they are taken slice by slice, and the functions are differentiated as often.
+    Every function is differentiated separately, so the result is exact for any function. If n gradients have more than
+    `room` entries in total, they are computed in slices, with one backward pass per function and slice.
 
     Args:
-        functions: Each gives a 0-d tensor, or one of a single element.
+        functions: Each returns a 0-d tensor, or a tensor with a single element.
     """
     starts = [0]
     for p in parameters:
@@ -136,28 +136,28 @@ def gram(functions: Sequence[Loss], parameters: Sequence[Tensor], room: int = RO
 
 
 def _joint_value(agent: Agent, single: Batch) -> Tensor:
-    """What is differentiated for all critics at once: the inner products of its gradients are the means of theirs, if
-    they have no weights in common."""
+    """A scalar whose gradient covers all critics: if critics share no weights, inner products of these gradients are
+    the means of the critics' inner products."""
     values = agent.values(single)
     return values.sum() / math.sqrt(len(values))
 
 
 def _cosines(products: Tensor) -> Tensor:
-    """[n, n] inner products → cosines, zero where a vector is; on the device."""
+    """[n, n] inner products → cosines, zero for zero vectors; on the device."""
     lengths = products.diagonal().sqrt()
     inverse = torch.where(lengths > 0, 1 / lengths, 0.0)
     return products * inverse * inverse.unsqueeze(1)
 
 
 def cosines(products: NDArray[Any]) -> NDArray[Any]:
-    """[n, n] inner products → cosines [n, n], zero where a vector is; on the host."""
+    """[n, n] inner products → cosines [n, n], zero for zero vectors; on the host."""
     lengths = np.sqrt(np.diagonal(products))
     inverse = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
     return products * inverse * inverse[:, None]
 
 
 def effective_rank(eigenvalues: NDArray[Any]) -> float:
-    """exp of the entropy of non-negative numbers as shares of their sum; 0 if there are none but zeros."""
+    """exp of the entropy of non-negative numbers as shares of their sum; 0 if all are zero."""
     positive = eigenvalues[eigenvalues > 0]
     if not len(positive):
         return 0.0
@@ -166,29 +166,31 @@ def effective_rank(eigenvalues: NDArray[Any]) -> float:
 
 
 def kernel_metrics(kernel: NDArray[Any], eps: float = float(np.finfo(np.float32).eps)) -> dict[str, float]:
-    """What is said of a kernel [n, n] that was computed at the precision `eps`."""
+    """Metrics of a kernel [n, n] that was computed at the precision `eps`."""
     names = ("ntk_top_eigenvalue", "ntk_condition", "ntk_effective_rank", "ntk_numerical_rank")
     if not np.isfinite(kernel).all():
         return dict.fromkeys(names, math.nan)
     values = np.linalg.eigvalsh((kernel + kernel.T) / 2)
-    told = values[values > max(values[-1], 0.0) * len(values) * eps]
-    condition = float(told[-1] / told[0]) if len(told) else math.inf
-    return dict(zip(names, (float(values[-1]), condition, effective_rank(told), float(len(told))), strict=True))
+    significant = values[values > max(values[-1], 0.0) * len(values) * eps]
+    condition = float(significant[-1] / significant[0]) if len(significant) else math.inf
+    return dict(
+        zip(names, (float(values[-1]), condition, effective_rank(significant), float(len(significant))), strict=True)
+    )
 
 
 def covariance_metrics(products: NDArray[Any]) -> dict[str, float]:
-    """What is said of the inner products [n, n] of the gradients of n losses."""
+    """Metrics of the inner products [n, n] of the gradients of n losses."""
     if not np.isfinite(products).all():
         names = ("gradient_cosine", "gradient_cosine_abs", "gradient_zero_fraction_samples", "gradient_covariance_rank")
         return dict.fromkeys(names, math.nan)
     matrix = cosines(products)
     others = matrix[~np.eye(len(matrix), dtype=bool)]
     values = np.linalg.eigvalsh((matrix + matrix.T) / 2)
-    # Two alike transitions leave an eigenvalue of rounding, which is no rank.
-    told = values[values > len(values) ** 2 * float(np.finfo(np.float32).eps)]
+    # Two identical transitions leave an eigenvalue of rounding errors, which does not count.
+    significant = values[values > len(values) ** 2 * float(np.finfo(np.float32).eps)]
     return {
         "gradient_cosine": float(others.mean()),
         "gradient_cosine_abs": float(np.abs(others).mean()),
         "gradient_zero_fraction_samples": float((np.diagonal(products) == 0).mean()),
-        "gradient_covariance_rank": effective_rank(told),
+        "gradient_covariance_rank": effective_rank(significant),
     }

@@ -1,4 +1,4 @@
-"""Slices through the landscape of a loss."""
+"""Slices through loss landscapes."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ Points: TypeAlias = Annotated[int, at_least(3, most=1_001, why="as many losses a
 class Landscape(Monitor):
     """A picture of each component's loss around the present weights, along two random directions.
 
-    A direction is as large, in every unit's incoming weights, as these weights themselves; biases and norms stay. So
-    slices of different networks, and of one at different times, can be compared.
+    In every unit's incoming weights, a direction has the same norm as the weights; biases and normalisation parameters
+    do not move. Slices of different networks, and of one network at different times, are therefore comparable.
 
-    Healthy: A smooth bowl with the present weights near its middle.
-    When: Flat throughout: nothing in reach changes the loss (dead units, saturation). Steep walls close by: steps are
-        too large for it.
+    Healthy: A smooth bowl with the present weights near its centre.
+    When: Flat everywhere: no nearby weights change the loss (dead units, saturation). Steep walls close to the centre:
+        the steps of the optimizer are too large.
     Paper: Li, Xu, Taylor, Studer & Goldstein 2018, "Visualizing the Loss Landscape of Neural Nets", 1712.09913, section
         4 (filter normalisation).
-    Differs: nothing known in the directions. Targets are frozen and noise is the same at every point, so the loss is
-        the one that an update descends; the batch is small and the grid coarse.
+    Differs: No known difference in the directions. Targets are frozen and noise is the same at every point, so the loss
+        is the one that an update descends; the batch is small and the grid coarse.
 
     Args:
         every: Period.
         of: Clock of the period.
-        points: Points of the grid along a side; odd, so that the present weights are one.
-        span: Half the side, in sizes of the weights.
-        samples: Transitions on which losses are taken.
+        points: Grid points per side; odd, so that the present weights are one of them.
+        span: Half the side, as a multiple of the norm of the weights.
+        samples: Transitions on which losses are computed.
     """
 
     name = "landscape"
@@ -75,10 +75,10 @@ class Landscape(Monitor):
         place, middle = key.rpartition("/")[0], len(array) // 2
         rim = np.ones(array.shape, bool)
         rim[1:-1, 1:-1] = False
-        with np.errstate(invalid="ignore"):  # far away, a loss may be beyond any number
+        with np.errstate(invalid="ignore"):  # far from the weights, a loss may overflow
             yield f"{place}/landscape_rise", float(array[rim].mean() - array[middle, middle])
             yield f"{place}/landscape_drop", float(array[middle, middle] - array.min())
-        told = array[np.isfinite(array)]
+        finite = array[np.isfinite(array)]
         yield (
             f"plasticity/landscape/{place}",
             heatmap(
@@ -86,39 +86,41 @@ class Landscape(Monitor):
                 title=f"loss around the weights, {place}",
                 x_label="first direction",
                 y_label="second direction",
-                # The corners are so high that, next to them, nothing would be seen of the middle.
-                high=float(np.quantile(told, 0.9)) if len(told) else None,
+                # Without this limit, the large losses at the corners would hide the structure at the centre.
+                high=float(np.quantile(finite, 0.9)) if len(finite) else None,
                 x_ticks={0.5: f"{-self.span:g}", middle + 0.5: "0", len(array) - 0.5: f"{self.span:g}"},
             ),
         )
 
 
 def axis(points: int, span: float) -> list[float]:
-    """Places from -span to span; the middle one is exactly zero."""
+    """Positions from -span to span; the middle one is exactly zero."""
     middle = points // 2
     return [span * (i - middle) / middle for i in range(points)]
 
 
 @torch.no_grad()
 def filter_normalised(network: nn.Module, generator: Generator) -> dict[str, Tensor]:
-    """A random direction, by name of the parameters that move: those that learn, but for biases and norms.
+    """A random direction, by name of the parameters that move: trainable ones, except biases and normalisation
+    parameters.
 
-    Drawn from a normal distribution, and each unit's part scaled to the length of its incoming weights.
+    It is drawn from a normal distribution; then each unit's part is scaled to the norm of the unit's incoming
+    weights.
     """
-    found = {}
+    direction = {}
     for name, p in network.named_parameters():
         if p.requires_grad and p.ndim > 1 and "norm" not in name.split("."):
             drawn = torch.empty(p.shape, dtype=p.dtype, device=p.device).normal_(generator=generator)
             lengths, own = (x.flatten(1).norm(dim=1) for x in (drawn, p))
-            found[name] = drawn * (own / (lengths + 1e-10)).view(-1, *[1] * (p.ndim - 1))
-    return found
+            direction[name] = drawn * (own / (lengths + 1e-10)).view(-1, *[1] * (p.ndim - 1))
+    return direction
 
 
 @torch.no_grad()
 def loss_slice(
     loss: Loss, network: nn.Module, directions: Sequence[Mapping[str, Tensor]], places: Sequence[float]
 ) -> Tensor:
-    """The loss at weights + x * first + y * second [y, x] for all places x and y; the weights are put back exactly."""
+    """The loss at weights + x * first + y * second [y, x] for all x and y; the weights are restored exactly."""
     first, second = directions
     parameters: list[Tensor] = [network.get_parameter(name) for name in first]
     own = [p.clone() for p in parameters]

@@ -1,4 +1,4 @@
-"""Monitors of weights and gradients: how large they are, how far they have come, and how many directions they have."""
+"""Monitors of weights and gradients: their norms, the distance from the initial weights, and ranks of gradients."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ PRECISION = 1e-6  # of an eigenvalue of a Gram matrix in float32, relative to th
 
 
 class Norms(Monitor):
-    """How large weights and gradients are, how far training has moved them, and how fast it does.
+    """How large weights and gradients are, how far training has moved the weights, and how fast it moves them.
 
-    Every metric is given for each layer (output layers too), for each component and for the encoder. A layer is its
-    weights and biases, and the gains and shifts of its norm; the frozen copies of an injection are no layers. A
-    component or the encoder is all of its layers' parameters as one vector; of the gradient's spectrum, it is the mean
-    of its layers' ranks and the largest of their spectral norms.
+    Every metric is given for each layer (output layers included), for each component and for the encoder. A layer
+    consists of its weights and biases, and the scale and shift of its normalisation; the frozen copies of an injection
+    do not count as layers. For a component or the encoder, norms are those of all layers' parameters as one vector; the
+    ranks of the gradient are means over layers, and its spectral norm is the maximum over layers.
 
-    Healthy: update_to_weight about constant, near 1e-3 to 1e-4. Where weight_norm grows and update_to_weight falls with
-        it, the effective learning rate decays by itself; regularisation towards zero or the initial weights
-        (`shrink_perturb`), or normalisation (`layer_norm`), keep it up. A rising gradient_zero_fraction is units that
-        died; a falling gradient_effective_rank, samples that all pull in the same few directions.
+    Healthy: update_to_weight about constant, near 1e-3 to 1e-4. If weight_norm grows and update_to_weight falls with
+        it, the effective learning rate decays; regularisation towards zero or the initial weights (`shrink_perturb`),
+        or normalisation (`layer_norm`), prevents this. A rising gradient_zero_fraction indicates dead units; a falling
+        gradient_effective_rank means that the gradients of all samples lie in the same few directions.
     Paper: Lyle et al. 2024, "Normalization and effective learning rates in reinforcement learning", 2407.01800 (weight
         norm and effective learning rate); Kumar et al. 2023, 2308.11958 (distance from the initial weights); Abbas et
         al. 2023, 2303.07507 (size and zeros of the gradient); Roy & Vetterli 2007 (effective rank).
-    Differs: Gradients are those before clipping, interventions' penalties included. They are the latest of their
-        component: where an actor learns less often than its critic, that was some updates ago, and update_to_weight,
-        which speaks of this very update, is left out. The gradient's spectrum is that of a weight's gradient
-        [units, all inputs] alone, from a Gram matrix in float32: singular values below 1e-3 of the largest are below
-        its precision and count as none, which takes up to about 2 % off the effective rank. All zeros have rank 0.
+    Differs: Gradients are those before clipping, with the penalties of interventions included. They are the latest of
+        their component: if an actor learns less often than its critic, they are some updates old, and update_to_weight,
+        which refers to the present update, is omitted. The gradient's spectrum is that of a weight's gradient [units,
+        all inputs] alone, from a Gram matrix in float32: singular values below 1e-3 of the largest are below its
+        precision and count as zero, which lowers the effective rank by up to about 2 %. The zero matrix has rank 0.
 
     Args:
         every: Period.
@@ -51,8 +51,8 @@ class Norms(Monitor):
     example: ClassVar[str] = "norms(every=2)"
     metrics: ClassVar[Mapping[str, str]] = {
         "weight_norm": "L2 norm of all parameters",
-        "distance_from_init": "L2 distance of the parameters from those that the agent was born with",
-        "relative_distance_from_init": "that distance as a share of the norm of the parameters at birth",
+        "distance_from_init": "L2 distance of the parameters from the agent's initial parameters",
+        "relative_distance_from_init": "that distance divided by the norm of the initial parameters",
         "gradient_norm": "L2 norm of the latest gradient, before clipping",
         "gradient_norm_l1": "sum of the absolute values of the latest gradient, before clipping",
         "gradient_zero_fraction": "share of parameters whose latest gradient is exactly zero",
@@ -64,17 +64,17 @@ class Norms(Monitor):
 
     def __init__(self, every: Period = 250, of: Unit = "updates") -> None:
         super().__init__(beat(every, of))
-        self.before: dict[str, list[Tensor]] = {}  # only between before_update and measure of the same update
+        self.before: dict[str, list[Tensor]] = {}  # set only between before_update and measure of the same update
 
     def bind(self, agent: Agent) -> None:
-        found = survey(agent)
+        surveyed = survey(agent)
         self.parts: dict[str, list[str]] = {}  # component → its layers
-        for name in found.layers:
+        for name in surveyed.layers:
             self.parts.setdefault(name.partition(".")[0], []).append(name)
         # Layer → its parameters, and the smaller side of its weight as a matrix.
-        self.keys = {name: [key for key, _ in layer.named_parameters()] for name, layer in found.layers.items()}
-        self.sizes = {name: [p.numel() for _, p in layer.named_parameters()] for name, layer in found.layers.items()}
-        self.sides = {name: min(len(w := layer.linear.weight), w[0].numel()) for name, layer in found.layers.items()}
+        self.keys = {name: [key for key, _ in layer.named_parameters()] for name, layer in surveyed.layers.items()}
+        self.sizes = {name: [p.numel() for _, p in layer.named_parameters()] for name, layer in surveyed.layers.items()}
+        self.sides = {name: min(len(w := layer.linear.weight), w[0].numel()) for name, layer in surveyed.layers.items()}
         self.places = {
             component: {name: [name] for name in names} | pools(names) for component, names in self.parts.items()
         }
@@ -85,7 +85,7 @@ class Norms(Monitor):
         self.before = {name: [p.clone() for p in self._weights(context, name)] for name in self.parts}
 
     def _weights(self, context: MonitorContext, component: str) -> list[Tensor]:
-        """The parameters of a component's layers, as `keys` orders them."""
+        """The parameters of a component's layers, in the order of `keys`."""
         return [p.detach() for name in self.parts[component] for _, p in context.survey.layers[name].named_parameters()]
 
     @torch.no_grad()
@@ -94,7 +94,7 @@ class Norms(Monitor):
         for component, names in self.parts.items():
             weights = self._weights(context, component)
             born = [context.born[name][key] for name in names for key in self.keys[name]]
-            if component not in self.born_norms:  # what never changes
+            if component not in self.born_norms:  # the norms of the initial weights never change
                 self.born_norms[component] = norms(born)
             yield (
                 f"{component}/weights",
@@ -135,15 +135,15 @@ class Norms(Monitor):
                 yield f"{place}/gradient_zero_fraction", float(rows[2].sum() / sizes[own].sum())
 
     def _spectra(self, component: str, array: NDArray[Any]) -> Iterator[Finding]:
-        found: dict[str, tuple[float, float, float]] = {}
+        spectra: dict[str, tuple[float, float, float]] = {}
         for name in self.parts[component]:
             k = self.sides[name]
             norm, matrix, array = float(array[0]), array[1 : 1 + k * k].reshape(k, k), array[1 + k * k :]
             eigen = eigenvalues(matrix)
             sigma = singular_values(eigen, PRECISION * eigen[0])
-            found[name] = (norm * float(sigma[0]), stable_rank(sigma), effective_rank(sigma))
+            spectra[name] = (norm * float(sigma[0]), stable_rank(sigma), effective_rank(sigma))
         for place, names in self.places[component].items():
-            spectral, stable, effective = np.array([found[name] for name in names]).T
+            spectral, stable, effective = np.array([spectra[name] for name in names]).T
             yield f"{place}/gradient_spectral_norm", float(spectral.max())
             yield f"{place}/gradient_stable_rank", float(stable.mean())
             yield f"{place}/gradient_effective_rank", float(effective.mean())
@@ -155,5 +155,5 @@ def norms(tensors: list[Tensor] | tuple[Tensor, ...], order: int = 2) -> Tensor:
 
 
 def ratio(part: float, whole: float) -> float:
-    """part / whole; of nothing, 0 if nothing changed and else without bound."""
+    """part / whole; if the whole is zero: 0 if the part is zero, else infinity."""
     return part / whole if whole else math.inf if part else 0.0
