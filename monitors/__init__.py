@@ -1,4 +1,4 @@
-"""What measures an agent while it learns, and never changes it."""
+"""Monitors: they measure an agent while it learns, and never change it."""
 
 from .base import Monitor, Monitors
 from .registry import MONITORS, watch

@@ -1,7 +1,7 @@
-"""Monitors: what only looks, and the machinery that lets it look without anybody waiting.
+"""Monitors: they observe an agent without changing it and without making the training loop wait.
 
-A monitor measures on its beat, from what the update has computed and from batches of its own, and yields what it found
-as tensors on the device, by key: `<place>/<metric>`, where a place is a component (`critic`), a layer
+A monitor measures on its schedule, from results of the update and from its own batches. It yields its measurements as
+tensors on the device, by key: `<place>/<metric>`. A place is a component (`critic`), a layer
 (`critic.encoder.blocks.0`) or a module.
 
     class Dead(Monitor):
@@ -12,12 +12,12 @@ as tensors on the device, by key: `<place>/<metric>`, where a place is a compone
                 h = per_unit(context.survey.layers[layer], h)  # [B, copies, units, positions]
                 yield f"{layer}/dead_fraction", (h == 0).all(dim=(0, 1, 3)).float().mean()
 
-All that is found at one update is a page: one tensor, one copy to the host that nobody waits for. It is read one update
-later, when it has long arrived; what is no single number (a spectrum, a picture) is worked out on the host then, by
-`finish`. Triggers (`When`) read the same pages.
+All measurements of one update form a page: one tensor, with one copy to the host that does not block. The page is read
+at the next update, when the copy is complete. Then `finish` computes on the host the results that are not single
+numbers (a spectrum, a picture). Triggers (`When`) read the same pages.
 
-Nothing that a monitor does reaches the agent: it edits no weight, its randomness is a function of the run's seed and of
-the clock, and what it tries out it tries on a twin. A run with monitors and a run without end with equal bits.
+A monitor never affects the agent: it edits no weight, its random numbers are a function of the run's seed and of the
+clock, and it makes its experiments on a copy. A run with monitors and a run without them end with equal bits.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ from ..interventions.core.parts import ENCODER, Survey, chosen_layers, survey
 from ..interventions.core.spec import did_you_mean
 from .dashboard import Arrived, Board, Picture
 
-SAMPLES = 256  # transitions on which activations are looked at, and on which a firing is weighed
-ENOUGH = 10  # looks after which what a monitor has not found of an agent is taken for something that it never will
+SAMPLES = 256  # transitions for measuring activations and the effect of a firing
+ENOUGH = 10  # measurements after which a metric that is still missing is assumed never to come
 
 
 Finding = tuple[str, "float | Picture"]
 
 
 class Known(NamedTuple):
-    """What is known of an agent from the start."""
+    """Facts about an agent that are known from the start."""
 
     survey: Survey
     twin: Agent
@@ -61,7 +61,7 @@ class Known(NamedTuple):
 
     @classmethod
     def of(cls, agent: Agent) -> Known:
-        """Measure an agent. What it was born with follows from its seed, however much it has learnt since."""
+        """Survey an agent. Its initial weights follow from its seed, no matter how long it has been trained."""
         twin = agent.twin()
         born = survey(twin)
         weights = {
@@ -72,15 +72,15 @@ class Known(NamedTuple):
 
 
 class MonitorContext:
-    """What a monitor may look at, at one update. What several look at is computed once.
+    """The inputs of monitors at one update. Results that several monitors need are computed once.
 
     Attributes:
-        agent: Whose weights are, in `before_update`, those that the update starts from.
-        clock: It counts the update already.
-        update: What the update returned; None before it was made.
+        agent: The agent; in `before_update`, with the weights before the update.
+        clock: Counts the present update already.
+        update: The result of the update; None before it.
         survey: The agent's layers by name.
-        born: The weights that the agent was born with, by layer and parameter name.
-        twin_survey: The layers of what `twin` gives, by the same names.
+        born: The agent's initial weights, by layer and parameter name.
+        twin_survey: The layers of the copy that `twin` returns, by the same names.
     """
 
     def __init__(self, agent: Agent, clock: Clock, memory: Any, known: Known, update: Update | None = None) -> None:
@@ -90,28 +90,28 @@ class MonitorContext:
         self._batches: dict[tuple[str, int], Batch] = {}
 
     def twin(self) -> Agent:
-        """A copy of the agent as it is now, to be experimented on until the next one asks for it."""
+        """A copy of the agent in its present state, for experiments; valid until the next call."""
         self._twin.become_(self.agent)
         return self._twin
 
     def seed(self, purpose: str) -> int:
-        """A seed of its own for each purpose at each update."""
+        """A separate seed for each purpose and each update."""
         return derive_seed(self.agent.seed, f"{purpose} at {self.clock.updates}")
 
     def generator(self, purpose: str) -> Generator:
-        """A random stream on the device, of its own for each purpose at each update."""
+        """A separate random stream on the device for each purpose and each update."""
         return Generator(self.agent.device).manual_seed(self.seed(purpose))
 
     def batch(self, samples: int = SAMPLES, purpose: str = "monitors") -> Batch:
-        """Transitions of the replay as the agent learns from them, drawn without a trace; the same for whoever asks
-        for as many at this update."""
+        """Transitions from the replay, as the agent learns from them; sampling them changes no state. Calls with equal
+        arguments at the same update return the same batch."""
         if (purpose, samples) not in self._batches:
             self._batches[purpose, samples] = sample_like_training(self, samples, self.generator(purpose))
         return self._batches[purpose, samples]
 
     def outputs(self, samples: int = SAMPLES) -> dict[str, Tensor]:
         """The outputs of every hidden layer [B, units * copies, *positions], by layer name: those of the update itself
-        if its batch is as large as asked for, else those of a batch from the replay, without dropout."""
+        if its batch has at least `samples` transitions, else those of a batch from the replay, without dropout."""
         own = self.update.activations if self.update is not None else {}
         complete = all(own.get(name) for name, layers in self.survey.taps.items() if layers)
         if complete and not self.agent.dropouts:
@@ -128,7 +128,7 @@ class MonitorContext:
 
     @cached_property
     def gradients(self) -> dict[str, dict[str, Tensor]]:
-        """The latest gradients as they were before clipping, by layer and parameter name."""
+        """The latest gradients before clipping, by layer and parameter name."""
         clipped = {
             p: getattr(optimizer, "clipped", None)
             for _, optimizer in self.agent.optimizers()
@@ -141,67 +141,67 @@ class MonitorContext:
             assert p.grad is not None
             return p.grad if factor is None else p.grad / factor
 
-        found = {
+        by_layer = {
             name: {key: whole(p) for key, p in layer.named_parameters() if p.grad is not None}
             for name, layer in self.survey.layers.items()
         }
-        return {name: grads for name, grads in found.items() if grads}
+        return {name: grads for name, grads in by_layer.items() if grads}
 
 
 class Monitor(Intervention):
-    """Something that looks at an agent while it learns. Give it a name, its metrics, and `measure`.
+    """Base class: observes an agent while it learns. Subclasses define a name, metrics, and `measure`.
 
     Attributes:
-        group: cheap monitors look at what the update computed, deep ones make an experiment of their own; one that
-            is alone belongs to no group, and must be asked for by name.
-        metrics: What it measures, by the last part of the key, and what that means, in one line.
-        when: When it looks.
+        group: cheap monitors use results of the update; deep monitors run separate experiments; alone: in no group,
+            runs only if requested by name.
+        metrics: Last part of the key → meaning in one line.
+        when: The trigger of the measurements.
     """
 
     group: ClassVar[Literal["cheap", "deep", "alone"]] = "cheap"
     metrics: ClassVar[Mapping[str, str]] = {}
-    every: ClassVar[int] = 250  # gradient updates, unless a word says otherwise
+    every: ClassVar[int] = 250  # default period, in gradient updates
 
     def __init__(self, when: Trigger | None = None) -> None:
         super().__init__()
         self.when = Every(self.every) if when is None else when
 
     def before_update(self, context: MonitorContext) -> None:
-        """Before an update at which it will measure: keep what is to be compared."""
+        """Before an update at which the monitor measures: store the values to compare with."""
 
     def measure(self, context: MonitorContext) -> Iterator[tuple[str, Tensor]]:
-        """What is found, by key: 0-d tensors are logged, others go through `finish` first. The host never waits.
+        """The measurements by key: 0-d tensors are logged, others go through `finish` first. The host never waits.
 
-        A deep monitor that takes long calls `heed` in its loop, so that a run can be stopped meanwhile.
+        A deep monitor with a long computation calls `heed` in its loop, so that the run can be stopped.
         """
         return iter(())
 
     def follow(self, run: Any) -> None:
-        """After every update, whatever the beat: what learns along with the agent, from `run.batch`."""
+        """After every update, on no schedule: for learners that train along with the agent, from `run.batch`."""
 
     def finish(self, key: str, array: NDArray[Any], clock: Clock) -> Iterator[Finding]:
-        """On the host: the numbers by key, and pictures by tag, that an array stands for."""
+        """On the host: convert an array to numbers by key, and pictures by tag."""
         return iter(())
 
     def between(self, run: Any) -> Iterator[Finding]:
-        """Between two steps, where the host may wait: what needs environments of its own. A monitor that overrides this
-        is asked here alone, on its beat, which then must count steps."""
+        """Between two environment steps, where the host may wait: for measurements in separate environments. A monitor
+        that overrides this method is called only here, on its schedule, which must count steps."""
         return iter(())
 
     @property
     def plays(self) -> bool:
-        """Does it look between two steps, rather than at updates?"""
+        """Return whether the monitor measures between two environment steps rather than at updates."""
         return type(self).between is not Monitor.between
 
 
 def beat(every: int, of: Unit = "updates", start: int = 0) -> Every:
-    """The trigger that a monitor's word describes."""
+    """The trigger that a monitor's spec describes."""
     return Every(every, of, start)
 
 
 @dataclass
 class _Page:
-    """What was found at one update, on its way to the host."""
+    """The measurements of one update, on their way to the host."""
 
     clock: Clock
     who: str  # the monitor; or, if `fired`, the intervention
@@ -212,11 +212,11 @@ class _Page:
     event: Any = field(default=None, repr=False)
 
     @classmethod
-    def sent(cls, clock: Clock, who: str, found: Sequence[tuple[str, Tensor]], fired: bool = False) -> _Page:
-        """Gather on the device, and begin the one copy."""
-        device = found[0][1].device
+    def sent(cls, clock: Clock, who: str, measured: Sequence[tuple[str, Tensor]], fired: bool = False) -> _Page:
+        """Gather the measurements on the device, and start the copy to the host."""
+        device = measured[0][1].device
         kind = torch.float32 if device.type == "mps" else torch.float64
-        flat = torch.cat([value.detach().reshape(-1).to(kind) for _, value in found])
+        flat = torch.cat([value.detach().reshape(-1).to(kind) for _, value in measured])
         if device.type == "cuda":
             buffer = torch.empty(flat.shape, dtype=kind, pin_memory=True)
             array = np.from_dlpack(buffer)
@@ -226,19 +226,21 @@ class _Page:
         buffer.copy_(flat, non_blocking=True)
         event = torch.cuda.Event() if device.type == "cuda" else None
         if event is not None:
-            event.record(torch.cuda.current_stream(device))  # not the current device's, which may be another
-        keys, shapes = [key for key, _ in found], [tuple(value.shape) for _, value in found]
+            event.record(
+                torch.cuda.current_stream(device)
+            )  # the stream of the tensors' device, which may differ from the current device
+        keys, shapes = [key for key, _ in measured], [tuple(value.shape) for _, value in measured]
         return cls(clock, who, keys, shapes, array, fired, event)
 
     def read(self) -> Iterator[tuple[str, NDArray[Any]]]:
-        """Key and array; waits, if the copy should still be on its way an update later."""
+        """Keys and arrays; waits if the copy is not complete one update later."""
         if self.event is not None:
             self.event.synchronize()
-        place = 0
+        start = 0
         for key, shape in zip(self.keys, self.shapes, strict=True):
             size = math.prod(shape)
-            yield key, self.array[place : place + size].reshape(shape)
-            place += size
+            yield key, self.array[start : start + size].reshape(shape)
+            start += size
 
     def state(self) -> dict[str, Any]:
         arrays = [array.copy() for _, array in self.read()]
@@ -259,7 +261,7 @@ class _Page:
 
 
 class Monitors:
-    """All monitors of a run: what `watch` returns.
+    """All monitors of a run, as `watch` returns them.
 
     Attributes:
         parts: The monitors.
@@ -271,21 +273,21 @@ class Monitors:
         if len(self.parts) < len(parts):
             twice = [part.name for i, part in enumerate(parts) if part.name in {p.name for p in parts[:i]}]
             raise ValueError(f"the monitor {twice[0]} is given twice")
-        # An experiment of their own may take long, and asks whether a stop was asked for.
+        # Their experiments may take long; they check whether the run should stop.
         self.experimenting = [part for part in parts if part.group != "cheap" and not part.plays]
         self.followers = [part for part in parts if type(part).follow is not Monitor.follow]
         self.readings: dict[str, tuple[float, int]] = {}
         self.pages: list[_Page] = []
         self.board = Board(self.parts)
         self.known: Known | None = None
-        self.awaited: dict[str, str] = {}  # key that a trigger waits for and nobody has delivered → who waits
+        self.awaited: dict[str, str] = {}  # key that a trigger waits for and that was never measured → intervention
         self.looks: Counter[str] = Counter()
 
     def bind(self, agent: Agent) -> Monitors:
-        """Look at this agent from now on; its interventions' triggers are answered.
+        """Observe this agent from now on, and supply the triggers of its interventions with measurements.
 
         Raises:
-            ValueError: A monitor does not fit the agent, or a trigger waits for what no monitor measures.
+            ValueError: A monitor does not fit the agent, or a trigger waits for a metric that no monitor measures.
         """
         self.known = Known.of(agent) if self.parts else None
         for part in self.parts.values():
@@ -308,7 +310,7 @@ class Monitors:
     # ------------------------------------------------------------------------------------------- called by the run
 
     def before_update(self, run: Any) -> None:
-        """Before an update: write what the updates before it have found, and take a last look at the weights."""
+        """Before an update: log the measurements of earlier updates, and store values before the update."""
         self.publish(run)
         due = [part for part in self.parts.values() if not part.plays and part.when(run.clock)]
         if due:
@@ -317,22 +319,23 @@ class Monitors:
                 part.before_update(context)
 
     def after_update(self, run: Any, update: Update) -> None:
-        """After an update, before anything is done to the agent: measure."""
+        """After an update, before interventions change the agent: measure."""
         for part in self.followers:
             part.follow(run)
         context: MonitorContext | None = None
         for part in self.parts.values():
             if not part.plays and part.when(run.clock):
                 context = self._context(run, update) if context is None else context
-                found = list(part.measure(context))
-                if found:
-                    self.pages.append(_Page.sent(run.clock, part.name, found))
+                measured = list(part.measure(context))
+                if measured:
+                    self.pages.append(_Page.sent(run.clock, part.name, measured))
 
     @contextmanager
     def firing(self, run: Any, part: Intervention) -> Iterator[None]:
-        """An intervention fires within the block: weigh the agent's values before and after, and count what it touched.
+        """An intervention fires within the block: compare the agent's values before and after, and count the units
+        changed.
 
-        Nothing is weighed if there is no monitor.
+        Values are not compared if there are no monitors.
         """
         batch = None
         if self.parts and run.memory is not None:
@@ -341,28 +344,28 @@ class Monitors:
                 before = run.agent.values(batch)
         part.touched = {}
         yield
-        found: list[tuple[str, Tensor]] = []
+        measured: list[tuple[str, Tensor]] = []
         for layer, units in part.touched.items():
             units = units if isinstance(units, Tensor) else torch.full((), units, device=run.agent.device)
-            found.append((f"{part.name}/units/{layer}", units))
+            measured.append((f"{part.name}/units/{layer}", units))
         if batch is not None:
             with torch.no_grad():
-                found.append((f"{part.name}/value_change", (run.agent.values(batch) - before).abs().mean()))
-        if not found:
-            found.append((f"{part.name}/fired", torch.ones((), device=run.agent.device)))
-        self.pages.append(_Page.sent(run.clock, part.name, found, fired=True))
+                measured.append((f"{part.name}/value_change", (run.agent.values(batch) - before).abs().mean()))
+        if not measured:
+            measured.append((f"{part.name}/fired", torch.ones((), device=run.agent.device)))
+        self.pages.append(_Page.sent(run.clock, part.name, measured, fired=True))
 
     def between(self, run: Any, before: int) -> None:
-        """Between two steps of the environments, of which `before` were done at the last call."""
+        """Between two environment steps; `before` is the number of steps at the previous call."""
         now: Clock = run.clock
         clock = Clock(now.steps, now.updates, before, now.updates, now.episodes, now.episodes)
-        # All are asked before anything is written, so that who is interrupted leaves nothing behind.
-        found = [list(part.between(run)) for part in self.parts.values() if part.plays and part.when(clock)]
-        for each in found:
+        # All monitors measure before anything is logged, so that an interruption leaves no partial results.
+        measured = [list(part.between(run)) for part in self.parts.values() if part.plays and part.when(clock)]
+        for each in measured:
             self.board.write(run.log, self._taken(now, (), each))
 
     def heavy(self, clock: Clock, updates: int) -> bool:
-        """May it take long to look at one of so many updates after `clock`?"""
+        """Return whether a deep monitor measures at one of this many updates after `clock`."""
         if self.experimenting:
             for _ in range(updates):
                 clock = clock.updated()
@@ -371,12 +374,12 @@ class Monitors:
         return False
 
     def publish(self, run: Any) -> None:
-        """Write to the run's log what has come in."""
+        """Write the measurements that have arrived to the run's log."""
         for arrived in self.arrive():
             self.board.write(run.log, arrived)
 
     def arrive(self) -> list[Arrived]:
-        """What pages have brought to the host; they are read once."""
+        """The measurements of the pages sent so far; each page is read once."""
         pages, self.pages = self.pages, []
         arrived = []
         for page in pages:
@@ -387,7 +390,7 @@ class Monitors:
         return arrived
 
     def _check_awaited(self, who: str) -> None:
-        """Warn of triggers that wait for what a monitor, which has looked often enough, does not find in this agent."""
+        """Warn about triggers that wait for a metric which its monitor repeatedly failed to measure in this agent."""
         self.looks[who] += 1
         for metric in [m for m in self.awaited if m in self.readings]:
             del self.awaited[metric]
@@ -395,10 +398,10 @@ class Monitors:
             return
         for metric in [m for m in self.awaited if m.rpartition("/")[2] in self.parts[who].metrics]:
             name = metric.rpartition("/")[2]
-            found = sorted(key for key in self.readings if key.rpartition("/")[2] == name)
+            measured = sorted(key for key in self.readings if key.rpartition("/")[2] == name)
             warnings.warn(
                 f"{self.awaited.pop(metric)} waits for {metric}, which {who} has not found in {ENOUGH} looks and may "
-                f"never find in this agent; {name} is measured of {', '.join(found) or 'nothing here'}",
+                f"never find in this agent; {name} is measured of {', '.join(measured) or 'nothing here'}",
                 stacklevel=2,
             )
 
@@ -409,10 +412,10 @@ class Monitors:
             elif page.who in self.parts:
                 yield from self.parts[page.who].finish(key, array, page.clock)
 
-    def _taken(self, clock: Clock, fired: tuple[str, ...], found: Iterable[Finding]) -> Arrived:
+    def _taken(self, clock: Clock, fired: tuple[str, ...], measured: Iterable[Finding]) -> Arrived:
         values: dict[str, float] = {}
         pictures: dict[str, Picture] = {}
-        for key, value in found:
+        for key, value in measured:
             if isinstance(value, Picture):
                 pictures[key] = value
             else:
@@ -427,7 +430,7 @@ class Monitors:
     # ------------------------------------------------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Any]:
-        """What monitors remember, what they found and nobody has read yet, and the latest readings."""
+        """The state of the monitors, the pages not yet read, and the latest readings."""
         return {
             "monitors": {name: dict(part.state_dict()) for name, part in self.parts.items()},
             "readings": {key: list(reading) for key, reading in self.readings.items()},
@@ -436,8 +439,8 @@ class Monitors:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken. Monitors may come and go between two sessions of a run: those that are
-        new begin anew, and what those remember that are gone is dropped."""
+        """Continue from the result of `state_dict`. The set of monitors may change between sessions of a run: new
+        monitors start from scratch, and the state of removed ones is dropped."""
         for name, part in self.parts.items():
             if name in state["monitors"]:
                 part.load_state_dict(state["monitors"][name])
@@ -452,7 +455,7 @@ def triggers(agent: Agent) -> list[tuple[str, When]]:
 
 
 def check_metric(metric: str, who: str, agent: Agent, parts: Iterable[Monitor]) -> None:
-    """Refuse a key that names no place of the agent, or no metric of the monitors (ValueError)."""
+    """Refuse a key with an unknown place of the agent, or an unknown metric of the monitors (ValueError)."""
     place, _, name = metric.rpartition("/")
     known = {m for part in parts for m in part.metrics}
     if name not in known:
@@ -460,14 +463,14 @@ def check_metric(metric: str, who: str, agent: Agent, parts: Iterable[Monitor]) 
             f"{who} waits for {metric}, and no monitor measures {name!r}.{did_you_mean(name, known)} "
             "`pliant monitors` lists what is measured"
         )
-    found = survey(agent)
-    encoder = ["encoder"] if any(name.startswith(ENCODER) for name in found.layers) else []
-    places = [*found.taps, *found.layers, *encoder]
+    surveyed = survey(agent)
+    encoder = ["encoder"] if any(name.startswith(ENCODER) for name in surveyed.layers) else []
+    places = [*surveyed.taps, *surveyed.layers, *encoder]
     if place not in places:
         raise ValueError(
             f"{who} waits for {metric}, and this {agent.name} has no {place!r}."
-            f"{did_you_mean(place, places)} It has {', '.join(found.taps)}, and layers such as "
-            f"{next(iter(found.layers), 'none')}"
+            f"{did_you_mean(place, places)} It has {', '.join(surveyed.taps)}, and layers such as "
+            f"{next(iter(surveyed.layers), 'none')}"
         )
 
 

@@ -1,11 +1,11 @@
-"""What TensorBoard shows of monitors: which tags, which charts, which pictures.
+"""How TensorBoard shows the monitors: tags, charts and pictures.
 
-`metrics.jsonl` gets everything that is measured, as `plasticity/<metric>/<place>`. TensorBoard gets tens of tags, not
-thousands: names of places are shortened, the members of an ensemble are averaged, and layers stand side by side only
-where telling them apart is worth it (`CHARTS`). Numbers that are not finite are not shown.
+`metrics.jsonl` receives every measurement, as `plasticity/<metric>/<place>`. TensorBoard receives tens of tags rather
+than thousands: names of places are shortened, the members of an ensemble are averaged, and layers have separate lines
+only in charts where the difference matters (`CHARTS`). Numbers that are not finite are not shown.
 
-A firing of an intervention is marked in every chart, by a series that is zero at rest: a spike at the firing, as high
-as the chart's largest latest value, and zeros after it, so that TensorBoard's smoothing lets go of it at once.
+Every chart marks the firings of interventions, by a series that is otherwise zero: a spike at the firing, as high
+as the chart's largest latest value, followed by zeros, so that TensorBoard's smoothing returns to zero quickly.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from ..agents.hooks import Clock, Intervention, Never
 from ..agents.log import LAYOUT, Band, Charts, Log
 
 Detail = Literal["layers", "parts", "components"]
-MOST_LAYERS = 12  # of a component that are shown side by side; of more, their mean is
-ZEROS = 6  # after a spike: of a smoothed one (0.6), 0.6 ** 6, which is 5 %, are left
-ENDS = ("", "_low", "_high")  # of the names of three metrics that make a band
+MOST_LAYERS = 12  # layers of a component with separate lines; if there are more, their mean is shown
+ZEROS = 6  # zeros after a spike: with smoothing 0.6, 0.6 ** 6 = 5 % of it remain
+ENDS = ("", "_low", "_high")  # suffixes of the three metrics of a band
 APART = 200  # firings closer than the 200th part of the run so far, two pixels, share a spike
 
 
@@ -39,12 +39,12 @@ class Picture:
 
 
 class Arrived(NamedTuple):
-    """What has come to the host of one moment."""
+    """The measurements of one moment, on the host."""
 
     clock: Clock
     values: dict[str, float]  # by key, `<place>/<metric>`
     pictures: dict[str, Picture]  # by tag
-    fired: tuple[str, ...]  # names of the interventions of which these values tell a firing
+    fired: tuple[str, ...]  # names of the interventions whose firing these values describe
 
 
 class Chart(NamedTuple):
@@ -52,12 +52,12 @@ class Chart(NamedTuple):
 
     title: str
     metrics: tuple[str, ...]  # names with wildcards
-    # What gets a line of its own: every layer and component; every component and the encoder; every component.
+    # Places with separate lines: layers and components; components and the encoder; components only.
     detail: Detail = "components"
 
     @property
     def slug(self) -> str:
-        """What its markers are called by: its first metric."""
+        """The name of its markers: its first metric."""
         return self.metrics[0].strip("_*")
 
 
@@ -112,13 +112,13 @@ CHARTS = (
 
 
 class Board:
-    """Writes what arrives to a run's log.
+    """Writes measurements to a run's log.
 
     Attributes:
-        heights: Chart → tag → the latest value that was shown.
+        heights: Chart → tag → the latest value shown.
         marked: Intervention → frame of its latest spike.
-        trails: Tag of a marker → frames at which a zero is still to be written, in their order.
-        ends: Tag of a marker → the last frame written.
+        trails: Marker tag → frames at which a zero must still be written, in order.
+        ends: Marker tag → the last frame written.
     """
 
     def __init__(self, monitors: Mapping[str, Any]) -> None:
@@ -130,13 +130,13 @@ class Board:
         self.ends: dict[str, int] = {}
 
     def bind(self, agent: Agent) -> None:
-        """Lay charts out for this agent."""
+        """Arrange the charts for this agent."""
         self.agent = agent
 
     # ------------------------------------------------------------------------------------------------------ writing
 
     def write(self, log: Log, arrived: Arrived) -> None:
-        """Values to `metrics.jsonl`, and what is worth to be seen of them to TensorBoard."""
+        """Write all values to `metrics.jsonl`, and a selection of them to TensorBoard."""
         if arrived.fired:
             self._write_firing(log, arrived)
             return
@@ -170,14 +170,14 @@ class Board:
                 note(arrived.clock)
 
     def _mark(self, log: Log, name: str, frame: int) -> None:
-        """A spike in every chart that shows something, unless the last one is too close to be told apart."""
+        """Write a spike to every chart that shows values, unless it is too close to the previous spike."""
         if name in self.marked and frame - self.marked[name] <= frame // APART:
             return
         self.marked[name] = frame
         spikes = {f"markers/{chart}/{name}": height(tags.values()) for chart, tags in self.heights.items()}
         before = {marker: 0.0 for marker in spikes if self.ends.get(marker, -1) < frame - 1}
         self._points(log, before, frame - 1)
-        # An earlier firing's zeros may reach beyond this one, if what is measured between steps came in before it.
+        # An earlier firing's zeros may extend beyond this one, if measurements between steps arrived before it.
         late = {marker: self.ends[marker] + 1 for marker in spikes if self.ends.get(marker, -1) >= frame}
         for at in sorted({frame, *late.values()}):
             self._points(log, {m: value for m, value in spikes.items() if late.get(m, frame) == at}, at)
@@ -227,7 +227,7 @@ class Board:
         return {"Overview": overview, "Plasticity": page}
 
     def _places(self) -> list[str]:
-        """The parts of the agent that probes tell apart."""
+        """The parts of the agent that probes distinguish."""
         if self.agent is None:
             return []
         networks = [name for name, c in self.agent.components.items() if any(p.ndim > 1 for p in c.online.parameters())]
@@ -236,7 +236,7 @@ class Board:
     # -------------------------------------------------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Any]:
-        """What it remembers, in plain values."""
+        """The state, in plain values."""
         return {
             "heights": {chart: dict(tags) for chart, tags in self.heights.items()},
             "marked": dict(self.marked),
@@ -245,7 +245,7 @@ class Board:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore the result of `state_dict`."""
         self.heights = {chart: dict(tags) for chart, tags in state.get("heights", {}).items()}
         self.marked = dict(state.get("marked", {}))
         self.trails = {marker: list(frames) for marker, frames in state.get("trails", {}).items()}
@@ -253,15 +253,15 @@ class Board:
 
 
 def tag(key: str) -> str:
-    """`critic/dormant_fraction` → `plasticity/dormant_fraction/critic`: charts of one metric stand together."""
+    """`critic/dormant_fraction` → `plasticity/dormant_fraction/critic`: groups the charts of one metric."""
     place, _, metric = key.rpartition("/")
     return f"plasticity/{metric}/{place}"
 
 
 def short(place: str) -> str:
-    """A place as it is shown: `critic.members.1.body.layers.0` → `critic.body.0`, and `critic.1` → `critic`.
+    """The displayed name of a place: `critic.members.1.body.layers.0` → `critic.body.0`, and `critic.1` → `critic`.
 
-    What tells the members of an ensemble, or the convolutions of a residual stage, apart is left out.
+    The name omits the numbers of ensemble members, and of convolutions within a residual stage.
     """
     place = re.sub(r"^(\w+)[. ]\d+$", r"\1", place)
     place = re.sub(r"\.members\.\d+", "", place)
@@ -270,23 +270,23 @@ def short(place: str) -> str:
 
 
 def folded(values: Mapping[str, float]) -> dict[str, float]:
-    """What TensorBoard shows of values by key: tag → value."""
-    found: dict[str, dict[str, list[float]]] = {}
+    """The values that TensorBoard shows, from values by key: tag → value."""
+    by_metric: dict[str, dict[str, list[float]]] = {}
     for key, value in values.items():
         place, _, metric = key.rpartition("/")
         name = short(place)
-        if name == place or f"{name}/{metric}" not in values:  # a number of the whole goes before its members'
-            found.setdefault(metric, {}).setdefault(name, []).append(value)
+        if name == place or f"{name}/{metric}" not in values:  # a component's own number replaces its members' mean
+            by_metric.setdefault(metric, {}).setdefault(name, []).append(value)
     shown: dict[str, float] = {}
-    for metric, places in found.items():
+    for metric, places in by_metric.items():
         kept = _detailed(places, chart_of(metric).detail)
         for place, numbers in kept.items():
             if finite := [number for number in numbers if math.isfinite(number)]:
                 shown[f"plasticity/{metric}/{place}"] = math.fsum(finite) / len(finite)
-    for metric in found:
-        if {f"{metric}_low", f"{metric}_high"} <= found.keys():
+    for metric in by_metric:
+        if {f"{metric}_low", f"{metric}_high"} <= by_metric.keys():
             # TensorBoard draws a band only where its three lines have the same steps.
-            for place in found[metric]:
+            for place in by_metric[metric]:
                 band = [f"plasticity/{metric}{end}/{place}" for end in ENDS]
                 if not set(band) <= shown.keys():
                     shown = {name: value for name, value in shown.items() if name not in band}
@@ -294,7 +294,7 @@ def folded(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def _detailed(places: Mapping[str, list[float]], detail: Detail) -> dict[str, list[float]]:
-    """Numbers by the places that get a line of their own. A component's own number goes before its layers' mean."""
+    """Numbers by the places with separate lines. A component's own number replaces the mean of its layers."""
     layers: dict[str, list[str]] = {}
     for place in places:
         if "." in place:
@@ -315,18 +315,18 @@ def _detailed(places: Mapping[str, list[float]], detail: Detail) -> dict[str, li
 
 @cache
 def chart_of(metric: str) -> Chart:
-    """The chart in which a metric is shown; one of its own if the table does not know it."""
+    """The chart that shows a metric; a separate chart if the table does not contain the metric."""
     known = (chart for chart in CHARTS if any(fnmatchcase(metric, pattern) for pattern in chart.metrics))
     return next(known, Chart(spelled(metric), (metric,)))
 
 
 def charted(metrics: Iterable[str]) -> dict[Chart, list[str]]:
-    """Charts in the order of the page, those that the table does not know last, and which metrics each shows."""
-    found: dict[Chart, list[str]] = {}
+    """Charts in the order of the page, those missing from the table last, and the metrics of each."""
+    shown: dict[Chart, list[str]] = {}
     for metric in dict.fromkeys(metrics):
-        found.setdefault(chart_of(metric), []).append(metric)
-    known = [chart for chart in CHARTS if chart in found]
-    return {chart: found[chart] for chart in (*known, *(chart for chart in found if chart not in known))}
+        shown.setdefault(chart_of(metric), []).append(metric)
+    known = [chart for chart in CHARTS if chart in shown]
+    return {chart: shown[chart] for chart in (*known, *(chart for chart in shown if chart not in known))}
 
 
 def spelled(metric: str) -> str:
@@ -335,14 +335,14 @@ def spelled(metric: str) -> str:
 
 
 def height(values: Iterable[float]) -> float:
-    """Of a spike among these values: the largest one; if none is positive the lowest one, and if all are zero 0.1."""
+    """The height of a spike among these values: the largest; if none is positive the lowest; if all are zero 0.1."""
     values = list(values)
     return max(values) if max(values) > 0 else min(values) or 0.1
 
 
 def may_fire(part: Intervention) -> bool:
-    """Does an intervention, or one within it, fire now and then, so that there may be firings to be shown? Those that
-    act at every update do not."""
+    """Return whether an intervention, or one inside it, fires on a schedule, so that charts should have markers for
+    firings. Interventions that act at every update do not."""
     inner = (p for p in part.modules() if isinstance(p, Intervention))
     return any(type(p).fire is not Intervention.fire and not isinstance(p.when, Never) for p in inner)
 

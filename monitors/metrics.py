@@ -1,7 +1,7 @@
-"""What monitors compute, as plain functions: of outputs and gradients on the device, of small arrays on the host.
+"""Computations of monitors as plain functions: outputs and gradients on the device, small arrays on the host.
 
-Nothing here waits for the device. Functions of tensors return tensors; decompositions take arrays, after the copy to
-the host. Where a matrix holds a NaN or an infinity, what is computed of it is NaN.
+No function waits for the device. Functions of tensors return tensors; decompositions take arrays, after the copy to
+the host. For a matrix with a NaN or an infinity, results are NaN.
 """
 
 from __future__ import annotations
@@ -23,37 +23,39 @@ Array = NDArray[Any]
 
 
 def pools(layers: Iterable[str]) -> dict[str, list[str]]:
-    """Places that stand for several layers → those layers: every component, and `encoder` where there is one."""
-    found: dict[str, list[str]] = {}
+    """Places that stand for several layers → those layers: every component, and `encoder` if there is one."""
+    layers_of: dict[str, list[str]] = {}
     for name in layers:
-        found.setdefault(name.partition(".")[0], []).append(name)
+        layers_of.setdefault(name.partition(".")[0], []).append(name)
         if name.startswith(ENCODER):
-            found.setdefault("encoder", []).append(name)
-    return found
+            layers_of.setdefault("encoder", []).append(name)
+    return layers_of
 
 
 # ------------------------------------------------------------------------------------------------------------- units
 
 GATES = (ReLU, nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.ELU, CReLU)
-"""Activations whose (first) output is positive exactly where their input is, and there is a line or approaches one."""
+"""Activations whose (first) output is positive exactly where their input is, and is (nearly) linear there."""
 
 
 def positive_share(h: Tensor) -> Tensor:
-    """How often every unit's input was positive [units], of outputs [B, copies, units, positions]; for `GATES`."""
+    """Share of samples with a positive input, per unit [units], from outputs [B, copies, units, positions]; for
+    `GATES`."""
     return _share(torch.gt, h[:, 0], 0.0)
 
 
 def _share(compare: Callable[..., Tensor], h: Tensor, bound: float) -> Tensor:
-    """How often a comparison holds of every unit [units], of [B, units, positions]."""
-    # Into floats at once: booleans would take longer to be converted than to be found.
+    """Share of samples and positions for which a comparison holds, per unit [units], from [B, units, positions]."""
+    # Writes floats directly: converting booleans would take longer than the comparison.
     return compare(h, bound, out=torch.empty_like(h)).mean(dim=(0, 2))
 
 
 def active_share(h: Tensor, activation: nn.Module | None) -> Tensor | None:
-    """How often every unit was active [units], of outputs [B, copies, units, positions]; None where it means nothing.
+    """Share of samples on which a unit is active [units], from outputs [B, copies, units, positions]; None if
+    undefined.
 
-    A rectifying unit is active where its output is positive; one of tanh where it is no further than 0.99 from zero,
-    since beyond it is saturated; a CReLU unit where either of its two copies is positive.
+    A rectifying unit is active if its output is positive; a tanh unit if its output is at most 0.99 from zero, since
+    it is saturated beyond; a CReLU unit if either of its two copies is positive.
     """
     if isinstance(activation, nn.Tanh):
         return _share(torch.lt, h[:, 0].abs(), 0.99)
@@ -63,14 +65,14 @@ def active_share(h: Tensor, activation: nn.Module | None) -> Tensor | None:
 
 
 def linearised(positive: Tensor, activation: nn.Module | None, eps: float) -> Tensor:
-    """Whether a unit with that share of positive inputs [units] never bends: its input is positive on more than
-    1 - eps of the samples; for leaky ReLU and CReLU, which pass negative inputs on, also on less than eps."""
+    """Whether a unit with this share of positive inputs [units] acts linearly: its input is positive on more than
+    1 - eps of the samples; for leaky ReLU and CReLU, which pass negative inputs on, also if on less than eps."""
     always = positive > 1 - eps
     return always | (positive < eps) if isinstance(activation, nn.LeakyReLU | CReLU) else always
 
 
 def overlap(both: float, first: float, second: float) -> float:
-    """The overlap coefficient of two sets: what they share, as a share of the smaller one; NaN if one is empty."""
+    """The overlap coefficient of two sets: their intersection over the smaller one; NaN if one is empty."""
     return both / min(first, second) if min(first, second) > 0 else float("nan")
 
 
@@ -78,7 +80,8 @@ def overlap(both: float, first: float, second: float) -> float:
 
 
 def unit_gram(gradient: Tensor) -> Tensor:
-    """A gradient's norm, and the Gram matrix of the gradient of norm 1 [1 + k * k], k the smaller side of [out, rest].
+    """A gradient's norm, and the Gram matrix of the gradient scaled to norm 1 [1 + k * k]; k is the smaller side of
+    [out, rest].
 
     In float32; scaled before it is squared, so that the square of a small gradient does not vanish.
     """
@@ -88,9 +91,9 @@ def unit_gram(gradient: Tensor) -> Tensor:
 
 
 def feature_moments(features: Tensor) -> Tensor:
-    """What the ranks of features [n, ...] are worked out of: n, d, mean norm, Gram matrix of the smaller side, mean.
+    """The inputs of rank computations for features [n, ...]: n, d, mean norm, Gram matrix of the smaller side, mean.
 
-    In float64, except on devices that have none.
+    In float64, except on devices without it.
     """
     x = features.detach().flatten(1)
     norm = torch.linalg.vector_norm(x, dim=1).mean()
@@ -102,13 +105,13 @@ def feature_moments(features: Tensor) -> Tensor:
 
 
 def read_moments(array: Array) -> tuple[int, int, float, Array, Array, Array]:
-    """Of `feature_moments`: n, d, mean norm, Gram matrix, the same of centred features, and the rest of the array."""
+    """The result of `feature_moments`: n, d, mean norm, Gram matrix, centred Gram matrix, rest of the array."""
     n, d, norm = int(array[0]), int(array[1]), float(array[2])
     k = min(n, d)
     matrix, mean, rest = array[3 : 3 + k * k].reshape(k, k), array[3 + k * k : 3 + k * k + d], array[3 + k * k + d :]
     if not np.isfinite(matrix).all():
         centred = matrix
-    elif n <= d:  # of samples: every row and column is centred
+    elif n <= d:  # a matrix of samples: every row and column is centred
         rows = matrix.mean(0)
         centred = matrix - rows[:, None] - rows[None, :] + rows.mean()
     else:
@@ -117,19 +120,19 @@ def read_moments(array: Array) -> tuple[int, int, float, Array, Array, Array]:
 
 
 def eigenvalues(matrix: Array) -> Array:
-    """Those of a symmetric matrix, the largest first."""
+    """The eigenvalues of a symmetric matrix, the largest first."""
     if not np.isfinite(matrix).all():
         return np.full(len(matrix), np.nan)
     return np.linalg.eigvalsh(matrix)[::-1]
 
 
 def singular_values(eigen: Array, floor: float) -> Array:
-    """Roots of a Gram matrix's eigenvalues; what is not above `floor` is rounding, and counts as zero."""
+    """Square roots of a Gram matrix's eigenvalues; those up to `floor` are rounding errors and count as zero."""
     return np.sqrt(np.where(eigen > floor, eigen, 0.0)) if np.isfinite(eigen).all() else eigen
 
 
 def _of_spectrum(rank: Callable[..., float]) -> Callable[..., float]:
-    """A rank is NaN of what is no number, and 0 of the zero matrix."""
+    """Make a rank NaN if a singular value is not finite, and 0 for the zero matrix."""
 
     def guarded(sigma: Array, *args: Any) -> float:
         if not np.isfinite(sigma).all():
@@ -155,26 +158,26 @@ def stable_rank(sigma: Array) -> float:
 
 @_of_spectrum
 def srank(sigma: Array, delta: float) -> float:
-    """The fewest singular values that sum up to a share 1 - delta of all (Kumar et al. 2021, 2010.14498)."""
+    """The smallest number of singular values whose sum is a share 1 - delta of all (Kumar et al. 2021, 2010.14498)."""
     return _fewest(sigma, 1 - delta)
 
 
 @_of_spectrum
 def pca_rank(sigma: Array, share: float) -> float:
-    """The fewest squared singular values that sum up to that share of all (Yang et al. 2020, 1909.12255)."""
+    """The smallest number of squared singular values whose sum is this share of all (Yang et al. 2020, 1909.12255)."""
     return _fewest(np.square(sigma / sigma.max()), share)
 
 
 def _fewest(weights: Array, share: float) -> int:
-    """How many of the weights, the largest first, it takes to reach a share of their sum."""
+    """The smallest number of weights, the largest first, whose sum reaches a share of the total."""
     reached = np.cumsum(np.sort(weights)[::-1]) / weights.sum()
-    # A share that is met exactly is met, however the sums were rounded.
+    # The tolerance accepts a share that is met exactly in spite of rounding.
     return int(np.searchsorted(reached, share - 1e-12)) + 1
 
 
 @_of_spectrum
 def feature_rank(sigma: Array, n: int, eps: float) -> float:
-    """Singular values above eps, after division by the root of the number of samples (Lyle et al. 2022, 2204.09560)."""
+    """Singular values above eps, divided by the square root of the number of samples (Lyle et al. 2022, 2204.09560)."""
     return float((sigma / np.sqrt(n) > eps).sum())
 
 

@@ -1,4 +1,4 @@
-"""Overestimation: what the agent thinks an action is worth, and what it turns out to be worth."""
+"""Overestimation: the difference between the agent's values and the returns that follow."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from .base import SAMPLES, Finding, Monitor, beat
 
 
 class Overestimation(Monitor):
-    """By how much values exceed the returns that follow, in episodes of its own.
+    """By how much values exceed the returns that follow, in separate episodes of the present policy.
 
-    The present policy plays (DQN without exploration, SAC with its sampled actions), and the mean value of the critics
-    is compared with the discounted sum of rewards from there on, clipped as the agent learns from them. SAC values what
-    comes after an action with an entropy bonus, so its returns have one too: -alpha log pi at every state from which
-    its targets bootstrap, which with n-step returns is every n-th.
+    The present policy plays (DQN without exploration, SAC with sampled actions), and the mean value of the critics is
+    compared with the discounted sum of the following rewards, clipped as in training. SAC's values contain an entropy
+    bonus for later actions, so its returns contain one, too: -alpha log pi at every state from which its targets
+    bootstrap; with n-step returns, this is every n-th state.
 
-    An episode that is cut off goes on with the agent's own value, so the error of its last states is understated: a
-    return counts only if at most `tail` of it (the discount up to the cut) rests on that value.
+    A truncated episode is completed by the agent's own value, which understates the error of its last states. Therefore
+    a return counts only if at most `tail` of it (the discount up to the truncation) rests on that value.
 
-    Healthy: Near zero. Of plain DQN a little above it, of clipped double Q-learning a little below.
-    When: It grows while returns do not: targets run away (double Q-learning, more critics, resets, normalisation). A
-        low rank correlation means that values order states wrongly, whatever their scale.
+    Healthy: Near zero. For plain DQN slightly above, for clipped double Q-learning slightly below.
+    When: It grows while returns do not: targets diverge (remedies: double Q-learning, more critics, resets,
+        normalisation). A low rank correlation means that values order states wrongly, whatever their scale.
     Paper: van Hasselt, Guez & Silver 2016, "Deep Reinforcement Learning with Double Q-learning", 1509.06461, figure 3;
         Chen et al. 2021, "Randomized Ensembled Double Q-Learning", 2101.05982, section 3 (normalised bias).
-    Differs: Returns belong to the states of the same episodes, also for SAC, where Chen et al. restart from states of
-        the replay. Normalised by the mean of absolute returns, not by the absolute value of their mean, which may be
-        zero. Episodes begin alike at every measurement, so that they differ by the agent alone. Steps taken here count
-        nowhere else. A supervised learner's values are of no return, and are not compared. Under value_mapping the
-        entropy bonus is not clipped, as it is in what SAC then learns.
+    Differs: Returns are those of the states of the same episodes, also for SAC; Chen et al. restart from states of the
+        replay. Normalised by the mean of absolute returns, not by the absolute value of their mean, which may be zero.
+        Episodes have the same seeds at every measurement, so that they differ only through the agent. Their steps count
+        in no other statistic. The values of a supervised learner predict no returns and are not compared. Under
+        value_mapping the entropy bonus is not clipped, although SAC's targets then clip it.
 
     Args:
         every: Period, in environment steps.
-        episodes: Episodes played; a piece of `max_steps` counts as one.
-        max_steps: Steps after which an episode is cut.
+        episodes: Episodes played; a segment of `max_steps` counts as one.
+        max_steps: Steps after which an episode is truncated.
         tail: Largest share of a return that may rest on the agent's own value.
     """
 
@@ -104,19 +104,19 @@ class Overestimation(Monitor):
 
 @dataclass
 class Piece:
-    """A stretch of play without a gap, on the host."""
+    """A contiguous segment of an episode, on the host."""
 
     obs: list[NDArray[Any]] = field(default_factory=list)  # each [*obs]
     action: list[NDArray[Any]] = field(default_factory=list)
     reward: list[float] = field(default_factory=list)  # raw
-    bonus: list[float] = field(default_factory=list)  # what the agent gives itself for having taken the action
+    bonus: list[float] = field(default_factory=list)  # the agent's bonus for the action
     terminated: bool = False
     last: NDArray[Any] = field(default_factory=lambda: np.zeros(0))  # [*obs] after the last action
 
 
 def played(agent: Agent, envs: Environments, episodes: int, max_steps: int, generator: Generator) -> Iterator[Piece]:
-    """Episodes of the policy that the agent's values are of, each environment its share; those longer than
-    `max_steps` in pieces that count like episodes. The agent's random stream is not touched."""
+    """Episodes of the policy whose values the agent learns. Each environment plays its share; episodes longer than
+    `max_steps` are split into segments, which count as episodes. The agent's random stream does not advance."""
     shares = [episodes // envs.num_envs + (i < episodes % envs.num_envs) for i in range(envs.num_envs)]
     pieces = [Piece() for _ in shares]
     obs = envs.reset()
@@ -142,24 +142,24 @@ def played(agent: Agent, envs: Environments, episodes: int, max_steps: int, gene
 
 @torch.no_grad()
 def action_values(agent: Agent, obs: Sequence[NDArray[Any]], action: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """Mean value of the critics of actions at observations, float64 [T]."""
-    found = []
+    """Mean value of the critics for actions at observations, float64 [T]."""
+    means = []
     for i in range(0, len(obs), SAMPLES):
         seen, done = np.stack(obs[i : i + SAMPLES]), np.stack(action[i : i + SAMPLES])
         nothing = np.zeros(len(seen))
         batch = Batch.of(agent.tensor(seen), done, nothing, agent.tensor(seen), nothing, device=agent.device)
-        found.append(agent.values(batch).mean(dim=0).cpu().numpy().astype(np.float64))
-    return np.concatenate(found)
+        means.append(agent.values(batch).mean(dim=0).cpu().numpy().astype(np.float64))
+    return np.concatenate(means)
 
 
 def state_value(agent: Agent, obs: NDArray[Any], generator: Generator) -> float:
-    """What the agent thinks an observation [*obs] is worth: the value of an action of its policy, and the bonus."""
+    """The agent's value of an observation [*obs]: the value of an action of its policy, plus the bonus."""
     action, bonus = (x.cpu().numpy() for x in agent.valued_policy(obs[None], generator))
     return float(action_values(agent, [obs], [action[0]])[0] + bonus[0])
 
 
 def reward_clip(agent: Agent) -> float:
-    """The largest reward that the agent learns from; 0 if all are learnt as they are."""
+    """The largest reward that the agent learns from; 0 if rewards are not clipped."""
     c = agent.config
     if getattr(c, "value_loss", "") == "value_mapping" and c.head.channels == "polar":
         return min((clip for clip in (c.reward_clip, c.head.clip) if clip), default=0.0)
@@ -173,23 +173,23 @@ def discounted(
     gamma: float,
     n_step: int = 1,
 ) -> NDArray[Any]:
-    """The return from each of T steps on, float64 [T], as targets of n steps would have it: G_t = sum of gamma^j r over
-    the next m = min(n, T - t) steps, and gamma^m times what is there: G_{t+m} and its bonus, or `beyond` at the end.
+    """The return from each of T steps on, float64 [T], as targets of n steps define it: G_t = sum of gamma^j r over
+    the next m = min(n, T - t) steps, plus gamma^m times the rest: G_{t+m} and its bonus, or `beyond` at the end.
 
     Args:
-        beyond: Of what the last step leads to, its bonus included; 0 after termination.
+        beyond: Value of the state after the last step, its bonus included; 0 after termination.
     """
     steps = len(reward)
-    found = np.zeros(steps)
+    returns = np.zeros(steps)
     for t in reversed(range(steps)):
         m = min(n_step, steps - t)
-        there = beyond if t + m == steps else found[t + m] + bonus[t + m]
-        found[t] = sum(gamma**j * reward[t + j] for j in range(m)) + gamma**m * there
-    return found
+        rest = beyond if t + m == steps else returns[t + m] + bonus[t + m]
+        returns[t] = sum(gamma**j * reward[t + j] for j in range(m)) + gamma**m * rest
+    return returns
 
 
 def compared(values: NDArray[Any], returns: NDArray[Any]) -> Iterator[tuple[str, float]]:
-    """What is said of values and the returns that followed."""
+    """Metrics of values and the returns that followed."""
     yield "mc_states", float(len(values))
     if not len(values):
         return
@@ -203,6 +203,6 @@ def compared(values: NDArray[Any], returns: NDArray[Any]) -> Iterator[tuple[str,
 
 
 def rank_correlation(x: NDArray[Any], y: NDArray[Any]) -> float | None:
-    """Spearman's rank correlation, ties sharing their mean rank; None if either is constant or holds a NaN."""
+    """Spearman's rank correlation, with mean ranks for ties; None if either array is constant or holds a NaN."""
     varied = x.min() < x.max() and y.min() < y.max()
     return float(scipy.stats.spearmanr(x, y).statistic) if varied else None

@@ -13,12 +13,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .dashboard import Picture
 
-WIDTH, SQUARE = 512, 320  # pixels of the drawn field, and of a field that is about as high as wide
-TALLEST, USUAL, CELL = 256, 128, 12  # pixels of a panel, and the most that one of its rows takes
-MARGIN, LINE, BAR = 8, 15, 12  # pixels: around everything, of a line of text, of the colour bar's width
-MOST_LINES = 48  # marks beyond this number are ticks at the upper edge, or they would hide the picture
+WIDTH, SQUARE = 512, 320  # width of the plot area in pixels; side of a plot area that is about square
+TALLEST, USUAL, CELL = 256, 128, 12  # heights in pixels: of a panel, and at most of one row
+MARGIN, LINE, BAR = 8, 15, 12  # pixels: outer margin, height of a text line, width of the colour bar
+MOST_LINES = 48  # with more marks, only ticks at the upper edge are drawn, so that the picture stays visible
 
-# Lightness grows evenly from black to a pale yellow, over blue-violet, red and orange; in between it is interpolated.
+# Lightness increases evenly from black over blue-violet, red and orange to pale yellow, with interpolation between.
 COLOURS = np.array(
     [
         (0, 0, 0),
@@ -32,7 +32,7 @@ COLOURS = np.array(
     ],
     np.float64,
 )
-UNKNOWN = (128, 128, 128)  # of what is no number
+UNKNOWN = (128, 128, 128)  # colour of NaN
 INK, PAPER, MARK = (40, 40, 40), (255, 255, 255), (90, 220, 255)
 
 
@@ -128,17 +128,17 @@ def stack(
 
 
 def encoded(image: Image.Image) -> Picture:
-    """An image as the dashboard takes it."""
+    """Encode an image for the dashboard."""
     file = io.BytesIO()
     image.save(file, "PNG", optimize=False, compress_level=9)
     return Picture(file.getvalue(), image.width, image.height)
 
 
 def colours(share: NDArray[Any]) -> NDArray[np.uint8]:
-    """Shares between 0 (darkest) and 1 (brightest) as colours [..., 3]; beyond them the outermost ones."""
+    """Shares between 0 (darkest) and 1 (brightest) as colours [..., 3]; values outside are clipped."""
     place = np.clip(np.nan_to_num(share), 0, 1) * (len(COLOURS) - 1)
-    found = [np.interp(place, np.arange(len(COLOURS)), COLOURS[:, channel]) for channel in range(3)]
-    rgb = np.stack(found, -1).round().astype(np.uint8)
+    channels = [np.interp(place, np.arange(len(COLOURS)), COLOURS[:, channel]) for channel in range(3)]
+    rgb = np.stack(channels, -1).round().astype(np.uint8)
     rgb[~np.isfinite(share)] = UNKNOWN
     return rgb
 
@@ -152,7 +152,7 @@ def _pixels(array: NDArray[Any], low: float, high: float, height: int, width: in
 
 
 def _sizes(rows: Sequence[int], columns: int) -> tuple[int, list[int]]:
-    """Width and heights of the panels in pixels: the same number for each row and for each column, where they fit."""
+    """Width and heights of the panels in pixels; rows and columns have equal sizes, if they fit."""
     if len(rows) == 1 and columns <= 2 * rows[0] <= 4 * columns and max(rows[0], columns) <= SQUARE:
         cell = SQUARE // max(rows[0], columns)
         return columns * cell, [rows[0] * cell]
@@ -161,7 +161,7 @@ def _sizes(rows: Sequence[int], columns: int) -> tuple[int, list[int]]:
 
 
 def _range(arrays: Any, low: float | None, high: float | None) -> tuple[float, float]:
-    """The values between which colours change; never the same."""
+    """The values of the darkest and of the brightest colour; they always differ."""
     values = np.concatenate([array[np.isfinite(array)] for array in arrays])
     low = float(values.min() if values.size else 0.0) if low is None else low
     high = float(values.max() if values.size else 1.0) if high is None else high

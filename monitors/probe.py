@@ -1,4 +1,4 @@
-"""The monitor of plasticity itself; the experiment is `probe`."""
+"""The monitor of plasticity; the experiment itself is `probe` in `probing.py`."""
 
 from __future__ import annotations
 
@@ -37,39 +37,39 @@ KINDS = {
 
 
 class ProbeMonitor(Monitor):
-    """How well copies of each module still learn something new, beside fresh ones: plasticity, measured directly.
+    """How well copies of each module learn new targets, compared with fresh modules: a direct measure of plasticity.
 
-    Healthy: The ratio is about 1, and its interval covers 1. For targets from the replay it may exceed 1, for the agent
-        has learnt features for them.
-    When: The ratio for random targets falls: the module learns less from the same data than a new one would. If
-        `rescaled` stays near 1 while the ratio falls, it is for the size of the weights alone, and shrinking them or a
-        smaller learning rate is the remedy; if both fall, it is for what the weights have become. If only
-        `present_optimizer` falls, the optimizer's memory is to blame. An upper end of inf, or no ratio (nan): the fresh
-        modules learnt nothing either, and the budget is too small.
+    Healthy: The ratio is about 1, and its interval contains 1. For targets from the replay it may exceed 1, because the
+        agent has learnt features for them.
+    When: The ratio for random targets falls: on the same data, the module learns less than a new module. If `rescaled`
+        stays near 1 while the ratio falls, the size of the weights is the only cause, and smaller weights or a smaller
+        learning rate are the remedy; if both fall, their size alone does not explain it. If only
+        `present_optimizer` falls, the cause is the state of the optimizer. If the interval ends at inf, or there is no
+        ratio (nan), the fresh modules learnt nothing either, and the budget is too small.
     Paper: Lyle et al. 2022, "Understanding and Preventing Capacity Loss in Reinforcement Learning", 2204.09560, section
         3 (target-fitting capacity); Lyle et al. 2023, "Understanding Plasticity in Neural Networks", 2303.01486,
-        section 3, which subtracts the loss from a baseline where this divides by that of a fresh module.
-    Differs: Targets are added to what a copy puts out at first, so that large outputs are no handicap of their own
-        (relative=False: they are not, as in the first paper). The budget is small, so that a training run can afford
-        it; the papers train for tens of thousands of steps, where what learns slowly catches up.
+        section 3, which subtracts the loss from a baseline, where this monitor divides by that of a fresh module.
+    Differs: Targets are added to the initial outputs of a copy, so that large outputs are no disadvantage in themselves
+        (with relative=False they are not added, as in the first paper). The budget is small, so that a training run can
+        afford it; the papers train for tens of thousands of steps, in which slow learners catch up.
 
-    The interval is over draws, of this one agent: the luck of its own birth is not in it, and a newborn small network
-    may lie a few per cent beside 1.
+    The interval covers the draws, for this one agent. It does not cover the choice of the agent's initial weights, so a
+    freshly initialised small network may deviate from 1 by a few per cent.
 
     Places are the modules that the agent names: `critic`, `actor`, `encoder`; the members of an ensemble are
-    `critic.0`, `critic.1` and so on, and `critic` is their mean, fit by fit.
+    `critic.0`, `critic.1` and so on, and `critic` is the mean of their fits.
 
     Args:
         every: Period.
         of: Clock of the period.
         steps: Gradient steps of every training; if None 100, or 60 on images.
-        batch_size: States in one; if None 64, or 16 on images.
-        samples: States of the replay; if None 512, or 256 on images.
-        draws: Repetitions, each with targets, controls and order of the data of its own.
+        batch_size: States per gradient step; if None 64, or 16 on images.
+        samples: States from the replay; if None 512, or 256 on images.
+        draws: Repetitions, each with its own targets, controls and order of the data.
         lr: Learning rate of Adam, in all arms.
         targets: Kinds of target: random, noise, replay.
-        modules: Places that are probed; all.
-        relative: Targets are added to what a copy puts out at first.
+        modules: Places to probe; all by default.
+        relative: Add targets to the initial outputs of a copy.
     """
 
     name = "probe"
@@ -101,11 +101,11 @@ class ProbeMonitor(Monitor):
             raise ValueError(f"targets are {', '.join(MEASURED)}; a run knows no next task")
         self.given: dict[str, int | None] = {"steps": steps, "batch_size": batch_size}
         self.others: dict[str, Any] = {"draws": draws, "lr": lr, "relative": relative}
-        Budget(**self.others)  # refused here rather than at the first beat
+        Budget(**self.others)  # refused here rather than at the first measurement
         self.samples, self.targets, self.wanted = samples, targets, modules
-        # What this one measures, so that the dashboard has no empty charts.
-        told = {metric.format(kind) for kind in targets for metric in MEANINGS}
-        vars(self)["metrics"] = {name: meaning for name, meaning in type(self).metrics.items() if name in told}
+        # Only the metrics of the chosen targets, so that the dashboard has no empty charts.
+        measured = {metric.format(kind) for kind in targets for metric in MEANINGS}
+        vars(self)["metrics"] = {name: meaning for name, meaning in type(self).metrics.items() if name in measured}
 
     def bind(self, agent: Agent) -> None:
         pixels = agent.observation.pixels
@@ -125,27 +125,27 @@ class ProbeMonitor(Monitor):
 
     def measure(self, context: MonitorContext) -> Iterator[tuple[str, Tensor]]:
         names = [name for group in self.chosen.values() for name in group]
-        found = subjects(context.agent, context.batch(self.states, "probe"), "replay", names)
+        modules = subjects(context.agent, context.batch(self.states, "probe"), "replay", names)
         for group, members in self.chosen.items():
-            rows = [experiment(found[name], self.targets, self.budget, context.seed("probe")) for name in members]
+            rows = [experiment(modules[name], self.targets, self.budget, context.seed("probe")) for name in members]
             for kind in self.targets:
                 yield f"{group}/probe_{kind}", torch.stack([row[kind] for row in rows])
 
     def finish(self, key: str, array: NDArray[Any], clock: Clock) -> Iterator[Finding]:
         group, _, kind = key.partition("/probe_")
-        # The seed of the bootstrap is the moment's, so that a resumed run draws as this one does.
+        # The bootstrap's seed depends only on clock and key, so that a resumed run draws the same samples.
         seed = int(np.random.SeedSequence([clock.updates, *key.encode()]).generate_state(1)[0])
         members = self.chosen.get(group, [group])
         probes = [Probe.of(place(name), kind, rows, seed) for name, rows in zip(members, array, strict=True)]
         if len(probes) > 1:
             probes.append(pooled(group, probes))
-        for found in probes:
-            for metric, value in readings(found).items():
-                yield f"{found.module}/{metric}", value
+        for probe in probes:
+            for metric, value in readings(probe).items():
+                yield f"{probe.module}/{metric}", value
 
 
 def readings(found: Probe) -> dict[str, float]:
-    """A probe as the numbers that are logged, by metric."""
+    """The logged numbers of a probe, by metric."""
     (low, high), fits = found.interval, found.fits
     values = (
         found.ratio,
@@ -166,7 +166,7 @@ def place(name: str) -> str:
 
 
 def grouped(names: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Modules by the component whose members they are: critic → critic 0, critic 1."""
+    """Modules by the component that they belong to: critic → critic 0, critic 1."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(name.partition(" ")[0], []).append(name)
@@ -174,7 +174,7 @@ def grouped(names: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _blank(agent: Agent) -> Batch:
-    """One transition of nothing."""
+    """A batch of one blank transition."""
     obs = agent.blank()
     action = torch.zeros(1, dtype=torch.int64) if agent.action.discrete else torch.zeros(1, agent.action.size)
     one = torch.ones(1, device=agent.device)

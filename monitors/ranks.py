@@ -1,4 +1,4 @@
-"""Monitors of features: how many directions they really use."""
+"""Monitors of features: how many directions they use."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ from .metrics import (
 class Ranks(Monitor):
     """How many directions the features of every network span, by the definitions in use.
 
-    Features are what an output layer reads: the outputs of the last hidden layer of a Q-network, of each of its dueling
-    streams, of every critic of an ensemble, and of the actor; and the encoder's output, where there is one (place
-    `encoder`). A component's number is the mean over its feature layers. All are of the matrix [samples, features] and
-    cannot be larger than either side.
+    Features are the inputs of an output layer: the outputs of the last hidden layer of a Q-network, of each of its
+    dueling streams, of every critic of an ensemble, and of the actor; and the encoder's output, if there is one (place
+    `encoder`). A component's number is the mean over its feature layers. Every rank is that of the matrix [samples,
+    features] and cannot exceed either side.
 
-    Healthy: Far from 1, and not falling for long. A rank that collapses while the loss looks well is a network that
-        tells fewer and fewer observations apart; compare runs of equal `samples` only. A feature_norm that grows
-        without bound comes before divergence.
+    Healthy: Far from 1, without a long decline. If the rank collapses while the loss looks good, the network
+        distinguishes fewer and fewer observations; compare only runs with equal `samples`. A feature_norm that grows
+        without bound precedes divergence.
     Paper: effective_rank: Roy & Vetterli 2007. srank_0.01: Kumar et al. 2021, 2010.14498, section 3. pca_rank_0.99:
         Yang et al. 2020, 1909.12255 ("approximate rank"). feature_rank_0.01: Lyle et al. 2022, 2204.09560.
-    Differs: Each under its own name, since "stable rank" is srank_0.01 in some public code. Not centred, as in the
-        papers; two of them are also given with the mean feature subtracted, which a common offset does not hide.
-        Singular values are roots of a Gram matrix's eigenvalues in float64, exact to about 1e-7 of the largest;
-        numerical_rank counts those above the rounding of float32, max(samples, features) * 2^-23 of the largest.
-        The zero matrix has rank 0.
+    Differs: Each definition has its own name, since "stable rank" is srank_0.01 in some public code. Features are not
+        centred, as in the papers; two of the ranks are also given with the mean feature subtracted, so that a common
+        offset does not hide them. Singular values are square roots of a Gram matrix's eigenvalues in float64, exact to
+        about 1e-7 of the largest; numerical_rank counts those above the rounding of float32, max(samples, features) *
+        2^-23 of the largest. The zero matrix has rank 0.
 
     Args:
         every: Period.
         of: Clock of the period: updates, steps (environment steps) or episodes.
-        samples: Transitions looked at: those of the update itself if its batch is as large, else drawn from the replay.
+        samples: Number of transitions used: from the update's batch if that is large enough, else from the replay.
     """
 
     name = "ranks"
@@ -73,10 +73,10 @@ class Ranks(Monitor):
         self.samples = samples
 
     def bind(self, agent: Agent) -> None:
-        found = survey(agent)
-        self.features = feature_layers(found)
-        self.encoder = encoder_outputs(found)
-        self.sees = agent.observation.pixels and any(name.startswith(ENCODER) for name in found.layers)
+        surveyed = survey(agent)
+        self.features = feature_layers(surveyed)
+        self.encoder = encoder_outputs(surveyed)
+        self.sees = agent.observation.pixels and any(name.startswith(ENCODER) for name in surveyed.layers)
 
     @torch.no_grad()
     def measure(self, context: MonitorContext) -> Iterator[tuple[str, Tensor]]:
@@ -87,7 +87,7 @@ class Ranks(Monitor):
             return
         if self.encoder:
             seen = torch.cat([outputs[name][: self.samples].flatten(1) for name in self.encoder], dim=1)
-        elif context.memory is not None:  # a residual stream, which no hidden layer puts out
+        elif context.memory is not None:  # a residual stream, which is not the output of a hidden layer
             seen = context.agent.components["critic"].online.encoder(context.batch(self.samples).obs)
         else:
             return
@@ -96,21 +96,21 @@ class Ranks(Monitor):
     def finish(self, key: str, array: NDArray[Any], clock: Clock) -> Iterator[Finding]:
         place = key.rpartition("/")[0]
         names = self.features.get(place, [place])
-        found = []
+        per_layer = []
         for name in names:
             values, array = ranks(array)
-            found.append(values)
+            per_layer.append(values)
             yield from ((f"{name}/{metric}", value) for metric, value in values.items())
         if names != [place]:
             for metric in self.metrics:
-                yield f"{place}/{metric}", float(np.mean([values[metric] for values in found]))
+                yield f"{place}/{metric}", float(np.mean([values[metric] for values in per_layer]))
 
 
 def ranks(array: NDArray[Any]) -> tuple[dict[str, float], NDArray[Any]]:
-    """All metrics of what `feature_moments` found, and what is left of an array that begins with it."""
+    """All metrics of the first result of `feature_moments` in an array, and the rest of the array."""
     n, d, norm, matrix, centred, rest = read_moments(array)
     eigen = eigenvalues(matrix)
-    # Both matrices are rounded by as much, by sums over the longer side, however little is left once the mean is gone.
+    # Both matrices have the same rounding errors, those of sums over the longer side, even if centring leaves little.
     floor = max(n, d) * float(np.finfo(array.dtype).eps) * eigen[0]
     sigma, around = singular_values(eigen, floor), singular_values(eigenvalues(centred), floor)
     return {
@@ -126,18 +126,18 @@ def ranks(array: NDArray[Any]) -> tuple[dict[str, float], NDArray[Any]]:
     }, rest
 
 
-def feature_layers(found: Survey) -> dict[str, list[str]]:
-    """Component → those of its hidden layers that an output layer reads, in the order of the trace."""
-    outputs = {layer for name, layer in found.layers.items() if layer.is_output and not name.startswith(ENCODER)}
+def feature_layers(surveyed: Survey) -> dict[str, list[str]]:
+    """Component → its hidden layers whose output is the input of an output layer, in the order of the trace."""
+    outputs = {layer for name, layer in surveyed.layers.items() if layer.is_output and not name.startswith(ENCODER)}
     read = {
-        component: [name for name in names if any(r.layer in outputs for r in found.graph[name].consumers)]
-        for component, names in found.taps.items()
+        component: [name for name in names if any(r.layer in outputs for r in surveyed.graph[name].consumers)]
+        for component, names in surveyed.taps.items()
     }
     return {component: names for component, names in read.items() if names}
 
 
-def encoder_outputs(found: Survey) -> list[str]:
-    """The hidden layers of the encoder that a layer outside it reads; none where a residual stream is the output."""
-    outside = {layer for name, layer in found.layers.items() if not name.startswith(ENCODER)}
-    hidden = [name for names in found.taps.values() for name in names if name.startswith(ENCODER)]
-    return [name for name in hidden if any(r.layer in outside for r in found.graph[name].consumers)]
+def encoder_outputs(surveyed: Survey) -> list[str]:
+    """The encoder's hidden layers that feed a layer outside it; none if a residual stream is the output."""
+    outside = {layer for name, layer in surveyed.layers.items() if not name.startswith(ENCODER)}
+    hidden = [name for names in surveyed.taps.values() for name in names if name.startswith(ENCODER)]
+    return [name for name in hidden if any(r.layer in outside for r in surveyed.graph[name].consumers)]

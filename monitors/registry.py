@@ -1,4 +1,4 @@
-"""Monitors by their words, and how a run gets them."""
+"""Monitors by their specs, and how a run gets them."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ MONITORS: dict[str, type[Monitor]] = {
         Tandem,
     )
 }
-"""Every monitor by the word that names it."""
+"""Every monitor by its name in specs."""
 
 GROUPS = ("cheap", "deep", "all", "none")
 
 
 def watch(agent: Agent, *monitors: str | Monitor) -> Monitors:
-    """Let monitors look at an agent while it learns: `Run(agent, envs, monitors=watch(agent, "cheap", "probe"))`.
+    """Let monitors observe an agent while it learns: `Run(agent, envs, monitors=watch(agent, "cheap", "probe"))`.
 
     Args:
-        agent: Who is looked at.
-        monitors: Words (`"units(every=100)"`), groups of them (`cheap`, `deep`, `all`, `none`) or monitors; the cheap
-            ones if nothing is said. What an intervention's trigger waits for is measured in any case.
+        agent: The agent to observe.
+        monitors: Specs (`"units(every=100)"`), groups (`cheap`, `deep`, `all`, `none`) or monitors; the cheap monitors
+            by default. The metrics that triggers of interventions wait for are measured in any case.
 
     Raises:
-        ValueError: A word is not understood, or a monitor does not fit the agent.
+        ValueError: A spec is invalid, or a monitor does not fit the agent.
     """
     given = [part for part in monitors if isinstance(part, Monitor)]
-    words = [word for word in monitors if isinstance(word, str)]
+    words = [spec for spec in monitors if isinstance(spec, str)]
     parts = [*given, *built(words if monitors else ["cheap"])]
     measured = {metric for part in parts for metric in part.metrics}
     for _, when in triggers(agent):
@@ -69,51 +69,51 @@ def watch(agent: Agent, *monitors: str | Monitor) -> Monitors:
 
 
 def expand(words: Iterable[str]) -> list[str]:
-    """The words that groups stand for; a word of its own takes the place of what a group says of the same monitor.
+    """The specs that groups stand for; an explicit spec replaces the group's spec of the same monitor.
 
     Raises:
-        SpecError: A word is not understood.
+        SpecError: A spec is invalid.
     """
     words = list(words)
     own: dict[str, str] = {}
-    for word in words:
-        if word in GROUPS:
+    for spec in words:
+        if spec in GROUPS:
             continue
-        name = parse(word, "monitor", "units(every=100)").name
+        name = parse(spec, "monitor", "units(every=100)").name
         if name in GROUPS:
             raise SpecError(
-                f"{word}: {name} stands for several monitors and takes no parameters; write {name}, and those that "
+                f"{spec}: {name} stands for several monitors and takes no parameters; write {name}, and those that "
                 "differ beside it, like units(every=100)"
             )
         if name not in MONITORS:
             known = [*MONITORS, *GROUPS]
             raise SpecError(f"unknown monitor {name!r}.{did_you_mean(name, known)} known monitors: {', '.join(known)}")
         if name in own:
-            raise SpecError(f"the monitor {name} is given twice: {own[name]} and {word}")
-        own[name] = word
+            raise SpecError(f"the monitor {name} is given twice: {own[name]} and {spec}")
+        own[name] = spec
     wanted = {
         name: name
-        for word in words
-        if word in GROUPS and word != "none"
+        for spec in words
+        if spec in GROUPS and spec != "none"
         for name, kind in MONITORS.items()
-        if word in ("all", kind.group) and kind.group != "alone"
+        if spec in ("all", kind.group) and kind.group != "alone"
     }
     return list((wanted | own).values())
 
 
 def check_monitors(words: Iterable[str]) -> tuple[str, ...]:
-    """The words in canonical spelling, groups as they are (SpecError)."""
+    """The specs in canonical spelling; groups stay as they are (SpecError)."""
     words = list(words)
     expand(words)
     return tuple(word if word in GROUPS else check([word], MONITORS)[0] for word in words)
 
 
 def built(words: Iterable[str]) -> list[Monitor]:
-    """The monitors that words name (SpecError)."""
+    """The monitors of these specs (SpecError)."""
     parts: list[Intervention] = build_parts(expand(list(words)), MONITORS)
     return [part for part in parts if isinstance(part, Monitor)]
 
 
 def measurer(metric: str) -> str | None:
-    """The word of the monitor that measures a metric, if there is one."""
+    """The name of the monitor that measures a metric; None if no monitor does."""
     return next((name for name, kind in MONITORS.items() if metric in kind.metrics), None)

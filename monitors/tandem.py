@@ -1,4 +1,4 @@
-"""Tandem: a second network learns passively from what the first one lives through."""
+"""Tandem: a second network learns passively from the data of the first one."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from .base import Finding, Monitor, beat
 
 
 class Tandem(Monitor):
-    """A newborn agent that learns from every batch that the agent learns from, and never acts.
+    """A freshly initialised agent that learns from every batch that the agent learns from, and never acts.
 
-    Its networks are drawn when the monitor begins: with the run, or in a fork that adds it (`pliant fork --tandem`).
-    Both then see the same data in the same order. If the passive one ends above the active one, the active network has
-    lost plasticity, and its data would have sufficed; if it stays below, data that it did not choose do not suffice,
-    as is common.
+    Its networks are initialised when the monitor begins: with the run, or in a fork that adds the monitor
+    (`pliant fork --tandem`). From then on, both agents learn from the same data in the same order. If the passive agent
+    ends above the active one, the active network has lost plasticity, and its data would have sufficed. If the passive
+    agent stays below, data that an agent did not collect itself do not suffice, as is common.
 
-    Healthy: The gap (passive minus active return) is below zero: who learns from another's data mostly does worse.
+    Healthy: The gap (passive minus active return) is below zero: learning from another agent's data is usually worse.
     When: It rises above zero in a fork: reset the networks, and keep the replay.
     Paper: Ostrovski, Castro & Dabney 2021, "The Difficulty of Passive Learning in Deep Reinforcement Learning",
-        2110.14020 (tandem DQN, forked tandem); Nikishin et al. 2022, 2205.07802, for the reset that it foretells.
-    Differs: The passive agent is plain: interventions that change the configuration hold for it too, those that act do
-        not. Costs about as much again as the agent's own updates.
+        2110.14020 (tandem DQN, forked tandem); Nikishin et al. 2022, 2205.07802, for the reset that it predicts.
+    Differs: The passive agent is plain: interventions that change the configuration apply to it, too; those that act
+        during training do not. Costs about as much as the agent's own updates.
 
     Args:
         every: Period of the comparison, in environment steps.
-        episodes: Episodes that either of them plays, greedily, with the same seeds.
+        episodes: Episodes that each agent plays, greedily, with the same seeds.
     """
 
     name = "tandem"

@@ -1,4 +1,4 @@
-"""Monitors of units: dormant, dead, active and linearised ones."""
+"""Monitors of units: dormant, dead, active and linearised units."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..interventions.redo import dormancy_score
 from .base import SAMPLES, Finding, Monitor, MonitorContext, beat
 from .metrics import GATES, active_share, linearised, overlap, pools, positive_share
 
-EPS = 0.01  # share of samples on which a unit may bend and still counts as linearised
+EPS = 0.01  # share of samples on which a linearised unit may be nonlinear
 SHARES = (
     "dormant_fraction",
     "dormant_fraction_0.025",
@@ -33,34 +33,33 @@ SHARES = (
 
 
 class Units(Monitor):
-    """How many units of every layer still do something, and how many are stuck.
+    """How many units of every layer are still useful, and how many are dormant, dead or linearised.
 
-    A unit is an output feature of a dense layer or a channel of a convolution, all positions taken together. Every
-    metric is given for each hidden layer, for each component and for the encoder; the latter two are pooled over
-    units, so that a wide layer counts for more than a narrow one.
+    A unit is an output feature of a dense layer, or a channel of a convolution over all its positions. Every metric is
+    given for each hidden layer, for each component and for the encoder; the latter two are pooled over units, so that a
+    wide layer has more weight than a narrow one.
 
-    Healthy: A few per cent dormant, and others at each check (low overlap); about half of the units active on a
-        sample. A dormant_fraction that climbs for long, with an overlap near 1, is a network that shrinks: `redo` acts
-        on the same score, and when='critic/dormant_fraction > 0.2' lets other methods wait for it.
-    Paper: dormant_fraction: Sokar et al. 2023, 2302.12902, definitions 3.1 and 3.2 (tau = 0.1, and 0.025 as on
-        Atari); dormant_overlap: its section 3. active_fraction: Ma et al. 2024, 2310.07418 (FAU).
-        linearised_fraction and nonlinearity: Lyle et al. 2024, "Disentangling the Causes of Plasticity Loss in Neural
-        Networks", 2402.18762, of rho, the share of samples on which a unit's input is positive: rho > 0.99, and
-        4 rho (1 - rho).
-    Differs: Layers are pooled over units, not averaged. active_fraction holds for other activations than ReLU:
-        |h| < 0.99 for tanh, either copy for CReLU (of which one is always zero). A leaky or CReLU unit counts as
-        linearised on either side of zero. Outputs of a Fourier unit lie on a circle: it is dormant if they hardly move
-        along it. What means nothing is NaN: active_fraction of the identity and of Fourier units, which are never dead
-        either, linearisation of tanh, of the identity and of Fourier units, the overlap with an empty set. The score
-        asks for outputs near zero, as ReDo does; a unit stuck at a bound of tanh, or at -1 of ELU, is not dormant by
-        it, and shows in active_fraction. GELU and SiLU bend a little where their input is positive, so that linearised
-        means close to a line.
+    Healthy: A few per cent dormant, and different units at each check (low overlap); about half of the units active on
+        a sample. If dormant_fraction rises for long, with an overlap near 1, the network loses capacity: `redo` uses
+        the same score, and when='critic/dormant_fraction > 0.2' makes other methods wait for it.
+    Paper: dormant_fraction: Sokar et al. 2023, 2302.12902, definitions 3.1 and 3.2 (tau = 0.1, and 0.025 as on Atari);
+        dormant_overlap: its section 3. active_fraction: Ma et al. 2024, 2310.07418 (FAU). linearised_fraction and
+        nonlinearity: Lyle et al. 2024, "Disentangling the Causes of Plasticity Loss in Neural Networks", 2402.18762, of
+        rho, the share of samples on which a unit's input is positive: rho > 0.99, and 4 rho (1 - rho).
+    Differs: Layers are pooled over units, not averaged. active_fraction is defined for activations other than ReLU,
+        too: |h| < 0.99 for tanh, either copy for CReLU (one of which is always zero). A leaky or CReLU unit counts as
+        linearised on either side of zero. Outputs of a Fourier unit lie on a circle: the unit is dormant if they hardly
+        move along it. Metrics without a meaning are NaN: active_fraction of the identity and of Fourier units (which
+        are never dead either), linearisation of tanh, of the identity and of Fourier units, and the overlap with an
+        empty set. The score requires outputs near zero, as in ReDo; a unit stuck at a bound of tanh, or at -1 of ELU,
+        is not dormant by this score, but lowers active_fraction. GELU and SiLU are slightly curved for positive inputs,
+        so that linearised means close to linear.
 
     Args:
         every: Period.
         of: Clock of the period: updates, steps (environment steps) or episodes.
-        samples: Transitions looked at: those of the update itself if its batch is as large, else drawn from the replay.
-            The more there are, the fewer units are dead.
+        samples: Number of transitions used: from the update's batch if that is large enough, else from the replay. With
+            more samples, fewer units are dead.
     """
 
     dormant: Tensor  # [all units], at the latest check
@@ -81,18 +80,18 @@ class Units(Monitor):
         self.samples = samples
 
     def bind(self, agent: Agent) -> None:
-        found = survey(agent)
-        self.names = [name for names in found.taps.values() for name in names]
-        layers = [found.layers[name] for name in self.names]
+        surveyed = survey(agent)
+        self.names = [name for names in surveyed.taps.values() for name in names]
+        layers = [surveyed.layers[name] for name in self.names]
         self.units = np.array([layer.units for layer in layers])
         dormant = torch.zeros(int(self.units.sum()), dtype=torch.bool, device=agent.device)
         self.register_buffer("dormant", dormant)
         self.pools = {name: [name] for name in self.names} | pools(self.names)
-        # Layers whose activation gives the metric a meaning; the others take no part in what is pooled.
+        # Layers for whose activation the metric is defined; the others are left out of the pool.
         gated = np.array([isinstance(layer.activation, GATES) for layer in layers], bool)
         tanh = np.array([isinstance(layer.activation, nn.Tanh) for layer in layers], bool)
         everywhere = np.ones(len(layers), bool)
-        # Of sine and cosine one is never zero.
+        # Sine and cosine are never both zero.
         mortal = np.array([not isinstance(layer.activation, Fourier) for layer in layers], bool)
         self.meant = (everywhere, everywhere, mortal, gated | tanh, gated, gated)
 
@@ -115,18 +114,18 @@ class Units(Monitor):
         for place, names in self.pools.items():
             index = np.array([self.names.index(name) for name in names])
             for column, (metric, meant) in enumerate(zip(SHARES, self.meant, strict=True)):
-                told = index[meant[index]]
-                share = array[told, column].sum() / self.units[told].sum() if len(told) else math.nan
+                defined = index[meant[index]]
+                share = array[defined, column].sum() / self.units[defined].sum() if len(defined) else math.nan
                 yield f"{place}/{metric}", float(share)
             now, before, both = (float(array[index, column].sum()) for column in (0, -2, -1))
             yield f"{place}/dormant_overlap", overlap(both, now, before)
 
 
 def counted(layer: Layer, h: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums over the units of one layer, and which of them are dormant now [units].
+    """Sums over the units of one layer, and which of its units are dormant now [units].
 
-    The sums are in the order of `SHARES` (0 for what means nothing), then the units that were dormant before, and those
-    that are so both times.
+    The sums are in the order of `SHARES` (0 for undefined metrics), then the number of units that were dormant at the
+    check before, and the number that are dormant at both.
     """
     size = magnitude(layer, h)
     score, dead = dormancy_score(size), size == 0
@@ -139,5 +138,5 @@ def counted(layer: Layer, h: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         rho = positive_share(h) if active is None or layer.copies > 1 else active
         linear, bent = linearised(rho, activation, EPS), 4 * rho * (1 - rho)
     columns = (now, score <= 0.025, dead, nothing if active is None else active, linear, bent, before, now & before)
-    # Comparisons with what is no number are false, so that a network gone astray would look well: hence the last term.
+    # Comparisons with NaN are false, so a diverged network would look healthy: the last term makes its sums NaN.
     return torch.stack([column.to(score.dtype) for column in columns]).sum(1) + 0 * size.sum(), now

@@ -1,4 +1,4 @@
-"""Monitors of what is learnt: values, errors, entropy."""
+"""Monitors of learned quantities: values, errors, entropy."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ COPIED = {
 
 
 class Values(Monitor):
-    """What the critics say, how far they are from their targets and from each other, and how random the actor is.
+    """The critics' values, their distance from the targets and from each other, and the randomness of the actor.
 
-    Healthy: Values within what rewards and discount allow, at most reward / (1 - gamma); a target_gap that is small
-        beside q_std. Values that grow without bound, or a target_gap and td_error that grow together, are divergence.
-        An ensemble_disagreement that vanishes is an ensemble that has become one critic.
+    Healthy: Values within the range that rewards and discount allow, at most reward / (1 - gamma); a target_gap that is
+        small relative to q_std. If values grow without bound, or target_gap and td_error grow together, training
+        diverges. If ensemble_disagreement vanishes, the members of the ensemble have become one critic.
     Paper: Mnih et al. 2015, Nature 518, figure 2 (mean value as a measure of progress); Chen et al. 2021, 2101.05982
         (REDQ; spread of an ensemble).
-    Differs: Values are those of the actions that were taken, on transitions drawn from the replay, after the update.
-        The error, losses, entropy and temperature are those of this very update on its own batch: the actor's are left
-        out where it did not learn. An agent without a target network has no target_gap, one without an ensemble
-        no ensemble_disagreement. Of a supervised learner the values are what the network has for what should have been
-        said (the logit of the class above the mean of all), and td_error is the loss of a sample.
+    Differs: Values are those of the actions taken, on transitions sampled from the replay, after the update. The error,
+        losses, entropy and temperature are those of the present update on its own batch; the actor's are omitted if it
+        did not learn. An agent without a target network has no target_gap, one without an ensemble no
+        ensemble_disagreement. For a supervised learner, the value is the network's output for the label (the logit of
+        the class minus the mean of all logits), and td_error is the loss of a sample.
 
     Args:
         every: Period.
         of: Clock of the period: updates, steps (environment steps) or episodes.
-        samples: Transitions drawn from the replay; each costs a forward pass of the online and of the target network.
+        samples: Transitions sampled from the replay; each costs a forward pass of the online and of the target network.
     """
 
     name = "values"

@@ -359,7 +359,7 @@ def test_what_looks_between_steps_counts_steps() -> None:
 def test_the_example_of_how_a_monitor_is_written(agent: str) -> None:
     """It runs on vectors and on images, and finds what the monitor of units finds."""
     text = (inspect.getmodule(Monitor).__doc__ or "").partition("    class Dead")[2]
-    lines = ["class Dead" + text.partition("\n")[0], *text.partition("\n\nAll that")[0].split("\n")[1:]]
+    lines = ["class Dead" + text.partition("\n")[0], *text.partition("\n\nAll measurements")[0].split("\n")[1:]]
     names: dict[str, Any] = {
         "Monitor": Monitor,
         "MonitorContext": MonitorContext,
