@@ -1,20 +1,20 @@
-"""Non-stationary problems: words that make an environment change while an agent learns in it.
+"""Non-stationary problems: drift specs make an environment change while an agent learns in it.
 
     pliant train --env CartPole-v1 --env.drift "observation_offset(scale=2, every=160000)"
     make("HalfCheetah-v5", config=EnvConfig(drift=("friction(every=500000)",)))
 
-A problem shows *tasks* in a row, each of which shows a *level*: an offset, a permutation, a friction, a game
-(`Schedule`). Level k is a pure function of the run's seed (or of the word's own `seed`) and k: the same in every
-environment that steps, in evaluation and after resumption, and a level that comes back is what it was. Which task it is
-stands in gymnasium's `info` and in `Episode.task`, and never in the observation.
+A problem is a sequence of *tasks*. Each task has a *level*: an offset, a permutation, a friction, a game (`Schedule`).
+Level k is a pure function of the run's seed (or of the spec's own `seed`) and k: it is the same in every parallel
+environment, in evaluation and after resumption, and a level that recurs is unchanged. The number of the task is in
+gymnasium's `info` and in `Episode.task`, and never in the observation.
 
-An episode lives from its first step to its last in one task, that of the environment steps (of all environments
-together) at which it began; words with `changes=step` follow the schedule within episodes too. What happens at so many
-steps, the observation acted on included, is that moment's. Where `abruptness` is less than 1, numbers move steadily
-from one level to the next, and permutations, signs, games and modes are drawn for each episode, from its seed: the next
-level more and more often.
+An episode has one task from its first step to its last: the task of the environment steps (of all environments
+together) at which it began. Specs with `changes=step` follow the schedule within episodes, too. A step, including the
+observation that it acts on, belongs to the task at its number of environment steps. If `abruptness` is less than 1,
+numbers move steadily from one level to the next. Permutations, signs, games and modes are drawn for each episode, from
+its seed: the probability of the next level grows.
 
-In evaluation the problem stands still where the run stands. Rewards and returns are those of the changed problem.
+In evaluation the problem is fixed at the run's present step. Rewards and returns are those of the changed problem.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from .drifting import Drift, Drifting, Target
 
 
 class Drifts:
-    """The words of a run, and where the run stands.
+    """The drift specs of a run, and the run's position in their schedules.
 
     Args:
-        words: As in `EnvConfig.drift`; at least one.
-        seed: Of the levels.
-        num_envs: Environments that step together: by so many the steps advance at each step.
-        at_steps: Environment steps of the run at which the problem stands still; None: it moves with the steps taken.
+        words: Specs as in `EnvConfig.drift`; at least one.
+        seed: Seed of the levels.
+        num_envs: Number of parallel environments: each step advances the environment steps by this number.
+        at_steps: Environment steps of the run at which the problem is fixed; None: it advances with the steps taken.
     """
 
     def __init__(self, words: Sequence[str], seed: int, num_envs: int, at_steps: int | None = None) -> None:
@@ -51,25 +51,25 @@ class Drifts:
         self.reseed(seed)
 
     def reseed(self, seed: int) -> None:
-        """Let the levels follow from another seed: that of a run which goes on here."""
+        """Derive the levels from another seed: the seed of a run that continues here."""
         self.seed = seed
         for part in self.parts:
             part.seed(seed)
 
     def part(self, kind: type[Drift]) -> Any:
-        """The word of a kind, or None."""
+        """The drift of a kind, or None."""
         return next((part for part in self.parts if isinstance(part, kind)), None)
 
     def around(
         self, envs: Sequence[gymnasium.Env[Any, Any]], name: str, pixels: bool = False
     ) -> list[gymnasium.Env[Any, Any]]:
-        """Environments that drift together (ValueError for a word that does not fit)."""
+        """Wrap environments so that they drift together (ValueError if a spec does not fit)."""
         for part in self.parts:
             try:
                 part.bind(Target(envs[0], name, pixels))
             except ValueError as error:
                 raise DriftError(f"{name}: {part.name}: {one_line(error)}") from error
-            for level in range(len(part.levels)):  # what does not fit is said now, not in ten hours
+            for level in range(len(part.levels)):  # report a level that does not fit now, not hours later
                 try:
                     part.value(level)
                 except ValueError as error:
@@ -78,7 +78,7 @@ class Drifts:
 
 
 class DriftError(ValueError):
-    """A word that does not fit the environment. The message is one line."""
+    """A spec that does not fit the environment. The message is one line."""
 
 
 # ------------------------------------------------------------------------------------------------------ the words
@@ -98,11 +98,11 @@ DRIFTS: dict[str, type[Drift]] = {
         ScaleRewards,
     )
 }
-"""Every kind of drift by the word that names it."""
+"""Every kind of drift by its name in specs."""
 
 
 def build(words: Iterable[str]) -> list[Drift]:
-    """What the words name (SpecError)."""
+    """The drifts of these specs (SpecError)."""
     parts: list[Drift] = []
     for word, arguments in _resolved(words):
         try:
@@ -119,7 +119,7 @@ def build(words: Iterable[str]) -> list[Drift]:
 
 
 def check(words: Iterable[str]) -> tuple[str, ...]:
-    """The words in canonical spelling, every name, parameter and schedule checked (SpecError)."""
+    """The specs in canonical spelling; every name, parameter and schedule is checked (SpecError)."""
     words = tuple(words)
     build(words)
     return tuple(str(Spec(word.name, arguments)) for word, arguments in _resolved(words))

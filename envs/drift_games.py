@@ -1,4 +1,4 @@
-"""Other games: several in a row, and the modes of one."""
+"""Changes of the game: a sequence of games, and the modes of one game."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Mode: TypeAlias = Annotated[int, at_least(0, most=2**31 - 1, why="the emulator c
 
 
 class Several(gymnasium.Env[Array, Any]):
-    """Games with the same spaces, one of which is played; `choose` names the next episode's.
+    """Games with the same spaces; `choose` selects the game of the next episode.
 
-    A game is made when it is first played.
+    A game is created when it is first played.
     """
 
     def __init__(self, names: Sequence[str], build: Callable[[str], gymnasium.Env[Any, Any]]) -> None:
@@ -45,11 +45,11 @@ class Several(gymnasium.Env[Array, Any]):
         return self._playing.reset(seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
-        """Act in it."""
+        """Act in the chosen game."""
         return self._playing.step(action)
 
     def close(self) -> None:
-        """Close all that were made."""
+        """Close all games that were created."""
         for env in self._made.values():
             env.close()
 
@@ -59,22 +59,22 @@ def _bare(game: str) -> str:
 
 
 class Games(Drift):
-    """Play one game after the other, over and over.
+    """Play a sequence of games, repeatedly.
 
-    When: The field's continual problem on pixels: Switching-ALE, or a cycle of MinAtar games within an hour.
+    When: The standard continual problem on pixels: Switching-ALE, or a cycle of MinAtar games within an hour.
     Paper: Abbas et al. 2023, "Loss of plasticity in continual deep RL", 2303.07507: Alien, Atlantis, Boxing, Breakout
-        and Centipede on all 18 actions, about 20 million frames a visit. Tang et al. 2025, 2506.00592: MinAtar.
-    Differs: MinAtar's games have channels of their own: where they have fewer than the largest of the row, the missing
-        ones are empty, and channel k means something else in each game. The replay is not flushed.
+        and Centipede on all 18 actions, about 20 million frames per visit. Tang et al. 2025, 2506.00592: MinAtar.
+    Differs: MinAtar's games have different channels: a game with fewer channels than the largest of the sequence gets
+        empty ones, and channel k has a different meaning in each game. The replay is not cleared.
     Excludes: modes. Atari needs full_action_space, MinAtar the -v0 of the game, which has all six actions.
 
     Args:
-        levels: The games, beginning with that of the environment: (Breakout, Asterix). Not given: all five of MinAtar.
-        every: Environment steps (of four frames in Atari) that a task lasts.
-        at: Or the environment steps at which the second task, the third … begin.
-        order: Levels in the order of their appearance, over and over; as they are given if this is not.
-        abruptness: 1 changes at once; with less, episodes in the last `1 - abruptness` of a task show the next level
-            more and more often.
+        levels: The games, starting with the environment's own: (Breakout, Asterix). By default, all five of MinAtar.
+        every: Length of a task in environment steps (of four frames in Atari).
+        at: Alternative to `every`: the environment steps at which the second, third, … task begins.
+        order: Order of the levels, repeated. By default, the order in which they are given.
+        abruptness: 1 changes at once. Below 1, in the last share `1 - abruptness` of a task, a growing share of
+            episodes shows the next level.
     """
 
     name = "games"
@@ -98,7 +98,7 @@ class Games(Drift):
         super().__init__(every, at, order, abruptness, levels, None)
 
     def played(self, own: str, known: Sequence[str]) -> tuple[str, ...]:
-        """The row of games, checked against those that there are; `own` is the environment's."""
+        """The sequence of games, checked against the known games; `own` is the environment's game."""
         if not self.levels:
             if len(known) > 5:
                 raise ValueError(f"games: say which ones, such as games(levels=({own}, Pong), every=5000000)")
@@ -127,20 +127,20 @@ class Games(Drift):
 
 
 class Modes(Drift):
-    """Play one game in other modes and difficulties of the console.
+    """Change the mode and the difficulty of an Atari game.
 
-    When: Change within one game, with the same actions and much the same pictures.
+    When: To change one game, with the same actions and similar images.
     Paper: Farebrother, Machado & Bowling 2018, "Generalization and regularization in DQN", 1810.00123.
-    Differs: The agent meets them one after the other, and is not tested on those that it has not met.
+    Differs: The agent trains on the modes in sequence, and is not tested on unseen modes.
     Excludes: games, and a fixed mode of the environment.
 
     Args:
-        levels: Modes, or pairs of a mode and a difficulty: (0, 4) or ((0, 0), (0, 1)). Not given: all of its modes.
-        every: Environment steps (of four frames) that a task lasts.
-        at: Or the environment steps at which the second task, the third … begin.
-        order: Levels in the order of their appearance, over and over; as they are given if this is not.
-        abruptness: 1 changes at once; with less, episodes in the last `1 - abruptness` of a task show the next level
-            more and more often.
+        levels: Modes, or pairs of a mode and a difficulty: (0, 4) or ((0, 0), (0, 1)). By default, all its modes.
+        every: Length of a task in environment steps (of four frames).
+        at: Alternative to `every`: the environment steps at which the second, third, … task begins.
+        order: Order of the levels, repeated. By default, the order in which they are given.
+        abruptness: 1 changes at once. Below 1, in the last share `1 - abruptness` of a task, a growing share of
+            episodes shows the next level.
     """
 
     name = "modes"

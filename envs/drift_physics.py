@@ -1,4 +1,4 @@
-"""Physics that changes: friction, gravity and the strength of actuators, set in place in the running simulator."""
+"""Changes of physics: friction, gravity and the strength of actuators, set in place in the running simulator."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .schedule import Level
 
 
 class _Physics(Drift):
-    """A positive number of the simulator's, drawn log-uniformly."""
+    """A positive parameter of the simulator, drawn log-uniformly."""
 
     unit = "factors"
 
@@ -49,7 +49,7 @@ class _Physics(Drift):
 
 
 class _Factor(_Physics):
-    """What the simulator has by itself, times a number."""
+    """A factor that multiplies the simulator's own value."""
 
     def own(self) -> float:
         return 1.0
@@ -59,32 +59,32 @@ class _Factor(_Physics):
 
 
 def _model(env: gymnasium.Env[Any, Any]) -> Any:
-    """MuJoCo's model of an environment; None where there is none."""
+    """MuJoCo's model of an environment; None if there is none."""
     model = getattr(env.unwrapped, "model", None)
     return model if hasattr(model, "geom_friction") else None
 
 
 class Friction(_Physics):
-    """Give all that touches in a MuJoCo world another sliding friction.
+    """Set the sliding friction of all geoms in a MuJoCo world.
 
-    When: Slippery Ant and its like: continual locomotion in which PPO and SAC learn less and less.
+    When: Slippery Ant and similar tasks: continual locomotion in which PPO and SAC learn less and less.
     Paper: Dohare et al. 2024, "Loss of plasticity in deep continual learning", Nature 632: log-uniform in [0.02, 2],
         every 2 million steps.
-    Differs: The authors write a new XML file and make the environment anew; here the model is set in place. Their next
-        period begins with the episode that begins a task, here at multiples of `every`.
+    Differs: The authors write a new XML file and create a new environment; pliant changes the model in place. The
+        authors count a period from the first episode of a task, pliant from multiples of `every`.
     Excludes: nothing.
 
     Args:
-        low: Least friction that is drawn.
-        high: Largest friction that is drawn.
-        every: Environment steps that a task lasts.
-        at: Or the environment steps at which the second task, the third … begin.
-        order: Levels in the order of their appearance, over and over: (0, 1) is A-B-A-B; else always new ones.
-        abruptness: 1 changes at once; less spends the last `1 - abruptness` of a task moving to the next level.
-        levels: The frictions themselves, instead of drawn ones.
-        first: drawn: level 0 is drawn as all others; none: it is the simulator's own friction.
-        changes: At the start of an episode, or at every step.
-        seed: Of the levels; that of the run if not given.
+        low: Lower bound of drawn frictions.
+        high: Upper bound of drawn frictions.
+        every: Length of a task in environment steps.
+        at: Alternative to `every`: the environment steps at which the second, third, … task begins.
+        order: Order of the levels, repeated: (0, 1) is A-B-A-B. By default, every task has a new level.
+        abruptness: 1 changes at once. Below 1, the last share `1 - abruptness` of a task moves to the next level.
+        levels: The frictions of the levels, instead of drawn ones.
+        first: drawn: level 0 is drawn like all others; none: it is the simulator's own friction.
+        changes: Whether levels change at the start of an episode, or at every step.
+        seed: Seed of the levels; the run's seed by default.
     """
 
     name = "friction"
@@ -129,24 +129,24 @@ class Friction(_Physics):
 class Gravity(_Factor):
     """Multiply gravity.
 
-    When: Dynamics that change while observations and rewards mean what they meant. MuJoCo, CartPole, Pendulum,
-        MountainCar and LunarLander; Acrobot has its gravity written into its equations.
+    When: To change the dynamics while observations and rewards keep their meaning. Works in MuJoCo, CartPole, Pendulum,
+        MountainCar and LunarLander; Acrobot's gravity is a constant in its equations.
     Paper: Dulac-Arnold et al. 2020, "An empirical investigation of the challenges of real-world RL", 2003.11881,
-        perturbs physical parameters likewise.
-    Differs: The factor is drawn anew for each level, log-uniformly.
+        perturbs physical parameters in the same way.
+    Differs: A new factor is drawn for each level, log-uniformly.
     Excludes: nothing.
 
     Args:
-        low: Least factor that is drawn.
-        high: Largest factor that is drawn.
-        every: Environment steps that a task lasts.
-        at: Or the environment steps at which the second task, the third … begin.
-        order: Levels in the order of their appearance, over and over: (0, 1) is A-B-A-B; else always new ones.
-        abruptness: 1 changes at once; less spends the last `1 - abruptness` of a task moving to the next level.
-        levels: The factors themselves, instead of drawn ones.
-        first: none: level 0 is the simulator's own gravity; drawn: it is drawn as all others.
-        changes: At the start of an episode, or at every step.
-        seed: Of the levels; that of the run if not given.
+        low: Lower bound of drawn factors.
+        high: Upper bound of drawn factors.
+        every: Length of a task in environment steps.
+        at: Alternative to `every`: the environment steps at which the second, third, … task begins.
+        order: Order of the levels, repeated: (0, 1) is A-B-A-B. By default, every task has a new level.
+        abruptness: 1 changes at once. Below 1, the last share `1 - abruptness` of a task moves to the next level.
+        levels: The factors of the levels, instead of drawn ones.
+        first: none: level 0 is the simulator's own gravity; drawn: it is drawn like all others.
+        changes: Whether levels change at the start of an episode, or at every step.
+        seed: Seed of the levels; the run's seed by default.
     """
 
     name = "gravity"
@@ -190,32 +190,32 @@ def _set_mujoco(env: Any, gravity: Array) -> None:
 
 def _set_attribute(env: Any, attribute: str, gravity: float) -> None:
     setattr(env, attribute, gravity)
-    # Box2D's world is made anew at a reset; within an episode it has to be told.
+    # Box2D creates a new world at a reset; within an episode, its gravity has to be set here.
     if hasattr(env, "world"):
         env.world.gravity = (0, gravity)
 
 
 class ActuatorStrength(_Factor):
-    """Multiply what the actuators of a MuJoCo body can do (`actuator_gear`).
+    """Multiply the strength of a MuJoCo body's actuators (`actuator_gear`).
 
-    When: A body that tires or is repaired: dynamics change, observations and rewards mean what they meant.
+    When: To model wear and repair of a body: dynamics change, observations and rewards keep their meaning.
     Paper: Dulac-Arnold et al. 2020, "An empirical investigation of the challenges of real-world RL", 2003.11881,
-        perturbs physical parameters likewise.
-    Differs: One factor for all actuators, drawn anew for each level, log-uniformly. Costs of control are those of the
-        agent's action, whatever it does.
+        perturbs physical parameters in the same way.
+    Differs: One factor for all actuators, drawn for each level, log-uniformly. Control costs are those of the agent's
+        action, independent of the factor.
     Excludes: nothing.
 
     Args:
-        low: Least factor that is drawn.
-        high: Largest factor that is drawn.
-        every: Environment steps that a task lasts.
-        at: Or the environment steps at which the second task, the third … begin.
-        order: Levels in the order of their appearance, over and over: (0, 1) is A-B-A-B; else always new ones.
-        abruptness: 1 changes at once; less spends the last `1 - abruptness` of a task moving to the next level.
-        levels: The factors themselves, instead of drawn ones.
-        first: none: level 0 is the simulator's own strength; drawn: it is drawn as all others.
-        changes: At the start of an episode, or at every step.
-        seed: Of the levels; that of the run if not given.
+        low: Lower bound of drawn factors.
+        high: Upper bound of drawn factors.
+        every: Length of a task in environment steps.
+        at: Alternative to `every`: the environment steps at which the second, third, … task begins.
+        order: Order of the levels, repeated: (0, 1) is A-B-A-B. By default, every task has a new level.
+        abruptness: 1 changes at once. Below 1, the last share `1 - abruptness` of a task moves to the next level.
+        levels: The factors of the levels, instead of drawn ones.
+        first: none: level 0 is the simulator's own strength; drawn: it is drawn like all others.
+        changes: Whether levels change at the start of an episode, or at every step.
+        seed: Seed of the levels; the run's seed by default.
     """
 
     name = "actuator_strength"

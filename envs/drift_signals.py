@@ -1,4 +1,4 @@
-"""What stands between simulator and agent: observations, actions and rewards that change."""
+"""Changes between simulator and agent: of observations, actions and rewards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .schedule import Level
 Sign: TypeAlias = Annotated[int, between(-1, 1, hint="levels are signs, 1 or -1; scale_rewards takes other factors")]
 Factor: TypeAlias = Annotated[float, above(0, hint="flip_rewards turns the sign")]
 Place: TypeAlias = Annotated[int, at_least(0)]
-"""The number of a place in a permutation."""
+"""An index in a permutation."""
 
 
 def _vector(target: Target, verb: str) -> int:
@@ -26,25 +26,25 @@ def _vector(target: Target, verb: str) -> int:
 
 
 class ObservationOffset(Drift):
-    """Add a vector to every observation, another one in each level.
+    """Add a vector to every observation; each level has a different vector.
 
-    When: Continual classic control (CartPole, Acrobot, LunarLander): the field's smallest problem in which PPO loses
-        plasticity within minutes.
+    When: Continual classic control (CartPole, Acrobot, LunarLander): the smallest known problem in which PPO loses
+        plasticity, within minutes.
     Paper: Muppidi, Zhang & Heng 2024, "Fast TRAC", 2405.16642, and Tang et al. 2025, "C-CHAIN", 2506.00592: normal
         numbers of standard deviation 2, a new level every 200 iterations of 800 steps, no offset in the first one.
-    Differs: An episode that runs across an edge ends as it began; the authors' iterations end all episodes.
+    Differs: An episode keeps its level if a task ends during it; the authors' iterations end all episodes.
     Excludes: nothing.
 
     Args:
         scale: Standard deviation of the drawn numbers, in the units of the observation.
-        every: Environment steps that a task lasts.
-        at: Or the environment steps at which the second task, the third … begin.
-        order: Levels in the order of their appearance, over and over: (0, 1) is A-B-A-B; else always new ones.
-        abruptness: 1 changes at once; less spends the last `1 - abruptness` of a task moving to the next level.
-        levels: The offsets themselves, instead of drawn ones.
-        first: none: level 0 has no offset; drawn: it has one as all others.
-        changes: At the start of an episode, or at every step.
-        seed: Of the levels; that of the run if not given.
+        every: Length of a task in environment steps.
+        at: Alternative to `every`: the environment steps at which the second, third, … task begins.
+        order: Order of the levels, repeated: (0, 1) is A-B-A-B. By default, every task has a new level.
+        abruptness: 1 changes at once. Below 1, the last share `1 - abruptness` of a task moves to the next level.
+        levels: The offsets of the levels, instead of drawn ones.
+        first: none: level 0 has no offset; drawn: it has one like all others.
+        changes: Whether levels change at the start of an episode, or at every step.
+        seed: Seed of the levels; the run's seed by default.
     """
 
     name = "observation_offset"
@@ -84,7 +84,7 @@ class ObservationOffset(Drift):
 
 
 class _Permutation(Drift):
-    """Orders of `size` things, each made of the one before it, so that two levels in a row always differ."""
+    """Permutations of `size` items. Each is derived from the previous one, so that successive levels always differ."""
 
     numeric = False
     size: int
@@ -115,7 +115,7 @@ class _Permutation(Drift):
         return np.arange(self.size), np.ones(self.size, np.float32)
 
     def _next(self, level: int, before: tuple[Array, Array]) -> tuple[Array, Array]:
-        """Where the i-th thing comes from, and its sign."""
+        """The source index of each item, and its sign."""
         if level == 0 and self.first == "none":
             return before
         generator = self.generator(level)
@@ -133,24 +133,24 @@ class _Permutation(Drift):
 
 
 class PermuteObservations(_Permutation):
-    """Put the numbers of an observation into another order.
+    """Permute the entries of an observation vector.
 
-    When: A change of all inputs' meaning at once, as in online permuted MNIST, on control tasks.
-    Paper: Dohare et al. 2024, "Loss of plasticity in deep continual learning", Nature 632, permutes pixels likewise,
-        each time what was permuted already.
-    Differs: Numbers of control tasks, not pixels.
+    When: To change the meaning of all inputs at once, as in online permuted MNIST, on control tasks.
+    Paper: Dohare et al. 2024, "Loss of plasticity in deep continual learning", Nature 632, permutes pixels in the
+        same way; each permutation is applied to the previous one.
+    Differs: Permutes vectors of control tasks, not pixels.
     Excludes: pixels.
 
     Args:
-        every: Environment steps that a task lasts.
-        at: Or the environment steps at which the second task, the third … begin.
-        order: Levels in the order of their appearance, over and over: (0, 1) is A-B-A-B; else always new ones.
-        abruptness: 1 changes at once; with less, episodes in the last `1 - abruptness` of a task show the next level
-            more and more often.
-        levels: The orders themselves, such as (2, 0, 1), instead of drawn ones: the i-th number shown is the
-            simulator's `order[i]`-th.
-        first: none: level 0 is the simulator's own order; drawn: it is drawn as all others.
-        seed: Of the levels; that of the run if not given.
+        every: Length of a task in environment steps.
+        at: Alternative to `every`: the environment steps at which the second, third, … task begins.
+        order: Order of the levels, repeated: (0, 1) is A-B-A-B. By default, every task has a new level.
+        abruptness: 1 changes at once. Below 1, in the last share `1 - abruptness` of a task, a growing share of
+            episodes shows the next level.
+        levels: The permutations of the levels, such as (2, 0, 1), instead of drawn ones: entry i of the observation is
+            entry `permutation[i]` of the simulator's.
+        first: none: level 0 is the simulator's own order; drawn: it is drawn like all others.
+        seed: Seed of the levels; the run's seed by default.
     """
 
     name = "permute_observations"
@@ -178,25 +178,26 @@ class PermuteObservations(_Permutation):
 
 
 class PermuteActions(_Permutation):
-    """Let actions do what other actions did.
+    """Permute the effects of actions.
 
-    When: A change of the policy's outputs alone: what was learned of the world stays true.
+    When: To change the meaning of the policy's outputs alone: learned features of the environment stay valid.
     Paper: Dohare et al. 2024, "Loss of plasticity in deep continual learning", Nature 632, permute a classifier's
         inputs; Elsayed & Mahmood 2024, 2404.00781, its labels.
-    Differs: Actions in the place of labels.
+    Differs: Permutes actions instead of labels.
     Excludes: nothing.
 
     Args:
-        every: Environment steps that a task lasts.
-        at: Or the environment steps at which the second task, the third … begin.
-        order: Levels in the order of their appearance, over and over: (0, 1) is A-B-A-B; else always new ones.
-        abruptness: 1 changes at once; with less, episodes in the last `1 - abruptness` of a task show the next level
-            more and more often.
-        levels: The orders themselves, such as (1, 0), instead of drawn ones. Of discrete actions: action i does what
-            `order[i]` did. Of a box: the simulator's i-th number is the agent's `order[i]`-th.
-        first: none: level 0 is the simulator's own order; drawn: it is drawn as all others.
-        signs: Of a box: turn the signs of some numbers, too.
-        seed: Of the levels; that of the run if not given.
+        every: Length of a task in environment steps.
+        at: Alternative to `every`: the environment steps at which the second, third, … task begins.
+        order: Order of the levels, repeated: (0, 1) is A-B-A-B. By default, every task has a new level.
+        abruptness: 1 changes at once. Below 1, in the last share `1 - abruptness` of a task, a growing share of
+            episodes shows the next level.
+        levels: The permutations of the levels, such as (1, 0), instead of drawn ones. For discrete actions: action i
+            has the effect of action `permutation[i]`. For a box: entry i of the simulator's action is entry
+            `permutation[i]` of the agent's.
+        first: none: level 0 is the simulator's own order; drawn: it is drawn like all others.
+        signs: For a box: flip the signs of some entries, too.
+        seed: Seed of the levels; the run's seed by default.
     """
 
     name = "permute_actions"
@@ -240,22 +241,21 @@ class PermuteActions(_Permutation):
 
 
 class FlipRewards(Drift):
-    """Turn the sign of every reward.
+    """Flip the sign of every reward.
 
-    When: What was to be sought is to be avoided: the hardest change of values that keeps everything else.
+    When: To reverse the objective: the hardest change of values that keeps everything else.
     Paper: Abbas et al. 2023, "Loss of plasticity in continual deep RL", 2303.07507, study changing games; a change of
         the sign alone is the smallest such change.
-    Differs: Returns in the log are of the flipped rewards.
+    Differs: Logged returns are sums of the flipped rewards.
     Excludes: nothing.
 
     Args:
-        every: Environment steps that a task lasts.
-        at: Or the environment steps at which the second task, the third … begin.
-        order: Levels in the order of their appearance, over and over; level 0 has the simulator's sign, level 1 the
-            other one, and so on in turn.
-        abruptness: 1 changes at once; with less, episodes in the last `1 - abruptness` of a task show the next level
-            more and more often.
-        levels: The signs themselves, 1 or -1.
+        every: Length of a task in environment steps.
+        at: Alternative to `every`: the environment steps at which the second, third, … task begins.
+        order: Order of the levels, repeated. Even levels have the simulator's sign, odd levels the opposite sign.
+        abruptness: 1 changes at once. Below 1, in the last share `1 - abruptness` of a task, a growing share of
+            episodes shows the next level.
+        levels: The signs of the levels, 1 or -1.
     """
 
     name = "flip_rewards"
@@ -289,23 +289,23 @@ class FlipRewards(Drift):
 class ScaleRewards(Drift):
     """Multiply every reward.
 
-    When: Values have to move far and back: growing and shrinking targets.
+    When: To make targets grow and shrink: values have to change by large factors.
     Paper: Lyle et al. 2024, "Disentangling the causes of plasticity loss", 2402.18762, find that large changes of the
         targets' magnitude do lasting harm.
-    Differs: Returns in the log are of the scaled rewards.
+    Differs: Logged returns are sums of the scaled rewards.
     Excludes: nothing.
 
     Args:
-        low: Least factor that is drawn.
-        high: Largest factor that is drawn.
-        every: Environment steps that a task lasts.
-        at: Or the environment steps at which the second task, the third … begin.
-        order: Levels in the order of their appearance, over and over: (0, 1) is A-B-A-B; else always new ones.
-        abruptness: 1 changes at once; less spends the last `1 - abruptness` of a task moving to the next level.
-        levels: The factors themselves, instead of drawn ones.
-        first: none: level 0 has the simulator's rewards; drawn: its factor is drawn as all others.
-        changes: At the start of an episode, or at every step.
-        seed: Of the levels; that of the run if not given.
+        low: Lower bound of drawn factors.
+        high: Upper bound of drawn factors.
+        every: Length of a task in environment steps.
+        at: Alternative to `every`: the environment steps at which the second, third, … task begins.
+        order: Order of the levels, repeated: (0, 1) is A-B-A-B. By default, every task has a new level.
+        abruptness: 1 changes at once. Below 1, the last share `1 - abruptness` of a task moves to the next level.
+        levels: The factors of the levels, instead of drawn ones.
+        first: none: level 0 has the simulator's rewards; drawn: its factor is drawn like all others.
+        changes: Whether levels change at the start of an episode, or at every step.
+        seed: Seed of the levels; the run's seed by default.
     """
 
     name = "scale_rewards"

@@ -1,4 +1,4 @@
-"""What the words of `drift.py` are made of: the class of a word, and the environment under words."""
+"""Base class of drifts, and the wrapper that applies drifts to an environment."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Changes = Literal["episode", "step"]
 
 @dataclass(frozen=True)
 class Target:
-    """What a word is to change: one environment, inside whatever draws pixels, and whether its agent sees pixels."""
+    """The environment that a drift changes, without wrappers that draw pixels, and whether its agent sees pixels."""
 
     env: gymnasium.Env[Any, Any]
     name: str
@@ -32,18 +32,18 @@ class Target:
 
 
 class Drift(ABC):
-    """What a word names: how one property of a problem changes. Shared by all environments that step together.
+    """One kind of change of a problem. All parallel environments share one instance.
 
-    Of the four hooks a word overrides those that it needs: `enter` sets the simulator, before a reset (and before a
-    step, with `changes=step`); `act`, `observe` and `reward` stand between simulator and agent.
+    A subclass overrides those of the four hooks that it needs: `enter` sets the simulator, before a reset (and before a
+    step, with `changes=step`); `act`, `observe` and `reward` change signals between simulator and agent.
     """
 
     name: ClassVar[str]
     example: ClassVar[str]
     excludes: ClassVar[tuple[str, ...]] = ()
-    """Words that cannot stand beside this one."""
+    """Names of drifts that cannot be combined with this one."""
     numeric: ClassVar[bool] = True
-    """Are levels numbers, which can be mixed? Others are drawn anew for each episode."""
+    """Whether levels are numbers, which can be interpolated; other levels are drawn for each episode."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -70,22 +70,22 @@ class Drift(ABC):
         self._known: dict[int, Any] = {}
 
     def seed(self, seed: int) -> None:
-        """Levels follow from this seed, unless the word has one of its own."""
+        """Derive the levels from this seed, unless the spec has its own seed."""
         self._seed = seed if self.fixed_seed is None else self.fixed_seed
         self._known.clear()
 
     def generator(self, level: int) -> np.random.Generator:
-        """Of what is random about a level."""
+        """The random stream of a level."""
         return np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=(_key(self.name), level)))
 
     def value(self, level: int) -> Any:
-        """What a level is."""
+        """The value of a level."""
         if level not in self._known:
             self._known[level] = self.given(self.levels[level]) if self.levels else self.draw(level)
         return self._known[level]
 
     def shown(self, moment: Moment, seed: int) -> Any:
-        """What holds at a moment, in an episode with this seed."""
+        """The value at a moment, in an episode with this seed."""
         if moment.blend == 0:
             return self.value(moment.level)
         if self.numeric:
@@ -95,29 +95,29 @@ class Drift(ABC):
 
     @abstractmethod
     def bind(self, target: Target) -> None:
-        """Learn what is needed of the problem, once; ValueError if the word cannot change it."""
+        """Read the properties of the problem, once; ValueError if the drift cannot change it."""
 
     @abstractmethod
     def draw(self, level: int) -> Any:
-        """The level of this number."""
+        """Draw the level of this number."""
 
     def given(self, level: Any) -> Any:
-        """A level as the config gives it, as `draw` would return it."""
+        """Convert a level of the config to the form that `draw` returns."""
         return level
 
     def enter(self, env: gymnasium.Env[Any, Any], value: Any) -> None:  # noqa: B027  # most words need not
         """Set the simulator."""
 
     def act(self, action: Any, value: Any) -> Any:
-        """What the simulator is given for the agent's action."""
+        """The action for the simulator, from the agent's action."""
         return action
 
     def observe(self, obs: Array, value: Any) -> Array:
-        """What the agent sees for the simulator's observation; a new array."""
+        """The agent's observation, from the simulator's; a new array."""
         return obs
 
     def reward(self, reward: Any, value: Any) -> Any:
-        """What the agent gets for the simulator's reward."""
+        """The agent's reward, from the simulator's."""
         return reward
 
 
@@ -130,9 +130,9 @@ def _overrides(drift: Drift, hook: str) -> bool:
 
 
 class Drifting(gymnasium.Wrapper[Array, Any, Any, Any]):
-    """One environment under the words of a run.
+    """One environment with the drifts of a run.
 
-    `reset(seed=…, options={"steps": n})` starts an episode at n environment steps of the run; the words do the rest.
+    `reset(seed=…, options={"steps": n})` starts an episode at n environment steps of the run; drifts follow from n.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], drifts: Drifts) -> None:
@@ -160,7 +160,7 @@ class Drifting(gymnasium.Wrapper[Array, Any, Any, Any]):
         return self._told(obs, info)
 
     def step(self, action: Any) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
-        """Act under what holds now, and show what holds next."""
+        """Act under the present values; the observation has the next values."""
         parts, values = self._drifts.parts, self._values
         for i in self._acting:
             action = parts[i].act(action, values[i])

@@ -1,4 +1,4 @@
-"""When a non-stationary problem shows which of its levels: a pure function of the environment steps of the run."""
+"""The schedule of a non-stationary problem: its level as a pure function of the run's environment steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Level: TypeAlias = Annotated[int, at_least(0, most=1_000_000, why="a level may b
 
 
 class Moment(NamedTuple):
-    """What holds at one moment: the level, the one that it moves towards, and how far (0 … 1)."""
+    """The state of a schedule at one moment: the level, the next level, and the progress towards it (0 … 1)."""
 
     task: int
     level: int
@@ -23,13 +23,13 @@ class Moment(NamedTuple):
 
 @dataclass(frozen=True)
 class Schedule:
-    """Tasks in a row, each of which shows a level.
+    """A sequence of tasks, each with a level.
 
     Attributes:
-        every: Environment steps (of all environments together) that a task lasts …
-        at: … or the steps at which the second task, the third … begin; the last one lasts for ever.
-        order: Which level each task shows, over and over again: (0, 1) is A-B-A-B. Empty: every task shows a new one.
-        abruptness: 1 changes all at once at the edge; less spends the last `1 - abruptness` of a task on moving
+        every: Length of a task in environment steps (of all environments together) …
+        at: … or the steps at which the second, third, … task begins; the last task has no end.
+        order: The level of each task, repeated: (0, 1) is A-B-A-B. If empty, every task has a new level.
+        abruptness: 1 changes at once at the end of a task; below 1, the last share `1 - abruptness` of a task moves
             steadily to the next level; 0 moves all the time.
 
     Raises:
@@ -49,7 +49,7 @@ class Schedule:
             raise ValueError(f"tasks overlap: each begins after the one before it, and at={self.at} does not rise")
 
     def task(self, steps: int) -> int:
-        """The number of the task at so many environment steps, from 0."""
+        """The number of the task at these environment steps, from 0."""
         return steps // self.every if self.every else bisect_right(self.at, steps)
 
     def begin(self, task: int) -> int:
@@ -59,11 +59,11 @@ class Schedule:
         return 0 if task == 0 else self.at[task - 1]
 
     def level(self, task: int) -> int:
-        """The level that a task shows."""
+        """The level of a task."""
         return self.order[task % len(self.order)] if self.order else task
 
     def moment(self, steps: int) -> Moment:
-        """What holds at so many environment steps."""
+        """The state of the schedule at these environment steps."""
         task = self.task(steps)
         level = self.level(task)
         if self.abruptness == 1 or (self.at and task == len(self.at)):

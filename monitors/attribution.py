@@ -1,24 +1,25 @@
-"""Why a network has stopped learning: mend one thing at a time in a copy, and see whether it learns again.
+"""Why a network has stopped learning: repair one cause at a time in a copy, and test whether it learns again.
 
-Copies of a module are trained for the probe's budget on new random targets (`probe.py`), as they are: with the
-optimizer's memory of their weights, and targets as widely spread as those that the agent learns. Each mended copy
-differs from that in one thing alone; the reference is a newborn module with a new optimizer and targets of variance 1.
+Copies of a module are trained for the probe's budget on new random targets (`probing.py`). The unrepaired copy keeps
+the optimizer's state of its weights, and its targets have the standard deviation of the agent's own targets. Each
+repaired copy differs from it in one respect; the reference is a freshly initialised module with a new optimizer and
+targets of variance 1.
 
-    optimizer   the optimizer's memory is emptied
+    optimizer   the optimizer's state is reset
     targets     targets are scaled to variance 1
-    revive      units that are zero on every state get new incoming weights, and outgoing ones of zero
-    separate    of units that always say the same all but one are drawn anew likewise
-    centre      one number is taken from the biases of a layer, so that its mean pre-activation is zero
-    norms       every tensor of every layer is scaled to the norm that it was born with
+    revive      units that are zero on every state get new incoming weights, and outgoing weights of zero
+    separate    of units with the same outputs, all but one are reinitialised in the same way
+    centre      one number is subtracted from the biases of a layer, so that its mean pre-activation is zero
+    norms       every tensor of every layer is scaled to its initial norm
 
-    recovered = (fit of the mended copy - fit as it is) / (fit of the newborn - fit as it is)
+    recovered = (fit of the repaired copy - fit of the unrepaired copy) / (fit of the fresh module - the same)
 
-They are listed in the order of how much they change. Several may help, since a network that is shifted far enough is
-dead, too; the fault that is named is the first whose repair is worth four fifths of the best one.
+Repairs are listed in the order of the size of their change. Several repairs may help, since a sufficiently shifted
+network also has dead units; the reported fault is the first one whose repair yields four fifths of the best gain.
 
 Source: the list of causes follows Lyle et al. 2024, "Disentangling the Causes of Plasticity Loss in Neural Networks",
-2402.18762 (pre-activation shift, norms, target scale, dead units) and Lyle et al. 2023, 2303.01486 (optimizer); that
-each is undone alone, and the rule that names one, are pliant's.
+2402.18762 (pre-activation shift, norms, target scale, dead units) and Lyle et al. 2023, 2303.01486 (optimizer). The
+separate repair of each cause, and the rule that selects one, are pliant's own.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ from ..interventions.core.recycling import per_unit
 from ..interventions.core.surgery import Chosen, Optimizers, reinit_units_
 from .probing import Bench, Budget, Streams, subjects, temporal_difference_targets
 
-ALIKE = 0.98  # correlation of two units' outputs above which they say the same
-WORTH = 0.8  # of the best repair's gain, for another to be taken in its place
-LEAST = 0.2  # share of the newborn's lead that a repair must win to be worth a name
+ALIKE = 0.98  # correlation of two units' outputs above which they count as the same
+WORTH = 0.8  # share of the best repair's gain that suffices for an earlier repair to be reported
+LEAST = 0.2  # minimum share of the fresh module's lead that a reported repair must recover
 
 REPAIRS = ("optimizer", "targets", "revive", "separate", "centre", "norms")
 MEANINGS = {
@@ -61,12 +62,12 @@ AS_IT_IS, NEWBORN = "as it is", "newborn"
 
 @dataclass(frozen=True)
 class Attribution:
-    """What came of the repairs of one module.
+    """The results of the repairs of one module.
 
     Attributes:
         module: Its name.
         fits: Condition (`AS_IT_IS`, `NEWBORN` and repairs) → 1 - final loss / variance of the targets [draws].
-        touched: Repair → how much it changed: units drawn anew, spread of the targets, largest shift, largest factor.
+        touched: Repair → size of its change: units reinitialised, spread of the targets, largest shift, largest factor.
     """
 
     module: str
@@ -74,7 +75,7 @@ class Attribution:
     touched: Mapping[str, float]
 
     def gain(self, condition: str) -> tuple[float, float, float]:
-        """Mean gain in fit over the copy as it is, with the 95 % interval of Student's t over draws, in pairs."""
+        """Mean gain in fit over the unrepaired copy, with the 95 % interval of a paired Student's t over draws."""
         gaps = self.fits[condition] - self.fits[AS_IT_IS]
         mean, n = float(gaps.mean()), len(gaps)
         if n < 3:
@@ -84,17 +85,17 @@ class Attribution:
 
     @property
     def lost(self) -> bool:
-        """Does a newborn module learn clearly more?"""
+        """Return whether a fresh module learns clearly more."""
         mean, low, _ = self.gain(NEWBORN)
         return low > 0 and mean > 0.05
 
     def recovered(self, repair: str) -> float:
-        """Share of the newborn's lead that a repair wins back; NaN where there is no lead."""
+        """Share of the fresh module's lead that a repair recovers; NaN if there is no lead."""
         return self.gain(repair)[0] / self.gain(NEWBORN)[0] if self.lost else math.nan
 
     @property
     def fault(self) -> str | None:
-        """The repair that names what is wrong; None if nothing is, or no single repair helps."""
+        """The repair that identifies the fault; None if there is no fault, or no single repair helps."""
         if not self.lost:
             return None
         helps = [r for r in REPAIRS if r in self.fits and self.gain(r)[1] > 0 and self.recovered(r) >= LEAST]
@@ -102,7 +103,7 @@ class Attribution:
         return next((r for r in helps if self.gain(r)[0] >= WORTH * best), None)
 
     def verdict(self) -> str:
-        """In words."""
+        """One line of text."""
         if not self.lost:
             return f"{self.module}: learns as a newborn one does; nothing to mend"
         if self.fault is None:
@@ -113,14 +114,14 @@ class Attribution:
 def attribute(
     agent: Agent, batch: Batch, *, draws: int = 10, steps: int | None = None, seed: int = 0
 ) -> list[Attribution]:
-    """Mend one thing after the other in copies of every component of an agent, and probe each copy.
+    """Apply one repair at a time to copies of every component of an agent, and probe each copy.
 
     Args:
         agent: Never changed.
-        batch: Transitions of the agent's own; a few hundred.
-        draws: Repetitions with targets and order of the data of their own.
+        batch: A few hundred transitions of the agent.
+        draws: Repetitions, each with its own targets and order of the data.
         steps: Gradient steps of the probe; if None 100, or 60 on images.
-        seed: Of everything random.
+        seed: Seed of all random numbers.
     """
     budget = Budget.of(agent.observation.pixels, steps, None, draws=draws)
     modules = [name for name in agent.probed(batch) if name in agent.components]
@@ -132,22 +133,22 @@ def _attributed(agent: Agent, batch: Batch, module: str, budget: Budget, seed: i
     fits: dict[str, list[float]] = {}
     touched: dict[str, float] = {}
     for condition in (AS_IT_IS, NEWBORN, *REPAIRS):
-        patient = _copy_of(agent)
+        repaired = _copy_of(agent)
         generator = Generator(agent.device).manual_seed(derive_seed(seed, f"repair {module}"))
         if condition in SURGERIES:
-            changed = SURGERIES[condition](patient, agent, batch, module, generator)
+            changed = SURGERIES[condition](repaired, agent, batch, module, generator)
             touched[condition] = changed
-            if not changed:  # there was nothing to mend
+            if not changed:  # there was nothing to repair
                 continue
         if condition == "targets":
             touched[condition] = spread
             if spread == 1.0:
                 continue
-        bench = Bench(subjects(patient, batch, "replay", [module])[module], budget)
+        bench = Bench(subjects(repaired, batch, "replay", [module])[module], budget)
         scale = 1.0 if condition in ("targets", NEWBORN) else spread
         fresh_optimizer = condition in ("optimizer", NEWBORN) or bench.present is None
         start = bench.start()
-        found = fits.setdefault(condition, [])
+        condition_fits = fits.setdefault(condition, [])
         for draw in range(budget.draws):
             streams = Streams(seed, module, draw, bench.device)
             order = torch.randint(
@@ -159,97 +160,97 @@ def _attributed(agent: Agent, batch: Batch, module: str, budget: Budget, seed: i
                 bench.draw_(streams("control"))
                 start = bench.start()
             loss = bench.trained("agent" if fresh_optimizer else "present", start, "random", goal, order)
-            found.append(float(1 - loss / goal.square().mean()))
-    # What diverges has learnt nothing, however far it went.
+            condition_fits.append(float(1 - loss / goal.square().mean()))
+    # A copy that diverges has learnt nothing, whatever its loss.
     as_arrays = {name: np.clip(np.nan_to_num(np.asarray(fit), nan=-1.0), -1.0, 1.0) for name, fit in fits.items()}
     return Attribution(module, as_arrays, touched)
 
 
 @torch.no_grad()
 def _spread(agent: Agent, batch: Batch, module: str) -> float:
-    """Standard deviation of the targets of a module that learns values; 1 for others, and where it is smaller."""
+    """Standard deviation of the targets of a module that learns values, at least 1; 1 for other modules."""
     if module != "critic" or agent.learns_from_targets or not agent.values_are_returns:
         return 1.0
     return max(1.0, float(temporal_difference_targets(agent, batch).float().std()))
 
 
 def _copy_of(agent: Agent) -> Agent:
-    """A copy with the optimizers' memory, in which single weights can be made to begin anew."""
-    patient = agent.twin()
-    patient.become_(agent)
-    for _, optimizer in patient.optimizers():
+    """A copy with the optimizers' state, in which step counts of single weights can be reset."""
+    copied = agent.twin()
+    copied.become_(agent)
+    for _, optimizer in copied.optimizers():
         if hasattr(optimizer, "give_age"):
             state = optimizer.state_dict()
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     optimizer.give_age(parameter)
             optimizer.load_state_dict(state)
-    return patient
+    return copied
 
 
 # ------------------------------------------------------------------------------------------------ the repairs
 
 
-def _hidden(found: Survey, module: str) -> dict[str, Layer]:
-    """The hidden layers of a module that are its own, in order."""
-    return {name: found.layers[name] for name in found.taps.get(module, []) if name.startswith(f"{module}.")}
+def _hidden(surveyed: Survey, module: str) -> dict[str, Layer]:
+    """The hidden layers that belong to a module itself, in order."""
+    return {name: surveyed.layers[name] for name in surveyed.taps.get(module, []) if name.startswith(f"{module}.")}
 
 
-def _outputs(patient: Agent, found: Survey, batch: Batch) -> dict[str, Tensor]:
-    return found.outputs(patient.activations(batch))
+def _outputs(patient: Agent, surveyed: Survey, batch: Batch) -> dict[str, Tensor]:
+    return surveyed.outputs(patient.activations(batch))
 
 
 @torch.no_grad()
 def revive_(patient: Agent, agent: Agent, batch: Batch, module: str, generator: Generator) -> float:
-    """Draw units anew that are zero on every state; how many."""
-    found = survey(patient)
-    outputs = _outputs(patient, found, batch)
+    """Reinitialise units that are zero on every state; return how many."""
+    surveyed = survey(patient)
+    outputs = _outputs(patient, surveyed, batch)
     chosen: dict[str, Chosen] = {}
-    for name, layer in _hidden(found, module).items():
+    for name, layer in _hidden(surveyed, module).items():
         dead = (per_unit(layer, outputs[name]) == 0).all(dim=3).all(dim=1).all(dim=0)
-        if name in found.graph and found.graph[name].resettable:
+        if name in surveyed.graph and surveyed.graph[name].resettable:
             chosen[name] = Chosen.where(dead)
-    return _recycled(found, patient, chosen, generator)
+    return _recycled(surveyed, patient, chosen, generator)
 
 
 @torch.no_grad()
 def separate_(patient: Agent, agent: Agent, batch: Batch, module: str, generator: Generator) -> float:
-    """Draw units anew that say on every state what an earlier one of their layer says, up to a factor; how many."""
-    found = survey(patient)
-    outputs = _outputs(patient, found, batch)
+    """Reinitialise units with the outputs of an earlier unit of their layer up to a factor; return how many."""
+    surveyed = survey(patient)
+    outputs = _outputs(patient, surveyed, batch)
     chosen: dict[str, Chosen] = {}
-    for name, layer in _hidden(found, module).items():
-        if name not in found.graph or not found.graph[name].resettable:
+    for name, layer in _hidden(surveyed, module).items():
+        if name not in surveyed.graph or not surveyed.graph[name].resettable:
             continue
-        said = per_unit(layer, outputs[name]).transpose(0, 2).flatten(1)  # [units, all that each says]
-        said = said - said.mean(dim=1, keepdim=True)  # what all have in common is a shift, and no likeness
-        norm = torch.linalg.vector_norm(said, dim=1, keepdim=True)
-        unit = said / norm.clamp(min=1e-12)
+        centred = per_unit(layer, outputs[name]).transpose(0, 2).flatten(1)  # [units, all outputs of each]
+        centred = centred - centred.mean(dim=1, keepdim=True)  # a shared mean is a shift, not a similarity
+        norm = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
+        unit = centred / norm.clamp(min=1e-12)
         alike = (unit @ unit.T).abs() > ALIKE
         chosen[name] = Chosen.where(torch.tril(alike, diagonal=-1).any(dim=1) & (norm[:, 0] > 0))
-    return _recycled(found, patient, chosen, generator)
+    return _recycled(surveyed, patient, chosen, generator)
 
 
-def _recycled(found: Survey, patient: Agent, chosen: Mapping[str, Chosen], generator: Generator) -> float:
+def _recycled(surveyed: Survey, patient: Agent, chosen: Mapping[str, Chosen], generator: Generator) -> float:
     optimizers = Optimizers(optimizer for _, optimizer in patient.optimizers())
-    reinit_units_(found.graph, chosen, optimizers, generator)
+    reinit_units_(surveyed.graph, chosen, optimizers, generator)
     return float(sum(int(c.valid.sum()) for c in chosen.values()))
 
 
 @torch.no_grad()
 def centre_(patient: Agent, agent: Agent, batch: Batch, module: str, generator: Generator) -> float:
-    """Take from the biases of every hidden layer, one after the other, the mean of its pre-activations over units and
-    states; the largest of these numbers."""
-    found = survey(patient)
+    """Subtract from the biases of every hidden layer, one after the other, the mean of its pre-activations over units
+    and states; return the largest of these means."""
+    surveyed = survey(patient)
     largest = 0.0
-    for name, layer in _hidden(found, module).items():
+    for name, layer in _hidden(surveyed, module).items():
         shift = layer.linear.bias if layer.norm is None else getattr(layer.norm, "bias", None)
         if layer.copies > 1 or shift is None:
             continue
         activation = layer._modules["activation"]
-        layer._modules["activation"] = nn.Identity()  # of a copy that is thrown away
+        layer._modules["activation"] = nn.Identity()  # in a copy that is discarded
         try:
-            mean = _outputs(patient, found, batch)[name].mean()
+            mean = _outputs(patient, surveyed, batch)[name].mean()
         finally:
             layer._modules["activation"] = activation
         shift.sub_(mean)
@@ -259,19 +260,19 @@ def centre_(patient: Agent, agent: Agent, batch: Batch, module: str, generator: 
 
 @torch.no_grad()
 def norms_(patient: Agent, agent: Agent, batch: Batch, module: str, generator: Generator) -> float:
-    """Scale every tensor of every layer to the norm that it was born with; the largest factor, either way."""
-    born, present = survey(agent.twin()).layers, survey(patient).layers
+    """Scale every tensor of every layer to its initial norm; return the largest factor, in either direction."""
+    initial, present = survey(agent.twin()).layers, survey(patient).layers
     largest = 1.0
     for name, layer in present.items():
         if not name.startswith(f"{module}."):
             continue
         for key, parameter in layer.named_parameters():
             norm = float(torch.linalg.vector_norm(parameter))
-            wanted = float(torch.linalg.vector_norm(born[name].get_parameter(key)))
+            target = float(torch.linalg.vector_norm(initial[name].get_parameter(key)))
             if norm > 0:
-                parameter.mul_(wanted / norm)
-                if wanted > 0:
-                    largest = max(largest, wanted / norm, norm / wanted)
+                parameter.mul_(target / norm)
+                if target > 0:
+                    largest = max(largest, target / norm, norm / target)
     return largest
 
 
@@ -283,8 +284,8 @@ SURGERIES: dict[str, Callable[[Agent, Agent, Batch, str, Generator], float]] = {
 }
 
 
-def table(found: list[Attribution]) -> str:
-    """For people: one line a module and condition, and a verdict for each module."""
+def table(attributions: list[Attribution]) -> str:
+    """A table for people: one line per module and condition, and a verdict per module."""
     head = ("module", "mended", "changed", "fit", "gain", "95 % interval", "recovered")
     rows: list[tuple[str, ...]] = [head]
     what: dict[str, Any] = {
@@ -294,7 +295,7 @@ def table(found: list[Attribution]) -> str:
         "centre": "by up to {:.2g}",
         "norms": "up to {:.3g} times",
     }
-    for each in found:
+    for each in attributions:
         for condition in (AS_IT_IS, *REPAIRS, NEWBORN):
             changed = what[condition].format(each.touched[condition]) if condition in each.touched else ""
             if condition not in each.fits:
@@ -307,14 +308,14 @@ def table(found: list[Attribution]) -> str:
             rows.append((each.module, condition, changed, f"{each.fits[condition].mean():.3f}", gain, interval, share))
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, "", *(each.verdict() for each in found)])
+    return "\n".join([*lines, "", *(each.verdict() for each in attributions)])
 
 
-def pooled(found: list[list[Attribution]]) -> list[Attribution]:
-    """Several agents as one: the mean of their fits, draw by draw; what only some of them had to mend is counted as
-    unmended for the others."""
+def pooled(per_agent: list[list[Attribution]]) -> list[Attribution]:
+    """Several agents as one: the mean of their fits, draw by draw; an agent without the fault of a repair contributes
+    the fit of its unrepaired copy."""
     result = []
-    for same in zip(*found, strict=True):
+    for same in zip(*per_agent, strict=True):
         conditions = [c for c in (AS_IT_IS, NEWBORN, *REPAIRS) if any(c in each.fits for each in same)]
         fits = {c: np.mean([each.fits.get(c, each.fits[AS_IT_IS]) for each in same], axis=0) for c in conditions}
         touched = {r: max(each.touched.get(r, 0.0) for each in same) for r in REPAIRS if r in same[0].touched}

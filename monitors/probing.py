@@ -1,34 +1,35 @@
-"""Plasticity itself: how well a copy of a module learns something new, beside a module that is new.
+"""The plasticity probe: how well a copy of a module learns new targets, compared with a fresh module.
 
-Copies of the module are trained for a fixed budget on targets drawn for the purpose, on the agent's own states, and so
-are two controls, on the same data, in the same order and towards the same targets: a freshly drawn module, and one
-whose layers are rescaled to the norms of the agent's, which tells what is lost by size alone.
+Copies of the module are trained for a fixed budget on newly drawn targets, on the agent's own states. Two controls are
+trained on the same data, in the same order and on the same targets: a freshly initialised module, and one whose layers
+are rescaled to the norms of the agent's layers, which isolates the effect of the norms.
 
-    agent       a copy, its optimizer new
-    present     a copy, with the optimizer's memory of exactly these weights
-    fresh       drawn from the law of the module's birth
-    rescaled    the same draw, every tensor of every layer scaled to the norm of the agent's
+    agent       a copy, with a new optimizer
+    present     a copy, with the agent's optimizer state of these weights
+    fresh       drawn from the module's initialiser
+    rescaled    the same draw, with every tensor of every layer scaled to the norm of the agent's
 
     fit   = 1 - final loss / variance of the targets                   1: learnt, 0: no better than a constant
     ratio = mean fit of the agent's copies / mean fit of the fresh     1: as plastic as new, 0: learns nothing
 
-Fits below zero count as nothing learnt in a ratio; where the control itself learns nothing there is no ratio (nan).
+In a ratio, fits below zero count as zero; if the control itself learns nothing, there is no ratio (nan).
 
-Targets are standardised, and what a copy has to learn is to add them to what it puts out at first: every arm starts at
-a fit of zero, however large its outputs have become. (Lyle et al. 2023, 2303.01486, shift their targets by the mean
-output likewise; with `relative=False` they stand for themselves, as in Lyle et al. 2022, 2204.09560.)
+Targets are standardised and added to the initial outputs of a copy: every arm starts at a fit of zero, no matter how
+large its outputs are. (Lyle et al. 2023, 2303.01486, shift their targets by the mean output in a similar way; with
+`relative=False` targets are not added to outputs, as in Lyle et al. 2022, 2204.09560.)
 
-    random    the outputs of another freshly drawn module on the states (Lyle et al. 2022)
+    random    the outputs of another freshly initialised module on the states (Lyle et al. 2022)
     noise     standard normal numbers: memorisation
     replay    the agent's temporal-difference targets on the batch
     next      the same on a batch of the next task
 
-The last two are one number a state: read from the outputs of the action taken; where these are several (a value head
-that holds a distribution), or no values at all (actor, encoder), by a fixed random linear readout. Features of an
-encoder are read out to a few outputs for the others too. Readouts are drawn once a draw, the same for all arms.
+The last two kinds are one number per state. They are compared with the output for the action taken; if that is a vector
+(a distributional value head), or the module outputs no values (actor, encoder), with a fixed random linear readout. For
+the other kinds, features of an encoder are projected to a few outputs, too. Readouts are drawn once per draw and are
+the same for all arms.
 
-Nothing here touches the agent or waits for the device: what is trained is a copy, and all that is random follows from
-the seed.
+Nothing here changes the agent or waits for the device: only copies are trained, and all random numbers follow from the
+seed.
 """
 
 from __future__ import annotations
@@ -58,9 +59,9 @@ from ..interventions.external.networks import read_network
 TargetKind = Literal["random", "noise", "replay", "next"]
 Control = Literal["drawn", "born"]
 ARMS = ("agent", "present", "fresh", "rescaled")
-FEATURES = "encoder"  # the module whose outputs are features, and are read out
+FEATURES = "encoder"  # the module whose outputs are features, which need a readout
 CHUNK = 256  # states in one forward pass without gradients
-RESAMPLES = 2_000  # of the bootstrap
+RESAMPLES = 2_000  # bootstrap resamples
 
 
 Draws: TypeAlias = Annotated[int, at_least(1, most=10_000, why="each is trained for itself")]
@@ -68,15 +69,15 @@ Draws: TypeAlias = Annotated[int, at_least(1, most=10_000, why="each is trained 
 
 @dataclass(frozen=True)
 class Budget:
-    """What every arm gets.
+    """The training budget of every arm.
 
     Attributes:
         steps: Gradient steps.
-        batch_size: States in one.
-        draws: Repetitions, each with targets, controls, readout and order of the data of its own.
+        batch_size: States per gradient step.
+        draws: Repetitions, each with its own targets, controls, readout and order of the data.
         lr: Learning rate of Adam.
-        relative: Targets are added to what the copy puts out at first.
-        outputs: Outputs that features are read out to.
+        relative: Targets are added to the initial outputs of the copy.
+        outputs: Number of outputs that features are projected to.
     """
 
     steps: SomeUpdates = 100
@@ -91,8 +92,8 @@ class Budget:
 
     @classmethod
     def of(cls, pixels: bool, steps: int | None, batch_size: int | None, **others: Any) -> Budget:
-        """A budget that a fresh network does not exhaust, so that who learns more slowly shows: with it the fit is 0.9
-        for random targets of vectors and 0.5 of images, whose convolutions take a hundred times as long."""
+        """A budget that a fresh network does not exhaust, so that slower learning is visible: the fresh network's fit
+        is 0.9 for random targets of vectors and 0.5 of images, whose convolutions take a hundred times as long."""
         default = (60, 16) if pixels else (100, 64)
         return cls(steps or default[0], batch_size or default[1], **others)
 
@@ -103,12 +104,12 @@ class Subject:
 
     Attributes:
         module: Never changed, never run.
-        inputs: What it reads [N, ...] each.
-        values: Kind of target → one number a state [N].
-        action: Whose outputs these numbers are read from [N] int64, if the module puts out [N, actions, outputs].
-        features: The outputs are features, to be read out for every kind of target.
-        memory: What the optimizer remembers, by parameter; empty if there is none.
-        born: The same module as it was born, for `control="born"`.
+        inputs: Its inputs [N, ...] each.
+        values: Kind of target → one number per state [N].
+        action: Actions whose outputs these numbers belong to [N] int64, if the module outputs [N, actions, outputs].
+        features: The outputs are features, which need a readout for every kind of target.
+        memory: The optimizer's state, by parameter; empty if there is none.
+        born: The same module with its initial weights, for `control="born"`.
     """
 
     name: str
@@ -123,14 +124,14 @@ class Subject:
 
 @dataclass(frozen=True)
 class Probe:
-    """What one module made of one kind of target.
+    """The result of one module on one kind of target.
 
     Attributes:
         module: Name of the module.
         target: Kind of target.
         losses: Final mean squared errors [arms, draws], in the order of `ARMS`; nan for an arm that was not run.
-        variance: Of the targets [draws].
-        seed: Of the bootstrap.
+        variance: Variance of the targets [draws].
+        seed: Seed of the bootstrap.
     """
 
     module: str
@@ -141,13 +142,13 @@ class Probe:
 
     @classmethod
     def of(cls, module: str, target: str, rows: NDArray[Any], seed: int = 0) -> Probe:
-        """From the rows that `experiment` gives [arms + 1, draws]."""
+        """From the rows that `experiment` returns [arms + 1, draws]."""
         rows = np.asarray(rows, np.float64)
         return cls(module, target, rows[:-1], rows[-1], seed)
 
     @property
     def fits(self) -> dict[str, NDArray[np.float64]]:
-        """Arm → 1 - loss / variance [draws]; nan where the target does not vary."""
+        """Arm → 1 - loss / variance [draws]; nan if the target does not vary."""
         with np.errstate(divide="ignore", invalid="ignore"):
             fits = np.where(self.variance > 0, 1 - self.losses / self.variance, np.nan)
         return dict(zip(ARMS, fits, strict=True))
@@ -159,12 +160,12 @@ class Probe:
 
     @property
     def ratio_present(self) -> float:
-        """The same with the optimizer's memory as it stands."""
+        """The same with the agent's optimizer state."""
         return self._ratio("present", "fresh")
 
     @property
     def ratio_rescaled(self) -> float:
-        """Against fresh modules of the agent's norms."""
+        """Compared with fresh modules that have the agent's norms."""
         return self._ratio("agent", "rescaled")
 
     @property
@@ -175,14 +176,14 @@ class Probe:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % percentile interval of the ratio, by bootstrap over draws, in pairs."""
+        """95 % percentile interval of the ratio, by a paired bootstrap over draws."""
         fits, draws = self.fits, len(self.variance)
         agent, fresh = fits["agent"], fits["fresh"]
         if not np.isfinite(self.ratio):
             return math.nan, math.nan
         chosen = np.random.default_rng(self.seed).integers(draws, size=(RESAMPLES, draws))
         below = fresh[chosen].mean(axis=1)
-        # A resample whose controls learn nothing says that the ratio may be as large as can be.
+        # If the controls of a resample learn nothing, its ratio has no upper bound.
         with np.errstate(divide="ignore", invalid="ignore"):
             ratios = np.where(below > 0, np.maximum(agent[chosen].mean(axis=1), 0) / below, np.inf)
         low, high = np.quantile(ratios, [0.025, 0.975], method="inverted_cdf")
@@ -193,7 +194,7 @@ class Probe:
         return float(np.maximum(mean[arm], 0) / mean[control]) if mean[control] > 0 else math.nan
 
     def json(self) -> dict[str, Any]:
-        """Plain values; None where there is no number."""
+        """Plain values; None for numbers that are not finite."""
         numbers = {
             "ratio": self.ratio,
             "low": self.interval[0],
@@ -213,7 +214,7 @@ class Probe:
 
 
 def pooled(name: str, probes: Sequence[Probe]) -> Probe:
-    """Several modules of a kind as one: the mean of their fits, draw by draw."""
+    """Pool several modules of a kind: the mean of their fits, draw by draw."""
     with np.errstate(divide="ignore", invalid="ignore"):
         shares = np.stack([np.where(p.variance > 0, p.losses / p.variance, np.nan) for p in probes])
     losses: NDArray[np.float64] = shares.mean(axis=0)
@@ -222,7 +223,7 @@ def pooled(name: str, probes: Sequence[Probe]) -> Probe:
 
 @dataclass(frozen=True)
 class Probes:
-    """What `probe` found, by module and kind of target."""
+    """The results of `probe`, by module and kind of target."""
 
     found: tuple[Probe, ...]
     budget: Budget
@@ -234,7 +235,7 @@ class Probes:
         return iter(self.found)
 
     def table(self) -> str:
-        """For people: one line a module and kind of target."""
+        """A table for people: one line per module and kind of target."""
         head = ("module", "target", "ratio", "95 % interval", "rescaled", "present", "fit", "fresh fit")
         rows: list[tuple[str, ...]] = [head]
         for p in self.found:
@@ -275,17 +276,17 @@ def probe(
     """How plastic an agent's modules are, on the states of a batch of N transitions.
 
     Args:
-        modules: As `agent.probed` names them; all if None.
+        modules: Names as in `agent.probed`; all if None.
         targets: Kinds of target: random, noise, replay; next, if there is a `next_batch`.
-        draws: Repetitions; ten or more for an interval that means something.
+        draws: Repetitions; a meaningful interval needs ten or more.
         steps: Gradient steps; if None 100, or 60 on images.
-        batch_size: States in one; if None 64, or 16 on images.
+        batch_size: States per gradient step; if None 64, or 16 on images.
         lr: Learning rate of Adam, in all arms.
-        seed: Of everything random.
-        relative: Targets are added to what a copy puts out at first; False lets them stand for themselves.
-        control: drawn: the fresh control of each draw is drawn from the seed. born: it is the agent at its birth.
+        seed: Seed of all random numbers.
+        relative: Add targets to the initial outputs of a copy; False uses the targets alone.
+        control: drawn: the fresh control of each draw is initialised from the seed. born: it is the initial agent.
         next_batch: Transitions of the next task.
-        outputs: Outputs that an encoder's features are read out to.
+        outputs: Number of outputs that an encoder's features are projected to.
 
     Raises:
         ValueError: No such module or kind of target, or a budget out of range.
@@ -298,20 +299,20 @@ def probe(
     budget = Budget.of(
         agent.observation.pixels, steps, batch_size, draws=draws, lr=lr, relative=relative, outputs=outputs
     )
-    twin = agent.twin() if control == "born" else None
-    here = subjects(agent, batch, "replay", modules, twin)
-    there = {} if next_batch is None else subjects(agent, next_batch, "next", modules, twin)
-    found = []
+    initial = agent.twin() if control == "born" else None
+    here = subjects(agent, batch, "replay", modules, initial)
+    there = {} if next_batch is None else subjects(agent, next_batch, "next", modules, initial)
+    probes = []
     for name, subject in here.items():
         rows = experiment(subject, [kind for kind in targets if kind != "next"], budget, seed)
         if name in there:
             rows |= experiment(there[name], ["next"], budget, seed)
-        found += [Probe.of(name, kind, rows[kind].double().cpu().numpy(), seed) for kind in targets]
-    return Probes(tuple(found), budget)
+        probes += [Probe.of(name, kind, rows[kind].double().cpu().numpy(), seed) for kind in targets]
+    return Probes(tuple(probes), budget)
 
 
 def check_targets(targets: Iterable[str]) -> None:
-    """Refuse kinds of target that there are not (ValueError)."""
+    """Refuse unknown kinds of target (ValueError)."""
     known = get_args(TargetKind)
     if unknown := [kind for kind in targets if kind not in known]:
         hint = did_you_mean(unknown[0], known)
@@ -325,7 +326,7 @@ def subjects(
     """The modules of an agent that can be probed, by name, with temporal-difference targets called `kind`.
 
     Args:
-        twin: The agent at its birth, if that is to be the control.
+        twin: The initial agent, if it is to be the control.
     """
     probed = agent.probed(batch)
     names = list(probed) if modules is None else list(modules)
@@ -355,7 +356,7 @@ def subjects(
 
 @torch.no_grad()
 def temporal_difference_targets(agent: Agent, batch: Batch) -> Tensor:
-    """r + gamma^n min Q⁻(s', a'), a' the greedy action, without an entropy bonus [N]; it draws nothing."""
+    """r + gamma^n min Q⁻(s', a'), a' the greedy action, without an entropy bonus [N]; it draws no random number."""
     following = batch._replace(obs=batch.next_obs, action=agent.act(batch.next_obs))
     return torch.addcmul(batch.reward, batch.discount, agent.values(following, target=True).amin(dim=0))
 
@@ -387,12 +388,12 @@ def experiment(subject: Subject, kinds: Sequence[str], budget: Budget, seed: int
         for kind, goal in goals.items():
             losses = [bench.trained(arm, start, kind, goal, order) for arm, start in starts.items()]
             rows[kind].append(torch.stack([*losses, goal.square().mean()]))
-    return {kind: torch.stack(found, dim=1) for kind, found in rows.items()}
+    return {kind: torch.stack(columns, dim=1) for kind, columns in rows.items()}
 
 
 @dataclass(frozen=True)
 class Streams:
-    """The random streams of one draw, one for each purpose."""
+    """The random streams of one draw, one per purpose."""
 
     seed: int
     name: str
@@ -405,7 +406,7 @@ class Streams:
 
 @dataclass(frozen=True)
 class Start:
-    """Where an arm begins: all tensors of the module, the injections that are open, and what it puts out [N, ...]."""
+    """The initial state of an arm: all tensors of the module, the open injections, and the outputs [N, ...]."""
 
     tensors: list[Tensor]
     opened: list[int]
@@ -417,7 +418,7 @@ class Bench:
 
     def __init__(self, subject: Subject, budget: Budget) -> None:
         self.subject, self.budget = subject, budget
-        # A generator cannot be copied; the copy drops nothing, and so never draws.
+        # A generator cannot be copied; the copy is in evaluation mode and never draws from it.
         droppers = [m for m in subject.module.modules() if isinstance(m, Dropout)]
         memo: dict[int, Any] = {id(m.generator): m.generator for m in droppers}
         self.net = copy.deepcopy(subject.module, memo).eval()
@@ -439,7 +440,7 @@ class Bench:
             self.shape = self.forward(*(x[:2] for x in self.inputs)).shape[1:]
 
     def _present(self) -> tuple[Adam, list[Tensor], list[Tensor]] | None:
-        """An optimizer, its memory, and what that is to be: the agent's memory of these weights."""
+        """An optimizer, its state tensors, and the values for them: the agent's optimizer state of these weights."""
         pairs = list(zip(self.subject.module.parameters(), self.net.parameters(), strict=True))
         memory = {mine: self.subject.memory.get(its, {}) for its, mine in pairs if mine.requires_grad}
         if not all("exp_avg" in state and "exp_avg_sq" in state for state in memory.values()):
@@ -455,7 +456,7 @@ class Bench:
 
     @torch.no_grad()
     def start(self) -> Start:
-        """The module as it stands."""
+        """The module in its present state."""
         return Start([t.detach().clone() for t in self.tensors], [m.opened for m in self.rooms], self.outputs())
 
     @torch.no_grad()
@@ -466,27 +467,27 @@ class Bench:
 
     @torch.no_grad()
     def draw_(self, generator: Generator) -> None:
-        """A fresh module, in place; no injection was ever made into it."""
+        """Reinitialise the module in place, without injections."""
         newborn_(self.layers.values(), generator)
         for room in self.rooms:
             room.opened = 0
 
     @torch.no_grad()
     def newborn_(self, generator: Generator) -> None:
-        """The fresh control, in place."""
+        """Set the module to the fresh control, in place."""
         self.draw_(generator)
         if self.born is not None:
             torch._foreach_copy_(self.tensors, self.born)
 
     @torch.no_grad()
     def rescale_(self, like: Start) -> None:
-        """Give every tensor of every layer the norm that it has in `like`; what is zero stays zero."""
+        """Give every tensor of every layer the norm that it has in `like`; zero tensors stay zero."""
         norms = dict(zip(self.tensors, like.tensors, strict=True))
         for layer in self.layers.values():
             for _, p in layer.named_parameters():
                 norm = torch.linalg.vector_norm(p)
-                wanted = torch.linalg.vector_norm(norms[p])
-                p.mul_(torch.where(norm > 0, wanted / norm, 1.0))
+                target = torch.linalg.vector_norm(norms[p])
+                p.mul_(torch.where(norm > 0, target / norm, 1.0))
 
     # ---------------------------------------------------------------------------------------------------- outputs
 
@@ -499,7 +500,7 @@ class Bench:
 
     @torch.no_grad()
     def outputs(self) -> Tensor:
-        """On all states."""
+        """The outputs on all states."""
         parts = []
         for i in range(0, self.samples, CHUNK):
             heed()
@@ -507,7 +508,7 @@ class Bench:
         return torch.cat(parts)
 
     def draw_readouts(self, generator: Generator) -> None:
-        """Of features to a few outputs, and of whatever there is to one."""
+        """Draw the readouts: of features to a few outputs, and of any outputs to one."""
         width = self.shape[-1]
 
         def draw(outputs: int) -> Tensor:
@@ -517,7 +518,7 @@ class Bench:
         self.single = draw(1) if width > 1 else None
 
     def read(self, kind: str, out: Tensor, index: Tensor | None = None) -> Tensor:
-        """What a target of this kind is compared with [B, K], of the states of `index` (all if None)."""
+        """The outputs that are compared with a target of this kind [B, K], for the states of `index` (all if None)."""
         if kind in ("random", "noise"):
             out = out.flatten(1)
             return out if self.full is None else out @ self.full
@@ -562,21 +563,21 @@ class Bench:
 
     @torch.no_grad()
     def _begin(self, arm: str) -> Adam:
-        """The arm's optimizer, with the memory that it begins with."""
+        """The arm's optimizer, with its initial state."""
         if arm == "present":
             assert self.present is not None
-            adam, memory, wanted = self.present
-            torch._foreach_copy_(memory, wanted)
+            adam, memory, initial = self.present
+            torch._foreach_copy_(memory, initial)
             return adam
         torch._foreach_zero_([value for p in self.weights for value in self.new.state[p].values()])
         return self.new
 
 
 def layers_of(net: nn.Module, inputs: Sequence[Tensor]) -> Mapping[str, Layer]:
-    """The layers that can be drawn anew, by name: pliant's own, or those read from somebody else's network.
+    """The layers that can be reinitialised, by name: pliant's own, or those read from an external network.
 
     Raises:
-        NotMeasurable: A foreign network is not understood; the message names what.
+        NotMeasurable: An external network is not understood; the message names the reason.
     """
     own = all_layers(net)
     if own:
@@ -587,7 +588,7 @@ def layers_of(net: nn.Module, inputs: Sequence[Tensor]) -> Mapping[str, Layer]:
 
 @torch.no_grad()
 def newborn_(layers: Iterable[Layer], generator: Generator) -> None:
-    """Draw all layers anew from the laws of their birth, in place."""
+    """Reinitialise all layers by their initialisers, in place."""
     for layer in layers:
         for key, value in layer.fresh(generator).items():
             layer.get_parameter(key).copy_(value)
@@ -598,7 +599,7 @@ def standardised(y: Tensor) -> Tensor:
     mean = y.mean(dim=0)
     centred = y - mean
     scale = centred.square().mean(dim=0).sqrt()
-    # What differs by rounding alone does not vary.
+    # Differences of the size of rounding errors do not count as variation.
     varies = scale > 1e-5 * mean.abs() + 1e-30
     return torch.where(varies, centred / torch.where(varies, scale, 1.0), 0.0)
 
