@@ -22,13 +22,13 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7
 STYLES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1.5, 1, 1.5)))
 
 WIDTH = 4.4  # inches; at 72 points an inch a letter of 10 points is 11 pixels high on a phone
-SHORT, LONG = 24, 52  # letters of a label that fit into a legend of two columns, and of one
+SHORT, LONG = 24, 52  # letters of a label that fit into a legend of two columns, and of one column
 BLACK, GREY = "#000000", "#808080"
 
 
 @dataclass(frozen=True)
 class Look:
-    """Of one arm, in every figure."""
+    """The style of one arm in all figures."""
 
     color: str
     style: Any
@@ -37,8 +37,8 @@ class Look:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve: [N] places, values and the ends of their interval (NaN where there is none); `marks` are places at which
-    something was done to it."""
+    """A curve: [N] places, values and the ends of their interval (NaN where there is none); `marks` are the places
+    of interventions."""
 
     label: str
     look: Look
@@ -51,14 +51,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure in both forms."""
+    """A figure as SVG and PNG."""
 
     svg: str
     png: bytes
 
 
 def installed() -> bool:
-    """Can figures be drawn here?"""
+    """Whether matplotlib is installed."""
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError:
@@ -67,7 +67,7 @@ def installed() -> bool:
 
 
 def looks(arms: Iterable[str], baseline: str | None, oracle: str | None) -> dict[str, Look]:
-    """The look of every arm; those that are neither baseline nor oracle take colours in their order."""
+    """The style of every arm. Arms other than baseline and oracle get colours in their order."""
     found = {}
     count = 0
     for arm in arms:
@@ -76,7 +76,7 @@ def looks(arms: Iterable[str], baseline: str | None, oracle: str | None) -> dict
         elif arm == oracle:
             found[arm] = Look(GREY, (0, (5, 1.5)), 1.9)
         else:
-            # Every round of colours has a style of its own, so that no two arms of thirty-two look the same.
+            # Every round of colours has another line style, so that thirty-two arms are distinct.
             style = STYLES[(count + count // len(COLOURS)) % len(STYLES)]
             found[arm] = Look(COLOURS[count % len(COLOURS)], style)
             count += 1
@@ -84,7 +84,7 @@ def looks(arms: Iterable[str], baseline: str | None, oracle: str | None) -> dict
 
 
 def shortened(label: str, longest: int = LONG) -> str:
-    """No longer than that, by leaving out the middle."""
+    """A label of bounded length, with its middle left out if needed."""
     if len(label) <= longest:
         return label
     head = (longest - 1) * 2 // 3
@@ -92,10 +92,10 @@ def shortened(label: str, longest: int = LONG) -> str:
 
 
 def drawn_as_it_is(text: str) -> str:
-    """A text of which matplotlib draws every character.
+    """A text escaped so that matplotlib draws every character.
 
-    It would take what stands between two dollars for a formula, and leave a label that begins with an underscore out of
-    the legend.
+    matplotlib would read text between two dollar signs as a formula, and leave a label that begins with an underscore
+    out of the legend.
     """
     text = text.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
@@ -117,10 +117,10 @@ def lines(
     """Curves with bands.
 
     Args:
-        name: Of the figure; it makes its ids unique on the page.
-        x, y: What the axes are called.
-        edges: Where tasks change.
-        at: A moment that everything is about.
+        name: The figure's name; it makes its ids unique on the page.
+        x, y: Labels of the axes.
+        edges: Positions of task changes.
+        at: A position to highlight, such as a fork.
     """
     rows = _legend_rows([line.label for line in curves])
     with _style(name):
@@ -145,7 +145,7 @@ def lines(
             axes.fill_between(line.x, line.low, line.high, where=banded, color=line.look.color, alpha=0.14, linewidth=0)
         marked = [line for line in curves if line.marks]
         for i, line in enumerate(marked):
-            # Ticks along the bottom, a row for every arm that has some.
+            # Ticks along the bottom, one row per arm with marks.
             height = 0.02 + 0.03 * i
             axes.plot(
                 list(line.marks),
@@ -293,14 +293,16 @@ def _legend(chart: Any, labels: Sequence[str]) -> None:
 def _drawn(chart: Any, name: str) -> Drawing:
     out, picture = io.StringIO(), io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box is drawn, and the tables have the name
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing from"
+        )  # a box is drawn instead; the tables contain the name
         chart.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
         chart.savefig(picture, format="png", dpi=160, metadata={"Software": None})
     return Drawing(_embedded(out.getvalue(), name), picture.getvalue())
 
 
 def _embedded(svg: str, name: str) -> str:
-    """An SVG that may stand within a page: no prologue, ids of its own, and as wide as there is room."""
+    """An SVG for embedding in a page: no prologue, unique ids, and the full available width."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'\b(id="|xlink:href="#|url\(#)', rf"\g<1>{re.escape(name)}-", svg)
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.S)
@@ -311,5 +313,5 @@ def _embedded(svg: str, name: str) -> str:
 
 
 def by_arm(arms: Mapping[str, Look], label: str) -> Look:
-    """The look of an arm, that of no arm in particular if it is none."""
+    """The style of an arm, or a neutral style for other labels."""
     return arms.get(label, Look(GREY, "-"))

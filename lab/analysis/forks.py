@@ -27,8 +27,8 @@ class Branch:
     """The forks of one agent in one environment that were made at one step.
 
     Attributes:
-        parents: Those that could be read, by folder.
-        arm: That of the parents, where forks of several arms are on the page.
+        parents: The readable parents, by folder.
+        arm: The parents' arm, if the page has forks of several arms.
     """
 
     agent: str
@@ -44,24 +44,24 @@ class Branch:
         return f"{self.agent}{arm} in {self.environment}, forked at step {self.step:,}"
 
     def diagnoses(self, label: str) -> bool:
-        """Was the arm made to find out whether it recovers?"""
+        """Whether the arm was made by `--diagnose`."""
         return any(r.fork is not None and r.fork.label == label and r.fork.preset == "diagnose" for r in self.records)
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """The control first."""
-        found = dict.fromkeys(r.fork.label for r in self.records if r.fork is not None)
-        return tuple(sorted(found, key=lambda label: label != CONTROL))
+        """The arms' labels, the control first."""
+        labels = dict.fromkeys(r.fork.label for r in self.records if r.fork is not None)
+        return tuple(sorted(labels, key=lambda label: label != CONTROL))
 
     @cached_property
     def evaluated(self) -> bool:
-        """Has every finished run a final evaluation, at one and the same step?"""
+        """Whether all finished runs have a final evaluation at the same step."""
         done = [r for r in self.records if r.state == "done"]
         return bool(done) and all(r.done.get("evaluation") and r.steps == self.end for r in done)
 
     @cached_property
     def end(self) -> int:
-        """The environment step up to which every finished run has come."""
+        """The environment step that every finished run has reached."""
         return min((r.steps for r in self.records if r.state == "done"), default=self.step)
 
     @property
@@ -70,40 +70,40 @@ class Branch:
         measure = (
             "its final evaluation"
             if self.evaluated
-            else "its mean training return over all that it did after the fork"
+            else "its mean training return over all steps after the fork"
             if all(r.steps == self.end for r in self.records if r.state == "done")
             else f"its mean training return from the fork to step {self.end:,}, where the shortest arm ends"
         )
         return f"{parents} parent{'' if parents == 1 else 's'}. The score of a run is {measure}."
 
     def score(self, record: Record) -> float:
-        """NaN if there is none."""
+        """The score of a run; NaN if there is none."""
         if self.evaluated:
             return float(record.done["evaluation"]["mean"])
         return average(record.returns.within(self.step, self.end))
 
     def values(self, label: str) -> dict[Pair, float]:
         """Scores of the finished runs of an arm."""
-        found = {}
+        scores = {}
         for record in self.records:
             if record.fork is not None and record.fork.label == label and record.state == "done":
                 score = self.score(record)
                 if math.isfinite(score):
-                    found[record.fork.parent, record.fork.replicate] = score
-        return found
+                    scores[record.fork.parent, record.fork.replicate] = score
+        return scores
 
     @cached_property
     def differences(self) -> dict[str, Difference]:
-        """Of every arm to the control, where they have pairs."""
+        """The difference of every arm to the control, if they have pairs."""
         control = self.values(CONTROL)
-        found = {}
+        differences = {}
         for label in self.labels:
             if label != CONTROL and (gap := paired_by_parent(self.values(label), control)) is not None:
-                found[label] = gap
-        return found
+                differences[label] = gap
+        return differences
 
     def verdict(self, label: str) -> str:
-        """In words: for the diagnosis whether the arm recovers, else on which side of the control it is."""
+        """The verdict: for a diagnosis, whether the arm recovers; otherwise, on which side of the control it is."""
         if label == CONTROL:
             return ""
         difference = self.differences.get(label)
@@ -119,8 +119,8 @@ class Branch:
         return "no recovery shown" if self.diagnoses(label) else "no difference shown"
 
     def shown(self) -> list[str]:
-        """Sentences on what shows."""
-        found = []
+        """Sentences on the differences that are shown."""
+        sentences = []
         for label, difference in self.differences.items():
             word = self.verdict(label)
             if word in ("recovers", "above", "below"):
@@ -128,38 +128,42 @@ class Branch:
                 side = "below" if word == "below" else "above"
                 size = interval(Interval(-d.estimate, -d.high, -d.low) if word == "below" else d)
                 said = "recovers" if word == "recovers" else "works" if word == "above" else "harms"
-                found.append(f"{self.title}: `{label}` {said}, {size} {side} the control ({difference.seeds} pairs).")
+                sentences.append(
+                    f"{self.title}: `{label}` {said}, {size} {side} the control ({difference.seeds} pairs)."
+                )
         if back := [label for label in self.differences if self.verdict(label) == "recovers"]:
-            found.append(f"{self.title}: by the diagnosis, what recovers is {', '.join(f'`{b}`' for b in back)}.")
-        return found
+            sentences.append(
+                f"{self.title}: by the diagnosis, the arms that recover are {', '.join(f'`{b}`' for b in back)}."
+            )
+        return sentences
 
     def not_shown(self) -> list[str]:
-        """Sentences on what does not."""
-        found = []
+        """Sentences on the comparisons without a shown difference."""
+        sentences = []
         for label in self.labels:
             word = self.verdict(label)
             start = f"{self.title}: `{label}`"
             if word in ("too few replicates", "no pair with the control"):
-                found.append(f"{start}: {word}.")
+                sentences.append(f"{start}: {word}.")
             elif word.startswith("no "):
                 d = self.differences[label]
-                found.append(
+                sentences.append(
                     f"{start}: {word} ({interval(d.interval())}); these {d.seeds} pairs would have shown "
                     f"{number(d.detectable())} with 80 % probability."
                 )
-        return found
+        return sentences
 
 
 def branches(runs: Runs) -> list[Branch]:
-    """All forks, by agent, environment, arm of the parents and step, in the order of the steps."""
-    found: dict[tuple[str, str, int, str], list[Record]] = {}
+    """All forks, grouped by agent, environment, the parents' arm and step, in the order of the steps."""
+    groups: dict[tuple[str, str, int, str], list[Record]] = {}
     for record in runs.forks:
         assert record.fork is not None
         parent = runs.parents.get(record.fork.parent)
         agent, env = (parent.agent, parent.environment) if parent is not None else (record.agent, record.environment)
         arm = parent.arm if parent is not None else ""
-        found.setdefault((agent, env, record.fork.step, arm), []).append(record)
-    several = len({arm for *_, arm in found}) > 1
+        groups.setdefault((agent, env, record.fork.step, arm), []).append(record)
+    several = len({arm for *_, arm in groups}) > 1
     return [
         Branch(
             agent,
@@ -173,5 +177,5 @@ def branches(runs: Runs) -> list[Branch]:
             },
             arm if several else "",
         )
-        for (agent, env, step, arm), records in sorted(found.items())
+        for (agent, env, step, arm), records in sorted(groups.items())
     ]

@@ -47,24 +47,24 @@ from pliant.monitors.probe import ProbeMonitor, readings
 from pliant.monitors.probing import Budget, Probe, Subject, experiment
 from pliant.monitors.registry import built, check_monitors, expand, measurer
 
-SAMPLES = 2_048  # states that are played for or drawn
+SAMPLES = 2_048  # states that are collected by playing, or drawn
 States: TypeAlias = Annotated[int, at_least(2, "states", most=1_000_000, why=AT_ONCE)]
-MOST_NUMBERS = 2**30  # that are drawn
+MOST_NUMBERS = 2**30  # numbers that may be drawn
 WIDTH = 118  # columns of the table
-PLAIN = ("units", "norms", "ranks", "probe")  # monitors that ask for nothing but weights and outputs
-LATE = 10**12  # environment steps by which no agent explores as a beginner any more
+PLAIN = ("units", "norms", "ranks", "probe")  # monitors that need only weights and outputs
+LATE = 10**12  # environment steps after which no exploration schedule is still running
 
 
 @dataclass
 class Report:
-    """What was found.
+    """The result of an inspection.
 
     Attributes:
         source: The file or checkpoint.
-        about: What it holds, and what it was looked at with, as plain values.
-        metrics: Key → number; what is not defined is left out.
-        skipped: Monitor → why it did not look.
-        notes: What the consumer should know.
+        about: Description of the agent and of the states used, as plain values.
+        metrics: Key → number; undefined metrics are left out.
+        skipped: Monitor → the reason why it was skipped.
+        notes: Remarks for the user.
     """
 
     source: str
@@ -74,18 +74,18 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def add(self, key: str, value: float) -> None:
-        """Take down a number, if it is one."""
+        """Add a number, unless it is NaN or infinite."""
         if math.isfinite(value):
             self.metrics[key] = value
 
     def json(self) -> dict[str, Any]:
-        found = {"notes": self.notes, "skipped": self.skipped, "metrics": self.metrics}
-        return {"source": self.source, **self.about, **found}
+        measured = {"notes": self.notes, "skipped": self.skipped, "metrics": self.metrics}
+        return {"source": self.source, **self.about, **measured}
 
     def __str__(self) -> str:
         about = ", ".join(f"{key} {value}" for key, value in self.about.items())
         lines = [self.source, f"  {about}", *(f"  {note}" for note in self.notes)]
-        lines += [f"  not looked at: {name} ({why})" for name, why in self.skipped.items()]
+        lines += [f"  not measured: {name} ({why})" for name, why in self.skipped.items()]
         sections: dict[str, dict[str, dict[str, float]]] = {}
         for key, value in self.metrics.items():
             place, _, metric = key.rpartition("/")
@@ -96,7 +96,7 @@ class Report:
 
 
 def _table(rows: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
-    """Metrics by place, in as many blocks as the width of a screen takes."""
+    """Metrics by place, in blocks that fit the width of a screen."""
     places = list(dict.fromkeys(place for row in rows.values() for place in row))
     first = max(map(len, rows))
     cells = {p: {m: f"{row[p]:.4g}" for m, row in rows.items() if p in row} for p in places}
@@ -116,7 +116,7 @@ def _table(rows: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
 
 @dataclass
 class Looked:
-    """An agent that is looked at, and what was saved with it."""
+    """An agent to inspect, with its saved clock, memory and configuration."""
 
     agent: Agent
     clock: Clock
@@ -127,8 +127,11 @@ class Looked:
 
 
 def looked_at(path: Path, device: str, words: Sequence[str] = ()) -> Looked:
-    """The agent in a run's folder, a checkpoint or a file, on any device, whichever it was trained on. `words` are the
-    interventions of an agent without a run, which would tell them (BadInput, and as `read_saved`)."""
+    """The agent in a run's folder, a checkpoint or a file, on any device.
+
+    `words` are the interventions of an agent file; those of a run come from its configuration (BadInput, and the errors
+    of `read_saved`).
+    """
     saved = read_saved(path, whole=True, otherwise="; for weights of a module of your own, give --module")
     if saved.config is not None and words:
         raise BadInput(f"--interventions is for an agent's file; {path} belongs to a run with its own")
@@ -138,7 +141,7 @@ def looked_at(path: Path, device: str, words: Sequence[str] = ()) -> Looked:
     state = found.load("replay")
     memory = agent.memory(state["made_for"]["num_envs"])
     own = memory.state_dict()
-    # Whoever only looks draws from a stream of his own, so that the one that was saved may be another device's.
+    # An inspection draws from its own generator, so that the saved one may belong to another device.
     here = {key: value for key, value in own["made_for"].items() if key == "device"}
     state |= {"generator": own["generator"], "made_for": state["made_for"] | here}
     memory.load_state_dict(state)
@@ -147,7 +150,7 @@ def looked_at(path: Path, device: str, words: Sequence[str] = ()) -> Looked:
 
 
 class Given:
-    """A memory of the transitions that were given, for whoever draws from it."""
+    """A memory that holds given transitions."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
@@ -155,7 +158,7 @@ class Given:
     def sample(
         self, batch_size: int, n_step: int = 1, gamma: float = 0.99, generator: Generator | None = None
     ) -> Batch:
-        """Some of them, with replacement."""
+        """A sample with replacement."""
         device = self.batch.reward.device
         return self.batch.take(torch.randint(len(self.batch.reward), (batch_size,), generator=generator, device=device))
 
@@ -178,8 +181,8 @@ def observed(agent: Agent, path: Path) -> Given:
 
 
 def played(agent: Agent, env: str, config: EnvConfig, samples: int, n_step: int, seed: int, **stands: Any) -> Any:
-    """A replay of what the agent lives through in an environment, exploring as it did at the end of its training:
-    `samples` transitions whose windows of `n_step` steps are complete, or one rollout if it learns from rollouts."""
+    """A replay of transitions that the agent collects in an environment, with the exploration of the end of training:
+    `samples` transitions with complete windows of `n_step` steps, or one rollout if the agent learns from rollouts."""
     envs = make(env, num_envs=1, seed=seed, config=config, evaluation=True, **stands)
     try:
         check_fits(agent, envs)
@@ -200,10 +203,10 @@ def played(agent: Agent, env: str, config: EnvConfig, samples: int, n_step: int,
 
 
 def chosen(words: Sequence[str] | None, agent: Agent, env: str | None, probe: bool, report: Report) -> list[str]:
-    """The monitors that look: those that were asked for, or all that can.
+    """The monitors to use: the requested ones, or all that apply.
 
     Raises:
-        ValueError: One that was asked for is not known, does not fit, or lacks an environment.
+        ValueError: A requested monitor is unknown, does not suit the agent, or needs an environment.
     """
     asked = words is not None
     wanted = expand(check_monitors(words)) if words is not None else list(MONITORS)
@@ -218,7 +221,7 @@ def chosen(words: Sequence[str] | None, agent: Agent, env: str | None, probe: bo
                 raise ValueError(f"{name} plays episodes of its own: give --env, or of a run: its name in --monitors")
             if type(part).follow is not Monitor.follow:
                 raise ValueError(f"{name} trains beside a run, and a saved agent is a single moment: use pliant fork")
-            # On trial: a monitor that does not fit should not take the others with it.
+            # A trial, so that a monitor that does not suit the agent does not affect the others.
             part.to(agent.device)
             part.bind(agent)
         except ValueError as error:
@@ -231,9 +234,9 @@ def chosen(words: Sequence[str] | None, agent: Agent, env: str | None, probe: bo
 
 
 def inspect_agent(saved: Looked, monitors: Monitors, report: Report, *, seed: int, fresh_envs: Any = None) -> None:
-    """Let monitors look at one update of an agent, and between two steps."""
+    """Apply monitors to one update of an agent, and between two steps."""
     agent = saved.agent
-    # An update at which all components learn.
+    # An update at which all components are trained.
     period = getattr(agent.config, "actor_period", 1)
     updates = (saved.clock.updates // period + 1) * period
     clock = replace(saved.clock, updates=updates, last_updates=updates - 1)
@@ -260,7 +263,7 @@ def inspect_agent(saved: Looked, monitors: Monitors, report: Report, *, seed: in
 
 
 class PlainNetwork:
-    """What monitors of weights and outputs ask of an agent, of a module that belongs to none."""
+    """The interface that monitors of weights and outputs need, for a module that is not an agent's."""
 
     name, seed, dropouts, interventions = "network", 0, (), ()
     observation = SimpleNamespace(pixels=False)
@@ -274,7 +277,7 @@ class PlainNetwork:
         taps = {"network": list(self.foreign.places)}
         self.survey = ExternalSurvey("network", dict(self.foreign.layers), {}, self.foreign.graph, taps)
         for name, h in zip(self.foreign.places, self.activations(self.batch())["network"], strict=True):
-            # What activation a module's forward applies is not to be read off it, but its outputs give ReLU away.
+            # The activation in a module's forward cannot be read from the module, but ReLU shows in its outputs.
             rectified = bool((h >= 0).all() and (h == 0).any())
             self.foreign.layers[name].activation = ReLU() if rectified else nn.Identity()
 
@@ -289,12 +292,12 @@ class PlainNetwork:
         return SimpleNamespace(obs=self.inputs)
 
     def sample(self, *args: Any, **kwargs: Any) -> Any:
-        """As a memory: the inputs are all there is to be drawn."""
+        """The interface of a memory: returns all inputs."""
         return self.batch()
 
     @torch.no_grad()
     def activations(self, batch: Any) -> dict[str, list[Tensor]]:
-        """What the consumers of each layer's units read of them."""
+        """The outputs of each layer's units, as their consumers receive them."""
         places = {name: here[0] for name, here in self.foreign.places.items()}
         seen: dict[nn.Module, Tensor] = {}
 
@@ -313,11 +316,11 @@ class PlainNetwork:
 
 
 def inspect_module(network: PlainNetwork, words: Sequence[str], report: Report, *, seed: int) -> None:
-    """Let those monitors look at a module that ask for its weights and outputs alone, and probe it."""
+    """Apply the monitors of weights and outputs to a module, and probe it."""
     lost = {
         name: {key: torch.full_like(p, torch.nan) for key, p in layer.named_parameters()}
         for name, layer in network.survey.layers.items()
-    }  # what the module was born with; whatever is compared with it is left out
+    }  # the initial weights are unknown: comparisons with them are left out
     agent: Any = network
     watched = Known(network.survey, agent, network.survey, lost)
     clock = Clock(updates=1)
@@ -340,7 +343,7 @@ def inspect_module(network: PlainNetwork, words: Sequence[str], report: Report, 
 
 
 def _on_all(word: str, samples: int) -> str:
-    """A word that looks at all inputs, if it says nothing else."""
+    """A monitor spec with all inputs as samples, unless it sets `samples`."""
     read = parse(word)
     if read.name in ("units", "ranks"):
         return str(replace(read, arguments={"samples": samples} | read.arguments))
@@ -348,7 +351,7 @@ def _on_all(word: str, samples: int) -> str:
 
 
 def _probed(network: PlainNetwork, part: ProbeMonitor, seed: int) -> Iterator[tuple[str, float]]:
-    """The probe with targets that need no rewards."""
+    """The probe, with targets that do not need rewards."""
     kinds = [kind for kind in part.targets if kind != "replay"] or ["random"]
     budget = Budget.of(network.inputs[0].ndim == 4, part.given["steps"], part.given["batch_size"], **part.others)
     rows = experiment(Subject("network", network.module, network.inputs), kinds, budget, seed)
@@ -358,7 +361,7 @@ def _probed(network: PlainNetwork, part: ProbeMonitor, seed: int) -> Iterator[tu
 
 
 def built_module(word: str, arguments: str | None) -> nn.Module:
-    """The module that `package.module:Class` makes of JSON arguments."""
+    """The module built by `package.module:Class` from JSON arguments."""
     place, colon, name = word.partition(":")
     if not (place and colon and name):
         raise BadInput(f"--module {word}: write package.module:Class, or a function that returns the module")
@@ -383,7 +386,7 @@ def built_module(word: str, arguments: str | None) -> nn.Module:
 
 @contextmanager
 def _importable_from_here() -> Iterator[None]:
-    """As `python -m` does: what lies in the present folder can be imported."""
+    """Allow imports from the current folder, as `python -m` does."""
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
@@ -394,7 +397,7 @@ def _importable_from_here() -> Iterator[None]:
 
 @contextmanager
 def _theirs(what: str) -> Iterator[None]:
-    """Around code of somebody else, which may raise anything, or end the process (BadInput)."""
+    """Wraps code of a user, which may raise any error or exit (BadInput)."""
     try:
         yield
     except (Exception, SystemExit) as error:
@@ -415,7 +418,7 @@ def read_weights_(module: nn.Module, path: Path) -> None:
 
 
 def read_inputs(given: Sequence[str], samples: int, seed: int, device: str) -> tuple[tuple[Tensor, ...], str]:
-    """What the module is to read, an argument each, and where it comes from."""
+    """The module's inputs, one per argument, and a description of their source."""
     generator = Generator().manual_seed(derive_seed(seed, "inputs"))
     inputs, sources = [], []
     for word in given:
@@ -448,7 +451,7 @@ def _array(path: Path, option: str) -> Any:
         raise BadInput(f"{option} {path}: no such file") from None
     except MemoryError:
         raise BadInput(f"{option} {path} does not fit into memory") from None
-    except Exception as error:  # whatever numpy and zipfile make of a file that is none of theirs
+    except Exception as error:  # numpy and zipfile raise many types for files that they cannot read
         objects = "Object arrays" in str(error)
         why = "it holds Python objects, which are not loaded" if objects else "numpy cannot read it"
         raise BadInput(f"{option} {path} is not an array of numbers saved by numpy: {why}") from error
@@ -463,7 +466,7 @@ def _array(path: Path, option: str) -> Any:
 
 
 def report_on_agent(arguments: argparse.Namespace) -> Report:
-    """Everything about a run, a checkpoint or an agent's file."""
+    """The report on a run, a checkpoint or an agent file."""
     saved = looked_at(arguments.path, arguments.device, arguments.interventions)
     agent, env = saved.agent, arguments.env
     report = Report(saved.source, {"agent": agent.name})
@@ -471,11 +474,11 @@ def report_on_agent(arguments: argparse.Namespace) -> Report:
         report.about |= {"steps": saved.clock.steps, "updates": saved.clock.updates}
     run, words = saved.config, arguments.monitors
     if env is None and run is not None and words is not None:
-        env = run.env  # what was asked for may play; what was not, does not, since it can take minutes
+        env = run.env  # only requested monitors may play, because playing can take minutes
     config = run.env_config if run is not None and run.env == env else EnvConfig()
     if env is not None and run is not None and run.env == env:
         refuse_others(arguments.path, env)
-    # A problem that drifts is looked at as the agent last saw it.
+    # A drifting environment is frozen as the agent last saw it.
     stands: dict[str, Any] = {}
     if run is not None and saved.found is not None:
         stands = {"at_steps": max(0, saved.clock.steps - 1), "drift_seed": run.seed}
@@ -511,13 +514,13 @@ def report_on_agent(arguments: argparse.Namespace) -> Report:
 
 
 def _without_rewards(word: str) -> str:
-    """The probe's own targets are of no use then."""
+    """Without rewards, the probe's own targets cannot be used."""
     read = parse(word)
     return "probe(targets=random)" if read.name == ProbeMonitor.name and not read.arguments else word
 
 
 def report_on_module(arguments: argparse.Namespace) -> Report:
-    """Everything about weights of a module that somebody else wrote."""
+    """The report on the weights of a user's module."""
     if not arguments.input:
         raise BadInput("--module needs --input: a FILE.npy of what the module reads, or the SHAPE of one sample")
     module = built_module(arguments.module, arguments.module_args)

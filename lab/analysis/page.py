@@ -20,7 +20,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; a note is set smaller and explains."""
+    """A paragraph; a note is an explanation in smaller type."""
 
     text: str
     kind: Literal["text", "note", "lead"] = "text"
@@ -33,7 +33,7 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as they are shown; all columns but the first `texts` hold numbers and are set to the right."""
+    """Formatted cells. The first `texts` columns are text; the others are numbers, aligned to the right."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -48,7 +48,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing with what it shows; `file` is its PNG relative to the page."""
+    """A drawing with its caption; `file` is its PNG relative to the page."""
 
     name: str
     svg: str
@@ -58,14 +58,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class Figures:
-    """Figures beside each other where there is room."""
+    """Figures side by side if there is room."""
 
     figures: Sequence[Figure]
 
 
 @dataclass(frozen=True)
 class Folded:
-    """What few consumers open."""
+    """Details that are folded by default."""
 
     title: str
     blocks: Sequence[Block]
@@ -73,7 +73,7 @@ class Folded:
 
 @dataclass(frozen=True)
 class Box:
-    """Pairs of what and how, in a frame."""
+    """Pairs of label and value, in a frame."""
 
     rows: Sequence[tuple[str, str]]
 
@@ -144,7 +144,7 @@ summary { cursor: pointer; color: #222; font-weight: 600; }
 
 
 def as_html(page: Page) -> str:
-    """The whole page; it loads nothing."""
+    """The whole page; it loads no other file."""
     body = "\n".join(line for block in page.blocks for line in _html(block))
     return (
         "<!DOCTYPE html>\n"
@@ -224,7 +224,7 @@ def as_markdown(page: Page) -> str:
 
 
 def _marked(text: str, cell: bool = False) -> str:
-    """What Markdown would take for markup stands for itself, but for code; line breaks become spaces."""
+    """Text with Markdown's markup escaped, except for code; line breaks become spaces."""
     text = " ".join(text.splitlines())
     # Every second part is the inside of a code span, in which nothing is markup.
     parts = [f"`{part}`" if i % 2 else _escaped(part) for i, part in enumerate(CODE.split(text))]
@@ -237,11 +237,11 @@ def _escaped(text: str) -> str:
 
 
 BLOCK = re.compile(r"^(\s*|\s*\d+)(#|[-+](?=\s)|[-=~]{3}|(?<=\d)[.)](?=\s))")
-"""What makes a line a heading, an item of a list, a rule or a fence."""
+"""The start of a heading, a list item, a rule or a fence."""
 
 
 def fenced(text: str) -> str:
-    """The fence of a block of code: longer than any that stands within it."""
+    """The fence of a code block: longer than any fence within it."""
     return "`" * (1 + max(2, *(len(run) for run in re.findall("`+", text)), 0))
 
 

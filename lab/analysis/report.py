@@ -31,8 +31,8 @@ from pliant.lab.errors import BadInput
 from pliant.lab.experiments.config import RunConfig, known
 
 HTML, MARKDOWN = "report.html", "report.md"
-MOST_STEPS = 5_000  # of an environment, until an agent that is built anew makes its first update
-SMALL = {"buffer_size": 4_096, "learning_starts": 200}  # of that agent
+MOST_STEPS = 5_000  # environment steps until a freshly built agent must make its first update
+SMALL = {"buffer_size": 4_096, "learning_starts": 200}  # settings of that agent
 
 
 def make_report(
@@ -50,7 +50,7 @@ def make_report(
     """The report of runs.
 
     Raises:
-        BadInput: An arm or a measure is not among what was found.
+        BadInput: An arm or a measure is unknown.
     """
     arms = list(dict.fromkeys(record.arm for record in runs.records))
     for flag, arm in (("baseline", baseline), ("oracle", oracle)):
@@ -81,7 +81,7 @@ def make_report(
 
 
 def write(out: Path, report: Report, html: str, markdown: str) -> None:
-    """All files, the page last: whoever finds a new page finds everything that belongs to it. A signal waits for it."""
+    """Write all files, the page last, so that a new page always has its figures and tables. Signals are delayed."""
     with written(out, "--out"), signals_held():
         shutil.rmtree(out / "figures", ignore_errors=True)
         (out / "figures").mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def write(out: Path, report: Report, html: str, markdown: str) -> None:
 
 
 def count_flops(runs: Runs) -> dict[tuple[str, str, str], float | str]:
-    """FLOPs of a gradient update by (environment, agent, arm), or in a few words why they are not known."""
+    """FLOPs of a gradient update by (environment, agent, arm), or a short reason why they are unknown."""
     first: dict[tuple[str, str, str], Record] = {}
     for record in runs.finished:
         first.setdefault((record.environment, record.agent, record.arm), record)
@@ -111,9 +111,9 @@ def count_flops(runs: Runs) -> dict[tuple[str, str, str], float | str]:
 def flops_of_update(config: RunConfig) -> float | str:
     """Floating-point operations of one gradient update of an agent like this one, counted on its first update.
 
-    The agent is built anew on the processor with a small memory. Counted are matrix products and convolutions, forward
-    and backward (`torch.utils.flop_counter`); elementwise operations, acting and interventions between updates are not.
-    What is not known (no simulator here, no update within some thousand steps) is a text that says why.
+    A new agent is built on the CPU with a small memory. Matrix products and convolutions are counted, forward and
+    backward (`torch.utils.flop_counter`); elementwise operations, acting and interventions between updates are not. If
+    the number is unknown (no simulator, no update within some thousand steps), a text gives the reason.
     """
     threads = torch.get_num_threads()
     try:
@@ -146,7 +146,7 @@ def _built_small(config: RunConfig) -> tuple[Envs, Agent]:
 
 
 def _first_update(envs: Envs, agent: Agent) -> int | None:
-    """Like `Run`, without what looks on: interventions that wait for a measurement wait forever."""
+    """Like `Run`, but without monitors: interventions that wait for a measurement never fire."""
     memory, clock, obs = agent.memory(envs.num_envs), Clock(), envs.reset()
     memory.start(obs)
     while clock.steps < MOST_STEPS:

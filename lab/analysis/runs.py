@@ -31,9 +31,9 @@ from ..statistics import Array
 State = Literal["done", "interrupted", "failed", "missing"]
 
 PLAIN = "plain"
-"""What an arm is called to which nothing is done, where no study names it."""
+"""The name of the arm without interventions, outside of a study."""
 RETURN, LENGTH = "charts/episodic_return", "charts/episodic_length"
-# What says nothing about what was learnt, or is chosen anew by whoever goes on with a run.
+# Settings that do not affect learning, or that may be chosen again when a run continues.
 NOT_THE_ARM = {
     "seed",
     "run",
@@ -46,14 +46,14 @@ NOT_THE_ARM = {
     "log_every",
     "evaluate_every",
 }
-# What may change between two sessions of one run (see `folder.FREE`).
+# Settings that may change between two sessions of a run (see `folder.FREE`).
 NOT_THE_RUN = {"run", "monitors", "resume", "steps", "checkpoint_every", "keep_checkpoints"}
 INSIDE = {"checkpoints", "replay"}  # folders of a run that hold no runs
 
 
 @dataclass(frozen=True)
 class Series:
-    """Values of one tag at moments of a run: [N] environment steps, [N] gradient updates, [N] values."""
+    """Values of one tag during a run: [N] environment steps, [N] gradient updates, [N] values."""
 
     steps: Array
     updates: Array
@@ -67,7 +67,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Fork:
-    """Where a run was branched off: its parent's folder, the environment step, its arm and its replicate."""
+    """The origin of a fork: its parent's folder, the environment step, its arm and its replicate."""
 
     parent: Path
     step: int
@@ -78,16 +78,16 @@ class Fork:
 
 @dataclass(frozen=True)
 class Record:
-    """One run. `environment`, `agent` and `arm` are labels; of a missing run they are all there is.
+    """One run. `environment`, `agent` and `arm` are labels; a missing run has nothing else.
 
     Attributes:
-        steps: Environment steps that it has done.
+        steps: Environment steps done.
         frame_skip: Environment frames of one step.
-        tags: Everything measured, by tag; training episodes are `charts/episodic_return`.
+        tags: All measurements, by tag; training episodes are `charts/episodic_return`.
         tasks: [N] of the training episodes, NaN where the environment has no tasks.
         firings: Environment steps at which an intervention fired, by its name.
-        seconds: Wall clock and processor seconds, NaN if nobody wrote them down.
-        note: In one line, why it is not done.
+        seconds: Wall clock and processor seconds, NaN if they were not recorded.
+        note: The reason why it is not done, in one line.
     """
 
     name: str
@@ -114,7 +114,7 @@ class Record:
 
     @property
     def returns(self) -> Series:
-        """Of the training episodes, each where it ended."""
+        """Returns of the training episodes, at the steps where they ended."""
         return self.tags.get(RETURN, _EMPTY)
 
 
@@ -123,14 +123,14 @@ _EMPTY = Series(np.zeros(0), np.zeros(0), np.zeros(0))
 
 @dataclass(frozen=True)
 class Runs:
-    """All that was found.
+    """All runs of a report.
 
     Attributes:
-        records: Every run that is compared, or would have been; forks are apart.
-        forks: Runs that were branched off another one.
-        parents: Runs that forks were branched off, by folder, whether asked for or not.
-        study: The study that they belong to, if one.
-        strangers: Folders below a study's folder that its file does not name.
+        records: All runs except forks, including missing and unfinished ones.
+        forks: Runs that were branched off another run.
+        parents: The parents of forks, by folder, even if they were not requested.
+        study: The study of the runs, if any.
+        strangers: Folders below a study's folder that do not belong to the study.
     """
 
     records: tuple[Record, ...]
@@ -148,13 +148,13 @@ class Runs:
 
 
 def collect(paths: Sequence[Path]) -> Runs:
-    """The runs that are meant by run folders, folders with runs below them, study files or folders of studies.
+    """The runs given by run folders, folders with runs below them, study files or folders of studies.
 
     Raises:
-        BadInput: A path is nothing of these, holds no run, or the runs belong to two studies.
+        BadInput: A path is none of these or holds no run, or the runs belong to two studies.
     """
     studies: dict[Path, Study] = {}
-    whole: set[Path] = set()  # studies of which every run is asked for
+    whole: set[Path] = set()  # studies of which all runs are requested
     folders: dict[Path, None] = {}
     for path in paths:
         path = Path(path).expanduser()
@@ -191,7 +191,7 @@ def found_below(path: Path) -> Iterator[Path]:
 
 def _walk(path: Path, wanted: str) -> Iterator[Path]:
     for folder, inside, files in os.walk(path, followlinks=True):
-        # A stem is a parent that was run again up to a fork, and what ends in .tmp was never completed.
+        # A stem is a parent that was run again up to a fork; a folder that ends in .tmp is unfinished.
         skipped = INSIDE | ({"stem"} if Path(folder).name == "forks" else set())
         inside[:] = sorted((name for name in inside if name not in skipped and not name.endswith(".tmp")), key=_natural)
         if wanted in files:
@@ -255,7 +255,7 @@ def _named(folders: Sequence[Path], study: Study | None, whole: bool) -> Runs:
 
 
 def _as_planned(record: Record, cell: Cell) -> Record:
-    """The run in a cell's folder: missing if it is another one than the study's, interrupted if the study goes on."""
+    """The run in a cell's folder: missing if it is another run, interrupted if the study asks for more steps."""
     assert record.config is not None
     planned = replace(cell.config, device=record.config.device, threads=record.config.threads)
     changed = [name for name in differences(record.config, planned) if name not in NOT_THE_RUN]
@@ -310,7 +310,7 @@ def _parents(forks: Sequence[Record], records: Sequence[Record]) -> dict[Path, R
 
 
 def _labelled(records: Sequence[Record]) -> list[Record]:
-    """Runs outside of studies, named by what they are."""
+    """Runs outside of studies, named by their configurations."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         assert record.config is not None
@@ -323,7 +323,7 @@ def _labelled(records: Sequence[Record]) -> list[Record]:
     found = []
     for group, config in zip(groups.values(), configs, strict=True):
         problem, agent, arm = _problem(config), config.agent, " ".join(config.interventions) or PLAIN
-        # Whatever else differs is said, lest it be taken for the work of the interventions.
+        # Other differences are named, so that they are not mistaken for effects of the interventions.
         settings = [replace(_bare(c), interventions=()) for c in (first[problem, agent], config)]
         if changed := differences(*settings):
             arm += " (" + ", ".join(f"{name}={_short(new)}" for name, (_, new) in changed.items()) + ")"
@@ -349,7 +349,7 @@ def _short(value: Any) -> str:
 
 
 def read_run(folder: Path) -> Record:
-    """What stands in a run's folder, under the labels of a run of its own.
+    """The content of a run's folder, with the labels of a run outside of a study.
 
     Raises:
         BadInput: One line that begins with the file that cannot be read.
@@ -413,7 +413,7 @@ def _json(file: Path, kind: type[Kind]) -> Kind | None:
 
 @contextmanager
 def _as_a_run_writes(file: Path) -> Iterator[None]:
-    """Around the reading of values: a file whose keys or types are not those of a run is named (BadInput)."""
+    """Wraps the reading of values: a wrong key or type gives an error that names the file (BadInput)."""
     try:
         yield
     except BadInput:
@@ -423,7 +423,7 @@ def _as_a_run_writes(file: Path) -> Iterator[None]:
 
 
 def _done(file: Path) -> dict[str, Any]:
-    """What a finished run says of itself, its numbers checked; nothing of a run that is not done."""
+    """The content of a finished run's DONE, with its numbers checked; empty for other runs."""
     content: dict[str, Any] = _json(file, dict) or {}
     with _as_a_run_writes(file):
         if content:
@@ -444,7 +444,7 @@ def _columns(rows: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Series], Arra
         for tag, value in row.items():
             if "/" not in tag:
                 continue
-            if tag.startswith("firings/"):  # one line a firing, with whatever was counted of it
+            if tag.startswith("firings/"):  # one line per firing, with its counts
                 at = firings.setdefault(tag.split("/")[1], [])
                 if not at or at[-1] != int(row["steps"]):
                     at.append(int(row["steps"]))
@@ -460,7 +460,7 @@ FAILURE = re.compile(r"^(error: |(\w+\.)*\w*(Error|Exception|Damaged|Failed)\b)"
 
 
 def _state(folder: Path, config: RunConfig, done: Mapping[str, Any], steps: int) -> tuple[State, str]:
-    """Done, failed (by the last line that it printed) or interrupted, and in a line why it is not done."""
+    """Done, failed or interrupted, and a line with the reason (for a failed run, its last output)."""
     if done and steps >= config.steps:
         return "done", ""
     output = folder / OUTPUT
@@ -482,7 +482,7 @@ def _seconds(folder: Path) -> tuple[float, float]:
             rows = read_metrics(folder / TIMING)
             parts = [sum(float(v) for k, v in row.items() if k.startswith("time/")) for row in rows]
             wall = float(sum(parts)) if parts else math.nan
-        except (LogDamaged, TypeError, ValueError, OSError):  # a view: nothing but a time depends on it
+        except (LogDamaged, TypeError, ValueError, OSError):  # only a displayed time depends on it
             print(f"{folder / TIMING} is damaged: the run's time is not reported", file=sys.stderr)
     return wall, cpu
 

@@ -64,11 +64,11 @@ EVALUATION = "eval/episodic_return"
 
 @dataclass
 class Report:
-    """What is said and drawn, and where it goes.
+    """The content of a report: its page, figures and tables.
 
     Attributes:
-        flops: FLOPs of one gradient update by (environment, agent, arm), or why they are not known.
-        command: The line that made the report.
+        flops: FLOPs of one gradient update by (environment, agent, arm), or the reason why they are unknown.
+        command: The command line of the report.
         pictures: PNGs by file name; `tables` the CSV files by theirs, each a header and rows.
     """
 
@@ -131,7 +131,7 @@ class Report:
         return figures.by_arm(self.looks, arm)
 
     def where(self, agent: str, environment: str) -> str:
-        """ " of ppo in CartPole-v1", as far as it must be said to tell them apart."""
+        """ " of ppo in CartPole-v1", with the parts needed to distinguish them."""
         many = len({env for group in self.groups for env in group.environments}) > 1
         place = (" over all environments" if not environment else f" in {environment}") if many else ""
         return (f" of {agent}" if len(self.groups) > 1 else "") + place
@@ -146,7 +146,7 @@ class Report:
         gaps = [(c, told_gap(c, self.oracle, self.where(c.agent, c.environment))) for c in self.comparisons]
         told += [text for c, text in gaps if text and closes(c)]
         told += [line for branch in self.branches for line in branch.shown()]
-        # A layer's metrics are in the table; here are those of whole components, as far as one would not find as many
+        # The table has the metrics of layers; this list has those of whole components, if one would not expect as many
         # among so many by chance.
         whole = [row for row in self.correlations if not of_layer(row[2])]
         strong = sorted(
@@ -264,7 +264,7 @@ class Report:
         return "; ".join(f"{count}: {', '.join(names)}" for count, names in sorted(counts.items()))
 
     def _commands(self) -> Iterator[str]:
-        """Of every arm that of its first seed; runs.csv has them all."""
+        """The command of each arm's first seed; runs.csv has all commands."""
         seen = set()
         for record in [*self.runs.finished, *self.runs.forks]:
             key = (record.agent, record.environment, record.arm, record.fork and record.fork.label)
@@ -519,7 +519,7 @@ class Report:
         skip = next(iter(rows.values()))[0].frame_skip
         segment = self.measure.segment
         longest = max(min(r.steps for r in records) for records in rows.values())
-        # A bin is a task, or several where there are very many.
+        # A bin is a task, or several if there are very many.
         tasks = -(-longest // segment) if segment else 0
         width = segment * -(-tasks // (2 * BINS)) if segment else longest / BINS
         grid = np.arange(0, longest + width / 2, width) if width else np.zeros(1)
@@ -925,7 +925,7 @@ class Report:
         after = max(min(ends) - branch.step, 1)
         width = after / 20
         lines = []
-        # As wide as after the fork, but for what is left over at the parent's beginning.
+        # As wide as after the fork, except for the remainder at the parent's beginning.
         start = max(0.0, branch.step - 30 * width)
         history = np.append(np.arange(branch.step, start + 1e-6 * width, -width), start)[::-1]
         source = parents or done[:1]
@@ -1024,7 +1024,7 @@ class Report:
 
 
 def _beside(parent: Path, folder: Path) -> Path:
-    """The parent as the fork's own folder was named, so that a committed table says nothing of the machine."""
+    """The parent's path in the form of the fork's own, so that a committed table does not depend on the machine."""
     return parent if folder.is_absolute() else Path(os.path.relpath(parent))
 
 
@@ -1032,7 +1032,7 @@ def _beside(parent: Path, folder: Path) -> Path:
 
 
 def told_difference(c: Comparison, where: str) -> str:
-    """A comparison as a sentence, by rule."""
+    """A comparison as a sentence."""
     arm, base = f"`{c.arm}`", f"`{c.baseline}`"
     d = c.difference
     if c.verdict in ("above", "below"):
@@ -1069,7 +1069,7 @@ def told_difference(c: Comparison, where: str) -> str:
 
 
 def told_gap(c: Comparison, oracle: str | None, where: str) -> str:
-    """What is known of the oracle's lead; nothing if nothing is."""
+    """The oracle's lead as a sentence; empty if unknown."""
     if c.gap is None or oracle is None:
         return ""
     of_oracle = "the oracle" if oracle == "oracle" else f"the oracle `{oracle}`"
@@ -1082,14 +1082,14 @@ def told_gap(c: Comparison, oracle: str | None, where: str) -> str:
 
 
 def closes(c: Comparison) -> bool:
-    """Is some part of the oracle's gap shown to be closed, or more than all of it?"""
+    """Whether a part of the oracle's gap, or more than all of it, is shown to be closed."""
     gap = c.gap
     return gap is not None and (gap.above or (gap.fraction is not None and gap.fraction.known and gap.fraction.low > 0))
 
 
 def survives(rho: Interval, count: int) -> bool:
-    """Would the interval exclude zero if it were one of `count` that hold together (Bonferroni)? Its ends come from
-    too few seeds to be moved out by quantiles, so they are moved as a normal distribution's would be."""
+    """Whether the interval excludes zero after Bonferroni's correction for `count` intervals. There are too few seeds
+    for extreme quantiles, so the interval is widened as for a normal distribution."""
     if not rho.known:
         return False
     normal = NormalDist()
@@ -1099,7 +1099,7 @@ def survives(rho: Interval, count: int) -> bool:
 
 
 def told_correlations(rows: Sequence[tuple[str, str, str, Interval, int]], looked: int, where: str) -> str:
-    """Those that survive the correction for how many were looked at, the strongest first."""
+    """Correlations that survive the correction for the number tested, the strongest first."""
     runs = max(row[4] for row in rows)
     each = ", ".join(f"`{_metric(row[2])}` {interval(row[3])}" for row in rows[:MOST_TOLD])
     rest = f", and {len(rows) - MOST_TOLD} weaker ones" if len(rows) > MOST_TOLD else ""
@@ -1124,7 +1124,7 @@ def by_metric(tags: Iterable[str]) -> str:
 
 
 def _overall_first(comparisons: Iterable[Comparison]) -> list[Comparison]:
-    """Those over all environments before those of each; the largest differences first."""
+    """Comparisons over all environments before those of each; the largest differences first."""
     return sorted(comparisons, key=lambda c: (c.environment != "", -c.difference.estimate if c.difference else 0.0))
 
 
@@ -1167,7 +1167,7 @@ def _capital(text: str) -> str:
 
 
 def _slug(text: str) -> str:
-    """A part of the name of a file."""
+    """A text as part of a file name."""
     slug = re.sub("[^a-z0-9]", "-", text.removeprefix("plasticity/").lower()).strip("-")
     if len(slug) <= 60:
         return slug
@@ -1181,7 +1181,7 @@ def _metric(tag: str) -> str:
 
 
 def _all(values: Iterable[str]) -> str:
-    """All different ones, in their order."""
+    """The distinct values, in order."""
     return "; ".join(dict.fromkeys(values))
 
 
@@ -1217,10 +1217,10 @@ def _no_figures() -> Text:
 
 
 def csv_text(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table as CSV; what is not known is empty.
+    """A table as CSV; unknown values are empty.
 
-    Numbers are numbers. A text in which a spreadsheet would see a formula (it begins with =, +, -, @, a tab or a line
-    break) gets an apostrophe before it, and so does a text that begins with an apostrophe: `csv_cell` takes it away.
+    Numbers are numbers. A text that a spreadsheet would read as a formula (it begins with =, +, -, @, a tab or a line
+    break) gets an apostrophe before it, and so does a text that begins with an apostrophe: `csv_cell` removes it.
     """
     import csv
     import io
@@ -1230,7 +1230,7 @@ def csv_text(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     quoting = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)
     for row in (header, *rows):
         cells = ["" if isinstance(c, float) and math.isnan(c) else _plain(c) for c in row]
-        # A carriage return ends a line for consumers, and the writer would not quote it.
+        # A carriage return ends a line for CSV parsers, and the writer would not quote it.
         (quoting if any(isinstance(c, str) and "\r" in c for c in cells) else writer).writerow(cells)
     return out.getvalue()
 

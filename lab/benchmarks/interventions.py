@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-# Parameters with which a method does its usual work; the defaults where nothing is said.
+# Typical parameters of each method; defaults where none are given.
 WORDS = {
     "activation": "activation(name=silu)",
     "fresh_agent": "fresh_agent(every=100000, memory=keep)",
@@ -26,7 +26,7 @@ TITLES = {"dqn": "DQN, Nature CNN, batch 32", "sac": "SAC, two critics of 256x25
 
 
 def prepared(agent: str, word: str | None) -> Any:
-    """A run whose replay is full of noise, ready to update; None if this agent refuses the word."""
+    """A run with a replay full of noise, ready to update; None if the agent refuses the intervention."""
     import torch
 
     from pliant.agents import DQN, SAC, DQNConfig, SACConfig
@@ -71,7 +71,7 @@ def prepared(agent: str, word: str | None) -> Any:
 
 
 class _NoEnvs:
-    """What a run asks of environments that are never stepped."""
+    """The interface of environments, for a run that never steps them."""
 
     num_envs, frame_skip = 1, 1
 
@@ -80,7 +80,7 @@ class _NoEnvs:
 
 
 def block(run: Any, updates: int) -> float:
-    """Seconds for so many updates, batches included."""
+    """Seconds for a number of updates, including the sampling of batches."""
     sampling = run.agent.sampling(run.clock)
     start = time.perf_counter()
     for _ in range(updates):
@@ -120,7 +120,7 @@ def costs(agents: list[str], rounds: int) -> dict[str, dict[str, dict[str, float
                 continue
             block(run, updates)
             pairs = [(block(plain, updates), block(run, updates)) for _ in range(2 * rounds)]
-            # The fastest block of each is the one that other work on the machine disturbed least.
+            # The fastest block of each is the one least disturbed by other load.
             fastest, each = min(a for a, _ in pairs) / updates, min(b for _, b in pairs) / updates
             cost = {"relative": fastest / each}
             if events := [event for _ in range(3) if (event := firing(run)) is not None]:
@@ -132,7 +132,7 @@ def costs(agents: list[str], rounds: int) -> dict[str, dict[str, dict[str, float
 
 
 def table(found: dict[str, dict[str, dict[str, float]]], agents: list[str]) -> list[str]:
-    """Markdown."""
+    """The results as a Markdown table."""
     titles = [TITLES[agent] for agent in agents]
     rows = [
         "| updates a second, relative to the plain agent | " + " | ".join(titles) + " | a firing takes (ms more) |",

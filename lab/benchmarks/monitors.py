@@ -16,14 +16,14 @@ from typing import Any
 
 from .interventions import TITLES, block, prepared
 
-REAL = {"dqn": "ALE/Pong-v5", "sac": "HalfCheetah-v5"}  # for monitors that play
+REAL = {"dqn": "ALE/Pong-v5", "sac": "HalfCheetah-v5"}  # environments for monitors that play
 # Steps between two updates, for monitors whose clock counts steps.
 STEPS_PER_UPDATE = {"dqn": 4, "sac": 1}
 
 
 def shares(agents: list[str], rounds: int) -> dict[str, dict[str, dict[str, float]]]:
     """Monitor → agent's title → `share` of training's time, `event_ms` and `period`; `cheap` is all cheap ones
-    together, which share what they look at."""
+    together, which share their measurements."""
     from pliant.monitors import MONITORS
 
     found: dict[str, dict[str, dict[str, float]]] = {}
@@ -33,14 +33,14 @@ def shares(agents: list[str], rounds: int) -> dict[str, dict[str, dict[str, floa
         run.fresh_envs = partial(make_real, agent)
         block(run, updates)
         for name in ("cheap", *MONITORS):
-            # The probe trains networks for minutes, so once must do.
+            # The probe trains networks for minutes, so it is measured once.
             turns = 1 if name == "probe" else rounds
             found.setdefault(name, {})[TITLES[agent]] = cost(run, agent, name, updates, turns)
     return found
 
 
 def cost(run: Any, agent: str, word: str, updates: int, rounds: int) -> dict[str, float]:
-    """What one monitor, or a group that looks at the same beat, takes: beside plain updates, turn by turn."""
+    """The cost of one monitor, or of a group with the same schedule, measured in turns with plain updates."""
     from pliant.agents.hooks import Clock
     from pliant.monitors import watch
 
@@ -59,7 +59,7 @@ def cost(run: Any, agent: str, word: str, updates: int, rounds: int) -> dict[str
             extras.append(time.perf_counter() - start)
         else:
             run.clock = Clock(period - 1, period - 1, period - 1, period - 1)
-            # The update at which it looks, and the one at which the host reads.
+            # The update at which it measures, and the one at which the host reads the result.
             extras.append(block(run, 2) - 2 * each[-1])
     run.monitors = None
     extra = max(0.0, statistics.median(extras[1:]))
@@ -76,7 +76,7 @@ def make_real(agent: str) -> Any:
 
 
 def table(found: dict[str, dict[str, dict[str, float]]], agents: list[str]) -> list[str]:
-    """Markdown, with sums for the cheap ones and for everything."""
+    """The results as a Markdown table, with sums for the cheap monitors and for all."""
     from pliant.monitors import MONITORS
 
     titles = [TITLES[agent] for agent in agents]

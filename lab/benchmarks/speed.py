@@ -52,7 +52,7 @@ def _timed(task: Task, advance: Callable[[int], None]) -> float:
 
 
 def measure_pliant(task: Task) -> float:
-    """Seconds of our own training loop, in memory (no log on disk, no checkpoints), as the peer's."""
+    """Seconds of pliant's training loop, in memory (no log on disk, no checkpoints), like SB3's."""
     from pliant.agents import DQN, SAC, DQNConfig, SACConfig
     from pliant.agents.networks import NetworkConfig
     from pliant.agents.optimizers import OptimizerConfig
@@ -112,14 +112,14 @@ def measure_sb3(task: Task) -> float:
 
         gym.register_envs(ale_py)
         env = VecFrameStack(make_atari_env(task.env, n_envs=1, seed=0), 4)
-        # Memory is not what is timed here: ten thousand of its transitions take 0.56 GB.
+        # Only speed is measured here; ten thousand of its transitions take 0.56 GB.
         model = sb3.DQN("CnnPolicy", env, buffer_size=10_000, learning_rate=1e-4, **common)
     else:
         policy = {"net_arch": [120, 84]}
         model = sb3.DQN("MlpPolicy", gym.make(task.env), buffer_size=10_000, policy_kwargs=policy, **common)
 
     class Clock(BaseCallback):
-        """Reads the clock between two steps of one call to learn, which alone keeps SB3's schedules running."""
+        """Reads the clock within one call to learn, because only one call keeps SB3's schedules running."""
 
         started = 0.0
 
@@ -144,13 +144,13 @@ def _in_process(library: str, name: str, threads: int) -> float:
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["without a word"]
+        lines = done.stderr.strip().splitlines() or ["without output"]
         raise MeasurementFailed(f"{' '.join(command[2:])} ended with exit code {done.returncode}: {lines[-1]}")
     return float(json.loads(done.stdout.splitlines()[-1])["seconds"])
 
 
 def speed_table(names: list[str], rounds: int, threads: int) -> list[str]:
-    """Markdown rows of environment steps/s, updates/s and the ratio to the peer."""
+    """Markdown rows of environment steps/s, updates/s and the ratio to SB3."""
     rows = [
         f"| training, {threads} thread{'s' * (threads > 1)} | pliant steps/s | SB3 steps/s | pliant updates/s "
         f"| ratio (range of {rounds} rounds) |",
@@ -234,7 +234,7 @@ def checkpoint_table(transitions: list[int]) -> list[str]:
 
 
 def interventions_table(rounds: int, threads: int, save: bool) -> list[str]:
-    """Markdown rows of what each method costs; with `save` also kept where its card finds it."""
+    """Markdown rows of the cost of each method; with `save`, also stored for its card."""
     from .interventions import costs, table
 
     agents = ["dqn", "sac"]
@@ -247,7 +247,7 @@ def interventions_table(rounds: int, threads: int, save: bool) -> list[str]:
 
 
 def monitors_table(rounds: int, threads: int, save: bool) -> list[str]:
-    """Markdown rows of what each monitor costs, and of real training with the cheap ones."""
+    """Markdown rows of the cost of each monitor, and of real training with the cheap ones."""
     from .monitors import end_to_end, shares, table
 
     agents = ["dqn", "sac"]

@@ -57,12 +57,12 @@ Kind = Literal["control", "treatment", "oracle", "fixed_task", "linear", "optimi
 Expect = Literal["higher", "lower", "equal"]
 
 BUILT_IN = Path(__file__).resolve().parents[2] / "claims"
-"""The cards that come with pliant, in a checkout and in an installed package alike."""
+"""The folder of the cards that come with pliant, in a checkout and in an installed package."""
 
 
 @dataclass(frozen=True)
 class Paper:
-    """Where the claim is made."""
+    """The source of the claim."""
 
     title: str
     arxiv: str = ""
@@ -74,10 +74,10 @@ class Arm:
     """One way to run the testbed.
 
     Attributes:
-        kind: control (nothing is done), treatment, oracle (a fresh agent for every task), fixed_task (the task does not
+        kind: control (no treatment), treatment, oracle (a fresh agent for every task), fixed_task (the task does not
             change), linear, optimizer (only its memory is reset), random (edits of the same size at random).
-        words: The sentence of interventions.
-        flags: What differs from the testbed's flags; null takes one away.
+        words: Intervention specs.
+        flags: Flags that differ from the testbed's; null removes a flag.
     """
 
     name: str
@@ -88,12 +88,12 @@ class Arm:
 
 @dataclass(frozen=True)
 class Testbed:
-    """What all arms have in common.
+    """The settings shared by all arms.
 
     Attributes:
-        about: What is learnt here, for the page.
+        about: A description of the task, for the page.
         flags: Flags of `pliant train` by name: `agent: supervised`, `agent.network.hidden: [128, 128]`.
-        segment: Environment steps that a task lasts, by which a run is divided; 0 divides it into twenty.
+        segment: Environment steps per task. A run is divided into segments of this length; 0 gives twenty segments.
         record: Tags of metrics.jsonl that the results keep, besides returns and evaluations.
         arms: Arms that cards may use by name.
     """
@@ -108,18 +108,18 @@ class Testbed:
 
 @dataclass(frozen=True)
 class Measure:
-    """The one number that is read from a run.
+    """The single number that is read from a run.
 
     Attributes:
         read: return (mean return of the episodes of a segment), reward (the same per step, which on streams is the
             accuracy), end_return and end_reward (of the segment's last quarter), length, eval (evaluations, the final
             one last), or a tag that the testbed records.
         of: For a tag, its mean within a segment or the last value there.
-        first, last: Only so many segments (evaluations) from the beginning or the end; 0 is all.
-        reduce: What becomes of them: their mean, or the largest or smallest one.
+        first, last: Number of segments (evaluations) used, from the beginning or the end; 0 is all.
+        reduce: How they are combined: their mean, largest or smallest value.
         relative: ratio or difference to the run's own first `base` segments.
-        better: Which way is better.
-        unit: What the number is called on an axis.
+        better: Which direction is better.
+        unit: The number's name on an axis.
     """
 
     name: str
@@ -136,14 +136,14 @@ class Measure:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a claim says of two arms, or of an arm and a number.
+    """A comparison that a claim makes between two arms, or an arm and a number.
 
     Attributes:
         a, b: Names of arms; `b` may be a number.
         expect: a is higher than b, lower, or equal.
-        margin: The smallest difference that would matter, in the measure's unit.
-        measure: By its name; the first one of the card if not given.
-        paired: Seeds that both arms have are compared one by one (same task, same birth); else Welch's test.
+        margin: The smallest difference that matters, in the measure's unit.
+        measure: The measure's name (default: the first one of the card).
+        paired: Compare arms seed by seed (same task, same initial weights); otherwise use Welch's test.
     """
 
     a: str
@@ -165,11 +165,11 @@ class Card:
     """A claim, complete and checked.
 
     Attributes:
-        name: The file's, without its ending.
-        seeds: How many; they are 0, 1, 2 …
-        minutes: Expected processor time, until it has been measured.
-        tried: What was tried so that it would show, and what that did.
-        figure: What the curve shows: `read` of a measure, or nothing for that of the first measure.
+        name: The file's name without its suffix.
+        seeds: Number of seeds; they are 0, 1, 2 …
+        minutes: Expected processor minutes, used until they have been measured.
+        tried: What was tried to obtain the effect, with the outcome.
+        figure: The reading that the curve shows: `read` of a measure; empty for that of the first measure.
     """
 
     name: str
@@ -196,7 +196,7 @@ class Card:
         return next((arm for arm in self.arms.values() if arm.kind == kind), None)
 
     def command(self, arm: Arm) -> tuple[str, ...]:
-        """The words of `pliant train` that an arm is, without seed and folder."""
+        """The arguments of `pliant train` for an arm, without seed and folder."""
         assert self.testbed is not None
         flags = {**self.testbed.flags, **arm.flags}
         if arm.words:
@@ -204,12 +204,12 @@ class Card:
         return command_line({name: value for name, value in flags.items() if value is not None})
 
     def config(self, arm: Arm, seed: int, runs: Path) -> RunConfig:
-        """The run of an arm and a seed; its folder under `runs` is named by what it is, so that cards share runs."""
+        """The run of an arm with a seed. Its configuration names its folder under `runs`, so that cards share runs."""
         command = self.command(arm)
         return replace(read_command(command), seed=seed, run=str(runs / key(command) / f"seed{seed}"))
 
     def key(self, arm: Arm) -> str:
-        """What names the runs of an arm, see `key`."""
+        """The name of an arm's runs, see `key`."""
         return key(self.command(arm))
 
 
@@ -218,8 +218,8 @@ class Card:
 
 @cache
 def key(words: tuple[str, ...]) -> str:
-    """`<env>/<agent and interventions>-<hash>` of a command line: equal for those that lead to the same run, whatever
-    its seed."""
+    """`<env>/<agent and interventions>-<hash>` of a command line. Command lines of the same run have the same key,
+    independent of the seed."""
     plain = replace(
         read_command(words), seed=0, run=None, resume="auto", threads=0, checkpoint_every=0, keep_checkpoints=1
     )
@@ -232,7 +232,7 @@ def key(words: tuple[str, ...]) -> str:
 
 
 def find(names: Iterable[str] = ()) -> list[Card]:
-    """Cards by name, or by the path of a file; all that come with pliant if none is named (BadInput)."""
+    """Cards by name, or by the path of a file; without names, all that come with pliant (BadInput)."""
     known = {path.stem: path for path in sorted(BUILT_IN.glob("*.yaml"))}
     paths: list[Path] = []
     for name in names:

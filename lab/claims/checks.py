@@ -26,7 +26,7 @@ from ..experiments.config import known, parse
 
 
 class Row(NamedTuple):
-    """One thing that was asked."""
+    """One tested property, with its measured and expected value."""
 
     what: str
     found: str
@@ -56,7 +56,7 @@ LEARNERS = {
 
 
 def injection() -> list[Row]:
-    """What an injection changes at its moment, after 100 updates, on 100 states of the replay."""
+    """The changes by an injection when it fires, after 100 updates, on 100 states of the replay."""
     rows = []
     for name, line in LEARNERS.items():
         run, part = _run(line, "plasticity_injection(at=1000000, of=updates)")
@@ -86,11 +86,12 @@ def injection() -> list[Row]:
 
 
 def adaptive_replay_ratio() -> list[Row]:
-    """When the switch is made, on a critic whose share of active units is given from outside: it falls for 40 updates,
-    rests for 30 and falls again, and is looked at every 10. The same rule, worked out beside it, says when."""
+    """The update of the switch, on a critic whose share of active units is prescribed: it falls for 40 updates, is
+    constant for 30 and falls again. It is measured every 10 updates. A separate computation of the same rule gives the
+    expected update."""
     period, delta = 10, 0.001
     shares = [0.90 - 0.01 * min(u, 40) - 0.01 * max(u - 70, 0) for u in range(1, 101)]
-    # A check comes before its update's own share is added.
+    # The rule is checked before the update's own share is added.
     seen = [shares[max(k - period - 1, 0) : k - 1] for k in range(period, 101, period)]
     means = [math.fsum(part) / len(part) for part in seen]
     settled = next(i for i, mean in enumerate(means) if abs(mean - (means[i - 1] if i else shares[0])) <= delta)
@@ -133,7 +134,7 @@ def _batch(agent: Agent) -> Any:
 
 
 def _active(h: Tensor, share: float) -> Tensor:
-    """Outputs of the shape of `h`, of which this share is above zero."""
+    """Outputs of the shape of `h`, with this share of them above zero."""
     flat = torch.zeros(h.numel())
     flat[: round(share * h.numel())] = 1.0
     return flat.view(h.shape)
@@ -144,8 +145,8 @@ def _active(h: Tensor, share: float) -> Tensor:
 LR, BETA1, BETA2, OLD = 1e-3, 0.9, 0.999, 4_000
 
 
-def _reborn(how: str) -> tuple[list[float], list[float]]:
-    """Sizes of the first three steps, in learning rates, of a weight that is born anew among old ones, and of its
+def _reinitialised(how: str) -> tuple[list[float], list[float]]:
+    """Sizes of the first three steps, in learning rates, of a reinitialised weight among old ones, and of its old
     neighbour: under a constant gradient, after 4,000 steps."""
     parameter = nn.Parameter(torch.zeros(2))
     adam = Adam([parameter], OptimizerConfig(lr=LR, eps=1e-12))
@@ -169,12 +170,12 @@ def _reborn(how: str) -> tuple[list[float], list[float]]:
 
 
 def step_counter() -> list[Row]:
-    """How Adam begins with one weight that is drawn anew, by how it counts its age."""
+    """Adam's first steps of one reinitialised weight, by the way its steps are counted."""
 
     def text(values: Sequence[float]) -> str:
         return ", ".join(f"{value:.2f}" for value in values)
 
-    # Moments of k steps, taken for those of OLD + k.
+    # Moments of k steps, corrected as if they were of OLD + k steps.
     expected = [
         (1 - BETA1**k) / math.sqrt(1 - BETA2**k) * math.sqrt(1 - BETA2 ** (OLD + k)) / (1 - BETA1 ** (OLD + k))
         for k in (1, 2, 3)
@@ -184,11 +185,11 @@ def step_counter() -> list[Row]:
         ("shared", "moments zeroed, step counter shared", expected, [1.0] * 3),
         ("own", "an age of its own", [1.0] * 3, [1.0] * 3),
     ):
-        found = _reborn(how)
+        found = _reinitialised(how)
         for who, values, wanted in zip(("reborn weight", "neighbour"), found, (new, neighbour), strict=True):
             holds = all(abs(v - w) < 0.01 for v, w in zip(values, wanted, strict=True))
             rows.append(Row(f"{what}: first steps of the {who}, in learning rates", text(values), text(wanted), holds))
-    born, old = _reborn("zeroed")
+    born, old = _reinitialised("zeroed")
     rows.append(
         Row(
             "moments and step counter zeroed: first steps of the reborn weight",
@@ -197,7 +198,7 @@ def step_counter() -> list[Row]:
             all(abs(v - 1) < 0.01 for v in born),
         )
     )
-    # An old neighbour has full moments, which the young counter divides by 1 - beta once more.
+    # An old neighbour has full moments, which the reset counter divides by 1 - beta again.
     slowed = [math.sqrt((1 - BETA2**k) / (1 - BETA2 ** (OLD + k))) / (1 - BETA1**k) for k in (1, 2, 3)]
     rows.append(
         Row(
@@ -215,4 +216,4 @@ CHECKS: Mapping[str, Callable[[], list[Row]]] = {
     "adaptive_replay_ratio": adaptive_replay_ratio,
     "step_counter": step_counter,
 }
-"""Every check by the name that a card calls it."""
+"""All checks by the names used in cards."""

@@ -25,7 +25,7 @@ from .cards import Arm, Card, Measure
 from .results import ORDER, ArmResult, Judged, Judgement, series, stored
 from .running import minutes, seeds_of, spelled
 
-# Okabe & Ito 2008, less the yellow, which does not show on white.
+# Okabe & Ito 2008, without yellow, which is hard to see on white.
 MARK = {
     "shown": "shown",
     "not shown": "**not shown**",
@@ -33,7 +33,7 @@ MARK = {
     "underpowered": "**underpowered**",
     "not run": "not run",
 }
-POINTS = 40  # of a curve; more tasks than that are drawn as means of neighbours
+POINTS = 40  # points of a curve; with more tasks, means of neighbours are drawn
 
 
 def write_page(judged: Sequence[Judgement], out: Path) -> Path:
@@ -47,7 +47,7 @@ def write_page(judged: Sequence[Judgement], out: Path) -> Path:
         if each.arms is not None and each.verdict != "not run":
             (figures / f"{each.card.name}.svg").write_text(figure(each), encoding="utf-8")
             drawn.add(f"{each.card.name}.svg")
-    for stale in figures.glob("*.svg"):  # of a claim that is gone
+    for stale in figures.glob("*.svg"):  # left by a claim that was removed
         if stale.name not in drawn:
             stale.unlink()
     page = out / "claims.md"
@@ -90,7 +90,7 @@ def _page(judged: Sequence[Judgement]) -> Iterator[str]:
 
 
 def _anchor(title: str) -> str:
-    """The name that GitHub gives a heading."""
+    """The anchor that GitHub gives a heading."""
     kept = "".join(c for c in title.lower() if c.isalnum() or c in " -_")
     return kept.replace(" ", "-")
 
@@ -134,17 +134,17 @@ def _section(judged: Judgement) -> Iterator[str]:
 
 
 def _text(text: str) -> str:
-    """Prose of a card, which may use Markdown, but no HTML."""
+    """Prose of a card, which may contain Markdown but no HTML."""
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", " ".join(text.split()))
 
 
 def _cell(text: str) -> str:
-    """The same in a table."""
+    """The same, within a table."""
     return _text(text).replace("|", r"\|")
 
 
 def _code(text: str) -> str:
-    """A code span, whatever backticks stand within it."""
+    """A code span for text that may contain backticks."""
     if "`" not in text:
         return f"`{text}`"
     fence = fenced(text)
@@ -216,14 +216,14 @@ def _interval(interval: Interval) -> str:
 
 
 def _number(value: float) -> str:
-    """Three digits, and none that only the machine knows."""
+    """Three digits, so that the text does not depend on the machine."""
     if not math.isfinite(value):
         return str(value)
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) >= 1e-12 else "0"
 
 
 def _commands(card: Card) -> Iterator[str]:
-    """The command line of the first arm whole, of others what differs."""
+    """The complete command line of the first arm, and the differences of the others."""
     base: tuple[str, ...] = ()
     for arm in card.arms.values():
         words = card.command(arm)
@@ -278,7 +278,7 @@ def _caption(card: Card) -> str:
 
 
 def _part(card: Card) -> str:
-    """What stands on the axis from left to right."""
+    """The label of the horizontal axis."""
     if card.first_measure.read == "eval":
         return "evaluation"
     return "task" if card.testbed is not None and card.testbed.segment else "twentieth of the run"
@@ -336,17 +336,17 @@ def figure(judged: Judgement) -> str:
         chart.legend(loc="outside lower center", ncols=2, frameon=False, handlelength=3.2, fontsize=9)
         out = StringIO()
         chart.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    # No trailing blanks: what is committed is to be clean.
+    # No trailing blanks, because the file is committed.
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
 def _drawn(text: str) -> str:
-    """matplotlib would take what stands between two dollars for a formula."""
+    """Escaped for matplotlib, which would read text between two dollar signs as a formula."""
     return text.replace("$", r"\$")
 
 
 def _looks(card: Card) -> Iterator[dict[str, Any]]:
-    """Colour and line of every arm; the control is black, the oracle grey and dashed."""
+    """Colour and line style of every arm; the control is black, the oracle grey and dashed."""
     count = 0
     for arm in card.arms.values():
         if arm.kind == "control":
@@ -359,7 +359,7 @@ def _looks(card: Card) -> Iterator[dict[str, Any]]:
 
 
 def _curve(rows: Sequence[Sequence[float]]) -> tuple[list[float], list[Interval]]:
-    """Positions (from 1) and means over seeds; neighbours are drawn as their mean where there are very many."""
+    """Positions (from 1) and means over seeds; if there are very many points, neighbours are averaged."""
     length = min(map(len, rows))
     width = max(-(-length // POINTS), 1)
     parts = [slice(i, i + width) for i in range(0, length, width)]

@@ -44,7 +44,7 @@ from .cards import BUILT_IN, Arm, Card, Comparison, Measure
 
 Verdict = Literal["shown", "not shown", "contradicted", "underpowered", "not run"]
 ORDER: tuple[Verdict, ...] = ("contradicted", "not shown", "underpowered", "not run", "shown")
-"""From the worst to the best; what does not show stands first."""
+"""Verdicts from the worst to the best."""
 SCHEMA = 1
 
 
@@ -52,25 +52,25 @@ SCHEMA = 1
 
 
 def results_folder(card: Card) -> Path:
-    """Where the results of a card are kept: beside it; for those of an installed package, in the present folder."""
+    """The folder of a card's results: beside the card, or in the current folder for cards of an installed package."""
     if card.path.parent.resolve() != BUILT_IN.resolve():
         return card.path.parent / "results"
     return BUILT_IN / "results" if (BUILT_IN.parent / "pyproject.toml").exists() else Path("claims", "results")
 
 
 def result_file(card: Card, arm: Arm, seed: int) -> Path:
-    """Where the result of one run is kept."""
+    """The file with the result of one run."""
     return results_folder(card) / card.key(arm) / f"seed{seed}.json"
 
 
 def summarise(
     folder: Path, segment: int = 0, record: Sequence[str] = (), command: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """What a finished run's folder says, in a few kilobytes and whatever may be asked of it later.
+    """The stored result of a finished run: a few kilobytes that contain all possible readings.
 
     The run is divided into segments of `segment` environment steps (twenty if 0). A segment's returns, lengths and
-    rewards are those of the episodes that end in it; of a tag, the mean of its values there and the last one. What a
-    segment has no values of is None.
+    rewards are those of the episodes that end in it; for a tag, the mean of its values there and the last value.
+    Missing values are None.
     """
     rows = read_metrics(folder)
     steps, done = steps_done(folder), read_json(folder / DONE, dict, "Delete it, and the run goes on")
@@ -120,7 +120,7 @@ def summarise(
 
 
 def _short(value: float) -> float | str:
-    """Six digits are more than any figure shows; JSON has no NaN."""
+    """A number with six digits (figures show fewer), or None for NaN, which JSON does not have."""
     return float(f"{value:.6g}") if math.isfinite(value) else str(value)
 
 
@@ -135,7 +135,7 @@ def _mean(values: Iterable[float]) -> float | str | None:
 
 
 def write_result(file: Path, result: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
+    """Write a result atomically."""
     file.parent.mkdir(parents=True, exist_ok=True)
     scratch = file.with_suffix(".tmp")
     scratch.write_text(json.dumps(result, separators=(",", ":")) + "\n", encoding="utf-8")
@@ -144,7 +144,7 @@ def write_result(file: Path, result: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _stored_in(file: Path) -> Iterator[None]:
-    """Around the reading of a result: a file that is none is named (BadInput)."""
+    """Wraps the reading of a result: errors name the file (BadInput)."""
     try:
         yield
     except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError) as error:
@@ -155,7 +155,7 @@ def _stored_in(file: Path) -> Iterator[None]:
 
 
 def stored(card: Card, arm: Arm) -> dict[int, dict[str, Any]]:
-    """The results of an arm by seed, all that there are, as far as they hold what the card reads."""
+    """All stored results of an arm that contain the readings of the card, by seed."""
     assert card.testbed is not None
     folder = result_file(card, arm, 0).parent
     found: dict[int, dict[str, Any]] = {}
@@ -175,7 +175,7 @@ def stored(card: Card, arm: Arm) -> dict[int, dict[str, Any]]:
 
 
 def series(result: Mapping[str, Any], read: str, of: str = "mean") -> list[float]:
-    """A reading, segment by segment (or evaluation by evaluation); NaN where there is none."""
+    """A reading by segment (or by evaluation); NaN if missing."""
     if read == "eval":
         found = [value for _, value in result["evaluations"]]
     elif "/" in read:
@@ -209,7 +209,7 @@ def value(result: Mapping[str, Any], measure: Measure) -> float:
 
 @dataclass(frozen=True)
 class Judged:
-    """A comparison and what came of it; `why` is the verdict in words."""
+    """A comparison with its result; `why` explains the verdict."""
 
     comparison: Comparison
     verdict: Verdict
@@ -219,7 +219,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """What is known of an arm under one measure: the values by seed, their mean and interval, the oracle's gap."""
+    """The results of an arm under one measure: the values by seed, their mean and interval, the gap closed."""
 
     arm: Arm
     values: Mapping[int, float]
@@ -240,7 +240,7 @@ class Judgement:
 
 
 def judge_difference(comparison: Comparison, difference: Difference) -> tuple[Verdict, str]:
-    """The rule at the head of this module."""
+    """The rules in the module's docstring."""
     if not difference.known:
         return "underpowered", f"{difference.seeds} seeds; there is no interval from fewer than {FEWEST}"
     if not math.isfinite(difference.estimate):
@@ -271,7 +271,7 @@ def judge_difference(comparison: Comparison, difference: Difference) -> tuple[Ve
 
 
 def compare(comparison: Comparison, values: Mapping[str, Mapping[int, float]]) -> Judged:
-    """Judge a comparison by the values of its arms, by seed."""
+    """The verdict of a comparison from the values of its arms, by seed."""
     first = values[comparison.a]
     if not isinstance(comparison.b, str):
         if not first:
@@ -291,7 +291,7 @@ def compare(comparison: Comparison, values: Mapping[str, Mapping[int, float]]) -
 
 
 def overall(verdicts: Iterable[Verdict]) -> Verdict:
-    """The worst of them; not run if any of them was not run, for nothing is settled then."""
+    """The worst verdict; `not run` if any comparison was not run."""
     found = set(verdicts)
     if "not run" in found:
         return "not run"
@@ -299,7 +299,7 @@ def overall(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def judge(card: Card) -> Judgement:
-    """The verdict of a card by the results that are stored."""
+    """The verdict of a card from its stored results."""
     if card.kind == "check":
         file = results_folder(card) / "checks" / f"{card.name}.json"
         if not file.exists():

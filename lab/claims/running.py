@@ -22,15 +22,15 @@ from pliant.lab.experiments.folder import PACKAGES, STOPPED, git, package
 from pliant.lab.experiments.pool import Job, Outcome, Progress, run_all
 
 RUNS = Path("runs", "claims")
-FEW = 5  # seeds that every claim gets before any gets more
-SPARE = 0.9  # share of a budget that is planned for: costs are estimates
+FEW = 5  # seeds that every claim gets before any claim gets more
+SPARE = 0.9  # share of the budget that is planned, because costs are estimates
 
 
 # ------------------------------------------------------------------------------------------------ planning
 
 
 def cost_of(card: Card, arm: Arm) -> float:
-    """Seconds that a run of an arm takes on one core: measured, or else the card's estimate, or else 0."""
+    """Seconds of a run of an arm on one core: measured, or the card's estimate, or 0."""
     spent = [result["cpu_seconds"] for result in stored(card, arm).values()]
     if spent:
         return sum(spent) / len(spent)
@@ -48,7 +48,7 @@ def jobs_of(card: Card, seeds: Iterable[int], runs: Path) -> list[tuple[Card, Ar
 
 
 def _line(card: Card, arm: Arm, seed: int, runs: Path) -> tuple[str, ...]:
-    """The command line that makes the same run."""
+    """The command line of the same run."""
     config = card.config(arm, seed, runs)
     chosen = ("--seed", str(seed), "--device", config.device, "--threads", "1", "--run", str(config.run))
     return (*card.command(arm), *chosen)
@@ -56,7 +56,7 @@ def _line(card: Card, arm: Arm, seed: int, runs: Path) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run, in this order; and the claims for which the budget is too small or unknown."""
+    """The planned runs, in order, and the claims for which the budget is too small or the cost unknown."""
 
     jobs: Sequence[tuple[Card, Arm, Job]]
     checks: Sequence[Card]
@@ -65,7 +65,7 @@ class Plan:
 
 
 def plan(cards: Sequence[Card], runs: Path, budget: float | None, workers: int, seeds: int = 0) -> Plan:
-    """Which runs, in which order.
+    """Choose the runs and their order.
 
     Without a budget: all seeds of all cards. With one, the claims are taken in the order of what their first five seeds
     still cost, cheapest first, as long as they fit; then further seeds of these, one of each claim in turn. A run that
@@ -84,7 +84,7 @@ def plan(cards: Sequence[Card], runs: Path, budget: float | None, workers: int, 
     while waiting:
         first = {card.name: jobs_of(card, range(min(FEW, wanted[card.name])), runs) for card in waiting}
         price = {name: _price(jobs, taken) for name, jobs in first.items()}
-        # What nobody knows the cost of goes last.
+        # Claims of unknown cost go last.
         card = min(waiting, key=lambda c: (_unknown(first[c.name]), price[c.name], c.name))
         if price[card.name] > left or (_unknown(first[card.name]) and chosen):
             break
@@ -105,7 +105,7 @@ def plan(cards: Sequence[Card], runs: Path, budget: float | None, workers: int, 
 
 
 def _once(jobs: Iterable[tuple[Card, Arm, Job]]) -> list[tuple[Card, Arm, Job]]:
-    """Without the runs that stand earlier already."""
+    """The list without repeated runs."""
     found: dict[str, tuple[Card, Arm, Job]] = {}
     for card, arm, job in jobs:
         found.setdefault(str(job.config.run), (card, arm, job))
@@ -113,7 +113,7 @@ def _once(jobs: Iterable[tuple[Card, Arm, Job]]) -> list[tuple[Card, Arm, Job]]:
 
 
 def _price(jobs: Iterable[tuple[Card, Arm, Job]], taken: set[str]) -> float:
-    """Seconds of what is neither done nor taken already."""
+    """Seconds of the runs that are neither done nor planned already."""
     new = {str(job.config.run): job for _, _, job in jobs if str(job.config.run) not in taken}
     return sum(job.seconds for run, job in new.items() if not (Path(run) / "DONE").exists())
 
@@ -126,7 +126,7 @@ def _unknown(jobs: Iterable[tuple[Card, Arm, Job]]) -> bool:
 
 
 def run_claims(cards: Sequence[Card], runs: Path, budget: float | None, workers: int, seeds: int = 0) -> int:
-    """Run what is missing and keep its results; the exit code."""
+    """Do the missing runs and store their results. Returns the exit code."""
     planned = plan(cards, runs, budget, workers, seeds)
     if planned.left_out:
         names = ", ".join(card.name for card in planned.left_out)
@@ -158,8 +158,8 @@ def run_claims(cards: Sequence[Card], runs: Path, budget: float | None, workers:
 
 
 def _readers(cards: Iterable[Card]) -> dict[str, tuple[int, tuple[str, ...]]]:
-    """How every run is divided, and which tags are kept of it, for all the cards that read it (BadInput if they do not
-    agree)."""
+    """The segment length and the recorded tags of every run, for all cards that read it (BadInput if the cards
+    disagree)."""
     found: dict[str, tuple[int, tuple[str, ...], str]] = {}
     for card in cards:
         for arm in card.arms.values():
@@ -176,7 +176,7 @@ def _readers(cards: Iterable[Card]) -> dict[str, tuple[int, tuple[str, ...]]]:
 
 
 def run_check(card: Card) -> None:
-    """Try out what needs no seeds, and keep what was found."""
+    """Execute a check and store its rows."""
     import torch
 
     threads = torch.get_num_threads()
@@ -206,7 +206,7 @@ def run_check(card: Card) -> None:
 
 
 def minutes(judgement: Judgement) -> tuple[float, bool]:
-    """Processor minutes of a claim with all its seeds, and whether they were measured."""
+    """Processor minutes of a claim with all seeds, and whether they were measured."""
     card = judgement.card
     if judgement.check is not None:
         return float(judgement.check["cpu_seconds"]) / 60, True
@@ -217,7 +217,7 @@ def minutes(judgement: Judgement) -> tuple[float, bool]:
 
 
 def spelled(time_in_minutes: float, measured: bool) -> str:
-    """`3.2 min`, `~10 min` where it is an estimate, `?` where there is none."""
+    """`3.2 min`, `~10 min` for an estimate, `?` if unknown."""
     if not measured and time_in_minutes == 0:
         return "?"
     return f"{'' if measured else '~'}{time_in_minutes:.2g} min"
@@ -233,7 +233,7 @@ def table(judged: Sequence[Judgement]) -> str:
 
 
 def seeds_of(judgement: Judgement) -> str:
-    """How many seeds there are of every arm: `5`, or `3-5` where arms have not as many."""
+    """The number of seeds of the arms: `5`, or `3-5` if arms differ."""
     if judgement.arms is None:
         return "-"
     counts = [len(arm.values) for arms in judgement.arms.values() for arm in arms.values()]
@@ -241,7 +241,7 @@ def seeds_of(judgement: Judgement) -> str:
 
 
 def in_words(judgement: Judgement) -> str:
-    """A claim's verdict and what it rests on, for the terminal."""
+    """A claim's verdict and its evidence, for the terminal."""
     card = judgement.card
     lines = [f"{card.name}: {judgement.verdict.upper()}", f"  {card.claim}"]
     for each in judgement.comparisons:

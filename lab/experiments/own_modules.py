@@ -18,7 +18,7 @@ RECORD = "versions.json"
 
 
 def described(env: str) -> dict[str, dict[str, str]]:
-    """File and digest of the modules that an environment comes from; empty for one that is not of a module."""
+    """File and digest of the modules that an environment comes from; empty if it does not come from a user's module."""
     return {
         name: {"file": file, "blake2b": hashlib.blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()}
         for name, file in modules.sources(env).items()
@@ -27,7 +27,7 @@ def described(env: str) -> dict[str, dict[str, str]]:
 
 
 def recorded(place: Path) -> dict[str, dict[str, str]]:
-    """What the last session of the run at a place, or around it, wrote down; empty if nothing, or nothing readable."""
+    """The modules recorded by the last session of the run at a path, or above it; empty if none can be read."""
     file = next((folder / RECORD for folder in (place, *place.parents) if (folder / RECORD).exists()), None)
     try:
         return dict(json.loads(file.read_text())[-1]["modules"]) if file is not None else {}
@@ -36,7 +36,7 @@ def recorded(place: Path) -> dict[str, dict[str, str]]:
 
 
 def refuse_others(place: Path, env: str) -> None:
-    """Refuse to use a run with other modules than its own (BadInput).
+    """Refuse to use a run with modules other than its own (BadInput).
 
     Args:
         place: The run's folder, or a checkpoint in it.
@@ -58,6 +58,6 @@ def refuse_others(place: Path, env: str) -> None:
         now = here.get(name, was)
         if now["blake2b"] != was["blake2b"] and now["file"] != was["file"]:
             raise BadInput(
-                f"{place} was made with the module {name} in {was['file']}, and from here {name} is another one, "
+                f"{place} was made with the module {name} in {was['file']}, and here {name} is another module, "
                 f"{now['file']}: go to the folder of the first, or put that folder into PYTHONPATH"
             )

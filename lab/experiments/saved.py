@@ -22,11 +22,11 @@ class Saved:
     """A saved agent before it is built.
 
     Attributes:
-        path: What was named.
-        content: What `Agent.from_content` reads.
+        path: The given path.
+        content: The input of `Agent.from_content`.
         source: The file or checkpoint that holds it.
-        found: The checkpoint; None of a lone file.
-        config: The configuration of the run that it belongs to; None of a lone file or checkpoint.
+        found: The checkpoint; None for an agent file.
+        config: The configuration of its run; None for an agent file or a checkpoint without a run.
     """
 
     path: Path
@@ -36,11 +36,11 @@ class Saved:
     config: RunConfig | None = None
 
     def build(self, device: str, words: Sequence[str] = ()) -> Agent:
-        """The agent on a device. `words` are the interventions of an agent that belongs to no run.
+        """The agent on a device. `words` are the interventions of an agent without a run.
 
         Raises:
-            ValueError: `BadFile` or another that names the file: an agent that is not known here or is not whole,
-                or was saved with other interventions.
+            ValueError: `BadFile` or another that names the file: the agent is unknown or incomplete, or was
+                saved with other interventions.
         """
         try:
             agent_class = known().agent_class(self.content["agent"])
@@ -54,17 +54,17 @@ class Saved:
 
     @property
     def steps(self) -> int:
-        """The environment steps at which it was saved; 0 of a lone file."""
+        """The environment steps at which it was saved; 0 for an agent file."""
         return 0 if self.found is None else int(self.found.load("loop")["clock"]["steps"])
 
 
 def read_saved(path: Path, *, whole: bool = False, otherwise: str = "") -> Saved:
-    """The saved agent at a path. Of a checkpoint the agent alone is verified, or with `whole` the replay, too.
+    """The saved agent at a path. Of a checkpoint, only the agent is verified; with `whole`, also the replay.
 
     Args:
         path: A run's folder (its newest good checkpoint is read), a checkpoint's folder, or a file.
-        whole: Is all of the checkpoint needed?
-        otherwise: What else the user may do with a file that holds no agent; stands at the end of the message.
+        whole: Whether the whole checkpoint is needed.
+        otherwise: An alternative for the user if the file holds no agent; the end of the message.
 
     Raises:
         BadFile: There is nothing at this path, or no agent.
@@ -88,7 +88,7 @@ def read_saved(path: Path, *, whole: bool = False, otherwise: str = "") -> Saved
 
 
 def check_fits(agent: Agent, envs: Envs) -> None:
-    """Refuse environments that an agent cannot see or act in (BadInput)."""
+    """Refuse environments whose observations or actions do not fit the agent (BadInput)."""
     sees, shown = tuple(agent.observation.shape), tuple(envs.observation.shape)
     if sees != shown or agent.observation.dtype != envs.observation.dtype:
         raise BadInput(

@@ -16,34 +16,34 @@ from .config import load
 from .fork import settled
 from .training import built
 
-SAMPLES = 256  # transitions of the agent's own that copies are probed on
+SAMPLES = 256  # transitions of the agent on which copies are probed
 
 
 def explain(checkpoints: Sequence[tuple[Path, Found]], draws: int = 10) -> int:
-    """Print the table of repairs, of several runs in the mean; 0.
+    """Print the table of repairs, averaged over runs. Returns 0.
 
     Args:
         checkpoints: Folders of runs, and a checkpoint of each.
         draws: Repetitions of the probe.
 
     Raises:
-        BadInput: Nothing has been learnt from yet, or the runs are of agents that cannot be put together.
+        BadInput: No data has been learnt from yet, or the runs have different agents.
     """
-    found = [attributed(folder, checkpoint, draws) for folder, checkpoint in checkpoints]
-    if len({tuple(each.module for each in one) for one in found}) > 1:
+    repairs = [attributed(folder, checkpoint, draws) for folder, checkpoint in checkpoints]
+    if len({tuple(each.module for each in one) for one in repairs}) > 1:
         raise BadInput("these runs are of different agents: ask for one kind at a time")
-    whose = f"the mean of {len(found)} runs" if len(found) > 1 else str(checkpoints[0][0])
-    print(f"Repairs of {whose} at step {checkpoints[0][1].step:,}, each by itself, and what copies learn after it:\n")
-    print(table(pooled(found)))
-    if len(found) > 1:
+    whose = f"the mean of {len(repairs)} runs" if len(repairs) > 1 else str(checkpoints[0][0])
+    print(f"Repairs of {whose} at step {checkpoints[0][1].step:,}, each alone, and the learning of copies after it:\n")
+    print(table(pooled(repairs)))
+    if len(repairs) > 1:
         print("\nBy run:")
-        for (folder, _), one in zip(checkpoints, found, strict=True):
+        for (folder, _), one in zip(checkpoints, repairs, strict=True):
             print(f"  {folder}: {'; '.join(each.verdict() for each in one)}")
     return 0
 
 
 def attributed(folder: Path, checkpoint: Found, draws: int) -> list[Attribution]:
-    """The repairs of the agent that a checkpoint holds (BadInput)."""
+    """The repairs of the agent in a checkpoint (BadInput)."""
     threads = torch.get_num_threads()
     config = load(folder)
     config = settled(config)

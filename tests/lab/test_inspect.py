@@ -470,7 +470,7 @@ def test_refusals_of_modules(project: Path) -> None:
     assert "package.module:Class" in refused("weights.pt", "--module", "somebodys_nets", *given)
     assert "No module named 'nobodys_nets'" in refused("weights.pt", "--module", "nobodys_nets:Net", *given)
     assert "Did you mean 'Net'" in refused("weights.pt", "--module", "somebodys_nets:Nett", *given)
-    assert "no torch module" in refused("weights.pt", "--module", "somebodys_nets:nothing", *given)
+    assert "not a torch module" in refused("weights.pt", "--module", "somebodys_nets:nothing", *given)
     assert "cannot be built" in refused(*MODULE, "--module-args", '{"width": 3}', *given)
     assert "no JSON" in refused(*MODULE, "--module-args", "{width", *given)
     assert "JSON object" in refused(*MODULE, "--module-args", "7", *given)
