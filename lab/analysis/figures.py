@@ -68,19 +68,19 @@ def installed() -> bool:
 
 def looks(arms: Iterable[str], baseline: str | None, oracle: str | None) -> dict[str, Look]:
     """The style of every arm. Arms other than baseline and oracle get colours in their order."""
-    found = {}
+    styles = {}
     count = 0
     for arm in arms:
         if arm == baseline:
-            found[arm] = Look(BLACK, "-", 1.9)
+            styles[arm] = Look(BLACK, "-", 1.9)
         elif arm == oracle:
-            found[arm] = Look(GREY, (0, (5, 1.5)), 1.9)
+            styles[arm] = Look(GREY, (0, (5, 1.5)), 1.9)
         else:
             # Every round of colours has another line style, so that thirty-two arms are distinct.
             style = STYLES[(count + count // len(COLOURS)) % len(STYLES)]
-            found[arm] = Look(COLOURS[count % len(COLOURS)], style)
+            styles[arm] = Look(COLOURS[count % len(COLOURS)], style)
             count += 1
-    return found
+    return styles
 
 
 def shortened(label: str, longest: int = LONG) -> str:

@@ -135,18 +135,18 @@ def looked_at(path: Path, device: str, words: Sequence[str] = ()) -> Looked:
     saved = read_saved(path, whole=True, otherwise="; for weights of a module of your own, give --module")
     if saved.config is not None and words:
         raise BadInput(f"--interventions is for an agent's file; {path} belongs to a run with its own")
-    agent, found = saved.build(device, words), saved.found
-    if found is None:
+    agent, checkpoint = saved.build(device, words), saved.found
+    if checkpoint is None:
         return Looked(agent, Clock(), saved.source)
-    state = found.load("replay")
+    state = checkpoint.load("replay")
     memory = agent.memory(state["made_for"]["num_envs"])
     own = memory.state_dict()
     # An inspection draws from its own generator, so that the saved one may belong to another device.
     here = {key: value for key, value in own["made_for"].items() if key == "device"}
     state |= {"generator": own["generator"], "made_for": state["made_for"] | here}
     memory.load_state_dict(state)
-    found.restore(memory)
-    return Looked(agent, Clock(**found.load("loop")["clock"]), saved.source, memory, found, saved.config)
+    checkpoint.restore(memory)
+    return Looked(agent, Clock(**checkpoint.load("loop")["clock"]), saved.source, memory, checkpoint, saved.config)
 
 
 class Given:
@@ -335,9 +335,9 @@ def inspect_module(network: PlainNetwork, words: Sequence[str], report: Report, 
         part.before_update(context)
         for key, tensor in part.measure(context):
             single: list[Finding] = [(key, float(tensor))] if tensor.ndim == 0 else []
-            for name, found in single or part.finish(key, tensor.cpu().numpy(), clock):
-                if not isinstance(found, Picture):
-                    report.add(name, found)
+            for name, reading in single or part.finish(key, tensor.cpu().numpy(), clock):
+                if not isinstance(reading, Picture):
+                    report.add(name, reading)
     for name, why in network.foreign.left_alone.items():
         report.skipped[f"the units of {name}"] = why
 

@@ -61,8 +61,8 @@ class Series:
 
     def within(self, begin: float, end: float) -> Array:
         """Finite values at more than `begin` and at most `end` environment steps."""
-        found = self.values[(self.steps > begin) & (self.steps <= end)]
-        return found[np.isfinite(found)]
+        values = self.values[(self.steps > begin) & (self.steps <= end)]
+        return values[np.isfinite(values)]
 
 
 @dataclass(frozen=True)
@@ -293,17 +293,17 @@ def _refuse_twins(records: Sequence[Record]) -> None:
 
 def _parents(forks: Sequence[Record], records: Sequence[Record]) -> dict[Path, Record]:
     known = {record.folder.resolve(): record for record in records}
-    found: dict[Path, Record] = {}
+    parents: dict[Path, Record] = {}
     for fork in forks:
         assert fork.fork is not None
         place = fork.fork.parent
-        if place in found:
+        if place in parents:
             continue
         if place in known:
-            found[place] = known[place]
+            parents[place] = known[place]
         elif (place / "config.yaml").exists():
-            found[place] = _labelled([read_run(place)])[0]
-    return found
+            parents[place] = _labelled([read_run(place)])[0]
+    return parents
 
 
 # ------------------------------------------------------------------------------------------------ names of loose runs
@@ -320,15 +320,15 @@ def _labelled(records: Sequence[Record]) -> list[Record]:
     plain_first = sorted(configs, key=lambda c: bool(c.interventions))
     for config in plain_first:
         first.setdefault((_problem(config), config.agent), config)
-    found = []
+    labelled = []
     for group, config in zip(groups.values(), configs, strict=True):
         problem, agent, arm = _problem(config), config.agent, " ".join(config.interventions) or PLAIN
         # Other differences are named, so that they are not mistaken for effects of the interventions.
         settings = [replace(_bare(c), interventions=()) for c in (first[problem, agent], config)]
         if changed := differences(*settings):
             arm += " (" + ", ".join(f"{name}={_short(new)}" for name, (_, new) in changed.items()) + ")"
-        found += [replace(record, environment=problem, agent=agent, arm=arm) for record in group]
-    return found
+        labelled += [replace(record, environment=problem, agent=agent, arm=arm) for record in group]
+    return labelled
 
 
 def _bare(config: RunConfig) -> RunConfig:
@@ -488,9 +488,9 @@ def _seconds(folder: Path) -> tuple[float, float]:
 
 
 def _versions(session: Mapping[str, Any], config: RunConfig) -> dict[str, str]:
-    found = {name: str(session[name]) for name in ("git", "python", "platform") if session.get(name)}
-    found |= {name: str(v) for name, v in (session.get("packages") or {}).items() if v is not None}
-    return found | {"device": config.device, "threads": str(config.threads)}
+    versions = {name: str(session[name]) for name in ("git", "python", "platform") if session.get(name)}
+    versions |= {name: str(v) for name, v in (session.get("packages") or {}).items() if v is not None}
+    return versions | {"device": config.device, "threads": str(config.threads)}
 
 
 def _fork(folder: Path) -> Fork | None:

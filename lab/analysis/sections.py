@@ -124,8 +124,8 @@ class Report:
 
     def records(self, agent: str, environment: str, arm: str) -> list[Record]:
         """Finished runs by seed."""
-        found = [r for r in self.runs.finished if (r.agent, r.environment, r.arm) == (agent, environment, arm)]
-        return sorted(found, key=lambda r: r.seed)
+        records = [r for r in self.runs.finished if (r.agent, r.environment, r.arm) == (agent, environment, arm)]
+        return sorted(records, key=lambda r: r.seed)
 
     def look(self, arm: str) -> Look:
         return figures.by_arm(self.looks, arm)
@@ -288,13 +288,13 @@ class Report:
 
     def _aggregate(self, number: int, group: Group) -> Iterator[Block]:
         arms = [arm for arm in group.arms if group.whole(arm)]
-        found = {arm: aggregate(group.strata(arm)) for arm in arms}
+        aggregates = {arm: aggregate(group.strata(arm)) for arm in arms}
         names = [name for name in STATISTICS if name != "optimality gap" or group.scale.goal]
         tasks = len(group.environments)
         median = "median of the tasks' means" if tasks > 1 else "median"
         yield Text(f"{_capital(group.scale.title)}: {group.scale.about}. {_count(tasks, 'task')}.")
         rows = []
-        for arm, by_name in found.items():
+        for arm, by_name in aggregates.items():
             counts = sorted({len(row) for row in group.strata(arm)})
             rows.append([arm, "–".join(map(str, counts)), *(interval(by_name[name]) for name in names)])
             for name in names:
@@ -311,8 +311,8 @@ class Report:
             yield Text(f"Not run in every environment, and so not here: {', '.join(partly)}.", "note")
         if not self.drawing:
             return
-        drawn = [(arm, found[arm]["IQM"], self.look(arm)) for arm in arms]
-        reference = found[group.baseline]["IQM"].estimate if group.baseline in found else None
+        drawn = [(arm, aggregates[arm]["IQM"], self.look(arm)) for arm in arms]
+        reference = aggregates[group.baseline]["IQM"].estimate if group.baseline in aggregates else None
         title = f"{_capital(group.scale.title)}, interquartile mean"
         pair = [
             self.figure(
@@ -537,9 +537,9 @@ class Report:
         for kind, tag, x, y in kinds:
             lines = []
             for arm, records in rows.items():
-                if found := self._steps_curve(records, tag, grid, skip):
-                    lines.append(self._line(arm, found, self._firings(records, skip)))
-                    self._curve_csv(group.agent, env, arm, y, x, found)
+                if averaged := self._steps_curve(records, tag, grid, skip):
+                    lines.append(self._line(arm, averaged, self._firings(records, skip)))
+                    self._curve_csv(group.agent, env, arm, y, x, averaged)
             if lines and self.drawing:
                 what = "mean return per task, task changes marked" if edges and kind == "frames" else y
                 yield self.figure(
@@ -548,13 +548,13 @@ class Report:
                     f"{_capital(what)} by environment frames{self.where(group.agent, env)}.",
                 )
         by_updates = {arm: self._updates_curve(records) for arm, records in rows.items()}
-        known = {arm: found for arm, found in by_updates.items() if found is not None}
+        known = {arm: averaged for arm, averaged in by_updates.items() if averaged is not None}
         if known:
             yield from self._update_figures(slug, group, env, known)
 
     def _update_figures(self, slug: str, group: Group, env: str, known: Mapping[str, Curve]) -> Iterator[Figure]:
-        for arm, found in known.items():
-            self._curve_csv(group.agent, env, arm, "Return", "Gradient updates", found)
+        for arm, averaged in known.items():
+            self._curve_csv(group.agent, env, arm, "Return", "Gradient updates", averaged)
         if self.drawing:
             yield self.figure(
                 figures.lines(
@@ -571,8 +571,8 @@ class Report:
         }
         if not scaled:
             return
-        for arm, found in scaled.items():
-            self._curve_csv(group.agent, env, arm, "Return", "FLOPs", found)
+        for arm, averaged in scaled.items():
+            self._curve_csv(group.agent, env, arm, "Return", "FLOPs", averaged)
         if self.drawing:
             yield self.figure(
                 figures.lines(
@@ -596,8 +596,8 @@ class Report:
             row = binned(series.steps, series.values, grid)
             rows.append(row[: int(np.searchsorted(grid[1:], record.steps, side="right"))])
         x = (grid[:-1] + grid[1:]) / 2 * skip
-        found = curve(rows, x) if len(x) else None
-        return found if found is not None and np.isfinite(found.mean).any() else None
+        averaged = curve(rows, x) if len(x) else None
+        return averaged if averaged is not None and np.isfinite(averaged.mean).any() else None
 
     def _updates_curve(self, records: Sequence[Record]) -> Curve | None:
         end = min(record.updates for record in records)
@@ -608,24 +608,24 @@ class Report:
             points = min(2 * BINS, max(1, records[0].steps // self.measure.segment))
         grid = np.linspace(0, end, points + 1)
         rows = [binned(r.returns.updates, r.returns.values, grid) for r in records]
-        found = curve(rows, (grid[:-1] + grid[1:]) / 2)
-        return found if np.isfinite(found.mean).any() else None
+        averaged = curve(rows, (grid[:-1] + grid[1:]) / 2)
+        return averaged if np.isfinite(averaged.mean).any() else None
 
-    def _line(self, arm: str, found: Curve, marks: tuple[float, ...] = ()) -> Line:
-        return Line(arm, self.look(arm), found.x, found.mean, found.low, found.high, marks)
+    def _line(self, arm: str, curve: Curve, marks: tuple[float, ...] = ()) -> Line:
+        return Line(arm, self.look(arm), curve.x, curve.mean, curve.low, curve.high, marks)
 
     def _firings(self, records: Sequence[Record], skip: int) -> tuple[float, ...]:
         """Frames at which interventions fired in the first of these runs."""
         at = sorted({step * skip for steps in records[0].firings.values() for step in steps})
         return tuple(at[:: max(1, -(-len(at) // MOST_FIRINGS))])
 
-    def _curve_csv(self, agent: str, env: str, arm: str, y: str, x: str, found: Curve) -> None:
+    def _curve_csv(self, agent: str, env: str, arm: str, y: str, x: str, curve: Curve) -> None:
         self.csv(
             "curves",
             ["agent", "environment", "arm", "seeds", "y", "axis", "x", "mean", "low", "high"],
             [
-                [agent, env, arm, found.seeds, y, x, *row]
-                for row in zip(found.x, found.mean, found.low, found.high, strict=True)
+                [agent, env, arm, curve.seeds, y, x, *row]
+                for row in zip(curve.x, curve.mean, curve.low, curve.high, strict=True)
             ],
         )
 
@@ -688,7 +688,7 @@ class Report:
     # -------------------------------------------------------------------------------------------- plasticity
 
     def plasticity(self) -> Iterator[Block]:
-        found = False
+        any_figure = False
         for i, group in enumerate(self.groups):
             for j, env in enumerate(group.environments):
                 rows = {arm: self.records(group.agent, env, arm) for arm in group.arms}
@@ -696,11 +696,11 @@ class Report:
                 tags = plasticity_tags(r for records in rows.values() for r in records)
                 if not tags:
                     continue
-                found = True
+                any_figure = True
                 if len(self.groups) > 1 or len(group.environments) > 1:
                     yield Heading(f"{group.agent} in {env}", 3)
                 yield from self._panel(f"{i}-{j}", group, env, rows, tags)
-        if not found:
+        if not any_figure:
             yield Text(
                 "No plasticity metric was recorded at two moments of a run: run with --monitors cheap, or those "
                 "that are wanted (pliant monitors lists them)."
@@ -782,16 +782,16 @@ class Report:
             end, skip = min(r.steps for r in having), having[0].frame_skip
             points = min(BINS, min(len(np.unique(r.tags[tag].steps)) for r in having))
             grid = np.linspace(0, end, max(points, 1) + 1)
-            found = self._steps_curve(having, tag, grid, skip)
-            if found is None:
+            averaged = self._steps_curve(having, tag, grid, skip)
+            if averaged is None:
                 continue
-            lines.append(self._line(arm, found, self._firings(having, skip)))
+            lines.append(self._line(arm, averaged, self._firings(having, skip)))
             self.csv(
                 "plasticity",
                 ["agent", "environment", "arm", "seeds", "metric", "frames", "mean", "low", "high"],
                 [
-                    [group.agent, env, arm, found.seeds, tag, *row]
-                    for row in zip(found.x, found.mean, found.low, found.high, strict=True)
+                    [group.agent, env, arm, averaged.seeds, tag, *row]
+                    for row in zip(averaged.x, averaged.mean, averaged.low, averaged.high, strict=True)
                 ],
             )
         return lines
@@ -939,8 +939,8 @@ class Report:
             mine = [r for r in done if r.fork is not None and r.fork.label == label]
             if mine:
                 rows = [binned(r.returns.steps, r.returns.values, grid) for r in mine]
-                found = curve(rows, (grid[:-1] + grid[1:]) / 2 * skip)
-                lines.append(Line(label, arms[label], found.x, found.mean, found.low, found.high))
+                averaged = curve(rows, (grid[:-1] + grid[1:]) / 2 * skip)
+                lines.append(Line(label, arms[label], averaged.x, averaged.mean, averaged.low, averaged.high))
         if not any(np.isfinite(line.y).any() for line in lines):
             return []
         name = f"fork-{i}"
@@ -1120,7 +1120,7 @@ def by_metric(tags: Iterable[str]) -> str:
     for tag in sorted(tags):
         metric, place = tag.split("/")[1:]
         places.setdefault(metric, []).append(place)
-    return ", ".join(f"`{metric}` ({', '.join(dict.fromkeys(found))})" for metric, found in places.items())
+    return ", ".join(f"`{metric}` ({', '.join(dict.fromkeys(components))})" for metric, components in places.items())
 
 
 def _overall_first(comparisons: Iterable[Comparison]) -> list[Comparison]:
@@ -1194,8 +1194,8 @@ def _sticky(record: Record) -> str:
 
 
 def _evaluation(record: Record) -> str:
-    found = record.done.get("evaluation")
-    return f"{_count(len(found['returns']), 'episode')} of the greedy policy at the end" if found else "none"
+    evaluation = record.done.get("evaluation")
+    return f"{_count(len(evaluation['returns']), 'episode')} of the greedy policy at the end" if evaluation else "none"
 
 
 def _per_update(record: Record) -> float:
@@ -1204,8 +1204,8 @@ def _per_update(record: Record) -> float:
 
 
 def _mean_known(values: Iterable[float]) -> float:
-    found = [v for v in values if math.isfinite(v)]
-    return float(np.mean(found)) if found else math.nan
+    finite = [v for v in values if math.isfinite(v)]
+    return float(np.mean(finite)) if finite else math.nan
 
 
 def _spent(seconds: float) -> str:

@@ -109,7 +109,7 @@ def costs(agents: list[str], rounds: int) -> dict[str, dict[str, dict[str, float
     """Method → agent's title → `relative` (updates/s of the plain agent's) and `event_ms`."""
     from pliant.interventions import INTERVENTIONS
 
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    by_method: dict[str, dict[str, dict[str, float]]] = {}
     for agent in agents:
         updates = 12 if agent == "dqn" else 40
         plain = prepared(agent, None)
@@ -127,18 +127,18 @@ def costs(agents: list[str], rounds: int) -> dict[str, dict[str, dict[str, float
                 extra = max(0.0, min(seconds for seconds, _ in events) - each)
                 cost["event_ms"] = 1e3 * extra
                 cost["relative"] *= each / (each + extra / events[0][1])
-            found.setdefault(method, {})[TITLES[agent]] = cost
-    return found
+            by_method.setdefault(method, {})[TITLES[agent]] = cost
+    return by_method
 
 
-def table(found: dict[str, dict[str, dict[str, float]]], agents: list[str]) -> list[str]:
+def table(costs: dict[str, dict[str, dict[str, float]]], agents: list[str]) -> list[str]:
     """The results as a Markdown table."""
     titles = [TITLES[agent] for agent in agents]
     rows = [
         "| updates a second, relative to the plain agent | " + " | ".join(titles) + " | a firing takes (ms more) |",
         "|---|" + "---|" * (len(titles) + 1),
     ]
-    for method, cost in found.items():
+    for method, cost in costs.items():
         cells = [f"{cost[t]['relative']:.2f}" if t in cost else "refused" for t in titles]
         events = [f"{cost[t]['event_ms']:.3g}" for t in titles if t in cost and "event_ms" in cost[t]]
         rows.append(f"| {WORDS.get(method, method)} | {' | '.join(cells)} | {' / '.join(events)} |")

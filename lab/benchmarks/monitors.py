@@ -26,7 +26,7 @@ def shares(agents: list[str], rounds: int) -> dict[str, dict[str, dict[str, floa
     together, which share their measurements."""
     from pliant.monitors import MONITORS
 
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    by_monitor: dict[str, dict[str, dict[str, float]]] = {}
     for agent in agents:
         updates = 12 if agent == "dqn" else 60
         run = prepared(agent, None)
@@ -35,8 +35,8 @@ def shares(agents: list[str], rounds: int) -> dict[str, dict[str, dict[str, floa
         for name in ("cheap", *MONITORS):
             # The probe trains networks for minutes, so it is measured once.
             turns = 1 if name == "probe" else rounds
-            found.setdefault(name, {})[TITLES[agent]] = cost(run, agent, name, updates, turns)
-    return found
+            by_monitor.setdefault(name, {})[TITLES[agent]] = cost(run, agent, name, updates, turns)
+    return by_monitor
 
 
 def cost(run: Any, agent: str, word: str, updates: int, rounds: int) -> dict[str, float]:
@@ -75,7 +75,7 @@ def make_real(agent: str) -> Any:
     return make(REAL[agent], num_envs=1, seed=0)
 
 
-def table(found: dict[str, dict[str, dict[str, float]]], agents: list[str]) -> list[str]:
+def table(by_monitor: dict[str, dict[str, dict[str, float]]], agents: list[str]) -> list[str]:
     """The results as a Markdown table, with sums for the cheap monitors and for all."""
     from pliant.monitors import MONITORS
 
@@ -86,16 +86,17 @@ def table(found: dict[str, dict[str, dict[str, float]]], agents: list[str]) -> l
     ]
 
     def percent(names: list[str]) -> str:
-        return " | ".join(f"{100 * sum(found[n][t]['share'] for n in names if t in found[n]):.2f} %" for t in titles)
+        sums = (sum(by_monitor[n][t]["share"] for n in names if t in by_monitor[n]) for t in titles)
+        return " | ".join(f"{100 * share:.2f} %" for share in sums)
 
-    for name, costs in found.items():
+    for name, costs in by_monitor.items():
         if name == "cheap":
             continue
         period, clock = int(next(iter(costs.values()))["period"]), getattr(MONITORS[name]().when, "of", "updates")
         events = " / ".join(f"{costs[t]['event_ms']:,.3g}" for t in titles)
         rows.append(f"| {name} | {percent([name])} | {period:,} {clock} | {events} |")
-    deep = [name for name in found if name in MONITORS and MONITORS[name].group == "deep"]
-    events = " / ".join(f"{found['cheap'][t]['event_ms']:,.3g}" for t in titles)
+    deep = [name for name in by_monitor if name in MONITORS and MONITORS[name].group == "deep"]
+    events = " / ".join(f"{by_monitor['cheap'][t]['event_ms']:,.3g}" for t in titles)
     rows.append(f"| **all cheap monitors together** (the default) | {percent(['cheap'])} | | {events} |")
     rows.append(f"| **everything** (`--monitors all`) | {percent(['cheap', *deep])} | | |")
     return rows

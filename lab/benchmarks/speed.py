@@ -222,10 +222,10 @@ def checkpoint_table(transitions: list[int]) -> list[str]:
                 written = sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file()) - before
                 cells.append(f"{seconds:.1f} s, {written / 1e6:,.0f} MB")
             start = time.perf_counter()
-            found = Checkpoints(Path(folder)).newest_good()
-            assert found is not None
+            checkpoint = Checkpoints(Path(folder)).newest_good()
+            assert checkpoint is not None
             again = Run(DQN(envs.observation, envs.action, config), make("ALE/Pong-v5", num_envs=8, seed=0))
-            again.restore(found)
+            again.restore(checkpoint)
             cells.append(f"{time.perf_counter() - start:.1f} s")
             assert np.array_equal(again.obs, run.obs)  # type: ignore[arg-type]
             rows.append(f"| {count:,} transitions | {' | '.join(cells)} |")
@@ -238,12 +238,12 @@ def interventions_table(rounds: int, threads: int, save: bool) -> list[str]:
     from .interventions import costs, table
 
     agents = ["dqn", "sac"]
-    found = costs(agents, rounds)
+    by_method = costs(agents, rounds)
     if save:
         machine = f"one process, {threads} thread{'s' * (threads > 1)}, {platform.machine()} CPU"
         costs_before = json.loads(COSTS.read_text()) if COSTS.exists() else {}
-        COSTS.write_text(json.dumps(costs_before | {"machine": machine, "methods": found}, indent=1) + "\n")
-    return table(found, agents)
+        COSTS.write_text(json.dumps(costs_before | {"machine": machine, "methods": by_method}, indent=1) + "\n")
+    return table(by_method, agents)
 
 
 def monitors_table(rounds: int, threads: int, save: bool) -> list[str]:
@@ -251,9 +251,9 @@ def monitors_table(rounds: int, threads: int, save: bool) -> list[str]:
     from .monitors import end_to_end, shares, table
 
     agents = ["dqn", "sac"]
-    found = shares(agents, rounds)
+    by_monitor = shares(agents, rounds)
     if save:
         costs = json.loads(COSTS.read_text())
         machine = f"one process, {threads} thread{'s' * (threads > 1)}, {platform.machine()} CPU"
-        COSTS.write_text(json.dumps(costs | {"monitors": found, "monitors_machine": machine}, indent=1) + "\n")
-    return [*table(found, agents), "", *end_to_end(rounds)]
+        COSTS.write_text(json.dumps(costs | {"monitors": by_monitor, "monitors_machine": machine}, indent=1) + "\n")
+    return [*table(by_monitor, agents), "", *end_to_end(rounds)]

@@ -185,8 +185,8 @@ def step_counter() -> list[Row]:
         ("shared", "moments zeroed, step counter shared", expected, [1.0] * 3),
         ("own", "an age of its own", [1.0] * 3, [1.0] * 3),
     ):
-        found = _reinitialised(how)
-        for who, values, wanted in zip(("reborn weight", "neighbour"), found, (new, neighbour), strict=True):
+        steps = _reinitialised(how)
+        for who, values, wanted in zip(("reborn weight", "neighbour"), steps, (new, neighbour), strict=True):
             holds = all(abs(v - w) < 0.01 for v, w in zip(values, wanted, strict=True))
             rows.append(Row(f"{what}: first steps of the {who}, in learning rates", text(values), text(wanted), holds))
     born, old = _reinitialised("zeroed")

@@ -166,9 +166,9 @@ def _verdicts(comparisons: Sequence[Judged]) -> Iterator[str]:
     for each in comparisons:
         c, d = each.comparison, each.difference
         text = _cell(c.text).replace("_", r"\_")
-        found = "" if d is None else _interval(d.interval())
+        shown = "" if d is None else _interval(d.interval())
         seeds = "" if d is None else d.seeds
-        yield f"| {text} | {_cell(c.measure)} | {found} | {c.margin:g} | {seeds} | {MARK[each.verdict]}: {each.why} |"
+        yield f"| {text} | {_cell(c.measure)} | {shown} | {c.margin:g} | {seeds} | {MARK[each.verdict]}: {each.why} |"
 
 
 def _arms(judged: Judgement, measure: Measure) -> Iterator[str]:
@@ -240,14 +240,14 @@ def _commands(card: Card) -> Iterator[str]:
 
 
 def _by_flag(words: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    found: dict[str, tuple[str, ...]] = {}
+    by_flag: dict[str, tuple[str, ...]] = {}
     name = ""
     for word in words:
         if word.startswith("--"):
-            name, found[word] = word, ()
+            name, by_flag[word] = word, ()
         else:
-            found[name] += (word,)
-    return found
+            by_flag[name] += (word,)
+    return by_flag
 
 
 def _wrapped(title: str, words: Sequence[str]) -> Iterator[str]:

@@ -109,8 +109,11 @@ def summarise(
             "end_reward": [_rate(these) for these in end],
         },
         "tags": {
-            tag: {"mean": [_mean(values) for values in found], "last": [_mean(values[-1:]) for values in found]}
-            for tag, found in tags.items()
+            tag: {
+                "mean": [_mean(values) for values in by_segment],
+                "last": [_mean(values[-1:]) for values in by_segment],
+            }
+            for tag, by_segment in tags.items()
         },
         "evaluations": [list(pair) for pair in evaluations],
         "cpu_seconds": round(cost(folder), 1),
@@ -130,8 +133,8 @@ def _rate(episodes: Sequence[tuple[int, float, int]]) -> float | str | None:
 
 
 def _mean(values: Iterable[float]) -> float | str | None:
-    found = list(values)
-    return _short(sum(found) / len(found)) if found else None
+    known = list(values)
+    return _short(sum(known) / len(known)) if known else None
 
 
 def write_result(file: Path, result: Mapping[str, Any]) -> None:
@@ -158,7 +161,7 @@ def stored(card: Card, arm: Arm) -> dict[int, dict[str, Any]]:
     """All stored results of an arm that contain the readings of the card, by seed."""
     assert card.testbed is not None
     folder = result_file(card, arm, 0).parent
-    found: dict[int, dict[str, Any]] = {}
+    results: dict[int, dict[str, Any]] = {}
     for file in folder.glob("seed*.json"):
         with _stored_in(file):
             result = json.loads(file.read_text(encoding="utf-8"))
@@ -167,8 +170,8 @@ def stored(card: Card, arm: Arm) -> dict[int, dict[str, Any]]:
                 float(result["cpu_seconds"])
                 for measure in card.measures.values():
                     value(result, measure)
-                found[int(file.stem.removeprefix("seed"))] = result
-    return dict(sorted(found.items()))
+                results[int(file.stem.removeprefix("seed"))] = result
+    return dict(sorted(results.items()))
 
 
 # ------------------------------------------------------------------------------------------------ one number a run
@@ -177,12 +180,12 @@ def stored(card: Card, arm: Arm) -> dict[int, dict[str, Any]]:
 def series(result: Mapping[str, Any], read: str, of: str = "mean") -> list[float]:
     """A reading by segment (or by evaluation); NaN if missing."""
     if read == "eval":
-        found = [value for _, value in result["evaluations"]]
+        readings = [value for _, value in result["evaluations"]]
     elif "/" in read:
-        found = result["tags"][read][of]
+        readings = result["tags"][read][of]
     else:
-        found = result["segments"][read]
-    return [math.nan if value is None else float(value) for value in found]
+        readings = result["segments"][read]
+    return [math.nan if value is None else float(value) for value in readings]
 
 
 def value(result: Mapping[str, Any], measure: Measure) -> float:
@@ -292,10 +295,10 @@ def compare(comparison: Comparison, values: Mapping[str, Mapping[int, float]]) -
 
 def overall(verdicts: Iterable[Verdict]) -> Verdict:
     """The worst verdict; `not run` if any comparison was not run."""
-    found = set(verdicts)
-    if "not run" in found:
+    given = set(verdicts)
+    if "not run" in given:
         return "not run"
-    return next(verdict for verdict in ORDER if verdict in found)
+    return next(verdict for verdict in ORDER if verdict in given)
 
 
 def judge(card: Card) -> Judgement:
@@ -311,7 +314,7 @@ def judge(card: Card) -> Judgement:
             return Judgement(card, "shown" if result["holds"] else "contradicted", check=result)
     results = {name: stored(card, arm) for name, arm in card.arms.items()}
     values = {
-        measure.name: {arm: {s: value(r, measure) for s, r in found.items()} for arm, found in results.items()}
+        measure.name: {arm: {s: value(r, measure) for s, r in by_seed.items()} for arm, by_seed in results.items()}
         for measure in card.measures.values()
     }
     judged = tuple(compare(comparison, values[comparison.measure]) for comparison in card.comparisons)

@@ -106,10 +106,10 @@ def plan(cards: Sequence[Card], runs: Path, budget: float | None, workers: int, 
 
 def _once(jobs: Iterable[tuple[Card, Arm, Job]]) -> list[tuple[Card, Arm, Job]]:
     """The list without repeated runs."""
-    found: dict[str, tuple[Card, Arm, Job]] = {}
+    unique: dict[str, tuple[Card, Arm, Job]] = {}
     for card, arm, job in jobs:
-        found.setdefault(str(job.config.run), (card, arm, job))
-    return list(found.values())
+        unique.setdefault(str(job.config.run), (card, arm, job))
+    return list(unique.values())
 
 
 def _price(jobs: Iterable[tuple[Card, Arm, Job]], taken: set[str]) -> float:
@@ -160,19 +160,19 @@ def run_claims(cards: Sequence[Card], runs: Path, budget: float | None, workers:
 def _readers(cards: Iterable[Card]) -> dict[str, tuple[int, tuple[str, ...]]]:
     """The segment length and the recorded tags of every run, for all cards that read it (BadInput if the cards
     disagree)."""
-    found: dict[str, tuple[int, tuple[str, ...], str]] = {}
+    readers: dict[str, tuple[int, tuple[str, ...], str]] = {}
     for card in cards:
         for arm in card.arms.values():
             assert card.testbed is not None
-            segment, record, first = found.setdefault(card.key(arm), (card.testbed.segment, (), card.name))
+            segment, record, first = readers.setdefault(card.key(arm), (card.testbed.segment, (), card.name))
             if segment != card.testbed.segment:
                 raise BadInput(
                     f"{first} and {card.name} share runs, and divide them by {segment} and "
                     f"{card.testbed.segment} steps: give their testbeds the same segment"
                 )
             more = tuple(sorted({*record, *card.testbed.record}))
-            found[card.key(arm)] = (segment, more, first)
-    return {name: (segment, record) for name, (segment, record, _) in found.items()}
+            readers[card.key(arm)] = (segment, more, first)
+    return {name: (segment, record) for name, (segment, record, _) in readers.items()}
 
 
 def run_check(card: Card) -> None:

@@ -72,13 +72,13 @@ def read_saved(path: Path, *, whole: bool = False, otherwise: str = "") -> Saved
     """
     if path.is_dir():
         try:
-            found = Checkpoints.open(path, verify=None if whole else ("agent",))
+            checkpoint = Checkpoints.open(path, verify=None if whole else ("agent",))
         except FileNotFoundError as error:
             raise BadFile(str(error)) from None
-        content = found.load("agent")
-        check_is_agent(content, found.path)
+        content = checkpoint.load("agent")
+        check_is_agent(content, checkpoint.path)
         run = next((p for p in (path.resolve(), *path.resolve().parents) if (p / "config.yaml").exists()), None)
-        return Saved(path, content, str(found.path), found, load(run) if run is not None else None)
+        return Saved(path, content, str(checkpoint.path), checkpoint, load(run) if run is not None else None)
     if not path.exists():
         raise BadFile(f"there is nothing at {path}: name a run's folder, a checkpoint, or a saved agent")
     try:

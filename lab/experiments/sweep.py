@@ -56,12 +56,12 @@ def visible_gpus() -> list[str]:
     if told is None:
         import torch
 
-        found = [str(i) for i in range(torch.cuda.device_count())]
+        gpus = [str(i) for i in range(torch.cuda.device_count())]
     else:
-        found = [name.strip() for name in told.split(",") if name.strip() not in ("", "-1")]
-    if not found:
+        gpus = [name.strip() for name in told.split(",") if name.strip() not in ("", "-1")]
+    if not gpus:
         raise BadInput("the study needs cuda, and this machine has no GPU: change its 'device', or use another machine")
-    return found
+    return gpus
 
 
 def slots(gpus: Sequence[str], per_run: float) -> tuple[str, ...]:

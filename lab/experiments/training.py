@@ -88,15 +88,15 @@ def train(config: RunConfig, source: str = "") -> int:
                     print(ALREADY.format(folder=folder))
                     return 0
                 before = sessions(folder)
-                found = checkpoints.newest_good(report=progress.note)
-                if found is None:
+                checkpoint = checkpoints.newest_good(report=progress.note)
+                if checkpoint is None:
                     check_not_lost(folder)
                 else:
-                    run.restore(found)
+                    run.restore(checkpoint)
             except BaseException:
                 lock.undo()
                 raise
-            _enter(folder, config, run, found, before)
+            _enter(folder, config, run, checkpoint, before)
             return _in_folder(folder, config, run, monitors)
     finally:
         envs.close()
@@ -137,7 +137,7 @@ def born(config: RunConfig, envs: Envs) -> Agent:
     return agent
 
 
-def _enter(folder: Path, config: RunConfig, run: Run, found: Found | None, before: list[Any]) -> None:
+def _enter(folder: Path, config: RunConfig, run: Run, checkpoint: Found | None, before: list[Any]) -> None:
     """Prepare the folder for a run that continues from a checkpoint, or begins (None)."""
     assert run.checkpoints is not None
     # On a full disk this fails before anything is changed.
@@ -145,11 +145,11 @@ def _enter(folder: Path, config: RunConfig, run: Run, found: Found | None, befor
     # Before the log is truncated: that removes the last evaluation, and a kill must not leave a DONE without it.
     (folder / DONE).unlink(missing_ok=True)
     (folder / FAILURE).unlink(missing_ok=True)  # left by an earlier attempt that failed
-    run.checkpoints.accept(found)
-    if found is not None:
+    run.checkpoints.accept(checkpoint)
+    if checkpoint is not None:
         run.log.go_on()
         if run.progress is not None:
-            run.progress.note(f"goes on from step {run.clock.steps:,} ({found.path.name})")
+            run.progress.note(f"goes on from step {run.clock.steps:,} ({checkpoint.path.name})")
     else:
         run.log.restart()
 
@@ -192,10 +192,10 @@ def assembled(
     def evaluated(agent: Agent) -> dict[str, float]:
         if not config.evaluate_episodes:
             return {}
-        found = _evaluate(agent, config, run.clock.steps)
-        if found.cut and progress is not None:
-            progress.note(f"evaluation at step {run.clock.steps:,}: {found.cuts()}")
-        return found.metrics()
+        result = _evaluate(agent, config, run.clock.steps)
+        if result.cut and progress is not None:
+            progress.note(f"evaluation at step {run.clock.steps:,}: {result.cuts()}")
+        return result.metrics()
 
     with bad_input():  # an impossible memory
         run = Run(

@@ -118,7 +118,7 @@ def test_a_card_is_read_whole(tmp_path: Path) -> None:
     assert card.command(card.arms["fast"])[-2:] == ("--agent.optimizer.lr", "0.003")
 
 
-def test_runs_are_named_by_what_they_are(tmp_path: Path) -> None:
+def test_runs_are_named_by_their_configuration(tmp_path: Path) -> None:
     one = load_card(tiny(tmp_path))
     other = copy.deepcopy(TINY)
     other["arms"]["plain, by another name"] = other["arms"].pop("plain") or {"kind": "control"}
@@ -137,7 +137,7 @@ def card_key(card: Card, arm: str) -> str:
     return card.key(card.arms[arm])
 
 
-def test_flags_become_words() -> None:
+def test_flags_become_command_line_arguments() -> None:
     flags = {
         "agent": "dqn",
         "agent.double": True,
@@ -244,7 +244,7 @@ def test_bad_cards_are_refused_in_one_line(
     assert not (tmp_path / "results").exists()
 
 
-def test_files_that_are_no_cards(tmp_path: Path) -> None:
+def test_files_that_are_not_cards_are_refused(tmp_path: Path) -> None:
     for text, message in (("a: [", "cannot be read"), ("- a", "must hold keys"), ("a: 1\na: 2", "appears twice")):
         (tmp_path / "x.yaml").write_text(text)
         with pytest.raises(BadInput, match=message):
@@ -280,7 +280,7 @@ def episode(at: int, ret: float, length: int) -> dict[str, Any]:
     return {"steps": at, "charts/episodic_return": ret, "charts/episodic_length": length}
 
 
-def test_what_is_kept_of_a_run(tmp_path: Path) -> None:
+def test_the_stored_result_of_a_run(tmp_path: Path) -> None:
     rows = [
         episode(40, 4.0, 10),
         episode(100, 8.0, 30),
@@ -350,7 +350,7 @@ def test_the_number_that_is_read_from_a_run(measure: dict[str, Any], expected: f
     assert value(result, Measure("m", **measure)) == pytest.approx(expected)
 
 
-def test_a_run_without_such_a_number() -> None:
+def test_a_run_without_the_number_gives_nan() -> None:
     assert math.isnan(value(kept(ret=[None, None]), Measure("m", "return")))
     assert math.isnan(value(kept(ret=[None, 2.0]), Measure("m", "return", relative="ratio")))
     assert math.isnan(value(kept(ret=[0.0, 2.0]), Measure("m", "return", relative="ratio")))
@@ -465,7 +465,7 @@ def test_every_verdict_can_be_reached_from_results(tmp_path: Path, layer_norm: l
     assert found.comparisons[0].verdict == verdict == found.verdict
 
 
-def test_the_gap_and_who_is_above_the_oracle(tmp_path: Path) -> None:
+def test_the_gap_and_an_arm_above_the_oracle(tmp_path: Path) -> None:
     card = load_card(synthetic(tmp_path, plain=PLAIN, layer_norm=BETTER))
     arms = judge(card).arms
     assert arms is not None
@@ -581,7 +581,7 @@ def test_other_budgets_are_refused(text: str) -> None:
         seconds(text)
 
 
-def test_the_command_says_what_it_wants(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_asks_for_claims_or_a_budget(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["claims", "run"]) == 2
     assert "give --budget" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="0"):
@@ -628,7 +628,7 @@ def is_locked(lock: Path) -> bool:
 
 
 @pytest.mark.full
-def test_a_killed_claim_goes_on_and_runs_nothing_twice(done: tuple[Path, str]) -> None:
+def test_a_killed_claim_continues_and_repeats_no_run(done: tuple[Path, str]) -> None:
     folder, said = done
     runs = list(folder.glob("runs/*/*/seed*"))
     assert len(runs) == 9 and all((run / "DONE").exists() for run in runs)
@@ -689,7 +689,7 @@ def test_a_change_of_results_changes_the_page(tmp_path: Path) -> None:
     assert (tmp_path / "figures" / "claims" / "tiny.svg").read_text() != before["tiny.svg"]
 
 
-def test_what_does_not_show_stands_first(tmp_path: Path) -> None:
+def test_claims_that_are_not_shown_come_first(tmp_path: Path) -> None:
     judged = []
     for name, layer_norm in (
         ("a_shown", BETTER),

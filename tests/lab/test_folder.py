@@ -103,7 +103,9 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], list[str], int, str]] = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_is_refused_leaves_the_folder_as_it_was(what: str, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_refused_command_leaves_the_folder_unchanged(
+    what: str, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     damage, words, code, message = REFUSED[what]
     damage(copy)
     (copy / "FAILED").write_text("killed by SIGKILL\n")
@@ -114,7 +116,7 @@ def test_what_is_refused_leaves_the_folder_as_it_was(what: str, copy: Path, caps
     assert tree(copy.parent) == before
 
 
-def test_after_a_refusal_the_right_command_goes_on(copy: Path, tmp_path: Path) -> None:
+def test_after_a_refusal_the_right_command_continues_the_run(copy: Path, tmp_path: Path) -> None:
     assert call(copy, steps=2 * STEPS, watched=["--monitors", "tandem"]) == 2
     assert call(copy, steps=2 * STEPS) == 0
     assert call(tmp_path / "straight", steps=2 * STEPS) == 0
@@ -160,7 +162,7 @@ def test_a_run_that_cannot_begin_leaves_nothing_on_disk(
         ("loop/x", "cannot be used: Too many levels"),
     ],
 )
-def test_a_place_that_can_be_no_folder_is_named(
+def test_a_path_that_cannot_be_a_folder_is_named(
     name: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("mine")
@@ -173,7 +175,7 @@ def test_a_place_that_can_be_no_folder_is_named(
     assert tree(tmp_path) == before
 
 
-def test_names_that_no_system_has_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_that_no_file_system_allows_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("~nobody-of-this-name/x") == 2
     assert (told := one_line(capsys)).startswith("error: --run ") and "~nobody-of-this-name/x" in told
     file = tmp_path / "config.yaml"
@@ -229,7 +231,7 @@ def test_a_new_folder_on_a_disk_that_takes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_fills_up_before_the_first_step_takes_no_evaluation(
+def test_a_disk_that_fills_up_before_the_first_step_keeps_the_evaluation(
     copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     done = (copy / "DONE").read_bytes()
@@ -401,7 +403,7 @@ def test_a_folder_that_is_deleted_while_it_runs(
     assert not run.exists()
 
 
-def test_a_system_that_does_not_tell_where_the_folder_is(
+def test_a_system_that_does_not_report_the_folders_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, moved = tmp_path / "run", tmp_path / "moved"

@@ -130,7 +130,7 @@ def test_the_control_is_the_parent_to_the_last_bit(name: str, parents: Any, tmp_
 
 
 @pytest.mark.parametrize("name", ["dqn", "ppo"])
-def test_a_moment_without_a_checkpoint_is_reached_by_running_again(
+def test_a_step_without_a_checkpoint_is_reached_by_running_again(
     name: str, parents: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parent = parents(name)
@@ -147,7 +147,7 @@ def test_a_run_without_checkpoints_is_run_again_from_the_start(tmp_path: Path) -
     assert same(state(tmp_path / "run" / "forks" / "220" / "control" / "seed0", 300), state(tmp_path / "run", 300))
 
 
-def test_what_cannot_be_repeated_is_refused(tmp_path: Path) -> None:
+def test_a_parent_that_cannot_be_repeated_is_refused(tmp_path: Path) -> None:
     assert main(["train", *line("dqn", tmp_path / "run", 300)]) == 0
     file = tmp_path / "run" / "metrics.jsonl"
     rows = [json.loads(row) for row in record(tmp_path / "run")]
@@ -180,7 +180,7 @@ def test_a_passive_agent_learns_beside_the_control_and_changes_nothing(
     assert "forks/600/control/seed0 was run without tandem(every=100): move it away" in capsys.readouterr().err
 
 
-def test_who_keeps_no_replay_has_no_passive_agent_beside_it(parents: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_agent_without_a_replay_has_no_passive_agent_beside_it(parents: Any, capsys: pytest.CaptureFixture[str]) -> None:
     parent = parents("ppo")
     assert forked(parent, "--at", "760", "--tandem") == 2
     assert "tandem: a passive agent learns from a replay, and ppo has none" in capsys.readouterr().err
@@ -233,7 +233,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", INTERVENTIONS)
-def test_every_word_joins_or_is_refused_by_name(name: str, parents: Any, tmp_path: Path) -> None:
+def test_every_intervention_joins_or_is_refused_by_name(name: str, parents: Any, tmp_path: Path) -> None:
     parent = fork.parent_of(parents("dqn"))
     found = fork.reach(parent, AT)
     arm = fork.arm_of(name if name == "plasticity_injection" else INTERVENTIONS[name].example or name)
@@ -255,7 +255,7 @@ def test_the_one_that_cannot_join_is_named_among_several(parents: Any, tmp_path:
         fork.begin(parent, fork.reach(parent, AT), fork.arm_of("l2 layer_norm"), 0, tmp_path / "arm", STEPS)
 
 
-def test_what_keeps_a_beat_fires_at_the_fork_and_says_so(parents: Any, tmp_path: Path) -> None:
+def test_scheduled_interventions_fire_at_the_fork_and_log_it(parents: Any, tmp_path: Path) -> None:
     parent = fork.parent_of(parents("dqn"))
     found = fork.reach(parent, AT)
     old = state(parent.folder, AT)["agent"]["state"]["modules"]["critic.online"]
@@ -273,7 +273,7 @@ def test_what_keeps_a_beat_fires_at_the_fork_and_says_so(parents: Any, tmp_path:
     assert [row["steps"] for row in events] == [AT]
 
 
-def test_moments_and_beats() -> None:
+def test_given_steps_and_schedules() -> None:
     clock = Clock(steps=400, updates=300, last_steps=398, last_updates=300)  # no update is owed at 399 and 400
 
     def at_fork(word: str) -> bool:
@@ -335,7 +335,7 @@ def test_a_fork_that_is_killed_goes_on(parents: Any, tmp_path: Path) -> None:
     assert same(state(arm, AT + 2400), state(copy, AT + 2400))
 
 
-def test_misuse_is_told_in_one_line(parents: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_misuse_gives_one_line(parents: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parent = parents("dqn")
     for words, message in {
         ("--at", "4000", "--with", "redo"): "ends at step 800, before 4,000",
@@ -407,7 +407,7 @@ def test_a_parent_that_cannot_be_run_again_is_left_as_it_was(copy: Path, capsys:
 
 
 @pytest.mark.parametrize("when", ["copied", "named"])
-def test_a_disk_that_is_full_takes_no_half_made_arm(
+def test_a_full_disk_leaves_no_unfinished_arm(
     when: str, copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*arguments: Any) -> None:
@@ -452,7 +452,7 @@ def test_a_damaged_lineage_is_named(text: str, parents: Any, tmp_path: Path) -> 
     assert tree(tmp_path) == before
 
 
-def test_what_stands_in_the_place_of_an_arm_is_left_alone(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_content_in_the_place_of_an_arm_is_left_alone(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = copy / "forks" / "400" / "control" / "seed0"
     place.mkdir(parents=True)
     (place / "mine").write_text("x")
@@ -510,7 +510,7 @@ def test_a_checkpoint_that_vanishes_meanwhile_is_named(parents: Any, tmp_path: P
         fork.begin(parent, found, fork.arm_of("l2"), 0, tmp_path / "arm", STEPS)
 
 
-def test_sentences_are_split_where_words_end() -> None:
+def test_specs_are_split_at_spaces_between_them() -> None:
     assert fork.split("redo(tau=0.1, every=3) l2_init") == ["redo(tau=0.1, every=3)", "l2_init"]
     assert fork.split("redo(when='critic/dead_fraction > 0.2')  reset(layers=[head, last])") == [
         "redo(when='critic/dead_fraction > 0.2')",
@@ -540,7 +540,7 @@ def _arms(folder: Path, scores: dict[str, list[float]]) -> dict[str, dict[tuple[
     return found
 
 
-def test_a_diagnosis_says_which_arm_recovers(tmp_path: Path) -> None:
+def test_a_diagnosis_reports_which_arm_recovers(tmp_path: Path) -> None:
     names = ("injection", "fresh_optimizer", "full_reset")
     arms = [fork.Arm(), *(fork.Arm(("x",), name, "diagnose") for name in names)]
     base = np.array([10.0, 12.0, 11.0, 13.0])
@@ -613,7 +613,7 @@ def test_two_forks_of_one_run_at_a_time_are_one_too_many(parents: Any, capsys: p
 
 
 @pytest.mark.full
-def test_arms_stand_where_the_report_is_told_to_look(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_arms_are_in_the_folders_given_to_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A moment between two steps of several environments is the next one, for folders, table and report alike; and the
     parent that was run again to reach it is no second run."""
     parent = tmp_path / "run"

@@ -135,7 +135,7 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_could_reach_a_shell_is_refused(
+def test_text_that_could_reach_a_shell_is_refused(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -225,7 +225,7 @@ def test_an_array_runs_exactly_its_own_commands(
     assert [shlex.split(line) for line in shown] == [["pliant", "train", *cell.words] for cell in cells]
 
 
-def test_a_run_writes_down_the_command_that_it_is(
+def test_a_run_records_its_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By the pool, whose folder begins with a dash; what it wrote down is read back by the parser, and does the run."""
@@ -255,7 +255,7 @@ def test_times_and_partitions_of_slurm_are_taken() -> None:
             Request(time=bad)
 
 
-def test_words_are_on_one_line() -> None:
+def test_specs_are_on_one_line() -> None:
     for word in (EVIL, "redo(\ttau=0.1)", "a\x1b", "redo(layers='\u2028')", "a\u202eb"):
         with pytest.raises(SpecError) as error:
             parse(word)
@@ -322,7 +322,7 @@ def test_a_bomb_is_one_line_within_a_second(
     assert [path.name for path in tmp_path.iterdir()] == ["bomb.yaml"]
 
 
-def test_a_device_without_an_end_is_no_file(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_endless_device_is_refused_as_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("train --config", "sweep", "claims list"):
         assert main([*command.split(), "/dev/zero"]) == 2
         assert "larger than 256 KiB" in told(capsys)
@@ -337,7 +337,7 @@ def test_values_keep_their_types() -> None:
         parse_yaml("? [a]\n: 1\n")
 
 
-def test_what_is_shown_of_a_value_is_short() -> None:
+def test_values_are_shortened_in_messages() -> None:
     deep: list[Any] = []
     for _ in range(500):
         deep = [deep] * 9

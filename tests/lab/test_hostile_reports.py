@@ -149,7 +149,7 @@ def of_study(folder: Path, arms: list[str], label: str, title: str) -> Path:
 
 @needs_figures
 @pytest.mark.full
-def test_names_are_shown_and_are_no_markup(tmp_path: Path) -> None:
+def test_names_are_shown_and_not_interpreted_as_markup(tmp_path: Path) -> None:
     hostile = [*HOSTILE[:8], HOSTILE[9], HOSTILE[16]]
     for name, arms, label, title in (
         ("tame", [f"arm {i}" for i in range(len(hostile))], "", "tame"),
@@ -210,7 +210,7 @@ def test_every_block_of_a_page_escapes_what_it_shows() -> None:
                 assert re.match("##? ", line) and (name.startswith("# ") is False or "\\#" in line or "# head" in line)
 
 
-def test_cells_are_no_formulas_and_are_read_back() -> None:
+def test_cells_are_not_formulas_and_are_read_back() -> None:
     signs = ["=1", "+1", "-1", "@a", "\tx", "\rx", "\nx", " =1", "\uff1d1", "-1e-3", "-"]
     texts = [*HOSTILE, *signs, "''", "'=1", "a=1", "a\rb", ""]
     numbers = [-1, -0.5, 3, 1e-12, float("nan"), float("inf"), True]
@@ -226,7 +226,7 @@ def test_cells_are_no_formulas_and_are_read_back() -> None:
     assert {row[0] for row in read} >= {"-1", "-1e-3", "'=1", "''=1", "a=1", "'-"}  # what is a number stays one
 
 
-def test_the_page_of_claims_is_no_markup(tmp_path: Path) -> None:
+def test_the_page_of_claims_contains_no_foreign_markup(tmp_path: Path) -> None:
     wild = "<img src=x onerror=alert(1)> | `x` [y](z) </details>"
     card = {
         "title": wild,

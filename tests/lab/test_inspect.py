@@ -111,7 +111,7 @@ def saved(run: Path) -> tuple[DQN, Any, Clock]:
 # --------------------------------------------------------------------------------------------------- runs
 
 
-def test_a_run_is_told_as_direct_computation_tells_it(run: Path, tmp_path: Path) -> None:
+def test_the_report_on_a_run_agrees_with_direct_computation(run: Path, tmp_path: Path) -> None:
     before = files(run)
     report = told(run, "--monitors", "norms", "units(samples=200)", QUICK, "--seed", "5", folder=tmp_path)
     assert files(run) == before
@@ -159,7 +159,7 @@ def test_a_checkpoint_that_is_not_the_newest(run: Path, tmp_path: Path) -> None:
     assert newest == told(run, "--monitors", "norms", folder=tmp_path)
 
 
-def test_all_that_can_look_looks(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_applicable_monitors_are_used(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = told(run, "--no-probe", folder=tmp_path)
     table = capsys.readouterr().out
     measured = {key.rpartition("/")[2] for key in report["metrics"]}
@@ -172,7 +172,7 @@ def test_all_that_can_look_looks(run: Path, tmp_path: Path, capsys: pytest.Captu
             assert measured & set(kind.metrics), name
             assert f"\n{name}\n" in table
     assert set(report["skipped"]) == {"overestimation", "tandem"} and "--env" in report["skipped"]["overestimation"]
-    assert "not looked at: overestimation" in table and "\nprobe\n" not in table
+    assert "not measured: overestimation" in table and "\nprobe\n" not in table
     assert all(len(line) <= 120 for line in table.splitlines()[3:] if not line.startswith("written"))
     assert all(np.isfinite(value) for value in report["metrics"].values())
 
@@ -184,7 +184,9 @@ def test_with_an_environment_overestimation_is_measured(run: Path, tmp_path: Pat
     assert told(run, *words, folder=tmp_path) == report, "a run knows its environment"
 
 
-def test_the_same_seed_tells_the_same_and_json_can_be_piped(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_seed_gives_the_same_report_and_json_can_be_piped(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     reports = []
     for seed in ("1", "1", "2"):
         assert pliant(["inspect", str(run), "--monitors", "norms", "--seed", seed, "--json", "-"]) == 0
@@ -324,7 +326,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 MODULE = ["weights.pt", "--module", "somebodys_nets:Net"]
 
 
-def test_a_module_of_somebody_elses(project: Path) -> None:
+def test_a_module_of_another_project(project: Path) -> None:
     path = list(sys.path)
     report = told(
         Path("weights.pt"),
@@ -376,7 +378,7 @@ def test_a_dead_module_has_no_plasticity(project: Path) -> None:
     assert alive["network/plasticity_ratio_noise_low"] <= alive["network/plasticity_ratio_noise"]
 
 
-def test_inputs_of_a_shape_are_drawn_and_that_is_said(project: Path) -> None:
+def test_inputs_given_by_shape_are_drawn_and_the_report_says_so(project: Path) -> None:
     report = told(
         Path("weights.pt"),
         "--module",

@@ -151,7 +151,7 @@ NEEDED: dict[str, dict[str, Any]] = {"replay_ratio": {"ratio": 2.0}, "matched_ra
 
 
 @pytest.mark.parametrize(("name", "kind", "registry"), WORDS, ids=[name for name, *_ in WORDS])
-def test_every_number_of_a_word_has_a_range_and_is_refused_out_of_it(name: str, kind: Any, registry: Any) -> None:
+def test_every_number_of_a_spec_has_a_range_and_is_refused_out_of_it(name: str, kind: Any, registry: Any) -> None:
     for key in parameters_of(kind):
         for path, number, ranges in numeric_leaves(parameter_hints(kind)[key]):
             assert ranges, f"declare the range of {name}({key}=...): Annotated[{number.__name__}, ...]"
@@ -169,7 +169,7 @@ def test_every_number_of_a_word_has_a_range_and_is_refused_out_of_it(name: str, 
                 assert "\n" not in told
 
 
-def test_numbers_that_a_word_may_say_besides_have_ranges() -> None:
+def test_additional_numbers_of_a_spec_have_ranges() -> None:
     assert all(ranges for hint in LOOP.values() for _, _, ranges in numeric_leaves(hint))
     for word, told in {
         "redo(when='critic/x > nan')": "above must be a finite number",
@@ -195,12 +195,12 @@ def test_numbers_that_a_word_may_say_besides_have_ranges() -> None:
         lambda: ReDo(0.1, 0),
     ],
 )
-def test_who_writes_python_is_refused_too(build: Any) -> None:
+def test_out_of_range_numbers_in_python_are_refused_too(build: Any) -> None:
     with pytest.raises(OutOfRange):
         build()
 
 
-def test_interventions_of_ones_own_are_checked_by_their_annotations() -> None:
+def test_a_users_own_interventions_are_checked_by_their_annotations() -> None:
     class Mine(Intervention):
         name = "mine"
 
@@ -256,7 +256,7 @@ def test_interventions_of_ones_own_are_checked_by_their_annotations() -> None:
         ("--monitors units(samples=0)", "units: samples must be at least 1 transition, not 0"),
     ],
 )
-def test_a_number_out_of_range_is_told_with_its_flag_and_leaves_nothing(
+def test_a_number_out_of_range_is_reported_with_its_flag_and_leaves_nothing(
     line: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["--env", "CartPole-v1"] if "--env " not in line else []
@@ -266,7 +266,7 @@ def test_a_number_out_of_range_is_told_with_its_flag_and_leaves_nothing(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_number_out_of_range_in_a_file_is_told_with_file_and_key(tmp_path: Path) -> None:
+def test_a_number_out_of_range_in_a_file_is_reported_with_file_and_key(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     for text, told in {
         "agent: {name: dqn, optimizer: {lr: .nan}}": "agent.optimizer.lr must be a finite number, above 0, not nan",
@@ -341,7 +341,7 @@ def flags_of(kind: type[Any], prefix: str) -> Iterator[str]:
         ),
     ],
 )
-def test_what_would_exhaust_memory_is_refused_before_it_is_allocated(
+def test_sizes_that_would_exhaust_memory_are_refused_before_allocation(
     line: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("memory", "replay"):

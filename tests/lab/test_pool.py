@@ -189,7 +189,7 @@ def test_a_run_whose_folder_cannot_be_made_fails_alone(tmp_path: Path) -> None:
     assert (outcome.status, outcome.tail) == ("failed", ("exit code 1",))
 
 
-def test_lines_that_are_no_cost_are_left_out_and_that_is_said(
+def test_lines_without_a_cost_are_skipped_with_a_message(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = b'{"cpu": 1.5, "wall": 2}\n'
@@ -202,7 +202,7 @@ def test_lines_that_are_no_cost_are_left_out_and_that_is_said(
 
 
 @pytest.mark.parametrize("text", ["", "{", "[300]", '{"steps": "300"}', '{"steps": null}'])
-def test_a_done_that_is_none_is_named(tmp_path: Path, text: str) -> None:
+def test_a_damaged_done_is_named(tmp_path: Path, text: str) -> None:
     job = jobs(tmp_path, 1)[0]
     job.folder.mkdir()
     (job.folder / "DONE").write_text(text)
@@ -210,7 +210,7 @@ def test_a_done_that_is_none_is_named(tmp_path: Path, text: str) -> None:
         is_done(job)
 
 
-def test_a_refused_run_keeps_the_word_of_the_failure_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_run_keeps_the_record_of_the_earlier_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until it goes on; the pool writes its own word afterwards."""
     seen: list[str] = []
     monkeypatch.setattr(pool, "mark_failed", lambda place, end: seen.append((place / "FAILED").read_text()))
@@ -221,7 +221,7 @@ def test_a_refused_run_keeps_the_word_of_the_failure_before(tmp_path: Path, monk
     assert seen == ["killed by SIGKILL\n"]
 
 
-def test_a_failure_is_told_with_its_last_lines_and_harms_nobody_else(tmp_path: Path) -> None:
+def test_a_failure_is_reported_with_its_last_lines_and_affects_no_other_run(tmp_path: Path) -> None:
     bad = Job(replace(config(tmp_path, seed=7), env="CartPole-v9"))
     outcomes = run_all([bad, *jobs(tmp_path, 1)], workers=2)
     assert [o.status for o in outcomes] == ["failed", "done"]
@@ -229,7 +229,7 @@ def test_a_failure_is_told_with_its_last_lines_and_harms_nobody_else(tmp_path: P
     assert "error: " in outcomes[0].tail[-2] and "CartPole-v9" in outcomes[0].tail[-2]
 
 
-def test_the_end_of_the_budget_saves_and_the_next_pool_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_of_the_budget_saves_and_the_next_pool_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic
     late = [0.0]
     monkeypatch.setattr(pool.time, "monotonic", lambda: now() + late[0])
@@ -251,7 +251,7 @@ def test_the_end_of_the_budget_saves_and_the_next_pool_goes_on(tmp_path: Path, m
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.full
-def test_a_signal_to_the_pool_saves_what_runs(tmp_path: Path, number: int) -> None:
+def test_a_signal_to_the_pool_saves_running_runs(tmp_path: Path, number: int) -> None:
     """To the whole group of processes, as a terminal and `timeout` send it."""
     code = (
         "import sys, test_pool as t\nfrom pathlib import Path\n"
@@ -319,7 +319,7 @@ def outcome(status: Any, seconds: float = 10.0, ran: bool = True) -> Outcome:
     return Outcome(Job(RunConfig(), seconds=seconds), status, ran)
 
 
-def test_the_line_says_how_far_it_is() -> None:
+def test_the_line_shows_the_progress() -> None:
     clock = [0.0]
     stream = io.StringIO()
     line = Progress(stream, now=lambda: clock[0])

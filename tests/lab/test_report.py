@@ -135,7 +135,7 @@ def test_forks_stand_apart_and_are_compared_with_their_control(
     past = {line.label: line for line in drawn["fork-0"]}["parent"]
     assert past.y[0] == 3.0 and 0 < past.x[0] < 25 and past.x[-1] < 510, "the parent is drawn from its first episode on"
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "what recovers is `full reset`" in text and "`injection`: too few replicates" in text
+    assert "the arms that recover are `full reset`" in text and "`injection`: too few replicates" in text
     assert "1 parent. The score" in text
     # Of what came after the fork alone: what went before, half as good, is everybody's.
     rows = list(csv.DictReader((tmp_path / "out" / "forks.csv").read_text().splitlines()))
@@ -162,7 +162,7 @@ def fork_of(parent: Path, label: str, replicate: int, level: float, steps: int =
     (folder / "fork.json").write_text(json.dumps(fork))
 
 
-def test_arms_of_other_lengths_are_compared_where_all_have_come(runs: Path, tmp_path: Path) -> None:
+def test_arms_of_different_lengths_are_compared_up_to_the_shortest(runs: Path, tmp_path: Path) -> None:
     """The returns of every run rise until step 500 and stay; of the control, they fall once the short arm is over."""
     parent = runs / "plain" / "seed0"
     for k in range(3):
@@ -181,7 +181,7 @@ def test_arms_of_other_lengths_are_compared_where_all_have_come(runs: Path, tmp_
     assert "from the fork to step 700" in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_forks_of_other_arms_are_other_forks(runs: Path, tmp_path: Path) -> None:
+def test_forks_of_different_arms_are_separate(runs: Path, tmp_path: Path) -> None:
     """What helps one arm's runs and harms another's is told of each."""
     for arm, gap in (("plain", 5.0), ("layer_norm", -5.0)):
         for k in range(3):
@@ -194,7 +194,7 @@ def test_forks_of_other_arms_are_other_forks(runs: Path, tmp_path: Path) -> None
     assert "dqn with `plain` in CartPole-v1" in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_what_was_run_again_to_be_forked_or_never_made_is_no_run(runs: Path, tmp_path: Path) -> None:
+def test_a_stem_and_an_unfinished_folder_are_not_runs(runs: Path, tmp_path: Path) -> None:
     parent = runs / "plain" / "seed0"
     run(parent / "forks" / "stem" / "450", (), 0, 10.0, steps=450, done=False)
     run(parent / "forks" / "450" / "redo" / "seed0.tmp", (), 0, 10.0, done=False)
@@ -202,7 +202,7 @@ def test_what_was_run_again_to_be_forked_or_never_made_is_no_run(runs: Path, tmp
     assert sum(",done," in line for line in (tmp_path / "out" / "runs.csv").read_text().splitlines()) == 1
 
 
-def test_loose_runs_of_other_settings_are_not_taken_for_the_work_of_a_method(runs: Path, tmp_path: Path) -> None:
+def test_different_settings_of_loose_runs_are_not_attributed_to_a_method(runs: Path, tmp_path: Path) -> None:
     for file in (runs / "layer_norm").rglob("config.yaml"):
         config = load(file.parent)
         file.write_text(dump(replace(config, agent_config=replace(config.agent_config, gamma=0.9))))
@@ -284,7 +284,7 @@ def test_misuse_is_one_line(
     assert told in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
-def test_a_damaged_view_costs_its_figure_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_view_removes_only_its_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run(tmp_path / "seed0", (), 0, 1.0)
     whole = read_run(folder)
     (folder / "cost.jsonl").write_text('{"cpu": 1\n')
@@ -310,7 +310,7 @@ def test_a_damaged_file_of_a_run_is_named_in_one_line(
     assert len(errors) == 1 and errors[0].startswith(f"error: {folder / name} ") and "Put it back" in errors[0]
 
 
-def test_text_is_no_markup() -> None:
+def test_text_is_not_interpreted_as_markup() -> None:
     page = Page("a < b", [Text("<script> & `code`"), Table(["x|y"], [["a_b*"]])])
     assert "<p>&lt;script&gt; &amp; <code>code</code></p>" in as_html(page) and "<h1>a &lt; b</h1>" in as_html(page)
     assert r"| x\|y |" in as_markdown(page) and r"a\_b\*" in as_markdown(page)

@@ -87,7 +87,7 @@ def test_seeds_are_drawn_within_tasks() -> None:
     assert all(x.low == x.estimate == x.high for x in found.values())
 
 
-def test_no_interval_of_anything_from_two_seeds() -> None:
+def test_two_seeds_give_no_interval() -> None:
     few, nothing = [[1.0, 2.0]], (math.nan, math.nan)
     assert not any(x.known for x in aggregate([*few, [1.0, 2.0, 3.0]]).values())
     assert not improvement(few, [[1.0, 2.0, 3.0]]).known

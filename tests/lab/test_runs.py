@@ -267,7 +267,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_folder_holds_the_whole_truth(finished: Path) -> None:
+def test_the_folder_holds_the_complete_record(finished: Path) -> None:
     there = {p.name for p in finished.iterdir()}
     assert {"config.yaml", "versions.json", "metrics.jsonl", "timing.jsonl", "checkpoints", "replay", "DONE"} <= there
     assert any(name.startswith("events.out.tfevents") for name in there)

@@ -58,7 +58,7 @@ def test_the_folder_of_a_study_is_the_study(tmp_path: Path) -> None:
     assert study.folder == tmp_path / "root" and study.cells()[0].folder.parts[-4:-3] == ("CartPole-v1",)
 
 
-def test_a_smaller_scale_has_a_folder_of_its_own(tmp_path: Path) -> None:
+def test_a_smaller_scale_has_a_separate_folder(tmp_path: Path) -> None:
     study = load_study(write(tmp_path))
     small = study.scaled(200)
     assert small.folder != study.folder and {cell.config.steps for cell in small.cells()} == {200}
@@ -67,7 +67,7 @@ def test_a_smaller_scale_has_a_folder_of_its_own(tmp_path: Path) -> None:
     assert load_study(tmp_path / "again").cells()[0].config.steps == 200
 
 
-def test_a_slash_in_an_environment_is_no_folder(tmp_path: Path) -> None:
+def test_a_slash_in_an_environment_does_not_make_a_folder(tmp_path: Path) -> None:
     study = load_study(
         write(
             tmp_path, agents=["supervised"], environments=["stream/RandomLabels"], arms=["plain"], flags={"steps": 64}
@@ -99,7 +99,7 @@ def test_a_slash_in_an_environment_is_no_folder(tmp_path: Path) -> None:
         ({"arms": {}}, "'arms' is empty"),
     ],
 )
-def test_what_is_wrong_is_one_line(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+def test_a_mistake_gives_one_line(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
     file = write(tmp_path, **changes)
     with pytest.raises(BadInput) as error:
         load_study(file)

@@ -120,7 +120,7 @@ def until(condition: Callable[[], bool], process: Process | None = None, seconds
         time.sleep(0.02)
 
 
-def test_a_study_is_run_once_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_is_run_once_and_its_state_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, root = study(tmp_path, seeds=2), tmp_path / "runs"
     assert call(file, "--out", root, "--dry-run", "--seeds", 1, "--only", "plain") == 0
     line = capsys.readouterr().out.splitlines()
@@ -139,7 +139,7 @@ def test_a_study_is_run_once_and_told(tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out.startswith("tiny: 4 of 4 runs done ")
 
 
-def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_gives_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, root = study(tmp_path), tmp_path / "runs"
     for words, told in (
         ((file, "--only", "plian"), "there is no arm 'plian'. Did you mean 'plain'?"),
@@ -200,7 +200,7 @@ def test_states_are_read_without_taking_the_lock(tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-def test_a_killed_sweep_leaves_nobody_behind_and_the_same_command_finishes(tmp_path: Path) -> None:
+def test_a_killed_sweep_leaves_no_process_and_the_same_command_finishes(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     assert call(study(tmp_path, steps=6000), "--out", whole, "--jobs", 2) == 0
     file, root = study(tmp_path, steps=6000), tmp_path / "runs"
@@ -236,7 +236,7 @@ def test_a_killed_worker_and_cut_events_change_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-def test_a_run_whose_disk_is_full_fails_and_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_whose_disk_is_full_fails_and_others_continue(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A limit on the size of files is a full disk to the run that reaches it: the wide one."""
     wide = {"flags": {"agent.network.hidden": [600, 600]}}
     file, root = study(tmp_path, arms={"plain": None, "wide": wide}), tmp_path
@@ -254,7 +254,7 @@ def test_a_run_whose_disk_is_full_fails_and_others_go_on(tmp_path: Path, capsys:
     assert sorted(sessions(root / "runs").values()) == [1, 2] and not list((root / "runs").rglob("FAILED"))
 
 
-def test_gpus_are_given_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_assigned_to_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sweep.slots(["0", "1"], 1) == ("0", "1")
     assert sweep.slots(["0", "1"], 0.5) == ("0", "1", "0", "1")
     assert sweep.slots(["0", "1", "2", "3", "4"], 2) == ("0,1", "2,3")

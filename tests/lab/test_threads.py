@@ -80,7 +80,7 @@ def run(folder: Path, words: str = DQN) -> int:
         ({}, None, 2, "1 thread: too few updates to measure"),
     ],
 )
-def test_the_faster_number_is_taken_and_the_reason_is_told(
+def test_the_faster_number_is_taken_and_the_reason_is_reported(
     rates: dict[int, float], others: float | None, most: int, text: str
 ) -> None:
     assert str(threads.judged(Measured(rates, others), most)) == text
@@ -102,7 +102,7 @@ def test_a_measurement_takes_a_second_at_most_and_a_fiftieth_of_the_run(
     assert threads.budget(expected, seconds) == pytest.approx(allowed)
 
 
-def test_a_short_run_makes_no_more_than_two_updates_to_find_that_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_run_makes_at_most_two_updates_to_find_out_that_it_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     agent, made = AGENTS["dqn"](), []
     update = agent.update
     monkeypatch.setattr(agent, "update", lambda *given: made.append(0) or update(*given))
@@ -165,7 +165,7 @@ def test_one_core_is_not_measured(two_cores: None) -> None:
 # ------------------------------------------------------------------------------------------------ in a run
 
 
-def test_the_first_line_says_what_was_chosen_and_the_folder_keeps_it(
+def test_the_first_line_reports_the_choice_and_the_folder_records_it(
     tmp_path: Path, two_cores: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = measuring(monkeypatch, 8.7, 2.7, 1.9)
@@ -247,7 +247,7 @@ def test_the_openmp_that_torch_loads_has_read_the_setting() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.full
-def test_workers_of_a_pool_are_born_with_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_of_a_pool_start_with_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a real worker's process was started with, before it loaded anything."""
     for name in (*spinning.DECIDED, "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
@@ -281,7 +281,7 @@ def test_a_pool_leaves_a_users_own_setting(monkeypatch: pytest.MonkeyPatch) -> N
 # ------------------------------------------------------------------------------------------------ the study
 
 
-def test_the_study_measures_the_job_of_make_train_and_tells_what_was_chosen(tmp_path: Path) -> None:
+def test_the_study_measures_the_job_of_make_train_and_reports_the_choice(tmp_path: Path) -> None:
     spec = importlib.util.spec_from_file_location("threads_study", ROOT / "studies" / "threads.py")
     assert spec is not None and spec.loader is not None
     study = importlib.util.module_from_spec(spec)

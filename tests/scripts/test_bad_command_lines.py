@@ -1035,7 +1035,7 @@ def test_as_processes_they_print_nothing_else(sandbox: Path) -> None:
         ("shapes.pt", "does not describe a dqn"),
     ],
 )
-def test_an_agent_that_is_none_is_refused_in_words_of_our_own(file: str, message: str, sandbox: Path) -> None:
+def test_a_file_without_an_agent_is_refused_with_our_own_message(file: str, message: str, sandbox: Path) -> None:
     with pytest.raises(BadFile, match=message) as caught:
         DQN.load(file)
     assert str(caught.value).startswith(file) and "weights_only" not in str(caught.value)
@@ -1068,7 +1068,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_work(
         assert wrong_with(2, *capfd.readouterr(), [f"error: {flag} ", "no permission"]) == []
 
 
-def test_what_the_system_refuses_after_all_is_told_by_its_flag(tmp_path: Path) -> None:
+def test_a_late_error_of_the_system_names_the_flag(tmp_path: Path) -> None:
     with (
         pytest.raises(BadInput, match=r"--out .*x\.json cannot be written: No space left"),
         outputs.written(tmp_path / "x.json", "--out"),

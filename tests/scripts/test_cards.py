@@ -35,6 +35,6 @@ def test_the_catalogue_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("name", INTERVENTIONS)
-def test_its_example_is_a_word(name: str) -> None:
+def test_its_example_is_a_valid_spec(name: str) -> None:
     (part,) = build([INTERVENTIONS[name].example], INTERVENTIONS)
     assert part.name == name

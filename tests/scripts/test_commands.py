@@ -47,7 +47,7 @@ def test_every_command_is_a_file_that_runs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", command.COMMANDS)
-def test_a_wrong_word_is_refused_by_every_file_as_by_the_command(name: str) -> None:
+def test_a_wrong_argument_is_refused_by_every_file_as_by_the_command(name: str) -> None:
     code, said = outcome_of("--no-such-flag", file=FILES[name])
     assert (code, said) == outcome_of(name, "--no-such-flag")
     assert code == 2

@@ -197,7 +197,7 @@ def test_a_realistic_line() -> None:
     assert type(config) is RunConfig
 
 
-def test_no_words_at_all_is_a_run() -> None:
+def test_no_arguments_at_all_is_a_run() -> None:
     assert read() == defaults(among=AMONG)
     assert read().agent_config == DQNStandIn.for_suite("atari")
 
@@ -221,7 +221,7 @@ def test_spellings(line: list[str], name: str, value: Any) -> None:
     assert getattr(read(*line), name) == value
 
 
-def test_an_empty_list_can_be_said() -> None:
+def test_an_empty_list_can_be_given() -> None:
     assert read("--agent.net.hidden").agent_config.net.hidden == ()
 
 
@@ -376,7 +376,7 @@ def test_the_preset_follows_the_environment_of_line_or_file(tmp_path: Path) -> N
     assert read("--config", file, "--env", "ALE/Pong-v5").agent_config == DQNStandIn.for_suite("atari")
 
 
-def test_the_source_of_settings_is_told(tmp_path: Path) -> None:
+def test_the_source_of_settings_is_reported(tmp_path: Path) -> None:
     parsed = parse([], among=AMONG)
     assert isinstance(parsed, Parsed)
     assert parsed.source == "dqn's settings for atari"
@@ -431,7 +431,7 @@ def _configs() -> st.SearchStrategy[RunConfig]:
 @given(_configs())
 @example(RunConfig(agent_config=DQNStandIn(note="1e-4", lr=1e-4), env_config=EnvStandIn(), run="~"))
 @example(RunConfig(agent_config=DQNStandIn(note="0\x85 1\u2028\r2"), env_config=EnvStandIn()))
-def test_what_is_saved_is_loaded(tmp_path_factory: pytest.TempPathFactory, config: RunConfig) -> None:
+def test_a_saved_configuration_is_loaded(tmp_path_factory: pytest.TempPathFactory, config: RunConfig) -> None:
     folder = tmp_path_factory.mktemp("run")
     (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
     loaded = load(folder, AMONG)
@@ -516,7 +516,7 @@ def test_floats_are_floats_after_reading(tmp_path: Path) -> None:
         ("a: \x01", "is not valid YAML"),
     ],
 )
-def test_what_is_wrong_in_a_file_is_told_in_one_line(text: str, message: str, tmp_path: Path) -> None:
+def test_a_mistake_in_a_file_is_reported_in_one_line(text: str, message: str, tmp_path: Path) -> None:
     file = write(tmp_path, text)
     for consumer in (lambda: load(file, AMONG), lambda: read("--config", file)):
         with pytest.raises((BadInput, SpecError), match=message) as caught:
@@ -606,7 +606,7 @@ def test_hparams_are_the_same_keys_for_every_agent() -> None:
     assert all(isinstance(value, str | float | int) for value in dqn.values())
 
 
-def test_differences_are_told_by_flag() -> None:
+def test_differences_are_reported_by_flag() -> None:
     before = read("--agent.lr", "1e-3")
     assert differences(before, before) == {}
     after = read("--agent.lr", "1e-4", "--agent.net.hidden", "5", "--seed", "1", "--env.life-loss")
@@ -647,7 +647,9 @@ def test_bugs_keep_their_traceback(error: Exception) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, TheirError, FileNotFoundError, BadInput])
-def test_while_a_run_is_set_up_they_are_the_users(error: type[Exception], capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_during_the_setup_of_a_run_are_the_users(
+    error: type[Exception], capsys: pytest.CaptureFixture[str]
+) -> None:
     def run() -> int:
         with bad_input():
             raise error("wrong")

@@ -45,7 +45,7 @@ def readme_lines() -> str:
     return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
 
 
-def test_six_lines_run_in_a_foreign_project_that_has_its_own_agents(wheel: Path, tmp_path: Path) -> None:
+def test_six_lines_run_in_another_project_that_has_its_own_agents(wheel: Path, tmp_path: Path) -> None:
     home = tmp_path / "environment"
     venv.create(home, with_pip=False)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(home), "platbase": str(home)}))

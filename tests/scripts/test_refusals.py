@@ -44,7 +44,7 @@ PENDULUM = ("--agent", "sac", "--env", "Pendulum-v1")
         ((*CARTPOLE, "--agent.network.hidden"), ["redo"], "redo: critic of this dqn has no unit that can be reset"),
     ],
 )
-def test_a_wrong_sentence_ends_in_one_line(
+def test_a_wrong_spec_gives_one_line(
     line: tuple[str, ...], words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
