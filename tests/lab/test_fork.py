@@ -180,7 +180,9 @@ def test_a_passive_agent_learns_beside_the_control_and_changes_nothing(
     assert "forks/600/control/seed0 was run without tandem(every=100): move it away" in capsys.readouterr().err
 
 
-def test_an_agent_without_a_replay_has_no_passive_agent_beside_it(parents: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_agent_without_a_replay_has_no_passive_agent_beside_it(
+    parents: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     parent = parents("ppo")
     assert forked(parent, "--at", "760", "--tandem") == 2
     assert "tandem: a passive agent learns from a replay, and ppo has none" in capsys.readouterr().err

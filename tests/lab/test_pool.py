@@ -189,9 +189,7 @@ def test_a_run_whose_folder_cannot_be_made_fails_alone(tmp_path: Path) -> None:
     assert (outcome.status, outcome.tail) == ("failed", ("exit code 1",))
 
 
-def test_lines_without_a_cost_are_skipped_with_a_message(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_lines_without_a_cost_are_skipped_with_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = b'{"cpu": 1.5, "wall": 2}\n'
     (tmp_path / "cost.jsonl").write_bytes(good + b'{"cpu": 1\n[]\n{"cpu": NaN, "wall": 1}\n\xff\n' + good + b'{"cp')
     assert pool.cost(tmp_path) == 3.0
@@ -229,7 +227,9 @@ def test_a_failure_is_reported_with_its_last_lines_and_affects_no_other_run(tmp_
     assert "error: " in outcomes[0].tail[-2] and "CartPole-v9" in outcomes[0].tail[-2]
 
 
-def test_the_end_of_the_budget_saves_and_the_next_pool_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_of_the_budget_saves_and_the_next_pool_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = time.monotonic
     late = [0.0]
     monkeypatch.setattr(pool.time, "monotonic", lambda: now() + late[0])
