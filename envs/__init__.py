@@ -1,4 +1,4 @@
-"""Environments behind one adapter: `make` one by name, or `wrap` your own.
+"""Environments behind one adapter: `make` creates one by name, `wrap` adapts your own.
 
 Importing this module imports no simulator.
 """
@@ -38,7 +38,7 @@ __all__ = [
 
 
 def names() -> list[str]:
-    """Every environment that `make` knows here, sorted; imports gymnasium and ale_py."""
+    """Every environment that `make` can create here, sorted; imports gymnasium and ale_py."""
     from .names import names as every  # imports every simulator's library
 
     return every()
@@ -54,19 +54,19 @@ def make(
     at_steps: int | None = None,
     drift_seed: int | None = None,
 ) -> Envs:
-    """`num_envs` environments of a name, each of whose episodes has a seed of its own derived from `seed`.
+    """Create `num_envs` environments of a name; each of their episodes has its own seed, derived from `seed`.
 
-    Evaluation environments never share an episode's seed with training ones. `drawn` makes `Envs.picture` work for
-    simulators that have to be told beforehand.
+    Evaluation environments never share an episode's seed with training environments. `drawn` makes `Envs.picture` work
+    for simulators that must be configured for rendering.
 
-    A problem that drifts (`EnvConfig.drift`) changes with the steps taken. With `at_steps`, and in evaluation (where
-    it is 0 if not given), it stands still as it is at so many environment steps of the run. Its levels follow from
-    `drift_seed`, the seed of that run (`seed` if not given).
+    A drifting problem (`EnvConfig.drift`) changes with the steps taken. With `at_steps`, and in evaluation (default 0),
+    it is fixed at its state after this number of environment steps of the run. Its levels follow from `drift_seed`, the
+    seed of that run (default: `seed`).
 
     Raises:
         ValueError: An option that the environment does not have, or a drift that does not fit it.
         UnknownEnvironment: No environment has this name.
-        TooLarge: They do not fit into memory.
+        TooLarge: The environments do not fit into memory.
     """
     check_value(num_envs, NumEnvs, "num_envs")
     check_value(seed, Seed, "seed")
@@ -126,10 +126,10 @@ def _made(
 
 
 def _bytes_needed(kind: Suite, num_envs: int, config: EnvConfig) -> int:
-    """Bytes that environments of a suite take at the very least: simulators as measured, and frames of three copies
+    """A lower bound on the bytes of a suite's environments: simulators as measured, and three copies of the frames
     (the simulator's, the stack, the observation)."""
     if kind == "stream":
-        # The inputs that there are, drawn in double precision, and as many again for a minibatch.
+        # The set of inputs, drawn in double precision, plus those of a minibatch.
         return 12 * (config.features or 64) * (config.samples + num_envs)
     if kind == "atari":
         return num_envs * (1_500_000 + 3 * 84 * 84 * (config.frame_stack or 4))
@@ -154,10 +154,10 @@ def wrap(
     frame_skip: int = 1,
     evaluation: bool = False,
 ) -> Envs:
-    """Your own environments: a gymnasium `VectorEnv` in any autoreset mode, or a list of single environments.
+    """Adapt your own environments: a gymnasium `VectorEnv` in any autoreset mode, or a list of single environments.
 
-    Give `observation` to say more than a gymnasium space can, such as that pixels are a stack of frames. For
-    resumption to be exact, an episode must be a function of the seed given to `reset` and of the actions.
+    `observation` adds information that a gymnasium space lacks, such as that pixels are a stack of frames. Exact
+    resumption requires that an episode is a function of the seed given to `reset` and of the actions.
     """
     from gymnasium.vector import VectorEnv
 

@@ -1,9 +1,9 @@
-"""One face for every simulator: explicit seeds, right final observations, and resumption to the last bit.
+"""One interface for every simulator: explicit seeds, correct final observations, and exact resumption.
 
-Each episode is started with a seed of its own, a pure function of (run seed, environment, episode number), and the
-actions since its start are kept. A deterministic simulator is then resumed exactly, although almost none can save its
-state: reset with the episode's seed, replay its actions. What the simulator shows at the end is compared with what it
-showed when the state was saved.
+Each episode starts with its own seed, a pure function of (run seed, environment, episode number), and the actions since
+its start are stored. A deterministic simulator can therefore be resumed exactly, although almost none can save its
+state: reset it with the episode's seed, and replay the actions. The resulting observation is compared with the one at
+the time of saving.
 
 `ListAdapter` drives single gymnasium environments, `VectorAdapter` a gymnasium `VectorEnv` in any autoreset mode.
 """
@@ -44,7 +44,7 @@ Array = NDArray[Any]
 
 
 LARGEST = float(np.finfo(np.float32).max)
-SQUARES = 1e76  # below it, a sum of squares is of numbers that float32 can hold
+SQUARES = 1e76  # a sum of squares below this has only terms whose roots fit float32
 
 
 class NotReproduced(RuntimeError):
@@ -54,7 +54,7 @@ class NotReproduced(RuntimeError):
 def episode_seed(run_seed: int, env_index: int, episode: int, evaluation: bool = False) -> int:
     """The seed of one episode: 31 bits, even in training and odd in evaluation.
 
-    The last bit keeps the two apart for certain, whatever the run seeds; the other thirty come from numpy's
+    The last bit guarantees that the two never coincide, for any run seeds; the other thirty come from numpy's
     `SeedSequence`, so neighbouring arguments give unrelated seeds.
     """
     sequence = np.random.SeedSequence(run_seed, spawn_key=(int(evaluation), env_index, episode))
@@ -62,13 +62,13 @@ def episode_seed(run_seed: int, env_index: int, episode: int, evaluation: bool =
 
 
 def describe_observation(space: Any, name: str, given: ObservationSpec | None = None) -> tuple[ObservationSpec, Layout]:
-    """The spec of a gymnasium observation space, and where the simulator keeps the channels of an image.
+    """The spec of a gymnasium observation space, and the simulator's layout of image channels.
 
-    `image_layout` decides the latter, unless a spec is given that has the very shape of the space. Vectors of any
-    numeric type become float32; a float64 simulator loses the lower 29 bits of every number here.
+    `image_layout` determines the layout, unless the given spec has the same shape as the space. Vectors of any numeric
+    type become float32; a float64 simulator loses the lower 29 bits of every number here.
 
     Raises:
-        ValueError: An agent cannot read such observations; the message names the environment.
+        ValueError: Agents do not support such observations; the message names the environment.
     """
     image = image_layout(space)
     try:
@@ -85,7 +85,7 @@ def describe_observation(space: Any, name: str, given: ObservationSpec | None = 
 
 
 def describe_action(space: Any, name: str) -> ActionSpec:
-    """The spec of a gymnasium action space; ValueError naming the environment if an agent cannot act in it."""
+    """The spec of a gymnasium action space; ValueError with the environment's name if agents do not support it."""
     try:
         return action_spec(space)
     except ValueError as error:
@@ -93,7 +93,7 @@ def describe_action(space: Any, name: str) -> ActionSpec:
 
 
 def refuse_lost_actions(action: Array, name: str) -> None:
-    """Refuse actions [E, A] that are not finite numbers, before an environment makes something of them (Diverged)."""
+    """Refuse actions [E, A] that are not finite numbers, before the environment processes them (Diverged)."""
     if math.isfinite(np.vdot(action, action)):
         return
     for i in np.flatnonzero(~np.isfinite(action).all(axis=1)).tolist():
@@ -104,9 +104,9 @@ def refuse_lost_actions(action: Array, name: str) -> None:
 
 
 class ActionLog:
-    """The actions of E environments since each one's episode began, in one growing array of rows [E, *action].
+    """The actions of E environments since the start of each running episode, in one growing array of rows [E, *action].
 
-    One row a step, whatever E. Rows that no running episode needs any more are dropped before the array grows.
+    One row per step, for any E. Rows that no running episode needs any more are dropped before the array grows.
     """
 
     def __init__(self, num_envs: int, action: ActionSpec, rows: int = 1024) -> None:
@@ -122,7 +122,7 @@ class ActionLog:
         self.count += 1
 
     def take_back(self) -> None:
-        """Forget the latest row."""
+        """Remove the latest row."""
         self.count -= 1
 
     def restart(self, env: int) -> None:
@@ -135,7 +135,7 @@ class ActionLog:
         return self._rows[self.begun[env] : self.count, env].copy()
 
     def load(self, actions: Sequence[Array]) -> None:
-        """Take up one record of actions per environment, their ends aligned."""
+        """Load one record of actions per environment, with aligned ends."""
         self.count = max(len(a) for a in actions)
         if self.count > len(self._rows):
             self._rows = np.empty((2 * self.count, *self._rows.shape[1:]), self._rows.dtype)
@@ -156,9 +156,9 @@ class ActionLog:
 class Envs(ABC):
     """E environments that step together.
 
-    Arrays handed out are the caller's: no simulator overwrites them. `final_obs` may be `obs` itself where no
-    episode ended. `frame_skip` is simulator frames per agent step; lengths count agent steps, and so does
-    `longest_episode`, after which evaluations cut an episode.
+    Returned arrays belong to the caller: no simulator overwrites them. `final_obs` may be the same object as `obs` if
+    no episode ended. `frame_skip` is simulator frames per agent step; lengths count agent steps, and so does
+    `longest_episode`, after which evaluations truncate an episode.
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class Envs(ABC):
         self._run_seed = seed
         self._evaluation = evaluation
         self._dtype: Any = np.uint8 if observation.dtype == torch.uint8 else np.float32
-        self._pictures = self._dtype is np.uint8  # whose numbers are always finite
+        self._pictures = self._dtype is np.uint8  # images are always finite
         self._bounds = np.asarray(action.low, np.float32), np.asarray(action.high, np.float32)
         self._action_shape = (num_envs,) if action.discrete else (num_envs, action.size)
         self._episode = [-1] * num_envs  # numbers of the running episodes; -1 before the first
@@ -191,20 +191,20 @@ class Envs(ABC):
         self._returns = np.zeros(num_envs)
         self._log = ActionLog(num_envs, action)
         self._obs: Array | None = None
-        # Environment steps of the run, by how many a step advances them, and where each running episode began.
+        # Environment steps of the run, their increment per step, and the start of each running episode.
         self._steps, self._stride = 0, num_envs
         self._begun = [0] * num_envs
         self._tasks: list[int | None] = [None] * num_envs
 
     @property
     def obs(self) -> Array:
-        """The observations [E, *obs] handed out last, which a resumed run acts on first; RuntimeError before any."""
+        """The latest observations [E, *obs], on which a resumed run acts first; RuntimeError before the first reset."""
         if self._obs is None:
             raise RuntimeError(f"{self.name}: no observation yet; call reset() first")
         return self._obs
 
     def reset(self) -> Array:
-        """Start the next episode of every environment; its first observations [E, *obs]."""
+        """Start the next episode of every environment; return its first observations [E, *obs]."""
         everyone = list(range(self.num_envs))
         obs = self._new_obs()
         self._next_episode(everyone)
@@ -215,11 +215,12 @@ class Envs(ABC):
         return obs
 
     def step(self, action: Array) -> Step:
-        """Act [E] integers or [E, A] float32 numbers; ended episodes are followed by the next within the same call.
+        """Act with [E] integers or [E, A] float32 numbers. An episode that ends is followed by the next within the same
+        call.
 
         Raises:
-            NotFinite: A reward or an observation is not a finite number in float32. `state_dict` still gives the state
-                before this step, so that a run can be saved and go on from there.
+            NotFinite: A reward or an observation is not a finite number in float32. `state_dict` still returns the
+                state before this step, so that a run can be saved and continued from there.
             Diverged: An action is not a finite number.
         """
         if self._obs is None:
@@ -229,7 +230,7 @@ class Envs(ABC):
             if action.dtype.kind not in "iu":
                 raise ValueError(f"{self.name} takes integer actions, not {action.dtype}")
         else:
-            # An agent may draw from a distribution without bounds; the space has them.
+            # An agent may sample from an unbounded distribution, but the space is bounded.
             action = np.clip(np.asarray(action, np.float32), *self._bounds)
             refuse_lost_actions(action, self.name)
         if action.shape != self._action_shape:
@@ -237,7 +238,7 @@ class Envs(ABC):
         self._log.append(action)
         try:
             obs, reward, terminated, truncated, ended = self._advance(action)
-            # A sum of squares is finite only if all of them are; that of large numbers may not be, and is looked at.
+            # A finite sum of squares proves that all numbers are finite; an infinite one needs an exact check.
             if not (np.vdot(reward, reward) < SQUARES and (self._pictures or math.isfinite(np.vdot(obs, obs)))):
                 self._refuse_reward(reward)
                 self._refuse_obs(obs, "the observation")
@@ -247,7 +248,7 @@ class Envs(ABC):
         before = self._mark() if ended else None
         self._returns += reward
         self._steps += self._stride
-        if not (ended or terminated.any()):  # a lost life terminates and ends nothing
+        if not (ended or terminated.any()):  # a lost life terminates, but ends no episode
             self._obs = obs
             never = np.zeros(self.num_envs, np.bool_)
             return Step(obs, reward.astype(np.float32), never, never, never, obs, quiet=True)
@@ -271,8 +272,8 @@ class Envs(ABC):
         return Step(obs, reward.astype(np.float32), terminated, truncated, reset, final_obs, episodes)
 
     def cut(self, envs: Sequence[int]) -> tuple[Episode, ...]:
-        """End the running episodes of some environments where they stand, and begin their next ones; what ended, in
-        order. `obs` then holds the first observations of those (NotFinite if they are no numbers)."""
+        """Truncate the running episodes of some environments, and start their next ones; return the truncated episodes,
+        in order. `obs` then holds the first observations of the new episodes (NotFinite if they are not finite)."""
         which = list(envs)
         episodes = tuple(self._finished(i)._replace(cut=True) for i in which)
         obs = self.obs.copy()
@@ -284,7 +285,7 @@ class Envs(ABC):
         return episodes
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to simulate the running episodes again."""
+        """The state from which `load_state_dict` simulates the running episodes again."""
         started = self._obs is not None
         everyone = range(self.num_envs)
         return {
@@ -300,10 +301,10 @@ class Envs(ABC):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on exactly where `state` was taken; `obs` then holds the observations handed out last.
+        """Continue exactly from `state`; `obs` then holds the latest observations of that time.
 
-        Costs as many simulator steps as the longest running episode has had. Raises ValueError if the state is of
-        another environment, `NotReproduced` if the simulator does not repeat itself.
+        Costs as many simulator steps as the longest running episode has had. Raises ValueError if the state belongs to
+        another environment, `NotReproduced` if the simulator does not reproduce its episodes.
         """
         if (state["name"], len(state["episode"])) != (self.name, self.num_envs):
             raise ValueError(
@@ -311,14 +312,14 @@ class Envs(ABC):
                 f"and cannot be loaded into {self.num_envs} x {self.name}"
             )
         self._run_seed, self._evaluation = state["seed"], state["evaluation"]
-        self._steps = state.get("steps", 0)  # older states are of problems that do not change
+        self._steps = state.get("steps", 0)  # older states belong to stationary problems
         self._episode = list(state["episode"])
         self._log = ActionLog(self.num_envs, self.action)
         self._returns = np.zeros(self.num_envs)
         self._obs = None
         if not state["checksum"]:
             return
-        # Running episodes may have begun before the run's seed was changed; older states do not say.
+        # Running episodes may have begun before the run's seed was changed; older states lack their seeds.
         self._seeds = list(state.get("seeds") or (self._seed_of(i) for i in range(self.num_envs)))
         actions = [a.numpy() for a in state["actions"]]
         self._log.load(actions)
@@ -332,27 +333,27 @@ class Envs(ABC):
         self._obs = obs
 
     def reseed(self, seed: int) -> None:
-        """Let the episodes that begin from now on follow from another seed; those that run go on as they are, and what
-        the problem is, and how it drifts, stays (ValueError if the seed is negative)."""
+        """Derive the seeds of later episodes from another seed. Running episodes continue unchanged, and the problem
+        and its drift stay the same (ValueError if the seed is negative)."""
         if seed < 0:
             raise ValueError(f"a seed must not be negative: {seed}")
         self._run_seed = seed
 
     def picture(self) -> Array | None:
-        """What the first environment shows, uint8 [H, W] or [H, W, 3]; None if it cannot be drawn.
+        """An image of the first environment, uint8 [H, W] or [H, W, 3]; None if it cannot be drawn.
 
-        Of environments with pixels it is the newest frame that the agent sees.
+        For environments with pixels, it is the newest frame of the agent's observation.
         """
         if not self.observation.pixels:
             return None
         frame = self.obs[0][-self.observation.frame_shape[0] :]
-        if self.observation.high < 255:  # one plane per kind of object: the later one is seen
+        if self.observation.high < 255:  # one plane per kind of object: later planes cover earlier ones
             planes = np.arange(1, len(frame) + 1)[:, None, None] * (frame > 0)
             return (planes.max(axis=0) * (255 // len(frame))).astype(np.uint8)
         return np.moveaxis(frame, 0, -1) if len(frame) == 3 else frame[-1]
 
-    def close(self) -> None:  # noqa: B027  # nothing to release is the usual case
-        """Release what the simulators hold."""
+    def close(self) -> None:  # noqa: B027  # most subclasses have nothing to release
+        """Release the simulators' resources."""
 
     @abstractmethod
     def _begin(self, envs: list[int], seeds: list[int], obs: Array) -> None:
@@ -384,11 +385,11 @@ class Envs(ABC):
             self._log.restart(i)
 
     def _sound(self, obs: Array) -> bool:
-        """Are all numbers finite? Sometimes False of very large ones that are."""
+        """Return whether all numbers are finite. May return False for very large finite numbers."""
         return self._pictures or math.isfinite(np.vdot(obs, obs))
 
     def _refuse_reward(self, reward: Array) -> None:
-        """Refuse a reward that is not a finite number of float32, as which it is learnt from (NotFinite)."""
+        """Refuse a reward that is not a finite float32 number, the type in which agents use it (NotFinite)."""
         for i in np.flatnonzero(~(np.abs(reward) <= LARGEST)).tolist():
             self._not_finite(i, f"the reward is {float(reward[i])!r}, which is no finite float32 number")
 
@@ -402,7 +403,7 @@ class Envs(ABC):
                 self._not_finite(i, f"{what} has {value!r} at [{place}], which is no finite float32 number")
 
     def _not_finite(self, env: int, what: str) -> NoReturn:
-        """Of the step that is being taken, whose action is in the log already, or of an episode that begins."""
+        """Raise NotFinite for the present step, whose action is in the log already, or for a starting episode."""
         step = self._log.length(env)
         steps = self._steps + (self._stride if step else 0)
         raise NotFinite(
@@ -414,7 +415,7 @@ class Envs(ABC):
         self._not_finite(env, f"the reward is {reward!r}, not a number")
 
     def _mark(self) -> tuple[Any, ...]:
-        """Where all episodes stood before the step whose action is the latest in the log."""
+        """The positions of all episodes before the step whose action is the latest in the log."""
         lists = (self._episode, self._seeds, self._begun, self._tasks, self._log.begun)
         return [list(each) for each in lists], self._returns.copy(), self._steps, self._log.count - 1
 
@@ -447,8 +448,8 @@ def _as_laid_out(obs: Array, layout: str) -> Array:
 class ListAdapter(Envs):
     """Single gymnasium environments, stepped one after the other.
 
-    `drift` says that they are `Drifting`: each episode is told at which environment steps of the run it begins. Those
-    steps are in the state, and with them the problem of every step since the running episodes began.
+    With `drift`, they are `Drifting` environments: each episode is given the environment steps of the run at which it
+    begins. These steps are part of the state and determine the problem of every step since the running episodes began.
     """
 
     def __init__(
@@ -530,13 +531,13 @@ class ListAdapter(Envs):
             if getattr(seen, "dtype", None) is self._narrow:
                 laid_out[i] = seen
             else:
-                with np.errstate(over="ignore"):  # what becomes infinite here is refused
+                with np.errstate(over="ignore"):  # numbers that become infinite here are refused later
                     laid_out[i] = seen
             try:
                 reward[i] = gained
             except (TypeError, ValueError):
                 self._no_number(i, gained)
-            if gained is None or gained.__class__ is str:  # which numpy reads as numbers
+            if gained is None or gained.__class__ is str:  # numpy would convert these to numbers
                 self._no_number(i, gained)
             if over or cut:
                 terminated[i], truncated[i] = over, cut
@@ -564,9 +565,9 @@ class ListAdapter(Envs):
 class VectorAdapter(Envs):
     """A gymnasium `VectorEnv`, in any autoreset mode.
 
-    Whatever the simulator does by itself when an episode ends, the environment is reset right after with the seed of
+    Independent of the simulator's own resets at the end of an episode, the environment is then reset with the seed of
     its next episode, by `reset(options={"reset_mask": ...})`. Two conventions exist for the seeds of such a partial
-    reset: gymnasium's vector environments take one for each environment, ALE's one for each that is reset
+    reset: gymnasium's vector environments take one seed per environment, ALE's one per environment that is reset
     (`seeds_of_masked_only`).
     """
 
@@ -595,7 +596,7 @@ class VectorAdapter(Envs):
         )
         self.env = env
         self._masked_only = seeds_of_masked_only
-        # A simulator that returns new arrays of the right kind every time needs no copy.
+        # A simulator that always returns new arrays of the right type needs no copy.
         self._fresh = fresh_arrays and self._layout == "same" and described.dtype == torch.uint8
         self._raw_shape = (env.num_envs, *(env.single_observation_space.shape or ()))
         # Compared by name: `gymnasium` is not imported here.
@@ -632,8 +633,8 @@ class VectorAdapter(Envs):
         over = terminated | truncated
         ended: list[int] = np.flatnonzero(over).tolist() if over.any() else []
         if ended and self._same_step:
-            # The simulator has reset by itself and `obs` is already another episode's. gymnasium gives the last
-            # observations as an array of objects (None where nothing ended), ALE as one array.
+            # The simulator has already reset, and `obs` belongs to the next episode. gymnasium returns the final
+            # observations as an array of objects (None where no episode ended), ALE as one array.
             last, laid_out = self._info["final_obs"], _as_laid_out(obs, self._layout)
             for i in ended:
                 laid_out[i] = last[i]
@@ -649,8 +650,8 @@ class VectorAdapter(Envs):
             raise
 
     def _simulate_again(self, actions: list[Array]) -> tuple[Array, Array]:
-        # Episodes differ in length but must end together, so the shorter ones begin later. Until then their
-        # environments play anything at all.
+        # Episodes differ in length but must end together, so shorter ones begin later. Until then their
+        # environments take arbitrary actions.
         obs, returns = self._new_obs(), np.zeros(self.num_envs)
         total = max(len(record) for record in actions)
         begins = np.array([total - len(record) for record in actions])
@@ -673,13 +674,13 @@ class VectorAdapter(Envs):
         return obs, returns
 
     def _received(self, raw: Any) -> Array:
-        """The simulator's observations as arrays of the spec's kind that it does not write into again."""
+        """The simulator's observations as arrays of the spec's type, which the simulator does not overwrite."""
         if np.shape(raw) != self._raw_shape:
             raise ValueError(f"{self.name} shows {np.shape(raw)} where its space says {self._raw_shape}")
         if self._fresh:
             return np.asarray(raw)
         obs = self._new_obs()
-        with np.errstate(over="ignore"):  # what becomes infinite here is refused
+        with np.errstate(over="ignore"):  # numbers that become infinite here are refused later
             _as_laid_out(obs, self._layout)[:] = raw
         return obs
 

@@ -1,12 +1,12 @@
 """Atari games, by ALE's own vector environment (C++, with its preprocessing).
 
-What that can do neither, modes and difficulties of a game and games in a row, is done by `AtariGame`: one emulator at a
-time, slower, and otherwise the same to the last bit.
+`AtariGame` adds the features that it lacks, modes and difficulties of a game and sequences of games. It runs one
+emulator at a time, more slowly, with bit-identical results otherwise.
 
-The set-up is that of Machado et al. (2018), "Revisiting the Arcade Learning Environment": sticky actions with
-probability 0.25, four frames a step with the last two max-pooled, 84 x 84 grayscale, the end of the game (not of a
-life) as the end of the episode, half an hour of play at most, the game's minimal action set, and no automatic press
-of FIRE after a reset. Rewards are raw scores; clipping is the agent's business.
+The setup is that of Machado et al. (2018), "Revisiting the Arcade Learning Environment": sticky actions with
+probability 0.25, four frames per step with the last two max-pooled, 84 x 84 grayscale, the end of the game (not of a
+life) as the end of the episode, at most half an hour of play, the game's minimal action set, and no automatic FIRE
+after a reset. Rewards are raw scores; agents clip them.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def names() -> list[str]:
 
 
 class AtariAdapter(VectorAdapter):
-    """ALE's games, with lost lives as terminations if wanted.
+    """ALE's games, with lost lives as terminations if requested.
 
-    A life is lost where the counter of lives falls and does not reach zero: the rule of ALE's own `life_loss_info`,
-    which hides however that a game is truncated in the step of a lost life. ALE's `episodic_life` would restart the
-    game at every life.
+    A life is lost if the counter of lives falls and does not reach zero. ALE's own `life_loss_info` has the same rule,
+    but hides that a game is truncated in the step of a lost life. ALE's `episodic_life` would restart the game at every
+    life.
     """
 
     def __init__(self, env: Any, *, terminal_on_life_loss: bool, **settings: Any) -> None:
@@ -74,7 +74,7 @@ class AtariAdapter(VectorAdapter):
 
 @functools.cache
 def _area_taps(size: int, wanted: int) -> list[tuple[Array, Array]]:
-    """Which of `size` pixels, and with which float32 weights, make up each of `wanted`: [(indices, weights), …].
+    """The source pixels, out of `size`, and their float32 weights for each of `wanted` pixels: [(indices, weights), …].
 
     The weights and the order of summation are those of OpenCV's INTER_AREA, which ALE's vector environment uses.
     """
@@ -98,7 +98,7 @@ def _area_taps(size: int, wanted: int) -> list[tuple[Array, Array]]:
 
 
 def shrunk(screen: Array, side: int = 84) -> Array:
-    """A grayscale screen [H, W] averaged over areas into uint8 [side, side], as OpenCV's INTER_AREA."""
+    """A grayscale screen [H, W] averaged over areas into uint8 [side, side], like OpenCV's INTER_AREA."""
     image = screen.astype(np.float32)
     across = np.zeros((image.shape[0], side), np.float32)
     for columns, weights in _area_taps(image.shape[1], side):
@@ -112,8 +112,8 @@ def shrunk(screen: Array, side: int = 84) -> Array:
 class AtariGame(gymnasium.Env[Array, Any]):
     """One game in a mode and a difficulty; observations are uint8 [stack, 84, 84].
 
-    Seeds, frames without action, sticky actions, max-pooling, the frames left out when a game ends and their count
-    are those of ALE's vector environment, so that both show the same for the same seed and actions. `mode` and
+    Seeds, no-op frames, sticky actions, max-pooling, the skipped frames at the end of a game and the frame count are
+    those of ALE's vector environment, so that both give the same results for the same seed and actions. `mode` and
     `difficulty` may be set between episodes.
     """
 
@@ -126,7 +126,7 @@ class AtariGame(gymnasium.Env[Array, Any]):
         self._noop, self._rom = ale_py.Action.NOOP, path
         self._frame_skip, self._noop_max = config.frame_skip, config.noop_max
         self._max_frames = config.max_episode_frames
-        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # of all games; a new one prints a banner by then
+        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # for all games; otherwise a new one prints a banner
         self._game = game = ale_py.ALEInterface()
         game.setFloat("repeat_action_probability", 0.25 if config.sticky_actions is None else config.sticky_actions)
         game.loadROM(self._rom)
@@ -145,7 +145,7 @@ class AtariGame(gymnasium.Env[Array, Any]):
         self.action_space = gymnasium.spaces.Discrete(len(self._actions))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
-        """Start an episode: a number of frames without action that follows from the seed."""
+        """Start an episode with a number of no-op frames that follows from the seed."""
         game = self._game
         game.setInt("random_seed", 0 if seed is None else seed)
         game.loadROM(self._rom)
@@ -166,7 +166,7 @@ class AtariGame(gymnasium.Env[Array, Any]):
         return self._stack.copy(), {"lives": self._lives}
 
     def step(self, action: int) -> tuple[Array, float, bool, bool, dict[str, Any]]:
-        """Frames up to the end of the game, with one action."""
+        """Repeat one action for the skipped frames, at most until the end of the game."""
         game, reward, over, cut = self._game, 0.0, False, False
         for left in range(self._frame_skip, 0, -1):
             reward += game.act(self._actions[action])
@@ -177,7 +177,7 @@ class AtariGame(gymnasium.Env[Array, Any]):
             if left <= 2:
                 game.getScreenGrayscale(self._screens[left - 1])
         if self._frame_skip > 1:
-            # In place, as there: where an episode ends at a step's last frame, what was pooled before is seen again.
+            # In place, as in ALE: if an episode ends within a step, the previously pooled screen is shown again.
             np.maximum(self._screens[0], self._screens[1], out=self._screens[0])
         self._stack[:-1] = self._stack[1:]
         self._stack[-1] = shrunk(self._screens[0])
@@ -188,7 +188,7 @@ class AtariGame(gymnasium.Env[Array, Any]):
 
 
 def _draw(seed: int, below: int) -> int:
-    """What C++'s std::mt19937 and uniform_int_distribution(0, below - 1) give for a seed with GCC's library."""
+    """The result of C++'s std::mt19937 and uniform_int_distribution(0, below - 1) for a seed, in GCC's library."""
     if below < 2:
         return 0
     source = np.random.MT19937()
@@ -200,7 +200,7 @@ def _draw(seed: int, below: int) -> int:
 
 
 class AtariListAdapter(ListAdapter):
-    """Single games, with lost lives as terminations if wanted; the rule is that of `AtariAdapter`."""
+    """Single games, with lost lives as terminations if requested; the rule is that of `AtariAdapter`."""
 
     def __init__(
         self, envs: Sequence[gymnasium.Env[Any, Any]], *, terminal_on_life_loss: bool, **settings: Any
@@ -291,7 +291,7 @@ def make_atari(
         repeat_action_probability=0.25 if config.sticky_actions is None else config.sticky_actions,
         full_action_space=config.full_action_space,
         continuous=config.continuous,
-        # The mode in which a step that ends an episode does not reset (and so does no reset in vain).
+        # In this mode, a step that ends an episode does not reset, which avoids a superfluous reset.
         autoreset_mode=AutoresetMode.NEXT_STEP,
         stack_num=stack,
         frameskip=config.frame_skip,

@@ -1,4 +1,4 @@
-"""Options of environments, and which suite reads which."""
+"""Options of environments, and the suites that read them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Mode: TypeAlias = Annotated[int, at_least(0, most=2**31 - 1, why=THIRTY_TWO)]
 
 @dataclass(frozen=True)
 class EnvConfig:
-    """Options of an environment. Those of another suite must keep their defaults."""
+    """Options of an environment. Options of another suite must keep their defaults."""
 
     sticky_actions: ShareBelow | None = None
     """Probability that the simulator repeats the previous action (Atari: per frame, default 0.25 as Machado et al.
@@ -29,7 +29,7 @@ class EnvConfig:
     terminal_on_life_loss: bool = False
     """Atari: a lost life ends bootstrapping. The game goes on, and scores and episodes are those of whole games."""
     full_action_space: bool = False
-    """Atari: all 18 joystick actions instead of those that do something in the game."""
+    """Atari: all 18 joystick actions instead of those with an effect in the game."""
     continuous: bool = False
     """Atari: the continuous actions of CALE (radius, angle, fire) instead of the joystick's."""
     noop_max: Annotated[int, at_least(0, "frames", most=10_000, why="an episode would take minutes to begin")] = 30
@@ -41,9 +41,9 @@ class EnvConfig:
     difficulty: Mode | None = None
     """Atari: difficulty switch of the console; as `mode`."""
     threads: Threads = 0
-    """Atari: threads of the emulators; 0: one per environment, at most one per core. Does not change what is seen."""
+    """Atari: threads of the emulators; 0: one per environment, at most one per core. Does not change observations."""
     difficulty_ramping: bool = True
-    """MinAtar: games get harder as they go on."""
+    """MinAtar: games get harder over time."""
     max_episode_steps: SomeEnvSteps | None = None
     """Control and MinAtar: truncate after this many simulator steps (default: the task's own limit; evaluations cut an
     episode after 27,000 agent steps)."""
@@ -52,28 +52,28 @@ class EnvConfig:
     pixels: Annotated[int, at_least(0, most=4_096, why="no renderer draws more")] = 0
     """Control: side length in pixels of drawn observations; 0: the task's own observations."""
     drift: tuple[str, ...] = ()
-    """Control, MinAtar, Atari: what changes as the run goes on, as words like "observation_offset(every=160000)".
+    """Control, MinAtar, Atari: changes of the problem during the run, as specs like "observation_offset(every=160000)".
     `pliant drifts` lists them."""
     period: EnvSteps = 0
-    """Stream: environment steps (samples, over all environments together) that a task lasts; 0: the stream's own."""
+    """Stream: environment steps (samples, over all environments together) per task; 0: the stream's own."""
     at: tuple[SomeEnvSteps, ...] = ()
-    """Stream: the environment steps at which the second task, the third … begin, in the place of a period."""
+    """Stream: the environment steps at which the second, third, … task begins; replaces the period."""
     order: tuple[Level, ...] = ()
-    """Stream: which level each task shows, over and over again; 0 1 is A-B-A-B, 0 alone never changes. Not given:
-    every task shows a new one."""
+    """Stream: the level of each task, repeated; 0 1 is A-B-A-B, 0 alone never changes. By default,
+    every task has a new level."""
     abruptness: Share = 1.0
-    """Stream: 1 changes all at once at a task's edge; less spends the last 1 - abruptness of a task on moving steadily
+    """Stream: 1 changes at once at the end of a task; below 1, the last share 1 - abruptness of a task moves steadily
     to the next level."""
     stretch: SomeEnvSteps = 50
-    """Stream: steps of every environment in an episode, which is never longer than what is left of a task."""
+    """Stream: steps of each environment per episode; an episode never extends beyond its task."""
     samples: Annotated[int, at_least(0, most=10**9, why=AT_ONCE)] = 0
-    """Stream: inputs that there are; 0: the stream's own number, or all images."""
+    """Stream: number of inputs; 0: the stream's own number, or all images."""
     classes: Annotated[int, at_least(0, most=1_000_000, why="a network has as many outputs")] = 0
-    """Stream: how many labels random labels are; 0: 10, or those of the images."""
+    """Stream: number of random labels; 0: 10, or those of the images."""
     features: Annotated[int, at_least(0, "numbers", most=10_000_000, why="every input holds them all")] = 0
     """Stream: numbers in a Gaussian input; 0: 64."""
     target_drift: Number = 0.0
-    """Stream: by how much the targets of each level of RandomTargets lie above those of the one before."""
+    """Stream: increase of the targets of RandomTargets from each level to the next."""
     data: str = ""
     """Stream: the folder of the images, for streams of files."""
     flat: bool = False
@@ -85,7 +85,7 @@ class EnvConfig:
             from .drift import check
 
             words = (self.drift,) if isinstance(self.drift, str) else self.drift
-            object.__setattr__(self, "drift", check(words))  # one spelling, by which configurations are compared
+            object.__setattr__(self, "drift", check(words))  # one spelling, so that configurations can be compared
 
 
 OPTIONS: dict[str, str] = {
@@ -100,7 +100,7 @@ OPTIONS: dict[str, str] = {
 
 
 def suite(name: str) -> Suite:
-    """The suite a name belongs to: `ALE/…`, `MinAtar/…`, `stream/…`, or any other gymnasium id."""
+    """The suite of a name: `ALE/…`, `MinAtar/…`, `stream/…`, or any other gymnasium id."""
     if name.startswith("ALE/"):
         return "atari"
     if name.startswith("stream/"):
@@ -123,7 +123,7 @@ def refuse_other_suites_options(name: str, kind: Suite, config: EnvConfig) -> No
 
 
 def longest_episode(kind: Suite, config: EnvConfig) -> int:
-    """Environment steps after which evaluations cut an episode: the limit that the configuration sets, or else
+    """Environment steps after which evaluations truncate an episode: the limit of the configuration, or
     `LONGEST_EPISODE`."""
     if kind == "atari":
         return -(-config.max_episode_frames // config.frame_skip)

@@ -1,7 +1,7 @@
-"""Any gymnasium environment by its id: classic control, MuJoCo, your own registered ones, `module:Name-v0`.
+"""Any gymnasium environment by its id: classic control, MuJoCo, user-registered ones, `module:Name-v0`.
 
-Observations are float32: simulators that compute in float64 (MuJoCo, classic control) are rounded when an observation
-is handed out, and go on in float64 inside.
+Observations are float32: simulators that compute in float64 (MuJoCo, classic control) continue in float64 internally,
+and their observations are rounded when they are returned.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 @functools.cache
 def area_weights(size: int, wanted: int) -> Array:
-    """Weights [wanted, size] of averaging `size` pixels into `wanted`, in units of 1/size of their sum.
+    """Weights [wanted, size] for averaging `size` pixels into `wanted`, as multiples of 1/size of their sum.
 
-    Whole numbers held as float64: sums of products stay exact, so that a picture is the same on every machine.
+    Integers stored as float64: sums of products stay exact, so that an image is the same on every machine.
     """
     starts = np.arange(wanted)[:, None] * size
     pixels = np.arange(size)[None, :] * wanted
@@ -53,7 +53,7 @@ def shrink(image: Array, side: int) -> Array:
 
 
 class ActionRepeat(gymnasium.Wrapper[Array, Any, Array, Any]):
-    """Takes every action `times` times, or until the episode ends; rewards are summed."""
+    """Repeats every action `times` times, or until the episode ends; rewards are summed."""
 
     def __init__(self, env: gymnasium.Env[Array, Any], times: int) -> None:
         super().__init__(env)
@@ -71,9 +71,9 @@ class ActionRepeat(gymnasium.Wrapper[Array, Any, Array, Any]):
 
 
 class Pixels(gymnasium.Wrapper[Array, Any, Any, Any]):
-    """Shows the last `stack` drawn frames [3 * stack, side, side], the newest last.
+    """Shows the last `stack` rendered frames [3 * stack, side, side], the newest last.
 
-    An episode's first observation repeats its first frame, as Yarats et al. (2021), DrQ-v2.
+    An episode's first observation repeats its first frame, as in Yarats et al. (2021), DrQ-v2.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], side: int, stack: int) -> None:
@@ -119,7 +119,7 @@ def make_control(
         raise (NoSuchName(name) if own == name else modules.not_registered(name)) from None
     if own != name:
         modules.check_entry_point(name, spec)
-    if spec.entry_point == "ale_py.env:AtariEnv":  # an older id, there once ale_py is imported
+    if spec.entry_point == "ale_py.env:AtariEnv":  # an older id, which exists once ale_py is imported
         raise NoSuchName(name)
     if config.frame_stack is not None and not config.pixels:
         raise ValueError(f"{name}: frame_stack stacks drawn frames; set pixels too (for instance pixels=84)")
@@ -155,10 +155,12 @@ def _install(spec: Any, error: Exception) -> str:
 
 @contextmanager
 def _without_noise(spec: Any) -> Iterator[None]:
-    """Build and draw an environment without what its libraries tell others than the user: gymnasium warns the authors
-    of its metadata, MuJoCo those of its model, GLFW and SDL of a display that is not there. The rest is heard."""
+    """Create and draw an environment without warnings that do not concern the user: gymnasium's about its metadata,
+    MuJoCo's about its model, GLFW's and SDL's about a missing display. Other warnings are passed on."""
     if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # classic control draws into memory; SDL looks for a screen
+        os.environ.setdefault(
+            "SDL_VIDEODRIVER", "dummy"
+        )  # classic control draws into memory, but SDL requires a display
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*initialised with render_mode=", module=r"gymnasium\.")
         warnings.filterwarnings("ignore", module=r"glfw(\.|$)")
@@ -171,14 +173,14 @@ def _without_noise(spec: Any) -> Iterator[None]:
 
 @contextmanager
 def _without_advice() -> Iterator[None]:
-    """Hear MuJoCo's warnings, and pass on all but those of features that it is to lose: a user of gymnasium's models
-    cannot change them. By itself MuJoCo prints them, and writes them into a file in the current folder."""
+    """Collect MuJoCo's warnings, and pass on all except those about deprecated features: a user of gymnasium's models
+    cannot change them. By default MuJoCo prints warnings, and writes them to a file in the current folder."""
     try:
         import mujoco
-    except ImportError:  # gymnasium tells it, with the remedy
+    except ImportError:  # gymnasium reports it, with the remedy
         yield
         return
-    except Exception as error:  # it loads GL as it is imported
+    except Exception as error:  # its import loads GL
         chosen = os.environ.get("MUJOCO_GL", "")
         raise RenderingUnavailable(
             f"MuJoCo cannot be imported with the environment variable MUJOCO_GL={chosen} "
@@ -197,15 +199,15 @@ def _without_advice() -> Iterator[None]:
 
 
 def _let_unfinished_viewers_go() -> None:
-    """gymnasium's viewer for MuJoCo frees its GL context as it is deleted, and Python prints the error of a viewer that
-    never got a context. It gets one that holds nothing."""
+    """gymnasium's viewer for MuJoCo frees its GL context when it is deleted, and Python prints the error of a viewer
+    that never got a context. This gives such a viewer an empty context."""
     viewer = getattr(sys.modules.get("gymnasium.envs.mujoco.mujoco_rendering"), "OffScreenViewer", None)
     if viewer is not None and not hasattr(viewer, "opengl_context"):
         viewer.opengl_context = SimpleNamespace(free=lambda: None)
 
 
 def _import_quietly(spec: Any) -> None:
-    """Import Box2D, whose bindings warn at every import, and crash the interpreter where warnings are errors."""
+    """Import Box2D, whose bindings warn at every import, and crash the interpreter if warnings are errors."""
     if str(spec.entry_point).startswith("gymnasium.envs.box2d"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -221,8 +223,8 @@ def _build(name: str, spec: Any, config: EnvConfig, drawn: bool) -> gymnasium.En
             options |= {"width": config.pixels, "height": config.pixels}
     try:
         _import_quietly(spec)
-        # The checker warns about what a user of a published task cannot change, and takes time at every step.
-        # A spec in the place of a name: the latter is told when there is a newer version of the task.
+        # The checker warns about properties that users of a published task cannot change, and slows down every step.
+        # A spec instead of a name, because a name causes a warning if there is a newer version of the task.
         env: gymnasium.Env[Any, Any] = gymnasium.make(spec, disable_env_checker=True, **options)
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
         raise MissingPackage(f"{name} needs a package that is not installed: {_install(spec, error)}") from error
@@ -234,7 +236,7 @@ def _build(name: str, spec: Any, config: EnvConfig, drawn: bool) -> gymnasium.En
             env.render()
         except gymnasium.error.DependencyNotInstalled as error:
             raise MissingPackage(f"{name} cannot be drawn: {_install(spec, error)}") from error
-        except Exception as error:  # each GL back end has exceptions of its own
+        except Exception as error:  # each GL back end has its own exceptions
             _let_unfinished_viewers_go()
             raise RenderingUnavailable(
                 f"{name} cannot be drawn here ({type(error).__name__}: {error}). MuJoCo draws off screen if the "

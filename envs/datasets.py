@@ -1,7 +1,7 @@
-"""Small image sets for streams: scikit-learn's digits, and the files of MNIST, CIFAR or a folder that a user has.
+"""Small image sets for streams: scikit-learn's digits, and the user's files of MNIST, CIFAR or a folder of images.
 
-Nothing is downloaded. Whatever is missing or odd is a ValueError of one line that names the file. Pickles are read by
-an unpickler that knows arrays and nothing else, so a foreign file cannot run code.
+Nothing is downloaded. A missing or invalid file raises a ValueError of one line that names the file. The unpickler
+accepts only arrays and plain containers, so an untrusted file cannot run code.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-TEST_SHARE = 5  # one image in so many is for testing, where a set comes without a division of its own
+TEST_SHARE = 5  # one image in five is for testing, if a set has no division of its own
 
 
 class Images(NamedTuple):
-    """Images and what they show, for training and for testing."""
+    """Images and their labels, for training and for testing."""
 
     train: Array  # [N, C, H, W] uint8
     train_labels: Array  # [N] int64
@@ -35,10 +35,10 @@ class Images(NamedTuple):
 
 
 def load(name: str, data: str) -> Images:
-    """The set of a name: Digits, MNIST, FashionMNIST, CIFAR10, CIFAR100, or Images (a folder); `data` is its folder.
+    """Load a set by name: Digits, MNIST, FashionMNIST, CIFAR10, CIFAR100, or Images (a folder); `data` is its folder.
 
     Raises:
-        ValueError: A file is missing or is not what it should be, or scikit-learn or Pillow is not installed.
+        ValueError: A file is missing or invalid, or scikit-learn or Pillow is not installed.
     """
     if name == "Digits":
         return _digits()
@@ -56,7 +56,7 @@ def _read(name: str, folder: Path) -> Images:
 
 
 def _made(name: str, train: Array, train_labels: Array, test: Array, test_labels: Array, classes: int) -> Images:
-    """Checked and put together."""
+    """Check the arrays, and combine them."""
     for images, labels, what in ((train, train_labels, "training"), (test, test_labels, "test")):
         if len(images) != len(labels):
             raise ValueError(f"{name}: {len(images)} {what} images and {len(labels)} labels")
@@ -68,7 +68,7 @@ def _made(name: str, train: Array, train_labels: Array, test: Array, test_labels
 
 
 def _divided(name: str, images: Array, labels: Array, classes: int) -> Images:
-    """A division of a set that has none, the same for every run."""
+    """Divide a set into training and test images, identically in every run."""
     order = np.random.default_rng(0).permutation(len(images))
     some = max(1, len(images) // TEST_SHARE)
     test, train = order[:some], order[some:]
@@ -104,7 +104,7 @@ def _mnist(name: str, folder: Path) -> Images:
 
 
 def _find(name: str, places: list[Path], stem: str, kind: str) -> Path:
-    """A file as its authors or an unpacking tool named it, compressed or not."""
+    """A file under the name that its authors or an unpacking tool gave it, compressed or not."""
     for place in places:
         for joint in "-.":
             for ending in ("", ".gz"):
@@ -152,7 +152,7 @@ def _bytes(text: str, encoding: str) -> bytes:
 def _pickled(file: Path) -> dict[bytes, Any]:
     try:
         with file.open("rb") as stream, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # numpy finds the pickles of 2009 old-fashioned
+            warnings.simplefilter("ignore")  # numpy warns about the pickles of 2009
             content = _ArraysOnly(stream, encoding="bytes").load()
     except FileNotFoundError:
         raise ValueError(f"there is no file {file}") from None
@@ -215,12 +215,12 @@ def _size(images: Array) -> str:
 
 
 def _pictures(folder: Path, classes: list[str]) -> tuple[Array, Array]:
-    """All pictures of some classes, [N, C, H, W] uint8, and their labels [N]."""
+    """All images of some classes, [N, C, H, W] uint8, and their labels [N]."""
     if find_spec("PIL") is None:
         raise ValueError("a folder of images is read by Pillow, which is missing: pip install pillow")
     from PIL import Image, UnidentifiedImageError
 
-    found: list[Array] = []
+    images: list[Array] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
         for file in sorted(path for path in (folder / name).iterdir() if path.is_file() and path.name[0] != "."):
@@ -231,16 +231,16 @@ def _pictures(folder: Path, classes: list[str]) -> tuple[Array, Array]:
             except (UnidentifiedImageError, OSError) as error:
                 raise ValueError(f"{file} is no image that Pillow can read: {' '.join(str(error).split())}") from None
             image = pixels[None] if grey else np.moveaxis(pixels, -1, 0)
-            if found and image.shape != found[0].shape:
+            if images and image.shape != images[0].shape:
                 raise ValueError(
                     f"{file} is {_size(image[None])} (channels x height x width), and the images before it are "
-                    f"{_size(found[0][None])}: make them alike first"
+                    f"{_size(images[0][None])}: make them alike first"
                 )
-            found.append(image)
+            images.append(image)
             labels.append(label)
-    if not found:
+    if not images:
         raise ValueError(f"{folder} holds no images")
-    return np.stack(found), np.asarray(labels, np.int64)
+    return np.stack(images), np.asarray(labels, np.int64)
 
 
 CONSUMERS: dict[str, Callable[[str, Path], Images]] = {

@@ -1,10 +1,10 @@
-"""Errors of environments that a user can mend."""
+"""Errors of environments that a user can fix."""
 
 from __future__ import annotations
 
 
 class UnknownEnvironment(ValueError):
-    """No environment of this name; the message names the nearest ones."""
+    """There is no environment of this name; the message suggests the closest names."""
 
 
 class MissingPackage(UnknownEnvironment):
@@ -12,8 +12,8 @@ class MissingPackage(UnknownEnvironment):
 
 
 class RenderingUnavailable(ValueError):
-    """Pixels were asked of a simulator that cannot draw on this machine; the message names the way out."""
+    """Pixels were requested from a simulator that cannot draw on this machine; the message names a remedy."""
 
 
 class NoSuchName(UnknownEnvironment):
-    """A suite does not have this name; `make` adds the nearest names."""
+    """A suite does not have this name; `make` adds the closest names."""

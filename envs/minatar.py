@@ -1,7 +1,7 @@
 """MinAtar (Young and Tian, 2019): five Atari games on a 10 x 10 grid, one channel for each kind of object.
 
-Played without MinAtar's own gymnasium class, whose `reset(seed=…)` does not make an episode repeatable: the action
-that sticky actions repeat is carried over from the previous episode.
+This module does not use MinAtar's own gymnasium class, because its `reset(seed=…)` does not make episodes repeatable:
+the action that sticky actions repeat is carried over from the previous episode.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def names() -> list[str]:
 class MinAtarGame(gymnasium.Env[Array, Any]):
     """One game; observations are 0/1 uint8 [channels, 10, 10]. An episode is a function of its seed and actions.
 
-    `channels` is how many are shown if not the game's own: those that it does not have are empty.
+    `channels` is the number of channels shown, if not the game's own; additional channels are empty.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""Environments of one's own: `module:Name-v0` imports the module, which registers `Name-v0` with gymnasium.
+"""User-defined environments: `module:Name-v0` imports the module, which registers `Name-v0` with gymnasium.
 
-The module is looked for as by `python -m`: in the current folder first, and then where Python looks anyway.
+The module is searched as by `python -m`: first in the current folder, and then on Python's module path.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .errors import UnknownEnvironment
 from .spelling import bare
 
 _registered: dict[str, set[str]] = {}
-"""What each module registered when it was imported here."""
+"""The ids that each module registered when it was imported here."""
 
 
 class FailedImport(UnknownEnvironment):
@@ -27,20 +27,20 @@ class FailedImport(UnknownEnvironment):
 
 
 class MissingModule(FailedImport):
-    """There is no such module where it was looked for."""
+    """The module does not exist in the folders searched."""
 
 
 def split(name: str) -> tuple[str, str]:
-    """The module of a name, or "", and the rest."""
+    """The module of a name (or ""), and the rest."""
     module, colon, rest = name.partition(":")
     return (module, rest) if colon else ("", name)
 
 
 def imported(name: str) -> str:
-    """Import the module of a name, if it has one. What is left is the id that gymnasium knows.
+    """Import the module of a name, if it has one; return the rest, an id that gymnasium knows.
 
-    The current folder becomes the first place where Python looks for modules, as by `python -m`; with `python -P` it
-    does not.
+    The current folder becomes the first entry of Python's module path, as by `python -m`; with `python -P` it is not
+    added.
 
     Raises:
         UnknownEnvironment: The name is not written as `module:Name-v0`, or the module cannot be imported.
@@ -62,7 +62,7 @@ def imported(name: str) -> str:
 
 
 def load(module: str, name: str) -> Any:
-    """Import a module of the environment `name` (FailedImport); whatever it raises, `SystemExit` too, is told."""
+    """Import a module of the environment `name` (FailedImport); reports every exception, including `SystemExit`."""
     here = os.getcwd()
     added = not (sys.flags.safe_path or "" in sys.path or here in sys.path)
     if added:
@@ -84,7 +84,7 @@ def load(module: str, name: str) -> Any:
 
 
 def not_registered(name: str) -> UnknownEnvironment:
-    """The error for an id that a module, which was imported, has not registered."""
+    """The error for an id that an imported module has not registered."""
     module, rest = split(name)
     holder = sys.modules[module]
     where = f"{module} ({getattr(holder, '__file__', None) or 'a folder without __init__.py'})"
@@ -109,7 +109,7 @@ def not_registered(name: str) -> UnknownEnvironment:
 
 
 def check_entry_point(name: str, spec: Any) -> None:
-    """Refuse an environment of a module whose class is not where it was said to be when it was registered."""
+    """Refuse an environment whose class is missing from the module of its registration."""
     if not isinstance(spec.entry_point, str):
         return
     module, _, attribute = spec.entry_point.partition(":")
@@ -120,7 +120,7 @@ def check_entry_point(name: str, spec: Any) -> None:
 
 
 def sources(name: str) -> dict[str, str]:
-    """Module → file, of all that an environment comes from, once it was made; none for a name without a module."""
+    """Module → file, for the modules of an environment that has been created; empty for a name without a module."""
     module, rest = split(name)
     if not module:
         return {}
@@ -147,9 +147,9 @@ def _line(error: BaseException, named: bool = False) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """Where an import failed, as far as Python tells."""
+    """The location where an import failed, as far as the traceback shows it."""
     if isinstance(error, SyntaxError):
-        return ""  # it names its place itself
+        return ""  # its message contains the location
     ours = ("<frozen", os.path.dirname(importlib.__file__), __file__)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
     return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""

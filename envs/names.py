@@ -1,4 +1,4 @@
-"""Names of environments, and the nearest ones to a name that is unknown."""
+"""Names of environments, and the closest names to an unknown one."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ def names() -> list[str]:
     """Every environment that `make` knows here, sorted; imports gymnasium and ale_py."""
     import gymnasium
 
-    found = set()
+    known = set()
     for name, spec in gymnasium.registry.items():
-        dropped = getattr(spec.entry_point, "__name__", "").startswith("_raise_")  # by gymnasium; making it only raises
+        dropped = getattr(spec.entry_point, "__name__", "").startswith(
+            "_raise_"
+        )  # removed from gymnasium: creating it only raises
         if not dropped and spec.entry_point != "ale_py.env:AtariEnv" and not name.startswith(("phys2d/", "tabular/")):
-            found.add(name)
-    return sorted(found | set(atari.names()) | set(minatar.names()) | set(streams.names()))
+            known.add(name)
+    return sorted(known | set(atari.names()) | set(minatar.names()) | set(streams.names()))
 
 
 def unknown(name: str) -> UnknownEnvironment:
-    """The error for a name that no suite knows."""
+    """The error for a name that belongs to no suite."""
     older = re.fullmatch(r"(\w+?)(?:-ram)?(?:NoFrameskip|Deterministic)?-v[04]", name)
     if older and (modern := f"ALE/{older[1]}-v5") in atari.names():
         sticky = "EnvConfig(sticky_actions=0)" if name.endswith("-v4") else "EnvConfig()"
         return UnknownEnvironment(f"{name} is an older id of an Atari game: use {modern} with {sticky}")
     known = names()
-    # A game's name alone, or one with a wrong version, should find it: compare without namespace and version.
+    # Compare without namespace and version, so that a bare name or a wrong version still matches.
     by_bare: dict[str, list[str]] = {}
     for n in known:
         by_bare.setdefault(bare(n), []).append(n)

@@ -1,8 +1,7 @@
 """Human-normalised Atari scores: 0 is a random player, 1 a professional human tester.
 
-The figures are the average scores that Wang et al. 2016 (1511.06581, table 2, 30 random no-ops) and the DQN Zoo
-(Quan & Ostrovski 2020) give for the 57 games. They were measured without sticky actions, and one decimal place is all
-that they have.
+The figures are the average scores of the 57 games in Wang et al. 2016 (1511.06581, table 2, 30 random no-ops) and the
+DQN Zoo (Quan & Ostrovski 2020). They were measured without sticky actions, and are published with one decimal place.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ ATARI_57: dict[str, tuple[float, float]] = {
 
 
 def _key(name: str) -> str:
-    """`ALE/MsPacman-v5` or `ms_pacman` → `mspacman`, which both spellings share."""
+    """`ALE/MsPacman-v5` or `ms_pacman` → `mspacman`, the common form of both spellings."""
     return name.removeprefix("ALE/").split("-v")[0].replace("_", "").lower()
 
 
@@ -78,7 +77,7 @@ _BY_KEY = {_key(game): scores for game, scores in ATARI_57.items()}
 
 
 def human_normalised(env: str, score: float) -> float | None:
-    """(score - random) / (human - random), or None for what is not among the 57 games."""
+    """(score - random) / (human - random), or None for environments other than the 57 games."""
     if not env.startswith("ALE/") or _key(env) not in _BY_KEY:
         return None
     random, human = _BY_KEY[_key(env)]

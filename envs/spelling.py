@@ -1,4 +1,4 @@
-"""How names of environments are compared."""
+"""Comparison of names of environments."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import re
 
 
 def bare(name: str) -> str:
-    """A name without its namespace and version, in small letters."""
+    """A name without its namespace and version, in lower case."""
     return re.sub(r"^.*[/:]|-v\d+$", "", name).lower().replace("_", "")

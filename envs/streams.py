@@ -1,27 +1,27 @@
-"""Streams of supervised problems that change: the field's cheapest tests of plasticity.
+"""Streams of non-stationary supervised problems: inexpensive standard tests of plasticity.
 
-An observation is an input, an action is what is said of it, and every step tells what should have been said
-(`Step.target`). Each environment shows one sample at a time, so the environments together are a minibatch. Classes:
-the reward is 1 for a right answer and 0 for a wrong one, so that any agent with discrete actions can play. Numbers: it
-is minus the squared error, and the bounds of the action space are a scale, not a limit. Nothing follows from a sample,
-so every step terminates; an *episode* is a stretch of steps within one task, and its return over its length is the
-accuracy (or minus the squared error) in that stretch. In training one episode stands for the stretch of all
-environments together, with their mean return; in evaluation each environment has its own.
+An observation is an input, an action is a prediction, and every step returns the label or target (`Step.target`). Each
+environment shows one sample at a time, so the environments together form a minibatch. In classification, the reward is
+1 for a correct prediction and 0 for a wrong one, so that any agent with discrete actions can be trained. In regression,
+it is minus the squared error, and the bounds of the action space are a scale, not a limit. Samples have no successors,
+so every step terminates. An *episode* is a stretch of steps within one task; its return divided by its length is the
+accuracy (or minus the squared error) in that stretch. In training, one episode covers the stretch of all environments
+together, with their mean return; in evaluation, each environment has its own episode.
 
-    stream/RandomLabels       memorise random labels of Gaussian inputs, which are drawn anew every task
-    stream/RandomTargets      the same with one number to be said of each input
+    stream/RandomLabels       memorise random labels of Gaussian inputs; every task has new labels
+    stream/RandomTargets      the same with one number to predict for each input
     stream/SlowRegression     the bit-flipping problem of Dohare et al. 2024 (Nature 632)
-    stream/ShiftingPairs      the mean of two of sixteen inputs, another two every task (Elsayed & Mahmood 2024)
-    stream/PermutedDigits     images whose pixels are permuted anew every task
-    stream/ShuffledDigits     images whose labels are renamed every task
+    stream/ShiftingPairs      the mean of two of sixteen inputs, a different pair in every task (Elsayed & Mahmood 2024)
+    stream/PermutedDigits     images whose pixels have a new permutation in every task
+    stream/ShuffledDigits     images whose labels have a new permutation in every task
     stream/WarmStart          half of the images first, then all of them; evaluation on test images
-    …MNIST, …FashionMNIST, …CIFAR10, …CIFAR100, …Images in the place of Digits (and RandomLabels…, WarmStart…): files
-    that you have, in the folder --env.data
+    …MNIST, …FashionMNIST, …CIFAR10, …CIFAR100, …Images instead of Digits (and RandomLabels…, WarmStart…): your own
+    files in the folder --env.data
 
-Which task is on, is a matter of environment steps of all environments together (`Schedule`). Whatever a stream shows is
-a pure function of the problem's seed, the level that a task shows, the number of the task and the position in it, so
-that two learners see the same, a stopped run goes on to the last bit, and a level that comes back is the same level.
-The levels follow from one seed (`make`'s `drift_seed`), the order of the samples from another.
+The current task depends on the environment steps of all environments together (`Schedule`). The samples of a stream are
+a pure function of the problem's seed, the task's level, the number of the task and the position in it. Two learners
+therefore see the same samples, a stopped run continues exactly, and a level that recurs is unchanged. The levels follow
+from one seed (`make`'s `drift_seed`), the order of the samples from another.
 """
 
 from __future__ import annotations
@@ -45,36 +45,36 @@ from .schedule import Moment, Schedule
 if TYPE_CHECKING:
     from .config import EnvConfig
 
-BLOCK = 4096  # samples that are drawn together where every one is new
-STRETCH = 50  # steps of an episode
-GONE = 2**62  # the end of a task that has none
+BLOCK = 4096  # samples per block in streams where every sample is new
+STRETCH = 50  # steps per episode
+GONE = 2**62  # the end of a task without an end
 
 
 class Draw(NamedTuple):
-    """What a stream is asked for: some consecutive samples of a task."""
+    """A request to a stream: some consecutive samples of a task."""
 
     task: int
     level: int
     next_level: int
-    blend: float  # how far the task has moved on towards the next level, 0 … 1
-    first: int  # position in the task of the first sample
-    number: int  # of samples
+    blend: float  # progress of the task towards the next level, 0 … 1
+    first: int  # position of the first sample in the task
+    number: int  # number of samples
 
 
 class Stream(Envs):
     """E environments, each of which shows one sample of the same stream at a time.
 
-    Its state is how many steps were taken, and the returns of the running stretch; whatever is shown follows from that.
+    The state consists of the number of steps and the returns of the current stretch; all samples follow from it.
 
     Args:
-        seed: Of the order of the samples.
-        level_seed: Of everything that a level is: its labels, its permutation, its bits.
-        stands: Environment steps at which time stands still, so that one task is shown for ever; None lets it go on.
-        evaluation: Test samples where there are any, and other samples where each one is new; and an episode of every
-            environment.
+        seed: Seed of the order of the samples.
+        level_seed: Seed of the levels: of labels, permutations and bits.
+        stands: Environment steps at which time is fixed, so that one task is shown for ever; None lets it advance.
+        evaluation: Use test samples if there are any, or different samples if each one is new; every environment has
+            its own episodes.
     """
 
-    period: int  # environment steps that a task lasts, if the configuration does not say
+    period: int  # default length of a task in environment steps
 
     def __init__(
         self,
@@ -100,9 +100,13 @@ class Stream(Envs):
             )
         self.stretch = config.stretch
         self.taken = 0  # steps of every environment
-        self._sums = np.zeros(num_envs)  # returns of the running stretch
+        self._sums = np.zeros(num_envs)  # returns of the current stretch
         self._length = 0  # its steps
-        self._task, self._begin_at, self._end_at = -1, 0, 0  # of the present task, in steps of every environment
+        self._task, self._begin_at, self._end_at = (
+            -1,
+            0,
+            0,
+        )  # the present task and its limits, in steps of each environment
         self._target: Array | None = None
         self._drawn: dict[tuple[str, int, int], Array] = {}
         self._kept: dict[str, dict[int, Array]] = {}
@@ -123,13 +127,14 @@ class Stream(Envs):
     # ---------------------------------------------------------------------------------------------------- acting
 
     def reset(self) -> Array:
-        """The sample at hand of every environment [E, *obs]; a stretch begins."""
+        """Start a stretch; return the present sample of every environment [E, *obs]."""
         self._sums = np.zeros(self.num_envs)
         self._length = 0
         return self._show()
 
     def step(self, action: Array) -> Step:
-        """Say something [E] or [E, K] of the samples at hand, and see the next ones (Diverged if it is no number)."""
+        """Submit predictions [E] or [E, K] for the present samples; return the next samples (Diverged if a prediction
+        is not finite)."""
         if self._target is None:
             raise RuntimeError(f"{self.name}: reset() must come before the first step()")
         action = np.asarray(action)
@@ -145,7 +150,7 @@ class Stream(Envs):
         self._sums += reward
         self._length += 1
         self.taken += 1
-        # A stretch never crosses the edge of a task.
+        # A stretch never extends beyond its task.
         ended = (self.taken - self._begin_at) % self.stretch == 0 or self.taken == self._end_at
         episodes: tuple[Episode, ...] = ()
         if ended:
@@ -170,16 +175,16 @@ class Stream(Envs):
         return episodes
 
     def moment(self) -> Moment:
-        """What holds for the samples at hand."""
+        """The state of the schedule for the present samples."""
         return self.schedule.moment(self.taken * self.num_envs if self.stands is None else self.stands)
 
     def _show(self) -> Array:
-        """The samples at hand, all from what was drawn before."""
+        """Draw the present samples; they depend only on the position in the stream."""
         task, level, next_level, blend = self.moment()
         if task != self._task:
             self._task = task
             if self.stands is None:
-                # In steps of every environment; a task that begins in the midst of a minibatch begins with the next.
+                # In steps of each environment; a task that would begin within a minibatch begins with the next one.
                 self._begin_at = -(-self.schedule.begin(task) // self.num_envs)
                 last = self.schedule.at and task == len(self.schedule.at)
                 self._end_at = GONE if last else -(-self.schedule.begin(task + 1) // self.num_envs)
@@ -193,24 +198,24 @@ class Stream(Envs):
     # ---------------------------------------------------------------------------------------------------- randomness
 
     def of_level(self, purpose: str, number: int = 0) -> np.random.Generator:
-        """The random stream of what belongs to a level, or to all of them."""
+        """The random stream of a property of one level, or of all levels."""
         return np.random.default_rng(derive_seed(self.level_seed, f"{purpose} {number}"))
 
     def of_order(self, purpose: str, *numbers: int) -> np.random.Generator:
-        """The random stream of what belongs to the samples' order; evaluation has its own."""
+        """The random stream of the samples' order; evaluation has a separate stream."""
         words = " ".join([purpose, *map(str, numbers), *(["evaluation"] if self._evaluation else [])])
         return np.random.default_rng(derive_seed(self._run_seed, words))
 
     def walk(self, wanted: Draw, size: int) -> Array:
-        """Places [count] int64 in a set of `size` samples that is gone through in one random order after another."""
+        """Indices [count] int64 into a set of `size` samples that is traversed in one random order after another."""
         return self._in_parts("order", wanted, size, lambda rng: rng.permutation(size))
 
     def fresh(self, wanted: Draw, make: Callable[[np.random.Generator], Array]) -> Array:
-        """Samples [count, …] of which every one is new; `make` draws a block of them from a random stream."""
+        """Samples [count, …], every one of which is new; `make` draws a block of them from a random stream."""
         return self._in_parts("samples", wanted, BLOCK, make)
 
     def _in_parts(self, purpose: str, wanted: Draw, size: int, make: Callable[[np.random.Generator], Array]) -> Array:
-        """Some rows of the parts, of `size` rows each, that a task is made of; each part has a random stream."""
+        """Rows of the parts of a task, which have `size` rows each; each part has a separate random stream."""
         parts = []
         first, left = wanted.first, wanted.number
         while left:
@@ -226,11 +231,11 @@ class Stream(Envs):
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def thresholds(self, task: int, size: int) -> Array:
-        """How far a task has to have moved on for each of its samples to be as the next level has it [size]."""
+        """The progress of a task at which each of its samples changes to the next level [size]."""
         return self.kept("thresholds", task, lambda: self.of_level("thresholds", task).random(size))
 
     def kept(self, what: str, number: int, make: Callable[[], Array]) -> Array:
-        """What belongs to a level or a task, kept while it and its neighbour are shown."""
+        """Data of a level or a task, cached for the present and the neighbouring one."""
         store = self._kept.setdefault(what, {})
         if number not in store:
             while len(store) > 1:
@@ -239,14 +244,14 @@ class Stream(Envs):
         return store[number]
 
     def reseed(self, seed: int) -> None:
-        """Show the samples in another order from now on; the tasks themselves stay."""
+        """Show the samples in another order from now on; the tasks stay the same."""
         super().reseed(seed)
         self._drawn.clear()
 
     # ---------------------------------------------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands, and the returns of the running stretch."""
+        """The position in the stream, and the returns of the current stretch."""
         return {
             "name": self.name,
             "seed": self._run_seed,
@@ -260,7 +265,7 @@ class Stream(Envs):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on exactly where `state` was taken (ValueError if it is of another stream)."""
+        """Continue exactly from `state` (ValueError if it is the state of another stream)."""
         mine = self.state_dict()
         for key in ("name", "num_envs", "level_seed", "evaluation"):
             if state[key] != mine[key]:
@@ -273,7 +278,7 @@ class Stream(Envs):
         if state["started"]:
             self._show()
 
-    # A stream has no simulator that could be played again: `reset`, `step` and the state above are its own.
+    # A stream has no simulator to replay: it overrides `reset`, `step` and the state.
 
     def _begin(self, envs: list[int], seeds: list[int], obs: Array) -> None:
         raise NotImplementedError
@@ -286,22 +291,22 @@ class Stream(Envs):
 
 
 def _right(action: Array, target: Array) -> Array:
-    """1 where what was said is right, else 0 [E]."""
+    """1 for a correct prediction, else 0 [E]."""
     return (action == target).astype(np.float64)
 
 
 def _minus_squared_error(action: Array, target: Array) -> Array:
-    """Mean over the numbers of a target [E], negated."""
+    """The negative squared error, averaged over the numbers of a target [E]."""
     return -np.square(action.astype(np.float64) - target).mean(axis=1)
 
 
 def _numbers(bound: float, size: int = 1) -> ActionSpec:
-    """Numbers to be said; the bounds are a scale for agents that need one."""
+    """An action space of numbers to predict; its bounds are a scale for agents that need one."""
     return ActionSpec(size, discrete=False, low=(-bound,) * size, high=(bound,) * size)
 
 
 def _mixed(old: Callable[[], Array], new: Callable[[], Array], blend: float, thresholds: Callable[[], Array]) -> Array:
-    """What the old level has, or the new one where a sample's threshold [count] has been passed."""
+    """The data of the old level, or of the new level for samples whose threshold [count] has been passed."""
     shown = old()
     if blend == 0:
         return shown
@@ -313,14 +318,14 @@ def _mixed(old: Callable[[], Array], new: Callable[[], Array], blend: float, thr
 
 
 class RandomLabels(Stream):
-    """A set of standard Gaussian inputs whose labels, uniform over the classes, are drawn anew every task.
+    """A set of standard Gaussian inputs with random labels, uniform over the classes; every task has new labels.
 
-    The inputs stay. Minibatches walk through random orders of the set. On average over tasks all are equally hard, so a
-    plain network that learns the last ones less well than the first has lost plasticity. If the change is gradual, a
-    growing share of the inputs has its new label already. Evaluation shows the same set: what is memorised of it.
+    The inputs stay the same. Minibatches traverse the set in random orders. All tasks are equally hard on average, so a
+    plain network that learns late tasks less well than the first has lost plasticity. If the change is gradual, a
+    growing share of the inputs has its new label. Evaluation uses the same set and measures memorisation.
 
     Paper: Zhang et al. 2017, 1611.03530 (random labels); Lyle et al. 2023, 2303.01486, section 4 (redrawn). The size is
-    that of this project: 512 inputs of 64 numbers, 10 classes, 19,200 samples (300 minibatches of 64) a task.
+    this project's choice: 512 inputs of 64 numbers, 10 classes, 19,200 samples (300 minibatches of 64) per task.
     """
 
     period = 19_200
@@ -349,11 +354,12 @@ class RandomLabels(Stream):
 
 
 class RandomTargets(Stream):
-    """A set of standard Gaussian inputs with one standard Gaussian number to be said of each, drawn anew every task.
+    """A set of standard Gaussian inputs with one standard Gaussian number to predict for each; every task has new
+    targets.
 
-    The twin of random labels for regression. With `target_drift` the targets of each level lie so much higher than
-    those of the level before: what is to be learnt about the inputs stays as hard, and the targets grow. If the change
-    is gradual, targets move steadily from the old ones to the new ones. Evaluation shows the same set.
+    The regression version of random labels. With `target_drift`, the targets of each level are higher than those of
+    the previous level by this number: the problem stays equally hard in its inputs, and the targets grow. If the
+    change is gradual, targets move steadily from the old values to the new ones. Evaluation uses the same set.
     """
 
     period = 19_200
@@ -379,7 +385,7 @@ class RandomTargets(Stream):
 
 
 def _moved(of_level: Callable[[int], Array], wanted: Draw, places: Array) -> Array:
-    """Numbers on their steady way from one level to the next."""
+    """Numbers interpolated from one level to the next."""
     target = of_level(wanted.level)[places]
     if wanted.blend:
         blend = np.float32(wanted.blend)
@@ -393,15 +399,16 @@ def _moved(of_level: Callable[[int], Array], wanted: Draw, places: Array) -> Arr
 class SlowRegression(Stream):
     """The slowly-changing regression problem: 20 bits, of which the first 15 are the level and change slowly.
 
-    At every edge one of the slow bits, uniformly chosen, flips; the other five bits are drawn anew for every sample.
-    The target is what a fixed network with 100 linear threshold units says of the bits; its weights and biases are all
-    -1 or 1, and unit i is 1 if its sum, bias b_i included, is at least tau_i = 0.7 * 21 - S_i, where S_i = (20 - sum of
-    its weights + b_i) / 2. If the change is gradual, a growing share of the samples has the flipped bit. The paper
-    learns from one sample at a time (--num-envs 1) with five hidden units, and compares with a linear network.
+    At the start of every task one of the slow bits, chosen uniformly, flips; the other five bits are new in every
+    sample. The target is the output of a fixed network with 100 linear threshold units for the bits. Its weights and
+    biases are all -1 or 1, and unit i is 1 if its sum, bias b_i included, is at least tau_i = 0.7 * 21 - S_i, where
+    S_i = (20 - sum of its weights + b_i) / 2. If the change is gradual, a growing share of the samples has the flipped
+    bit. The paper learns from one sample at a time (--num-envs 1) with five hidden units, and compares with a linear
+    network.
 
     Paper: Dohare et al. 2024, "Loss of plasticity in deep continual learning", Nature 632, methods; 10,000 samples a
-    task. Differs: S_i is as in the authors' code; by the paper it is the number of negative input weights, which is the
-    same but for half a bias. The code can also draw all slow bits anew.
+    task. Differs: S_i is as in the authors' code; in the paper it is the number of negative input weights, which
+    differs by half a bias. The code can also redraw all slow bits.
     """
 
     period = 10_000
@@ -430,9 +437,9 @@ class SlowRegression(Stream):
         return self.kept("slow", level, flipped)
 
     def said_by_target(self, bits: Array) -> Array:
-        """What the target network says [N, 1] float32 of bits [N, 20]."""
-        on = (bits @ self.weights.T + self.bias >= self.threshold).astype(np.float32)
-        return (on @ self.out + self.out_bias)[:, None]
+        """The output of the target network [N, 1] float32 for bits [N, 20]."""
+        active = (bits @ self.weights.T + self.bias >= self.threshold).astype(np.float32)
+        return (active @ self.out + self.out_bias)[:, None]
 
     def draw(self, wanted: Draw) -> tuple[Array, Array]:
         fast = self.bits - self.slow
@@ -450,12 +457,13 @@ class SlowRegression(Stream):
 
 
 class ShiftingPairs(Stream):
-    """Sixteen standard Gaussian inputs; the target is the mean of two of them: (0, 1), then (2, 3), … (14, 15), again
-    (0, 1), so that from the ninth task on all has been learnt before. If the change is gradual, the target moves
-    steadily from one mean to the next.
+    """Sixteen standard Gaussian inputs; the target is the mean of two of them: (0, 1), then (2, 3), … (14, 15), then
+    (0, 1) again, so that from the ninth task on every target has occurred before. If the change is gradual, the target
+    moves steadily from one mean to the next.
 
     Paper: Elsayed & Mahmood 2024, "Addressing Loss of Plasticity and Catastrophic Forgetting in Continual Learning",
-    2404.00781, the toy problem with changing inputs; 200 steps a task, here minibatches of 32. Differs: nothing known.
+    2404.00781, the toy problem with changing inputs; 200 steps per task, here minibatches of 32. Differs: no known
+    difference.
     """
 
     period = 6_400
@@ -465,7 +473,7 @@ class ShiftingPairs(Stream):
         super().__init__(name, num_envs, ObservationSpec((self.features,)), _numbers(2.0), config, **options)
 
     def pair(self, level: int) -> slice:
-        """The inputs whose mean is asked for."""
+        """The inputs whose mean is the target."""
         first = 2 * level % self.features
         return slice(first, first + 2)
 
@@ -482,23 +490,25 @@ class ShiftingPairs(Stream):
 
 
 class ImageStream(Stream):
-    """A set of images. Evaluation walks through its test images, of which training never shows one.
+    """A set of images. Evaluation traverses its test images, which are never shown in training.
 
-    Images of files are uint8 [C, H, W]; the digits, and images with `flat`, are vectors of numbers in [0, 1].
+    Images from files are uint8 [C, H, W]; the digits, and images with `flat`, are vectors of numbers in [0, 1].
     """
 
-    flat: ClassVar[bool] = False  # pixels have no neighbours any more
-    tests: ClassVar[bool] = True  # there is something to be tested on images that were never shown
-    fewer: ClassVar[int] = 0  # images that are used, if the configuration does not say; 0 is all
+    flat: ClassVar[bool] = False  # images lose their spatial structure
+    tests: ClassVar[bool] = True  # evaluation uses images that were never shown
+    fewer: ClassVar[int] = 0  # default number of images; 0 is all
 
     def __init__(self, name: str, num_envs: int, config: EnvConfig, *, source: str, **options: Any) -> None:
-        found = datasets.load(source, config.data)
-        self.high, self.classes = found.high, found.classes
+        dataset = datasets.load(source, config.data)
+        self.high, self.classes = dataset.high, dataset.classes
         tested = options["evaluation"] and self.tests
-        self.images, self.true_labels = (found.test, found.test_labels) if tested else (found.train, found.train_labels)
-        wanted = config.samples or min(self.fewer or len(found.train), len(found.train))
-        if wanted > len(found.train):
-            raise ValueError(f"{name} has {len(found.train):,} images for training, and samples is {wanted:,}")
+        self.images, self.true_labels = (
+            (dataset.test, dataset.test_labels) if tested else (dataset.train, dataset.train_labels)
+        )
+        wanted = config.samples or min(self.fewer or len(dataset.train), len(dataset.train))
+        if wanted > len(dataset.train):
+            raise ValueError(f"{name} has {len(dataset.train):,} images for training, and samples is {wanted:,}")
         if self.flat or config.flat or source == "Digits":
             observation = ObservationSpec((math.prod(self.images.shape[1:]),))
         else:
@@ -507,21 +517,21 @@ class ImageStream(Stream):
         super().__init__(
             name, num_envs, observation, ActionSpec(self.outputs(config), discrete=True), config, **options
         )
-        if wanted < len(found.train) and not tested:
-            some = self.of_level("subset").permutation(len(found.train))[:wanted]
+        if wanted < len(dataset.train) and not tested:
+            some = self.of_level("subset").permutation(len(dataset.train))[:wanted]
             self.images, self.true_labels = self.images[some], self.true_labels[some]
         self.size = len(self.images)
 
     def passes(self, size: int) -> int:
-        """Samples that a task lasts, if the configuration does not say."""
+        """Default number of samples per task."""
         return max(19_200, size)
 
     def outputs(self, config: EnvConfig) -> int:
-        """How many classes there are to be said."""
+        """The number of classes to predict."""
         return self.classes
 
     def seen(self, images: Array) -> Array:
-        """Images [N, C, H, W] uint8 as the agent gets them."""
+        """The agent's input for images [N, C, H, W] uint8."""
         if self.observation.pixels:
             return images
         return images.reshape(len(images), -1).astype(np.float32) / np.float32(self.high)
@@ -540,23 +550,23 @@ class ImageStream(Stream):
         return self.seen(shown), named
 
     def shown(self, level: int, places: Array) -> Array:
-        """Images [N, C, H, W] as a level has them."""
+        """Images [N, C, H, W] of a level."""
         return self.images[places]
 
     def named(self, level: int, places: Array) -> Array:
-        """Labels [N] as a level has them."""
+        """Labels [N] of a level."""
         return self.true_labels[places]
 
 
 class Permuted(ImageStream):
-    """Images whose pixels are permuted, in another way every task; the channels of a pixel stay together.
+    """Images whose pixels are permuted, differently in every task; the channels of a pixel stay together.
 
-    Every level has a permutation of its own, the first one too. The sources permute what is permuted already, which
-    comes to the same: a permutation after a uniform one is uniform, and independent of it. If the change is gradual, a
-    growing share of the images is permuted in the new way. Evaluation: test images, permuted like the task's.
+    Every level has its own permutation, the first one included. The sources permute images that are already permuted,
+    which is equivalent: a permutation after a uniform one is uniform, and independent of it. If the change is gradual,
+    a growing share of the images has the new permutation. Evaluation: test images with the task's permutation.
 
     Paper: Goodfellow et al. 2014, 1312.6211; online: Dohare et al. 2024, Nature 632. Differs: by default a task is one
-    pass through the images, but at least 19,200 samples, so the digits are passed through 13 times.
+    pass through the images, but at least 19,200 samples, so 13 passes through the digits.
     """
 
     flat = True
@@ -569,11 +579,10 @@ class Permuted(ImageStream):
 
 
 class Shuffled(ImageStream):
-    """Images whose labels are renamed by a permutation of the classes, another one every task; the images stay.
+    """Images whose labels are permuted, differently in every task; the images stay the same.
 
-    Every level has a permutation of its own, the first one too; see Permuted for why that is what the sources do. If
-    the change is gradual, a growing share of the images has its new name already. Evaluation: test images, by the
-    task's names.
+    Every level has its own permutation, the first one included; Permuted explains why the sources do the same. If the
+    change is gradual, a growing share of the images has its new label. Evaluation: test images with the task's labels.
 
     Paper: Elsayed & Mahmood 2024, 2404.00781 (label-permuted EMNIST, CIFAR-10 and mini-ImageNet).
     """
@@ -584,12 +593,13 @@ class Shuffled(ImageStream):
 
 
 class RandomImageLabels(ImageStream):
-    """Images of files with random labels, drawn anew every task: memorisation, as in RandomLabels.
+    """Images from files with random labels, new in every task: memorisation, as in RandomLabels.
 
-    Paper: Kumar et al. 2023, 2308.11958: 1,200 images of MNIST or CIFAR-10, 400 passes a task. Those are the defaults.
+    Paper: Kumar et al. 2023, 2308.11958: 1,200 images of MNIST or CIFAR-10, 400 passes per task. These are the
+        defaults.
     """
 
-    tests = False  # of random labels only those that were seen can be known
+    tests = False  # random labels of unseen images cannot be predicted
     fewer = 1200
 
     def passes(self, size: int) -> int:
@@ -608,13 +618,13 @@ class RandomImageLabels(ImageStream):
 class WarmStart(ImageStream):
     """Level 0 is half of the training images, level 1 is all of them: does a warm start generalise worse?
 
-    The second task, all of the images, lasts for ever. What the network is worth is said by evaluation on test images
-    (`evaluate_every`, `pliant evaluate`), in the unit of right answers in a stretch. The fresh start to compare with is
-    the same stream with `--env.order 1`: all images from the first step on. If the change is gradual, a growing share
-    of the other half is let in.
+    The second task, with all images, has no end. The network is measured by evaluation on test images
+    (`evaluate_every`, `pliant evaluate`), as the number of correct predictions per stretch. The fresh start to compare
+    with is the same stream with `--env.order 1`: all images from the first step on. If the change is gradual, a growing
+    share of the other half is included.
 
-    Paper: Ash & Adams 2020, "On Warm-Starting Neural Network Training", 1910.08475. Differs: the first half is learnt
-    for a number of samples, not until it is known.
+    Paper: Ash & Adams 2020, "On Warm-Starting Neural Network Training", 1910.08475. Differs: the first half is trained
+    for a number of samples, not to convergence.
     """
 
     def _schedule(self, config: EnvConfig) -> Schedule:
@@ -631,14 +641,14 @@ class WarmStart(ImageStream):
         if self._evaluation:
             places = self.walk(wanted, self.size)
         else:
-            # Which half comes first is a matter of the problem, not of the order.
+            # The choice of the first half belongs to the problem, not to the order of samples.
             everyone = self.kept("halves", 0, lambda: self.of_level("halves").permutation(self.size))
             sizes = [self.size if level else self.size // 2 for level in (wanted.level, wanted.next_level)]
             size = round((1 - wanted.blend) * sizes[0] + wanted.blend * sizes[1])
             if size == sizes[0]:
                 places = everyone[self.walk(wanted, size)]
             else:
-                # The set grows all the time, so there are no passes through it: drawn with replacement.
+                # The set grows all the time, so samples are drawn with replacement instead of in passes.
                 drawn = self.fresh(wanted, lambda rng: rng.random(BLOCK))
                 places = everyone[(drawn * size).astype(np.int64)]
         return self.seen(self.images[places]), self.true_labels[places]
@@ -658,7 +668,7 @@ OF_IMAGES: dict[str, Callable[..., Stream]] = {
     "WarmStart": WarmStart,
     "RandomLabels": RandomImageLabels,
 }
-# Which options a kind of stream heeds, beside those of the schedule; the others must keep their defaults.
+# The options that a kind of stream reads, besides those of the schedule; others must keep their defaults.
 OPTIONS = {
     "RandomLabels": "samples classes features",
     "RandomTargets": "samples features target_drift",
@@ -675,8 +685,8 @@ DETAILS = ("samples", "classes", "features", "target_drift", "data", "flat")
 
 
 def _known() -> dict[str, tuple[Callable[..., Stream], str]]:
-    """Every stream: what makes it, and which details it heeds."""
-    found: dict[str, tuple[Callable[..., Stream], str]] = {
+    """Every stream: its constructor, and the options that it reads."""
+    streams: dict[str, tuple[Callable[..., Stream], str]] = {
         name: (kind, OPTIONS[name]) for name, kind in SYNTHETIC.items()
     }
     for title, kind in OF_IMAGES.items():
@@ -685,19 +695,19 @@ def _known() -> dict[str, tuple[Callable[..., Stream], str]]:
             if source == "Digits":
                 options = " ".join(o for o in options.split() if o not in ("data", "flat"))
             name = "WarmStart" if (title, source) == ("WarmStart", "Digits") else f"{title}{source}"
-            found[name] = (partial(kind, source=source), options)
-    return found
+            streams[name] = (partial(kind, source=source), options)
+    return streams
 
 
 def names() -> list[str]:
-    """The names of all streams; those of files are there whether or not the files are."""
+    """The names of all streams, including those whose files are missing."""
     return [f"stream/{name}" for name in _known()]
 
 
 def make_stream(
     name: str, num_envs: int, seed: int, config: EnvConfig, evaluation: bool, *, level_seed: int, stands: int | None
 ) -> Stream:
-    """A stream by name; see `pliant.envs.make`.
+    """Create a stream by name; see `pliant.envs.make`.
 
     Raises:
         UnknownEnvironment: There is no stream of this name.
