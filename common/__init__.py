@@ -1,1 +1,1 @@
-"""Small records and readers that every package may use: spaces, steps, specs of methods, ranges of numbers."""
+"""Small modules that every package may use: spaces, steps, specs of methods, ranges of numbers, files, memory."""

@@ -1,5 +1,6 @@
-"""The small files of a run (`DONE`, `versions.json`, `fork.json`): read and checked, or refused by name; and written
-whole or not at all.
+"""Reading and writing the small files of a run (`DONE`, `versions.json`, `fork.json`).
+
+Reading checks a file's content; errors name the file. Writing is atomic.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ _KINDS: dict[type, str] = {dict: "an object", list: "a list"}
 
 
 class FileDamaged(RuntimeError):
-    """A file of a run does not hold what it must hold. The message names the file and the way out."""
+    """A file of a run has invalid content. The message names the file and what the user can do."""
 
 
 class WriteFailed(OSError):
-    """A file could not be written. What stood under its name before is unchanged."""
+    """A file could not be written. An earlier file of the same name is unchanged."""
 
 
 def read_json(file: Path, kind: type[Kind], way_out: str) -> Kind | None:
@@ -28,11 +29,11 @@ def read_json(file: Path, kind: type[Kind], way_out: str) -> Kind | None:
 
     Args:
         file: The file.
-        kind: dict or list; what its outermost value must be.
+        kind: The required type of the outermost value: dict or list.
         way_out: What the user can do about a damaged file; the end of the message.
 
     Raises:
-        FileDamaged: The file cannot be read, is no JSON, or holds another kind of value.
+        FileDamaged: The file cannot be read, is not JSON, or holds another type of value.
     """
     try:
         data = file.read_bytes()
@@ -50,10 +51,10 @@ def read_json(file: Path, kind: type[Kind], way_out: str) -> Kind | None:
 
 
 def steps_done(folder: Path) -> int | None:
-    """Environment steps after which the run in a folder was done, as its `DONE` says; None if it is not done.
+    """Environment steps of a finished run, read from `DONE` in its folder; None if the run is not finished.
 
     Raises:
-        FileDamaged: `DONE` is no JSON object with a number of steps.
+        FileDamaged: `DONE` is not a JSON object with a number of steps.
     """
     file = folder / DONE
     way_out = "Delete it, and the same command goes on from the last checkpoint"
@@ -67,15 +68,15 @@ def steps_done(folder: Path) -> int | None:
 
 
 def is_count(value: object) -> TypeGuard[int]:
-    """Is it a whole number, and not negative?"""
+    """True for an integer that is not negative; False for a bool."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Write a file durably: after a kill or a failure at any moment it is the old one or the new one.
+    """Write a file atomically and durably: after a kill or a failure at any moment, the old or the new file is there.
 
     Raises:
-        WriteFailed: The disk is full or read-only, say.
+        WriteFailed: The file cannot be written (the disk is full or read-only, for example).
     """
     scratch = file.with_name(file.name + ".tmp")
     try:
@@ -86,7 +87,7 @@ def write_whole(file: Path, text: str) -> None:
         os.replace(scratch, file)
         sync_folder(file.parent)
     except OSError as error:
-        with suppress(OSError):  # a disk that takes nothing may refuse this, too; the cause is told below
+        with suppress(OSError):  # this may fail on the same disk; the first error is reported below
             scratch.unlink(missing_ok=True)
         failed = WriteFailed(f"cannot write {file}: {error.strerror}")
         failed.errno = error.errno

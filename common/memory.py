@@ -1,4 +1,4 @@
-"""How much memory a device has to spare, so that what cannot fit is refused before it is allocated."""
+"""Free memory of a device, so that an object that cannot fit is refused before it is allocated."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from pathlib import Path
 import torch
 
 CGROUPS = Path("/sys/fs/cgroup")
-HEADROOM = 0.9  # of the available memory; the rest is left to everything else
-SMALL = 256 * 2**20  # bytes that are there without asking, for an agent may be built a thousand times
+HEADROOM = 0.9  # fraction of the available memory that one object may take
+SMALL = 256 * 2**20  # bytes below which nothing is checked, since an agent may be built a thousand times
 
 
 class TooLarge(ValueError):
-    """Something does not fit into the memory of its device. The message says what it needs and what there is."""
+    """An object does not fit into the memory of its device. The message gives the needed and the free bytes."""
 
 
 def refuse_too_large(what: str, nbytes: int, device: torch.device | str, way_out: str) -> None:
-    """Refuse what does not fit into the memory that a device has to spare, before it is allocated.
+    """Check, before an allocation, that it fits into the free memory of a device.
 
     Args:
-        what: What is to be allocated, as the subject of a sentence in the singular.
+        what: The object to be allocated; the subject of the message, in the singular.
         nbytes: Bytes that it takes.
-        way_out: What makes it smaller, as a request.
+        way_out: Advice on how to make it smaller, as a request.
 
     Raises:
         TooLarge: It does not fit.
@@ -35,7 +35,7 @@ def refuse_too_large(what: str, nbytes: int, device: torch.device | str, way_out
 
 
 def in_bytes(count: float) -> str:
-    """A number of bytes as people read it: 7.2 kB."""
+    """A number of bytes with a readable unit: 7.2 kB."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
@@ -46,8 +46,8 @@ def in_bytes(count: float) -> str:
 def available_memory(device: torch.device | str) -> int:
     """Bytes that can still be allocated on a device.
 
-    For a CPU it is what the system calls available, or what the control group of this process (a container, a batch
-    job) leaves of its limit, whichever is less.
+    For a CPU: the memory that the system reports as available, or the rest of the memory limit of this process's
+    control group (a container, a batch job), whichever is less.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -61,17 +61,17 @@ def _system_memory() -> int:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     except OSError:
-        pass  # not Linux: what is installed is the best bound there is
+        pass  # not Linux: the installed memory is the best available bound
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _cgroup_memory() -> list[int]:
-    """What each control group with a limit leaves free, from that of this process up to the root (versions 1 and 2)."""
+    """Free bytes of each control group with a limit, from this process's group up to the root (versions 1 and 2)."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
         return []
-    found = []
+    free = []
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers == "":
@@ -85,19 +85,19 @@ def _cgroup_memory() -> list[int]:
             )
         else:
             continue
-        # Inside a container the path can be that of the host, of which only the root is visible.
+        # Inside a container the path can be one of the host, of which only the root is visible.
         here = root / path.lstrip("/")
         for group in (here, *here.parents):
             if group.is_relative_to(root):
-                found += _group_memory(group, limit, usage, cache)
-    return found
+                free += _group_memory(group, limit, usage, cache)
+    return free
 
 
 def _group_memory(group: Path, limit: str, usage: str, cache: str) -> list[int]:
     try:
         most, used = (group / limit).read_text().strip(), int((group / usage).read_text())
-        # File cache counts as used, yet the kernel gives it back when asked.
+        # File cache counts as used, but the kernel frees it on demand.
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     except OSError:
-        return []  # no such group, or one without a memory controller
+        return []  # there is no such group, or it has no memory controller
     return [] if most == "max" else [max(0, int(most) - used + int(stat.get(cache, 0)))]

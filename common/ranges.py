@@ -1,12 +1,12 @@
-"""The legal range of every number of every configuration, declared beside the number and checked in one place.
+"""The valid range of every number in a configuration: declared at the number, checked in one place.
 
     batch_size: Annotated[int, at_least(1, "transitions", most=1_000_000, why="a batch is in memory at once")] = 64
     gamma: Annotated[float, between(0, 1)] = 0.99
 
-A range is metadata of a type annotation. Three consumers use it: `check_numbers` for the fields of a configuration,
+A range is metadata of a type annotation. Three functions use it: `check_numbers` for the fields of a configuration,
 `checked` for the parameters of a constructor (interventions, monitors, drifts), and `specs.convert` for the values of
-specs. Command lines of `argparse` use it by `lab/commands/arguments.py`. A float that is not finite is always refused,
-even where no range is declared.
+specs. Command lines of `argparse` use it through `lab/commands/arguments.py`. A float that is not finite is always
+refused, even if no range is declared.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from numbers import Integral, Real
 from typing import Annotated, Any, TypeAlias, TypeVar
 
 COUNTED = 2**62
-"""The largest count: clocks and indices are whole numbers of 64 bits."""
+"""The largest count: clocks and indices are 64-bit integers."""
 LARGEST = 1e30
-"""The largest size of a float: products of larger numbers overflow single precision (3.4e38)."""
+"""The largest magnitude of a float: products of larger numbers overflow single precision (3.4e38)."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -45,7 +45,7 @@ class OutOfRange(ValueError):
         return f"{self.name} {self.complaint}".lstrip()
 
     def named(self, name: str) -> OutOfRange:
-        """The same complaint of a number with another name."""
+        """The same error for a number with another name."""
         return OutOfRange(name, self.complaint)
 
 
@@ -54,12 +54,12 @@ class Range:
     """The numbers from `low` to `high`.
 
     Attributes:
-        low, high: The bounds, which are legal themselves unless `above` (for low) or `below` (for high) is set.
-        unit: What is counted, in the plural ("environment steps"); empty for a number without a unit.
-        open_end: Is `high` a bound of reason rather than of meaning? Then messages name the lower bound alone, as long
-            as the upper bound holds.
-        why: Reason of the upper bound; part of the message where a number exceeds it.
-        hint: What to use instead; part of every other message about a finite number.
+        low, high: The bounds. They are valid themselves, unless `above` (for low) or `below` (for high) is set.
+        unit: The unit in the plural ("environment steps"); empty for a number without a unit.
+        open_end: True if `high` is only a practical limit. Then messages name only the lower bound, unless the number
+            exceeds `high`.
+        why: Reason for the upper bound; part of the message for a number that exceeds it.
+        hint: What to use instead; part of all other messages about finite numbers.
     """
 
     low: float
@@ -77,7 +77,7 @@ class Range:
         return over and under
 
     def __str__(self) -> str:
-        """In words: `at least 1 transition`, `between 0 and 1`."""
+        """The range in words: `at least 1 transition`, `between 0 and 1`."""
         if self.open_end:
             if self.low == -self.high:
                 return f"between {spelled(self.low)} and {spelled(self.high)}{self._unit(2)}"
@@ -88,7 +88,11 @@ class Range:
         return f"between {spelled(self.low)} and {spelled(self.high)}{self._unit(self.high)}"
 
     def check(self, value: Any, name: str = "") -> None:
-        """Refuse a number that is not in the range (OutOfRange)."""
+        """Check a number.
+
+        Raises:
+            OutOfRange: The number is not finite or not in the range.
+        """
         if not finite(value):
             finite_too = "a finite number, " if self.open_end else ""
             raise OutOfRange(name, f"must be {finite_too}{self}, not {spelled(value)}")
@@ -106,14 +110,14 @@ class Range:
 
 
 def at_least(low: float, unit: str = "", *, most: float | None = None, why: str = "") -> Range:
-    """From `low` on, up to a bound of reason (`most`, by default the largest count)."""
+    """At least `low`, up to a practical limit `most` (default: the largest count, or the largest float)."""
     if most is None:
         most, why = (COUNTED, "clocks and indices have 64 bits") if isinstance(low, int) else (LARGEST, OVERFLOWS)
     return Range(low, most, unit, open_end=True, why=why)
 
 
 def above(low: float, unit: str = "", *, most: float = LARGEST, why: str = "", hint: str = "") -> Range:
-    """More than `low`, up to a bound of reason."""
+    """More than `low`, up to a practical limit `most`."""
     return Range(low, most, unit, above=True, open_end=True, why=why or OVERFLOWS, hint=hint)
 
 
@@ -127,9 +131,9 @@ def between(
 OVERFLOWS = "larger numbers overflow single precision"
 AT_ONCE = "all of it is in memory at once"
 
-# The numbers that occur again and again.
+# Ranges that many configurations use.
 Share: TypeAlias = Annotated[float, between(0, 1)]
-"""A probability, a discount or another share of a whole."""
+"""A probability, a discount or another fraction."""
 ShareBelow: TypeAlias = Annotated[float, between(0, 1, below=True)]
 SomeShare: TypeAlias = Annotated[float, between(0, 1, above=True)]
 Positive: TypeAlias = Annotated[float, above(0)]
@@ -137,18 +141,18 @@ NotNegative: TypeAlias = Annotated[float, at_least(0.0)]
 Number: TypeAlias = Annotated[float, Range(-LARGEST, LARGEST, open_end=True, why=OVERFLOWS)]
 """Any finite number."""
 Moment: TypeAlias = Annotated[int, at_least(1)]
-"""A moment of a clock that a component's `of` names, from 1 on."""
+"""A moment, at least 1, of the clock that a component's `of` names."""
 Period: TypeAlias = Annotated[int, at_least(1)]
 """A period of the clock that a component's `of` names."""
 Start: TypeAlias = Annotated[int, at_least(0)]
-"""A moment of a clock from which on, or up to which, something acts."""
+"""The first or last moment of a clock at which a schedule acts."""
 EnvSteps: TypeAlias = Annotated[int, at_least(0, "environment steps")]
 SomeEnvSteps: TypeAlias = Annotated[int, at_least(1, "environment steps")]
 Updates: TypeAlias = Annotated[int, at_least(0, "gradient updates")]
 SomeUpdates: TypeAlias = Annotated[int, at_least(1, "gradient updates")]
 Seed: TypeAlias = Annotated[int, at_least(0, most=2**63 - 1, why="torch and numpy take 63 bits")]
 Samples: TypeAlias = Annotated[int, at_least(1, "transitions", most=1_000_000, why=AT_ONCE)]
-"""Transitions that are in memory at once: a batch."""
+"""Transitions in a batch, which are in memory at once."""
 NStep: TypeAlias = Annotated[int, at_least(1, "rewards", most=10_000, why="a window is put together at every sample")]
 SomeRatio: TypeAlias = Annotated[
     float, above(0, "gradient updates per environment step", most=10_000, why="a step would take minutes")
@@ -156,9 +160,9 @@ SomeRatio: TypeAlias = Annotated[
 Ratio: TypeAlias = Annotated[
     float, at_least(0.0, "gradient updates per environment step", most=10_000, why="a step would take minutes")
 ]
-"""A replay ratio, of which 0 never learns."""
+"""A replay ratio; 0 makes no updates."""
 SomeTransitions: TypeAlias = Annotated[int, at_least(1, "transitions")]
-"""Transitions of a replay, whose memory is checked when it is built."""
+"""Transitions in a replay; whether they fit into memory is checked when the replay is built."""
 NumEnvs: TypeAlias = Annotated[int, at_least(1, "environments", most=65_536, why="each is simulated")]
 Episodes: TypeAlias = Annotated[int, at_least(1, "episodes", most=1_000_000, why="each is played to its end")]
 Threads: TypeAlias = Annotated[int, at_least(0, "threads", most=1_024, why="no machine gains by more")]
@@ -172,7 +176,7 @@ def check_numbers(config: Any, prefix: str = "") -> None:
 
     Args:
         config: A dataclass instance.
-        prefix: Stands before the name of each field in messages: `agent.` makes `agent.gamma must be …`.
+        prefix: Prefix of each field's name in messages: `agent.` gives `agent.gamma must be …`.
 
     Raises:
         OutOfRange: A float is not finite, or a number is not in the range that its field declares.
@@ -183,10 +187,10 @@ def check_numbers(config: Any, prefix: str = "") -> None:
 
 
 def check_value(value: Any, annotation: Any, name: str = "") -> None:
-    """Check the numbers of one value, whatever its annotation: a number, or a tuple or a dataclass that holds some.
+    """Check the numbers in one value of any annotation: a number, or a tuple or a dataclass that contains numbers.
 
     Raises:
-        OutOfRange: As of `check_numbers`.
+        OutOfRange: As `check_numbers`.
     """
     if is_dataclass(value) and not isinstance(value, type):
         check_numbers(value, f"{name}.")
@@ -207,12 +211,12 @@ def check_value(value: Any, annotation: Any, name: str = "") -> None:
 
 
 def checked(function: F) -> F:
-    """A constructor whose arguments are checked before it runs, by the ranges that its annotations declare.
+    """Decorate a constructor so that its arguments are checked first, against the ranges that its annotations declare.
 
     Messages begin with the `name` of the class (`redo: tau must be …`).
 
     Raises:
-        OutOfRange: By the constructor; as of `check_numbers`.
+        OutOfRange: As `check_numbers`; raised by the decorated constructor.
     """
     signature = inspect.signature(function)
 
@@ -222,22 +226,22 @@ def checked(function: F) -> F:
         try:
             given = signature.bind(self, *args, **kwargs).arguments
         except TypeError:
-            given = {}  # the function itself says what is wrong with the call
-        who = getattr(type(self), "name", "")
+            given = {}  # the call below raises the error
+        owner = getattr(type(self), "name", "")
         for key, value in given.items():
-            check_value(value, hints.get(key, Any), f"{who}: {key}" if who else key)
+            check_value(value, hints.get(key, Any), f"{owner}: {key}" if owner else key)
         function(self, *args, **kwargs)
 
     return typing.cast(F, construct)
 
 
 def finite(value: Any) -> bool:
-    """Is a number neither infinite nor nan? A whole number of any size is finite."""
+    """True if a number is neither infinite nor NaN. An integer of any size is finite."""
     return isinstance(value, Integral) or math.isfinite(value)
 
 
 def spelled(value: Any) -> str:
-    """A number as a message shows it: 1,000,000 and 0.5, and a very large one by its size."""
+    """A number as text for a message: 1,000,000 or 0.5; for a very large integer a power of two or its bit length."""
     if isinstance(value, Integral):
         number = int(value)
         if abs(number) < 10**18:
@@ -254,7 +258,7 @@ def spelled(value: Any) -> str:
 
 
 def unwrapped(annotation: Any) -> tuple[Any, tuple[Range, ...]]:
-    """An annotation without metadata and without `| None`, and the ranges that it declares for a number itself."""
+    """An annotation without metadata and without `| None`, and the ranges that it declares for the number itself."""
     if typing.get_origin(annotation) is Annotated:
         inner, *metadata = typing.get_args(annotation)
         plain, ranges = unwrapped(inner)
@@ -267,7 +271,7 @@ def unwrapped(annotation: Any) -> tuple[Any, tuple[Range, ...]]:
 
 
 def _of_items(annotation: Any, length: int) -> list[Any]:
-    """The annotation of each item of a tuple with that many."""
+    """The annotation of each item of a tuple with `length` items."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         sequences = [m for m in typing.get_args(annotation) if typing.get_origin(unwrapped(m)[0]) in (tuple, list)]
         annotation = unwrapped(sequences[0])[0] if sequences else Any
@@ -278,7 +282,7 @@ def _of_items(annotation: Any, length: int) -> list[Any]:
 
 
 def field_hints(cls: type[Any]) -> dict[str, Any]:
-    """The annotation of each field of a dataclass, with its metadata; `Any` where it names what is not imported."""
+    """The annotation of each field of a dataclass, with metadata; `Any` for all if a name in them is not imported."""
     return _field_hints(cls)  # type: ignore[arg-type]
 
 
@@ -299,8 +303,8 @@ def parameters_of(named: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 @functools.cache
 def parameter_hints(named: Callable[..., Any]) -> dict[str, Any]:
-    """The annotation of each parameter of a class or a function, with its metadata; `Any` where there is none, or
-    where it names what is not imported."""
+    """The annotation of each parameter of a class or a function, with metadata; `Any` for a parameter without one, or
+    if a name in it is not imported."""
     function = inspect.unwrap(getattr(named, "__init__", named) if isinstance(named, type) else named)
     namespace = getattr(function, "__globals__", {})
     hints = {}
@@ -316,7 +320,7 @@ def parameter_hints(named: Callable[..., Any]) -> dict[str, Any]:
 
 
 def numeric_leaves(annotation: Any, path: str = "") -> Iterator[tuple[str, type[Any], tuple[Range, ...]]]:
-    """Every place of an annotation that holds a number: where it is, int or float, and its ranges."""
+    """Every number in an annotation: its path, its type (int or float), and its ranges."""
     plain, ranges = unwrapped(annotation)
     origin = typing.get_origin(plain)
     if plain in (int, float):

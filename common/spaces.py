@@ -1,7 +1,7 @@
-"""What an agent sees and does: specs of observations and actions, and what one environment step returns.
+"""Specs of observations and actions, and the result of one environment step.
 
-These are plain host-side records. They live with the agents because replay and agents speak of them, and because a
-foreign project that builds an agent has no need of `pliant.envs`.
+These are plain host-side records. They stand in `common` because agents and environments both use them, and because
+another project can build an agent without `pliant.envs`.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-LONGEST_EPISODE = 27_000  # environment steps of an episode in evaluation: half an hour of Atari, 108,000 frames by 4
+LONGEST_EPISODE = 27_000  # maximum environment steps of an evaluation episode: 30 minutes of Atari, 108,000 frames / 4
 
 Layout = Literal["same", "last", "none"]
 
 
 class NotFinite(RuntimeError):
-    """An environment gave a reward or an observation that is not a finite number.
+    """An environment returned a reward or an observation that is not a finite number.
 
-    It is raised before anything of that step is kept: the environment's `state_dict` is still the one before the step.
+    It is raised before the step is stored: the environment's `state_dict` is still the one before the step.
     """
 
 
@@ -35,9 +35,9 @@ class Diverged(RuntimeError):
 class ObservationSpec:
     """Shape and kind of one observation.
 
-    Pixels are uint8, channel first, and scaled to [0, 1] by `high` inside the network, never before. `stack` frames
-    stand one after the other along the first axis, the newest last; `padding` says what the older frames of an
-    episode's first observation hold: zeros, or copies of the first frame.
+    Pixels are uint8, channel first. Only the network divides them by `high`, to [0, 1]. `stack` frames are concatenated
+    along the first axis, the newest last. `padding` defines the older frames of an episode's first
+    observation: zeros ("zero"), or copies of the first frame ("repeat").
     """
 
     shape: tuple[int, ...]
@@ -62,7 +62,7 @@ class ObservationSpec:
 
     @property
     def frame_shape(self) -> tuple[int, ...]:
-        """Shape of one element of the stack, the unit in which replay stores observations."""
+        """Shape of one frame of the stack; the replay stores frames."""
         return (self.shape[0] // self.stack, *self.shape[1:]) if self.stack > 1 else self.shape
 
 
@@ -96,8 +96,8 @@ class ActionSpec:
 class Episode(NamedTuple):
     """A finished episode: its environment, undiscounted and unclipped return, length in agent steps, and seed.
 
-    `task` is the number of the task that a non-stationary problem showed when it began: for the log, never the agent.
-    `cut` says that an evaluation ended it, because it went on for too long.
+    `task` is the task number of a non-stationary problem at the episode's start; it goes to the log, never to the
+    agent. `cut` is True if an evaluation ended the episode because it was too long.
     """
 
     env: int
@@ -109,30 +109,31 @@ class Episode(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What E environments answer to an action (host arrays).
+    """The result of one step of E environments (host arrays).
 
-    `terminated` stops bootstrapping, n-step windows stop at `terminated | truncated`, and frame stacks restart where
-    `reset`. With life loss as termination, `terminated` can hold while the game goes on (`reset` is False then).
+    `terminated` stops bootstrapping, n-step windows stop at `terminated | truncated`, and frame stacks restart at
+    `reset`. If the loss of a life counts as termination, `terminated` can be True while the game continues (`reset` is
+    then False).
     """
 
-    obs: NDArray[Any]  # [E, *obs], what the agent acts on next: a new episode's first where `reset`
+    obs: NDArray[Any]  # [E, *obs], the next observation to act on: the first of a new episode where `reset` is True
     reward: NDArray[np.float32]  # [E], raw
     terminated: NDArray[np.bool_]  # [E]
     truncated: NDArray[np.bool_]  # [E]
     reset: NDArray[np.bool_]  # [E]
-    final_obs: NDArray[Any]  # [E, *obs], the true successor of the action; equals `obs` where not `reset`
+    final_obs: NDArray[Any]  # [E, *obs], the true next observation; equals `obs` where `reset` is False
     episodes: tuple[Episode, ...] = ()
-    quiet: bool = False  # a promise that the three flags are False everywhere, which need then not be looked at
-    # [E] int64 or [E, K] float32: what should have been said to the observations acted on, of streams that tell.
+    quiet: bool = False  # True guarantees that the three flags are False everywhere, so they need not be read
+    # [E] int64 or [E, K] float32: targets for the previous observations, from streams that have targets.
     target: NDArray[Any] | None = None
 
 
 def image_layout(space: Any) -> tuple[tuple[int, int, int], Layout] | None:
-    """The shape [channels, height, width] of the images of a gymnasium space or of a shape, and where the channels are
-    in the space itself; None of what is no image. This is the one place that decides it.
+    """The shape [channels, height, width] of the images of a gymnasium space or of a shape, and the position of the
+    channels in the space; None if the space is not one of images. Only this function decides that.
 
     Images are 2-D or 3-D boxes of uint8 or bool, and shapes of three numbers. The channel axis of a 3-D image is the
-    smaller one of its first and last axes; the first, if they are equal.
+    smaller of its first and last axes; if they are equal, the first.
 
     Returns:
         The shape, and the layout: "same" (channels, height, width), "last" (height, width, channels) or "none"
@@ -152,17 +153,18 @@ def image_layout(space: Any) -> tuple[tuple[int, int, int], Layout] | None:
 
 
 def _shape(space: Any) -> tuple[int, ...] | None:
-    """A shape, if it is one."""
+    """`space` as a tuple if it is a shape (a sequence of ints), else None."""
     if isinstance(space, Sequence) and all(isinstance(n, int) for n in space):
         return tuple(space)
     return None
 
 
 def observation_spec(space: Any) -> ObservationSpec:
-    """The spec of a gymnasium `Box`, a shape (float32 vector, or uint8 pixels in [0, 255] if 3-D), or a spec.
+    """The observation spec of a gymnasium `Box`, a shape (float32 vector, or uint8 pixels in [0, 255] if 3-D), or a
+    spec.
 
     Raises:
-        ValueError: An agent cannot read such observations as they are. Images must have their channels first.
+        ValueError: Agents cannot read such observations. Images must have their channels first.
     """
     if isinstance(space, ObservationSpec):
         return space
@@ -189,10 +191,10 @@ def observation_spec(space: Any) -> ObservationSpec:
 
 
 def action_spec(space: Any) -> ActionSpec:
-    """The spec of a gymnasium `Discrete` or 1-D `Box` of real numbers, a number of discrete actions, or a spec.
+    """The action spec of a gymnasium `Discrete` or 1-D `Box` of real numbers, a number of discrete actions, or a spec.
 
     Raises:
-        ValueError: An agent cannot act in such a space.
+        ValueError: Agents cannot act in such a space.
     """
     if isinstance(space, ActionSpec):
         return space

@@ -1,12 +1,12 @@
-"""Words that name things and say how they are to be: `redo(tau=0.1, every=1000)`, `friction(every=2e6)`.
+"""Specs: a name with arguments, such as `redo(tau=0.1, every=1000)` or `friction(every=2e6)`.
 
-    word   = name | name "(" [value] [key "=" value, ...] ")"
+    spec   = name | name "(" [value] [key "=" value, ...] ")"
     value  = number | string | identifier | True | False | None | "(" value, ... ")" | "[" value, ... "]"
 
-A word is a name, or a call of that name with literals. Words are read with `ast` and never evaluated, so that a
-sentence can come from a command line, a file or a stranger. A bare identifier is a string (`layers=head`), a list is a
-tuple, and one leading value may stand without its key if what is named has a first parameter (`replay_ratio(8)`).
-Whatever is wrong with a word is a `SpecError` of one line that says what to write instead.
+A spec is a name, or a call of that name with literals. Specs are parsed with `ast` and never evaluated, so that they
+can come from a command line, a file or an untrusted source. A bare identifier is a string (`layers=head`), and a list
+is a tuple. The first value may be given without its key if the named object has a first parameter (`replay_ratio(8)`).
+Every error in a spec is a `SpecError` with a message of one line that says what to write instead.
 """
 
 from __future__ import annotations
@@ -30,54 +30,63 @@ from .ranges import OutOfRange, Range, parameter_hints, parameters_of
 Value: TypeAlias = "bool | int | float | str | tuple[Value, ...] | None"
 
 EXAMPLE = "redo(tau=0.1, every=1000)"
-LONGEST = 1000  # characters of a word; keeps the parser's recursion far from its limits
-LONGEST_SHOWN = 100  # characters of a value that a message quotes
+LONGEST = 1000  # maximum characters of a spec; keeps the parser's recursion far from its limits
+LONGEST_SHOWN = 100  # maximum characters of a value that a message quotes
 
 
 class SpecError(ValueError):
-    """A word that is not understood. The message is one line."""
+    """An invalid spec. The message is one line."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A word as read: its name, the arguments given by key, and at most one given by position."""
+    """A parsed spec: its name, the arguments given by key, and at most one argument given by position."""
 
     name: str
     arguments: dict[str, Value] = field(default_factory=dict)
     positional: tuple[Value, ...] = ()
 
     def __str__(self) -> str:
-        """The canonical text: keys in alphabetical order, no empty parentheses, strings bare where they may be."""
+        """The canonical text: keys in alphabetical order, no empty parentheses, no quotes where none are needed."""
         given = [spell(value) for value in self.positional]
         given += [f"{key}={spell(value)}" for key, value in sorted(self.arguments.items())]
         return f"{self.name}({', '.join(given)})" if given else self.name
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?` with a leading space, or nothing where no known name is close."""
+    """` Did you mean 'x'?` with a leading space, or an empty string if no known name is similar."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def parse(word: str, what: str = "intervention", example: str = EXAMPLE) -> Spec:
-    """Read one word without looking up what it names (SpecError, which calls it `what`)."""
+    """Parse one spec, without a lookup of its name.
+
+    Args:
+        word: The text of the spec.
+        what: The kind of named object, for messages.
+        example: A valid spec, for messages.
+
+    Raises:
+        SpecError: The text is not a spec.
+    """
     shown = shorten(word)
     if len(word) > LONGEST:
-        raise SpecError(f"{shown}: a word is no longer than {LONGEST} characters")
+        raise SpecError(f"{shown}: a spec cannot be longer than {LONGEST} characters")
+    article = "an" if what[0] in "aeiou" else "a"
     if not word.strip():
-        raise SpecError(f"an empty word is no {what}; write one like {example}")
+        raise SpecError(f"an empty spec is not {article} {what}; write one like {example}")
     if (hidden := control_character(word.strip())) is not None:
-        raise SpecError(f"cannot read {shown}: it contains {hidden}, and a word is written on one line")
+        raise SpecError(f"cannot read {shown}: it contains {hidden}, and a spec is written on one line")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # such as for '\d' in a string
+            warnings.simplefilter("ignore")  # for example, about '\d' in a string
             tree = ast.parse(word.strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         raise SpecError(f"cannot read {shown}: {_likely_mistake(word, example)}") from None
     if isinstance(tree, ast.Name):
         return Spec(tree.id)
     if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)):
-        article = "an" if what[0] in "aeiou" else "a"
         raise SpecError(f"{shown} is not {article} {what}: write a name, or a call like {example}")
     name = tree.func.id
     if len(tree.args) > 1:
@@ -85,7 +94,7 @@ def parse(word: str, what: str = "intervention", example: str = EXAMPLE) -> Spec
     arguments: dict[str, Value] = {}
     for argument in tree.keywords:
         if argument.arg is None:
-            raise SpecError(f"{shown}: ** is not part of a sentence; write {name}(key=value, ...)")
+            raise SpecError(f"{shown}: ** is not allowed in a spec; write {name}(key=value, ...)")
         if argument.arg in arguments:
             raise SpecError(f"{shown}: {argument.arg!r} is given twice")
         arguments[argument.arg] = _value(argument.value, f"{name}({argument.arg}=...)")
@@ -95,9 +104,16 @@ def parse(word: str, what: str = "intervention", example: str = EXAMPLE) -> Spec
 def resolve(
     word: Spec, registry: Mapping[str, Callable[..., Any]], what: str = "intervention", skip: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """The checked, converted arguments of a word, each by its key (SpecError, which calls what is named `what`).
+    """Check and convert the arguments of a spec; return them by key.
 
-    `skip` names arguments that are somebody else's to check.
+    Args:
+        word: The parsed spec.
+        registry: The named classes or functions.
+        what: The kind of named object, for messages.
+        skip: Names of arguments that are checked by the caller.
+
+    Raises:
+        SpecError: The name or a parameter is unknown, or a value does not fit.
     """
     if word.name not in registry:
         known = f"known {what}s: {', '.join(sorted(registry))}" if registry else "none are installed"
@@ -131,7 +147,7 @@ def resolve(
 
 
 def signature(name: str, named: Callable[..., Any]) -> str:
-    """How the word is written, with types and defaults: `redo(tau: float = 0.1, every: int = 1000)`."""
+    """The usage of a spec, with types and defaults: `redo(tau: float = 0.1, every: int = 1000)`."""
     hints = parameter_hints(named)
     parts = []
     for key, parameter in parameters_of(named).items():
@@ -142,7 +158,7 @@ def signature(name: str, named: Callable[..., Any]) -> str:
 
 
 def spell(value: Any) -> str:
-    """A value as it is written in a word: strings bare where they may be, else in quotes."""
+    """A value as text in a spec; strings without quotes where none are needed."""
     if isinstance(value, tuple | list):
         items = ", ".join(spell(item) for item in value)
         return f"({items},)" if len(value) == 1 else f"({items})"
@@ -152,11 +168,14 @@ def spell(value: Any) -> str:
 
 
 def convert(value: Any, annotation: Any, *, text: bool = False) -> Any:
-    """`value` as the type that `annotation` names, or ValueError saying what was expected.
+    """Convert `value` to the type of `annotation`.
 
-    Only what loses nothing: 1 for a float, 1e3 for an int, a list for a tuple, one item for a tuple of any length.
-    With `text` also numbers in a string, as PyYAML reads `1e-4`. A number that is not in a range that the annotation
-    declares is an `OutOfRange`.
+    Only lossless conversions are made: 1 to a float, 1e3 to an int, a list to a tuple, one item to a tuple of any
+    length. With `text`, also numbers in strings, since PyYAML reads `1e-4` as a string.
+
+    Raises:
+        OutOfRange: A number is not in a range that the annotation declares (a ValueError).
+        ValueError: The value does not fit; the message says what was expected.
     """
     if typing.get_origin(annotation) is typing.Annotated:
         converted = convert(value, _bare(annotation), text=text)
@@ -172,7 +191,7 @@ def convert(value: Any, annotation: Any, *, text: bool = False) -> Any:
     if annotation is None or annotation is type(None):
         fits, converted = value is None, None
     elif origin is Literal:
-        # True == 1, so the type counts too.
+        # True == 1, so the types must be equal too.
         fits, converted = any(type(value) is type(choice) and value == choice for choice in inner), value
     elif annotation is bool:
         fits, converted = isinstance(value, bool), value
@@ -195,7 +214,7 @@ def convert(value: Any, annotation: Any, *, text: bool = False) -> Any:
 
 
 def describe(annotation: Any) -> str:
-    """An annotation in words that a user of the command line knows: `int or None`, `one of 'a', 'b'`."""
+    """An annotation as text for a user of the command line: `int | None`, `'a' | 'b'`."""
     annotation = _bare(annotation)
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is None or annotation is type(None):
@@ -214,7 +233,7 @@ def describe(annotation: Any) -> str:
 
 
 class _Short(reprlib.Repr):
-    """`repr` that looks at the first items only, so that it takes no time where a value is enormous."""
+    """A `repr` that shows only the first items, so that it is fast for very large values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -230,16 +249,16 @@ class _Short(reprlib.Repr):
 
 
 def shorten(value: Any) -> str:
-    """`repr` of a value for a message: at most about a hundred characters, however large or deep the value is."""
+    """`repr` of a value for a message: at most about 100 characters, for values of any size or depth."""
     text = _Short().repr(value)
     return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 10]}..."
 
 
 def control_character(text: str) -> str | None:
-    """The first character of `text` that may not stand in a name, a path or a word, as a message calls it; else None.
+    """A description, for a message, of the first character that is not allowed in a name, a path or a spec; else None.
 
-    These are control characters, everything that ends a line, halves of surrogate pairs (a path that is not UTF-8 has
-    them), and the marks that reverse the direction in which text is shown.
+    Not allowed are control characters, line separators, surrogates (which a path that is not UTF-8 contains), and marks
+    that change the direction of displayed text.
     """
     for character in text:
         if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _DIRECTIONS:
@@ -256,14 +275,18 @@ def one_line(error: BaseException) -> str:
 
 def _likely_mistake(word: str, example: str) -> str:
     if word.count("(") != word.count(")"):
-        return f"its parentheses do not match; quote the whole word for the shell, like '{example}'"
+        return f"its parentheses do not match; quote the whole spec for the shell, like '{example}'"
     if len(word.split()) > 1 and all(part.isidentifier() for part in word.split()):
-        return f"quote each word for itself: {' '.join(word.split())}"
-    return f"write a name, or a call like {example}, and quote each word for itself"
+        return f"quote each spec separately: {' '.join(word.split())}"
+    return f"write a name, or a call like {example}, and quote each spec separately"
 
 
 def _value(node: ast.expr, where: str) -> Value:
-    """The literal that a node spells, or SpecError."""
+    """The value of a literal's syntax node.
+
+    Raises:
+        SpecError: The node is not an allowed literal.
+    """
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Tuple | ast.List):
@@ -328,7 +351,7 @@ def _convert_union(value: Any, annotation: Any, members: tuple[Any, ...], text: 
             continue
     if not candidates:
         raise too_far or _unfit(value, annotation)
-    # A member that leaves the value as it is wins over one that has to turn it into something else.
+    # Prefer a member that leaves the value unchanged to one that converts it.
     return next((c for c in candidates if type(c) is type(value) and c == value), candidates[0])
 
 

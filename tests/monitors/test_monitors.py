@@ -393,7 +393,7 @@ def test_groups_and_words_of_monitors() -> None:
         ("chep", "Did you mean 'cheap'"),
         ("cheap(every=3)", "cheap stands for several monitors"),
         ("units,norms", "is not a monitor"),
-        ("", "an empty word is no monitor"),
+        ("", "an empty spec is not a monitor"),
         ("units(when='critic/dead_fraction > 0')", "look at any time|when"),
     ):
         with pytest.raises(SpecError, match=message):

@@ -126,7 +126,7 @@ TRAIN = r"""
 --agent dqn --env Pendulum-v1 | dqn
 --agent supervised --env CartPole-v1 | supervised
 --interventions rdo | unknown intervention 'rdo'. Did you mean 'redo'?
---interventions '' | an empty word
+--interventions '' | an empty spec
 --interventions redo( | redo(
 --interventions 'redo(tua=1)' | redo has no parameter 'tua'. Did you mean 'tau'?
 --env CartPole-v1 --interventions 'redo(tau=nan)' | redo & tau
@@ -139,7 +139,7 @@ TRAIN = r"""
 --interventions redo --interventions layer_norm | --interventions is given twice
 --interventions __import__('os').system('touch x') | __import__
 --monitors unit | Did you mean 'units'?
---monitors '' | an empty word
+--monitors '' | an empty spec
 --monitors 'units(evry=3)' | units has no parameter 'evry'
 --monitors units --monitors ranks | --monitors is given twice
 --env CartPole-v1 --monitors 'units(every=0)' | units
