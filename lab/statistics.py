@@ -38,10 +38,6 @@ class Interval(NamedTuple):
     def known(self) -> bool:
         return not (math.isnan(self.low) or math.isnan(self.high))
 
-    def overlaps(self, other: Interval) -> bool:
-        """Do the two share a point? (True where one of them is not known: nobody can say that they do not.)"""
-        return not (self.known and other.known) or (self.low <= other.high and other.low <= self.high)
-
 
 def _values(values: ArrayLike) -> Array:
     flat = np.asarray(values, dtype=np.float64).reshape(-1)
@@ -108,8 +104,9 @@ class Difference:
 def against(values: ArrayLike, constant: float) -> Difference:
     """Mean of one arm less a number that has no error of its own."""
     gap = _values(values) - constant
-    error = float(scipy.stats.sem(gap)) if len(gap) >= FEWEST else math.nan
-    return Difference(float(gap.mean()), error, len(gap) - 1.0 if len(gap) >= FEWEST else math.nan, len(gap))
+    if len(gap) < FEWEST:
+        return Difference(float(gap.mean()), math.nan, math.nan, len(gap))
+    return Difference(float(gap.mean()), float(scipy.stats.sem(gap)), len(gap) - 1, len(gap))
 
 
 def mean_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
@@ -130,8 +127,9 @@ def paired_by_parent(
 ) -> Difference | None:
     """Mean difference of forks, by parent and replicate; None if no pair has two numbers.
 
-    Replicates of one parent share its whole past. So of three parents or more each counts once, as the mean over its
-    replicates; of fewer, replicates are all there is, and they speak of these parents alone.
+    Replicates of one parent share its past, so they are not independent. With three or more parents, each parent counts
+    once, as the mean over its replicates. With fewer, each replicate counts, and the result holds for these parents
+    only.
     """
     gaps: dict[Any, list[float]] = {}
     for pair in sorted(mine.keys() & control.keys()):
@@ -292,7 +290,7 @@ def profile(tasks: Sequence[ArrayLike], thresholds: Array, *, replicates: int = 
 
 @dataclass(frozen=True)
 class Gap:
-    """What share of the way from the plain agent to the oracle an arm has gone.
+    """The share of the gap between the plain agent and the oracle that an arm closes.
 
     `fraction` is None where the plain agent is not below the oracle to begin with. `above` says that the arm is better
     than the oracle, by an interval that excludes zero: better optimisation, then, and not plasticity kept.
@@ -367,7 +365,7 @@ def correlation(points: Mapping[int, Sequence[tuple[float, float]]], *, replicat
         pooled = table[drawn[0].astype(int)].reshape(*drawn[0].shape[:-1], -1, 2)
         return spearman(pooled[..., 0], pooled[..., 1])
 
-    seeds = np.arange(len(rows))
+    seeds = np.arange(len(rows), dtype=np.float64)
     estimate = float(of_seeds([seeds]))
     if math.isnan(estimate):
         return Interval(estimate, math.nan, math.nan)
