@@ -81,7 +81,7 @@ class DriftError(ValueError):
     """A spec that does not fit the environment. The message is one line."""
 
 
-# ------------------------------------------------------------------------------------------------------ the words
+# ------------------------------------------------------------------------------------------------------ registry
 
 DRIFTS: dict[str, type[Drift]] = {
     kind.name: kind

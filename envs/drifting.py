@@ -105,7 +105,7 @@ class Drift(ABC):
         """Convert a level of the config to the form that `draw` returns."""
         return level
 
-    def enter(self, env: gymnasium.Env[Any, Any], value: Any) -> None:  # noqa: B027  # most words need not
+    def enter(self, env: gymnasium.Env[Any, Any], value: Any) -> None:  # noqa: B027  # optional hook
         """Set the simulator."""
 
     def act(self, action: Any, value: Any) -> Any:

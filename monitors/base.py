@@ -57,7 +57,7 @@ class Known(NamedTuple):
     survey: Survey
     twin: Agent
     twin_survey: Survey
-    born: dict[str, dict[str, Tensor]]  # by layer and parameter name
+    born: dict[str, dict[str, Tensor]]  # initial weights, by layer and parameter name
 
     @classmethod
     def of(cls, agent: Agent) -> Known:

@@ -69,7 +69,7 @@ def levels(envs: Envs, word: int = 0) -> Any:
 # ------------------------------------------------------------------------------------------------------ signals
 
 
-def test_an_offset_is_added_to_all_that_is_seen() -> None:
+def test_an_offset_is_added_to_every_observation() -> None:
     words = "observation_offset(scale=2.0, every=60)"
     plain, offset = make("CartPole-v1", 3), drifting("CartPole-v1", words, num_envs=3)
     actions = actions_for(plain, 100)
@@ -117,7 +117,7 @@ def test_levels_are_those_of_the_run_everywhere() -> None:
     assert np.allclose(first - bare, levels(run)(2), atol=1e-6)  # task 3 shows the second level of the order again
 
 
-def test_two_words_have_unrelated_levels() -> None:
+def test_two_specs_have_unrelated_levels() -> None:
     words = (f"{word}(every=5, low=0.1, high=9)" for word in ("gravity", "actuator_strength"))
     envs = drifting("HalfCheetah-v5", *words)
     assert levels(envs, 0)(1) != levels(envs, 1)(1)
@@ -352,7 +352,7 @@ def test_a_change_within_episodes_follows_the_schedule_at_every_step() -> None:
             assert steps[t].reward[lane] == pytest.approx(factor * float(reward), rel=1e-5)
 
 
-def test_things_without_a_mean_are_drawn_more_and_more_often() -> None:
+def test_values_that_cannot_be_interpolated_are_drawn_with_growing_probability() -> None:
     part = DRIFTS["flip_rewards"](every=100, abruptness=0.0)
     for steps, share in ((0, 0.0), (30, 0.3), (80, 0.8)):
         moment = part.schedule.moment(steps)
@@ -365,7 +365,7 @@ def test_things_without_a_mean_are_drawn_more_and_more_often() -> None:
     assert np.mean(alike) == pytest.approx(0.8**2 + 0.2**2, abs=0.05)
 
 
-def test_the_task_is_told_beside_the_observation() -> None:
+def test_the_task_is_reported_beside_the_observation() -> None:
     words = ("permute_actions(every=20)", "scale_rewards(every=50)")
     envs = drifting("CartPole-v1", *words)
     assert envs.observation == make("CartPole-v1").observation and envs.action == make("CartPole-v1").action
@@ -379,7 +379,7 @@ def test_the_task_is_told_beside_the_observation() -> None:
     assert [e.task for e in episodes] == [b // 20 for b in begun] and len({e.task for e in episodes}) > 3
 
 
-def test_in_evaluation_the_problem_stands_still() -> None:
+def test_in_evaluation_the_problem_is_fixed() -> None:
     word = "observation_offset(every=30, first=drawn)"
     for at_steps, task in ((0, 0), (29, 0), (30, 1), (65, 2)):
         envs = drifting("CartPole-v1", word, num_envs=3, evaluation=True, at_steps=at_steps)
@@ -399,7 +399,7 @@ def test_in_evaluation_the_problem_stands_still() -> None:
 # ------------------------------------------------------------------------------------------------------ games
 
 
-def test_a_row_of_minatar_games() -> None:
+def test_a_sequence_of_minatar_games() -> None:
     """Each task plays the game itself, on six actions, with empty channels where it has fewer."""
     row = ("Breakout", "Seaquest", "Asterix")
     envs = drifting(
@@ -455,7 +455,7 @@ def test_games_one_by_one_are_those_of_the_vector_environment(options: dict[str,
     vector.close()
 
 
-def test_a_row_of_atari_games_and_its_return() -> None:
+def test_a_sequence_of_atari_games_that_recurs() -> None:
     envs = drifting(
         "ALE/Pong-v5",
         "games(levels=(Pong, Boxing), every=20, order=(0, 1, 1, 0))",
@@ -544,7 +544,7 @@ def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("case", CHANGING)
-def test_a_drifting_problem_goes_on_to_the_last_bit(case: str) -> None:
+def test_a_drifting_problem_resumes_exactly(case: str) -> None:
     """In the middle of a level, at its edge and just beyond, and in the middle of a gradual change."""
     name, words, options = CHANGING[case]
     original = drifting(name, *words, num_envs=2, seed=1, **options)
@@ -572,7 +572,7 @@ def test_a_drifting_problem_goes_on_to_the_last_bit(case: str) -> None:
             assert again.episodes == step.episodes
 
 
-def test_another_drift_does_not_go_on_unnoticed() -> None:
+def test_a_state_of_another_drift_is_refused() -> None:
     envs = drifting("CartPole-v1", "observation_offset(every=10, first=drawn)")
     played(envs, actions_for(envs, 15))
     state = envs.state_dict()
@@ -715,7 +715,7 @@ def test_a_run_stops_and_goes_on_in_the_middle_of_a_level_and_at_its_edge(case: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", RUNS)
-def test_a_killed_run_goes_on(case: str, tmp_path: Path) -> None:
+def test_a_killed_run_resumes(case: str, tmp_path: Path) -> None:
     words, steps, _ = RUNS[case]
     words = [*SMALL, *words, "--steps", str(steps), "--checkpoint-every", "20"]
     assert outcome_of("train", "--run", str(tmp_path / "whole"), *words)[0] == 0
@@ -732,7 +732,7 @@ def test_a_killed_run_goes_on(case: str, tmp_path: Path) -> None:
     assert_same(ended(tmp_path / "whole"), ended(killed))
 
 
-def test_evaluations_and_monitors_are_told_where_the_run_stands(
+def test_evaluations_and_monitors_use_the_present_step_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The level learned last, with the run's own levels, in train.py, in evaluate.py and for monitors."""
@@ -829,7 +829,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "words", "said"), REFUSED)
-def test_what_does_not_fit_is_refused_in_one_line(
+def test_drifts_that_do_not_fit_are_refused_in_one_line(
     name: str, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ValueError, match=said):
@@ -856,7 +856,7 @@ def test_options_that_do_not_go_with_it(name: str, options: dict[str, Any], word
         drifting(name, *words, **options)
 
 
-def test_words_are_part_of_the_configuration(tmp_path: Path) -> None:
+def test_specs_are_part_of_the_configuration(tmp_path: Path) -> None:
     word = "observation_offset(scale=2, every=1e3)"
     canonical = "observation_offset(every=1000, scale=2.0)"
     assert EnvConfig(drift=(word,)) == EnvConfig(drift=[canonical]) == EnvConfig(drift=word)  # type: ignore[arg-type]
@@ -900,6 +900,6 @@ def test_the_catalogue_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Did you mean 'friction'" in capsys.readouterr().err
 
 
-def test_a_plain_environment_is_wrapped_by_nothing() -> None:
+def test_an_environment_without_drift_has_no_wrapper() -> None:
     assert "Drifting" not in str(make("CartPole-v1").envs[0])  # type: ignore[attr-defined]
     assert Drifts(("flip_rewards(every=5)",), 0, 4).stride == 4

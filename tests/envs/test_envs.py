@@ -351,7 +351,7 @@ def test_evaluation_has_seeds_of_its_own(name: str) -> None:
     assert not all(same(x, y) for x, y in zip(training, evaluation, strict=True))
 
 
-def test_nothing_handed_out_is_written_again(case: Case) -> None:
+def test_returned_arrays_are_never_overwritten(case: Case) -> None:
     envs = case(num_envs=case.widths[True])
     kept: list[Any] = [envs.reset()]
     copies: list[Any] = [kept[0].copy()]
@@ -800,7 +800,7 @@ def test_images_come_channel_first(shape: tuple[int, ...], dtype: Any, vector: b
     assert np.array_equal(obs, expected)
 
 
-def test_a_foreign_observation_can_be_described_further() -> None:
+def test_a_given_observation_spec_adds_information() -> None:
     spec = ObservationSpec((3, 6, 8), torch.uint8, 255.0, stack=3, padding="repeat")
     assert wrap([Drawn((3, 6, 8))], observation=spec).observation == spec
     with pytest.raises(ValueError, match="shows"):
@@ -875,7 +875,7 @@ def test_shrinking_averages_over_areas(height: int, width: int, side: int, value
     assert np.array_equal(control.shrink(image, side), np.rint(blocks / 6).astype(np.uint8))
 
 
-def test_a_machine_that_cannot_draw_says_so(painted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_cannot_draw_raises_a_clear_error(painted: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_display(self: Painted) -> Any:
         raise OSError("no display")
 
@@ -891,7 +891,7 @@ def test_a_machine_that_cannot_draw_says_so(painted: str, monkeypatch: pytest.Mo
         make(painted, config=EnvConfig(pixels=16))
 
 
-def test_a_missing_box2d_is_told_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_box2d_is_reported_with_its_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> Any:
         raise gymnasium.error.DependencyNotInstalled("Box2D is not installed")
 
@@ -1080,7 +1080,7 @@ def test_impossible_numbers_are_refused() -> None:
         make("CartPole-v1", 1, -1)
 
 
-def test_the_faces_behind_the_names() -> None:
+def test_the_adapters_behind_the_names() -> None:
     assert isinstance(make("CartPole-v1"), ListAdapter)
     assert isinstance(make("ALE/Pong-v5"), VectorAdapter)
     assert make("ALE/Pong-v5").name == "ALE/Pong-v5"

@@ -67,7 +67,7 @@ def test_an_error_stands_alone(words: tuple[str, ...], tmp_path: Path, monkeypat
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere GL needs no display")
 @pytest.mark.parametrize("library", ["osmesa", "glfw", "egl"])
-def test_what_cannot_be_drawn_is_told_in_one_line(library: str, tmp_path: Path) -> None:
+def test_rendering_failures_are_reported_in_one_line(library: str, tmp_path: Path) -> None:
     surroundings = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
     line = [sys.executable, "-m", "pliant.scripts", "train", "--agent", "sac", *CHEETAH, *SHORT, "--env.pixels", "36"]
     surroundings |= {"MUJOCO_GL": library, "__EGL_VENDOR_LIBRARY_FILENAMES": os.devnull}
@@ -78,7 +78,7 @@ def test_what_cannot_be_drawn_is_told_in_one_line(library: str, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_mujoco_says_besides_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_warnings_of_mujoco_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     import gymnasium
     import mujoco
 
@@ -95,7 +95,7 @@ def test_what_mujoco_says_besides_is_heard(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(heard) == 1 and say() is before
 
 
-def test_a_warning_of_an_environment_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_warning_of_an_environment_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     import gymnasium
 
     build = gymnasium.make

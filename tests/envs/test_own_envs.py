@@ -293,7 +293,7 @@ def test_a_module_that_was_edited_where_it_stands_is_taken(project: Path) -> Non
         ("astray:Away-v0", r"No module named 'nowhere'"),
     ],
 )
-def test_what_cannot_be_reached_is_told_in_one_line(
+def test_modules_that_cannot_be_imported_are_reported_in_one_line(
     name: str, wanted: str, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     register = "import gymnasium\ngymnasium.register"

@@ -43,16 +43,14 @@ def test_levels_come_in_order(schedule: Schedule, task: int) -> None:
 
 
 @given(every=st.integers(1, 60), order=ORDERS, abruptness=SHARES, steps=st.integers(0, 300))
-def test_a_beat_is_moments_at_equal_distances(
-    every: int, order: tuple[int, ...], abruptness: float, steps: int
-) -> None:
+def test_a_schedule_has_equal_intervals(every: int, order: tuple[int, ...], abruptness: float, steps: int) -> None:
     at = tuple(every * task for task in range(1, 400 // every + 3))
     by_beat = Schedule(every, order=order, abruptness=abruptness)
     assert by_beat.moment(steps) == Schedule(at=at, order=order, abruptness=abruptness).moment(steps)
 
 
 @given(schedule=schedules(), steps=st.integers(0, 500))
-def test_the_way_to_the_next_level(schedule: Schedule, steps: int) -> None:
+def test_the_blend_towards_the_next_level(schedule: Schedule, steps: int) -> None:
     """Rest for a share of the task, then a straight way; never a step back, never a jump at an edge."""
     moment = schedule.moment(steps)
     if schedule.abruptness == 1 or (schedule.at and moment.task == len(schedule.at)):
@@ -73,7 +71,7 @@ def test_the_way_to_the_next_level(schedule: Schedule, steps: int) -> None:
 
 
 @given(abruptness=st.sampled_from([0.0, 0.5, 0.9]), every=st.integers(10, 100))
-def test_a_problem_spends_the_share_that_it_says_at_rest(abruptness: float, every: int) -> None:
+def test_a_problem_keeps_its_level_for_the_share_abruptness(abruptness: float, every: int) -> None:
     resting = sum(Schedule(every, abruptness=abruptness).moment(s).blend == 0 for s in range(every))
     assert resting == pytest.approx(abruptness * every, abs=1.01)
 

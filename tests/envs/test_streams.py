@@ -74,7 +74,7 @@ def seen(envs: Stream, steps: int) -> tuple[Array, Array, list[int]]:
 
 
 @each
-def test_what_is_seen_is_a_matter_of_the_seed_and_not_of_the_learner(name: str) -> None:
+def test_samples_depend_on_the_seed_and_not_on_the_learner(name: str) -> None:
     first, second, other = stream(name, period=64), stream(name, period=64), stream(name, period=64, seed=4)
     rng = np.random.default_rng(0)
     a, b = first.reset(), second.reset()
@@ -92,7 +92,7 @@ def test_what_is_seen_is_a_matter_of_the_seed_and_not_of_the_learner(name: str) 
 
 
 @each
-def test_lanes_share_one_stream(name: str) -> None:
+def test_environments_share_one_stream(name: str) -> None:
     """Twice as many environments see the same samples, in the same order, in half as many steps."""
     few, many = (seen(stream(name, lanes, period=80), 240 // lanes) for lanes in (4, 8))
     for a, b in zip(few[:2], many[:2], strict=True):
@@ -102,7 +102,7 @@ def test_lanes_share_one_stream(name: str) -> None:
 @each
 @pytest.mark.parametrize("stop", [7, 10, 13])  # in the midst of the first task, at an edge, in the second one
 @pytest.mark.parametrize("abruptness", [1.0, 0.5])
-def test_it_goes_on_to_the_last_bit(name: str, stop: int, abruptness: float) -> None:
+def test_a_stream_resumes_exactly(name: str, stop: int, abruptness: float) -> None:
     options: dict[str, Any] = dict(period=80, abruptness=abruptness, stretch=4)
     straight, stopped = stream(name, **options), stream(name, **options)
     for envs in (straight, stopped):
@@ -155,7 +155,7 @@ def test_every_step_ends_and_episodes_are_stretches(name: str) -> None:
 
 
 @each
-def test_evaluation_has_an_episode_of_every_environment_and_time_stands_still(name: str) -> None:
+def test_evaluation_has_an_episode_per_environment_and_time_is_fixed(name: str) -> None:
     envs = stream(name, 3, period=30, stretch=5, evaluation=True)
     envs.reset()
     tasks, episodes = set(), []
@@ -188,7 +188,7 @@ def test_tasks_begin_with_the_next_minibatch() -> None:
 
 
 @pytest.mark.parametrize("name", ["RandomLabels", "ShuffledDigits"])
-def test_rewards_are_right_answers(name: str) -> None:
+def test_rewards_count_correct_predictions(name: str) -> None:
     envs = stream(name)
     envs.reset()
     for _ in range(5):
@@ -269,7 +269,7 @@ COMING_BACK = ("RandomLabels", "RandomTargets", "ShuffledDigits", "PermutedDigit
 
 
 @pytest.mark.parametrize("name", COMING_BACK)
-def test_a_level_that_comes_back_is_the_same_level(name: str) -> None:
+def test_a_recurring_level_is_unchanged(name: str) -> None:
     envs = stream(name, 8, order=(0, 1), period=512 * 4)
     obs, target, _ = seen(envs, 4 * 256)
     found: list[dict[bytes, bytes]] = []
@@ -357,7 +357,7 @@ def test_slow_regression_flips_one_slow_bit_a_task() -> None:
     assert np.array_equal(far.slow_bits(399), envs.slow_bits(399)), "a level is the same, however one gets there"
 
 
-def test_slow_regression_is_said_by_threshold_units() -> None:
+def test_slow_regression_targets_come_from_threshold_units() -> None:
     envs: Any = stream("SlowRegression", 16)
     assert envs.weights.shape == (100, 20) and set(np.unique(envs.weights)) == {-1.0, 1.0}
     assert set(np.unique(envs.bias)) == set(np.unique(envs.out)) == {-1.0, 1.0} and abs(envs.out_bias) == 1
@@ -706,12 +706,12 @@ def test_refusals(name: str, options: dict[str, Any], match: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_what_belongs_to_streams_is_refused_elsewhere() -> None:
+def test_options_of_streams_are_refused_by_other_suites() -> None:
     with pytest.raises(ValueError, match=r"has no option period .*it belongs to stream"):
         make("CartPole-v1", config=EnvConfig(period=5))
 
 
-def test_answers_of_the_wrong_kind_are_refused() -> None:
+def test_predictions_of_the_wrong_type_are_refused() -> None:
     labels, targets = stream("RandomLabels"), stream("RandomTargets")
     with pytest.raises(RuntimeError, match="must come before"):
         labels.step(nothing(labels))

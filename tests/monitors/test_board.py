@@ -92,17 +92,17 @@ def test_members_of_an_ensemble_are_averaged() -> None:
     assert folded(values) == {"plasticity/dormant_fraction/critic.body.1": pytest.approx(0.3)}
 
 
-def test_a_number_of_the_whole_goes_before_those_of_its_members() -> None:
+def test_a_component_value_replaces_the_mean_of_its_members() -> None:
     values = {"critic.0/probe_fit_random": 0.0, "critic.1/probe_fit_random": 0.2, "critic/probe_fit_random": 0.7}
     assert folded(values) == {"plasticity/probe_fit_random/critic": 0.7}
 
 
-def test_what_is_not_finite_is_not_shown() -> None:
+def test_values_that_are_not_finite_are_not_shown() -> None:
     values = {"critic/feature_norm": math.nan, "critic/q_mean": math.inf, "critic/td_error": 1.0}
     assert folded(values) == {"plasticity/td_error/critic": 1.0}
 
 
-def test_layers_stand_side_by_side_only_where_the_table_says_so() -> None:
+def test_layers_have_separate_lines_only_where_the_table_requires_it() -> None:
     places = ("critic", "encoder", "critic.encoder.blocks.0", "critic.head.layers.0", "actor")
 
     def shown(metric: str, among: Sequence[str] = places) -> set[str]:
@@ -122,7 +122,7 @@ def test_a_component_without_a_number_of_its_own_is_the_mean_of_its_layers() -> 
     assert folded(values) == {"plasticity/unheard/critic": 2.5, "plasticity/unheard/actor": 7}
 
 
-def test_of_very_many_layers_the_mean_is_shown() -> None:
+def test_many_layers_are_shown_as_their_mean() -> None:
     values = {f"net.{i}/dead_fraction": float(i) for i in range(30)} | {"net.body.layers.0.x/dead_fraction": 0.0}
     deep = {f"critic.stage{i}/dead_fraction": float(i) for i in range(13)}
     assert folded(deep) == {"plasticity/dead_fraction/critic": 6.0}
@@ -313,7 +313,7 @@ def test_a_firing_is_a_spike_and_zeros_after_it(tmp_path: Path) -> None:
     assert [tag for tag in shown if tag.startswith("markers/")] == [MARKER], "no marker where there is no chart"
 
 
-def test_nothing_is_written_into_the_future(tmp_path: Path) -> None:
+def test_no_point_is_written_ahead_of_time(tmp_path: Path) -> None:
     log, board = Log(tmp_path, 1), Board({})
     for arrived in (found(dormant(0.7), 90), fired("redo", 100), found(dormant(0.7), 102)):
         board.write(log, arrived)
@@ -345,7 +345,7 @@ def test_firings_of_one_frame_share_a_spike_and_firings_at_neighbouring_frames_d
     assert [step for step, _ in shown["firings/redo/units"]] == [10, 10, 11, 11]
 
 
-def test_firings_that_no_eye_can_tell_apart_share_a_spike(tmp_path: Path) -> None:
+def test_firings_too_close_to_distinguish_share_a_spike(tmp_path: Path) -> None:
     moments = [found(dormant(0.7), 1), *(fired("redo", steps) for steps in range(10, 20_001, 10))]
     shown = played(tmp_path, moments, 1)
     spikes = [step for step, value in shown[MARKER] if value]
@@ -356,7 +356,7 @@ def test_firings_that_no_eye_can_tell_apart_share_a_spike(tmp_path: Path) -> Non
     assert len(shown["firings/redo/units"]) == 2000, "all are counted"
 
 
-def test_what_is_measured_between_steps_may_come_in_before_an_earlier_firing(tmp_path: Path) -> None:
+def test_measurements_between_steps_may_arrive_before_an_earlier_firing(tmp_path: Path) -> None:
     moments = [found(dormant(0.7), 90), fired("redo", 100), found({"critic/mc_return": 1.0}, 108), fired("redo", 103)]
     shown = played(tmp_path, [*moments, found(dormant(0.7), 200)], 1)
     assert near(shown[MARKER]) == [
@@ -381,7 +381,7 @@ def test_a_spike_is_as_high_as_the_largest_latest_value_of_its_chart(tmp_path: P
     assert (height([0.0, 2.0, -5.0]), height([-1.0, -4.0]), height([0.0])) == (2.0, -4.0, 0.1)
 
 
-def test_what_a_firing_did_is_on_record(tmp_path: Path) -> None:
+def test_the_effect_of_a_firing_is_logged(tmp_path: Path) -> None:
     nothing = Arrived(Clock(30, 30), {"inject/fired": 1.0}, {}, ("inject",))
     shown = played(tmp_path, [fired("redo", 10), fired("redo", 20, change=math.nan), nothing], 1)
     first, second, third = read_metrics(tmp_path)
@@ -391,7 +391,7 @@ def test_what_a_firing_did_is_on_record(tmp_path: Path) -> None:
     assert shown == {"firings/redo/units": [(10, 3.0), (20, 3.0)], "firings/redo/value_change": [(10, 0.5)]}
 
 
-def test_smoothing_lets_go_of_a_spike(tmp_path: Path) -> None:
+def test_smoothing_returns_to_zero_after_a_spike(tmp_path: Path) -> None:
     moments = [found(dormant(1.0), 90), fired("redo", 100), found(dormant(1.0), 900), fired("redo", 1000)]
     shown = played(tmp_path, moments)
     last, count, smoothed = 0.0, 0, []
@@ -402,7 +402,7 @@ def test_smoothing_lets_go_of_a_spike(tmp_path: Path) -> None:
     assert smoothed[-1] > 0.35
 
 
-def test_monitors_hear_of_firings(tmp_path: Path) -> None:
+def test_monitors_are_notified_of_firings(tmp_path: Path) -> None:
     class Hears:
         heard: ClassVar[list[int]] = []
 
@@ -456,7 +456,7 @@ def test_two_sessions_write_what_one_does(tmp_path: Path, cut: int) -> None:
     assert (tmp_path / "two" / METRICS).read_bytes() == (tmp_path / "whole" / METRICS).read_bytes()
 
 
-def test_a_board_of_before_there_was_anything_to_remember(tmp_path: Path) -> None:
+def test_a_board_loads_an_old_state_without_entries(tmp_path: Path) -> None:
     board = Board({})
     board.load_state_dict({})
     assert board.state_dict() == Board({}).state_dict()
@@ -485,7 +485,7 @@ def test_a_heatmap_has_its_numbers_colours_in_their_places() -> None:
     assert (drawn[0] == 255).all() and (drawn[:, :MARGIN] == 255).all()
 
 
-def test_low_and_high_bound_the_colours_and_what_is_no_number_is_grey() -> None:
+def test_low_and_high_bound_the_colours_and_nan_is_grey() -> None:
     drawn = pixels(heatmap([[-5.0, 0.0, 1.0, 9.0, math.inf, -math.inf, math.nan]] * 7, title="", low=0.0, high=1.0))
     cell = SQUARE // 7
     row = [tuple(drawn[TOP + 5, MARGIN + cell * i + 5]) for i in range(7)]
@@ -566,7 +566,7 @@ def test_merging_columns_keeps_the_time_axis_right(moments: int) -> None:
         assert steps == str(int(np.interp(place, range(columns + 1), edges)))
 
 
-def test_a_unit_that_dies_is_dark_until_it_comes_back() -> None:
+def test_a_dead_unit_is_dark_until_it_is_active_again() -> None:
     film = filmed(777)
     row, edges = film.panels()["a"][0], film._edges()
     for value, (begin, end) in zip(row, pairwise(edges), strict=True):
@@ -579,7 +579,7 @@ def test_a_unit_that_dies_is_dark_until_it_comes_back() -> None:
     assert (row == 0).any()
 
 
-def test_only_what_is_exactly_zero_is_black() -> None:
+def test_only_exact_zeros_are_black() -> None:
     assert levels(np.array([0.0, 1e-12, 3.0, 9.0, math.nan])) == [0, 1, 255, 255, 0]
     film = Film({"a": 2}, draw=1, most=2)
     for scores in ([0.0, 0.0], [0.0, 1e-12], [0.0, 0.0], [0.0, 0.0]):
@@ -610,7 +610,7 @@ def test_pictures_come_at_growing_intervals() -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 1, 7, 15, 16, 17, 100])
-def test_a_film_goes_on_where_it_stopped(cut: int) -> None:
+def test_a_film_resumes_where_it_stopped(cut: int) -> None:
     straight, first = filmed(200), filmed(cut)
     second = Film({"a": 1, "b": 1}, draw=5, most=16)
     second.load_state(json.loads(json.dumps(first.state())))
@@ -670,7 +670,7 @@ def test_activity_is_drawn_for_every_component_and_of_the_first_member(tmp_path:
         assert len(accumulated.Images("activity/critic")) >= 2
 
 
-def test_pictures_go_on_where_they_stopped() -> None:
+def test_pictures_resume_where_they_stopped() -> None:
     words = ("activity(every=1, samples=16, draw=2)",)
 
     def drawn(run: Run) -> dict[int, bytes]:

@@ -203,7 +203,7 @@ class TestCurvature:
         x = torch.ones(3, requires_grad=True)
         assert not hessian_products(lambda: 2 * x.sum(), [x])(torch.ones(3)).any()
 
-    def test_what_is_no_number_stays_none(self) -> None:
+    def test_nan_remains_nan(self) -> None:
         assert np.isnan(ritz_values(np.array([1.0, np.nan]), np.ones(2))).all()
 
     def test_traces_are_exact_inside_and_unbiased_outside(self) -> None:
@@ -588,7 +588,7 @@ class TestOverestimation:
         assert "critic/value_rank_correlation" not in found  # all values are alike
         assert [envs.closed for envs in made] == [1]
 
-    def test_what_is_added_to_values_is_found(self) -> None:
+    def test_a_constant_added_to_values_is_measured(self) -> None:
         """Values five too high are five too high; and their order matters to the correlation alone."""
         agent = trained_agent("dqn")
         seen = []
@@ -724,7 +724,7 @@ class TestOverestimation:
             list(Overestimation().between(a_run(agent, lambda: envs)))
         assert envs.closed == 1
 
-    def test_it_keeps_the_beat_of_steps(self) -> None:
+    def test_it_measures_on_a_schedule_of_steps(self) -> None:
         agent = AGENTS["dqn"](seed=0)
         asked: list[int] = []
         envs = RandomEnvs(agent.observation, agent.action, 2)
@@ -770,7 +770,7 @@ class TestCriticality:
                     assert f"{key}/{how}_policy_churn" not in found
         assert any(abs(value) > 1e-3 for key, value in found.items() if key.endswith("reset_criticality"))
 
-    def test_at_birth_nothing_is_lost(self) -> None:
+    def test_an_untrained_agent_loses_nothing(self) -> None:
         found = read(Criticality(samples=8), context_of(SMALL["dqn, dueling"](seed=3)))
         for key, value in found.items():
             if "/reset" in key:
@@ -789,14 +789,14 @@ class TestCriticality:
                 assert found[f"critic.value_head.layers.{i}/{how}_action_agreement"] == 1
                 assert found[f"critic.head.layers.{i}/{how}_criticality"] != 0
 
-    def test_the_twin_is_put_back(self) -> None:
+    def test_the_copy_is_restored(self) -> None:
         agent = trained_agent("sac")
         context = context_of(agent)
         before = weights(agent)
         read(Criticality(samples=8), context)
         assert not differences(before, weights(agent)) and not differences(before, weights(context._twin))
 
-    def test_more_learnt_is_more_lost(self) -> None:
+    def test_criticality_grows_with_training(self) -> None:
         agent, learnt = trained_agent("dqn", 1), trained_agent("dqn", 1)
         batch = batch_for(agent)._replace(discount=torch.zeros(8), reward=torch.linspace(5, 9, 8))
         for i in range(200):
@@ -920,7 +920,7 @@ def beaten(run: Run, steps: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", AGENTS)
-def test_they_look_and_leave_no_trace(name: str) -> None:
+def test_deep_monitors_do_not_change_the_run(name: str) -> None:
     """Every agent: all readings are finite and of known metrics, nobody waits, and the weights are those of a run
     without monitors."""
     watched, alone = build_run(name, monitors=examples()), build_run(name)
@@ -949,7 +949,7 @@ def test_they_look_and_leave_no_trace(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["dqn, minatar, dueling", "droq"])
-def test_they_go_on_where_they_stopped(name: str) -> None:
+def test_deep_monitors_resume_where_they_stopped(name: str) -> None:
     straight, stopped, resumed = (build_run(name, monitors=examples()) for _ in range(3))
     list(beaten(straight, 16))
     list(beaten(stopped, 9))
@@ -960,7 +960,7 @@ def test_they_go_on_where_they_stopped(name: str) -> None:
 
 
 @pytest.mark.parametrize("word", NAMES)
-def test_a_word_of_a_monitor_says_all_that_it_takes(word: str) -> None:
+def test_a_monitor_spec_sets_every_parameter(word: str) -> None:
     kind = MONITORS[word]
     assert kind.group == "deep" and kind.name == word
     assert isinstance(kind().when, Every) and kind().when.period == kind.every
@@ -968,7 +968,7 @@ def test_a_word_of_a_monitor_says_all_that_it_takes(word: str) -> None:
         kind(**{"episodes" if word == "overestimation" else "samples": 0})
 
 
-def test_what_is_drawn_belongs_to_the_moment() -> None:
+def test_random_draws_depend_on_the_update() -> None:
     """The same at the same update of the same agent, and another at another."""
     agent = trained_agent("sac")
     for monitor in (Curvature(steps=3, probes=1), Criticality(), Landscape(points=3)):

@@ -128,12 +128,12 @@ class TestRanks:
         assert (found["srank_0.01"], found["stable_rank"]) == (4, pytest.approx(1.03))
         assert (found["pca_rank_0.99"], by_svd(np.diag([10.0, 1, 1, 1]))["pca_rank_0.99"]) == (3, 3)
 
-    def test_what_float32_cannot_tell_from_nothing_is_no_direction(self) -> None:
+    def test_singular_values_below_float32_rounding_do_not_count(self) -> None:
         found = of(np.diag([1.0, 1e-5, 1e-6, *[0.0] * 29]))  # the bound is 32 / 2^23 = 3.8e-6
         assert found["numerical_rank"] == 2
         assert found["effective_rank"] == pytest.approx(by_svd(np.diag([1.0, 1e-5, 1e-6]))["effective_rank"], rel=1e-9)
 
-    def test_a_share_that_is_met_exactly_is_met(self) -> None:
+    def test_a_share_that_is_reached_exactly_counts(self) -> None:
         assert metrics.srank(np.ones(100), 0.01) == 99
         assert metrics.pca_rank(np.ones(100), 0.99) == 99
         assert metrics.srank(np.ones(3), 1 / 3) == 2
@@ -141,7 +141,7 @@ class TestRanks:
     def test_a_matrix_of_zeros_has_no_rank(self) -> None:
         assert set(of(np.zeros((5, 3))).values()) == {0.0}
 
-    def test_nothing_is_left_of_equal_features_once_they_are_centred(self) -> None:
+    def test_equal_features_have_rank_zero_after_centring(self) -> None:
         # So many that their sums are rounded, and what is left is not exactly zero.
         x = np.tile(np.random.default_rng(0).normal(size=17), (1001, 1))
         for found in (of(x), of(x[:9])):
@@ -165,7 +165,7 @@ class TestRanks:
         close(of(np.tile(x, (3, 1))), of(x), rel=1e-5)
 
     @pytest.mark.parametrize("bad", [NAN, math.inf])
-    def test_of_what_is_no_number_there_is_none(self, bad: float) -> None:
+    def test_ranks_of_nan_are_nan(self, bad: float) -> None:
         x = features(6, 4, 4)
         x[2, 1] = bad
         assert all(math.isnan(v) for name, v in of(x).items() if name != "feature_norm")
@@ -186,14 +186,14 @@ class TestRanks:
         ):
             assert after[name] <= 8.0 < before[name] + (name == "pca_rank_0.99") * 2, name
 
-    def test_an_offset_hides_what_the_centred_ranks_show(self) -> None:
+    def test_centred_ranks_ignore_an_offset(self) -> None:
         x = features(64, 32, 32)
         plain, moved = of(x), of(x + 1000.0)
         assert moved["effective_rank"] < 1.2 < plain["effective_rank"]
         assert moved["effective_rank_centred"] == pytest.approx(plain["effective_rank_centred"], rel=1e-2)
 
     @pytest.mark.parametrize("agent", AGENTS)
-    def test_the_features_are_those_that_output_layers_read(self, agent: str) -> None:
+    def test_the_features_are_the_inputs_of_output_layers(self, agent: str) -> None:
         found = survey(AGENTS[agent](interventions=() if "ppo" in agent else (PlasticityInjection(at=(5,)),)))
         heads = [f"critic.members.{i}.body.layers.1" for i in range(5 if agent == "redq" else 2)]
         if "ppo" in agent or "supervised" in agent:
@@ -232,7 +232,7 @@ class TestRanks:
             truth = by_svd(encoded.double().numpy())
             close(found, {f"encoder/{metric}": value for metric, value in truth.items()})
 
-    def test_a_large_enough_batch_of_the_update_is_looked_at_itself(self, one: Callable[..., Run]) -> None:
+    def test_a_sufficiently_large_batch_of_the_update_is_used(self, one: Callable[..., Run]) -> None:
         run = one("sac", "ranks(every=1, samples=6)", "units(every=1, samples=6)")
         with spied(run) as seen:
             walk(run, 12)
@@ -346,12 +346,12 @@ class TestUnits:
             assert monitor_units.counted(layer, h, now)[0][0] == dormant
 
     @pytest.mark.parametrize("bad", [NAN, math.inf])
-    def test_a_network_gone_astray_does_not_look_well(self, bad: float) -> None:
+    def test_a_diverged_network_does_not_appear_healthy(self, bad: float) -> None:
         z = inputs(False)
         z[3, 0] = bad
         assert all(math.isnan(v) for v in shares("relu", z).values())
 
-    def test_layers_are_pooled_over_units_and_over_those_that_mean_something(self) -> None:
+    def test_layers_are_pooled_over_units_for_which_the_metric_is_defined(self) -> None:
         layers = [Layer(nn.Linear(1, n), Generator(), activation=a) for n, a in ((2, "relu"), (6, "relu"), (4, "tanh"))]
         monitor = Units()
         monitor.bind(_Holder(*layers))  # type: ignore[arg-type]
@@ -575,7 +575,7 @@ class TestNorms:
             assert metrics.effective_rank(sigma) == pytest.approx(effective, abs=1e-5)
         assert not metrics.unit_gram(torch.zeros(3, 4)).any()
 
-    def test_rounding_is_no_direction(self) -> None:
+    def test_rounding_errors_do_not_count_as_directions(self) -> None:
         """A gradient of a batch of 8 has no more than 8 directions, though float32 finds a little in all 64."""
         rng = Generator().manual_seed(0)
         g = torch.randn(64, 8, generator=rng) @ torch.randn(8, 200, generator=rng)
@@ -584,7 +584,7 @@ class TestNorms:
         sigma = metrics.singular_values(eigen, monitor_norms.PRECISION * eigen[0])
         assert (sigma > 0).sum() == 8 and metrics.effective_rank(sigma) <= 8
 
-    def test_a_new_agent_has_gone_no_way(self, one: Callable[..., Run]) -> None:
+    def test_a_new_agent_has_distance_zero(self, one: Callable[..., Run]) -> None:
         run = one("dqn", "norms(every=1)", steps=7)
         monitor: Norms = run.monitors.parts["norms"]  # type: ignore[assignment, union-attr]
         found: dict[str, Any] = {}
@@ -630,7 +630,7 @@ class TestNorms:
             assert after[f"{name}/gradient_{metric}"] == 0
         assert after["critic.advantage/gradient_norm"] > 0  # biases go on learning
 
-    def test_of_gradients_that_are_no_numbers_there_are_none(self, one: Callable[..., Run]) -> None:
+    def test_metrics_of_nan_gradients_are_nan(self, one: Callable[..., Run]) -> None:
         run = one("dqn", "norms(every=1)", "ranks(every=1, samples=16)", "values(every=1, samples=8)", steps=12)
         with torch.no_grad():
             survey(run.agent).layers["critic.head.layers.0"].linear.weight[0] = NAN
@@ -657,7 +657,7 @@ class TestNorms:
         # The latest gradient is told until there is another.
         assert stamps["actor/gradient_norm"] == {u for u in updates if u >= 4} and len(gradients) == len(learnt)
 
-    def test_frozen_copies_are_no_layers(self, one: Callable[..., Run]) -> None:
+    def test_frozen_copies_do_not_count_as_layers(self, one: Callable[..., Run]) -> None:
         run = one(
             "dqn",
             "norms(every=1)",

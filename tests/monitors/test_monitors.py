@@ -514,7 +514,7 @@ def waiting(name: str, condition: str = "critic/dormant_fraction > -1", more: st
 
 
 @pytest.mark.parametrize("name", FIRING)
-def test_whatever_fires_can_wait_for_a_measurement(name: str) -> None:
+def test_every_intervention_that_fires_can_wait_for_a_measurement(name: str) -> None:
     """It fires one update after each measurement, goes on after a stop to the last bit, and nobody waits."""
     agent = "dqn, minatar, dueling"
     words = (waiting(name, more=", tau=0.7" if name in ("redo", "regrama") else ""),)
@@ -543,7 +543,7 @@ def test_whatever_fires_can_wait_for_a_measurement(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(INTERVENTIONS) - set(FIRING)))
-def test_what_never_fires_refuses_to_wait(name: str) -> None:
+def test_interventions_that_never_fire_refuse_a_condition(name: str) -> None:
     word = INTERVENTIONS[name].example
     inner = word.partition("(")[2].rstrip(")")
     kept = [a for a in inner.split(", ") if a and not a.startswith(("every", "of", "at=", "start"))]
@@ -552,7 +552,7 @@ def test_what_never_fires_refuses_to_wait(name: str) -> None:
         build([word], INTERVENTIONS)
 
 
-def test_words_that_wait_are_checked() -> None:
+def test_specs_with_conditions_are_checked() -> None:
     assert check(["redo(when='critic/dead_fraction > 0.2', cooldown=1e3, tau=0.1)"], INTERVENTIONS) == (
         "redo(cooldown=1000, tau=0.1, when='critic/dead_fraction > 0.2')",
     )
@@ -569,7 +569,7 @@ def test_words_that_wait_are_checked() -> None:
             AGENTS["dqn"](interventions=tuple(build([word], INTERVENTIONS)))
 
 
-def test_what_is_waited_for_must_be_measured() -> None:
+def test_a_trigger_needs_a_measured_metric() -> None:
     def waits(condition: str) -> Any:
         return AGENTS["dqn"](interventions=tuple(build([waiting("redo", condition)], INTERVENTIONS)))
 
@@ -592,7 +592,7 @@ def test_what_is_waited_for_must_be_measured() -> None:
         attach(network, torch.optim.Adam(network.parameters()), torch.zeros(1, 3), waiting("redo"))
 
 
-def test_who_waits_for_what_is_never_found_is_told() -> None:
+def test_a_trigger_on_a_metric_that_never_appears_causes_a_warning() -> None:
     """A DQN has no policy whose entropy could be measured, and has a critic: the name is right, and nothing comes."""
     part = build(["redo(when='critic/entropy < 1')"], INTERVENTIONS)
     run = build_run("dqn", part, monitors=["values(every=1)"])
@@ -621,7 +621,7 @@ class Poke(Intervention):
         self.touched = {"critic.advantage": 3.0, "critic.head.layers.0": torch.tensor(2.0)}
 
 
-def test_a_firing_is_written_down_with_what_it_touched(tmp_path: Path) -> None:
+def test_a_firing_is_logged_with_the_units_it_changed(tmp_path: Path) -> None:
     agent = AGENTS["dqn"](interventions=(Poke(Every(4)),))
     run = Run(agent, RandomEnvs(agent.observation, agent.action, 2), log=Log(tmp_path), monitors=watch(agent, "units"))
     run.train(40)
@@ -634,7 +634,7 @@ def test_a_firing_is_written_down_with_what_it_touched(tmp_path: Path) -> None:
         assert row["firings/poke/value_change"] == pytest.approx(1.0, abs=1e-5)
 
 
-def test_a_method_that_touches_single_units_says_how_many(tmp_path: Path) -> None:
+def test_a_method_that_changes_single_units_reports_their_number(tmp_path: Path) -> None:
     word = "redo(tau=0.7, every=2, samples=16)"
     agent = AGENTS["sac"](interventions=tuple(build([word], INTERVENTIONS)))
     run = Run(agent, RandomEnvs(agent.observation, agent.action, 2), log=Log(tmp_path), monitors=watch(agent, "units"))
@@ -646,7 +646,7 @@ def test_a_method_that_touches_single_units_says_how_many(tmp_path: Path) -> Non
     assert all(0 <= row[f"firings/redo/units/{layer}"] <= 12 for row in rows for layer in layers)
 
 
-def test_no_monitor_no_weighing() -> None:
+def test_without_monitors_values_are_not_compared() -> None:
     """Without monitors a firing costs nothing, and the run is the same."""
     runs = [
         build_run("sac", tuple(build([INTERVENTIONS["redo"].example], INTERVENTIONS)), monitors=m)

@@ -79,7 +79,7 @@ def learned(name: str, updates: int = 20) -> Agent:
 
 
 @pytest.mark.parametrize("name", AGENTS)
-def test_who_is_as_it_was_born_is_exactly_as_plastic_as_new(name: str) -> None:
+def test_an_untrained_agent_is_exactly_as_plastic_as_new(name: str) -> None:
     agent = AGENTS[name](seed=5)
     found = probe(agent, states(agent), control="born", targets=("random", "noise", "replay"), **TINY)
     assert {p.module for p in found} == set(agent.probed(states(agent)))
@@ -169,7 +169,7 @@ def test_the_rescaled_control_has_the_norms_of_the_agent(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", AGENTS)
-def test_it_disturbs_the_agent_by_not_a_bit(name: str) -> None:
+def test_the_probe_does_not_change_the_agent(name: str) -> None:
     agent = learned(name, 3)
     batch = states(agent)
     parameters = [p for _, module in agent.modules() for p in module.parameters()]
@@ -205,7 +205,7 @@ def rote_(agent: Agent, batch: Batch, tasks: int) -> None:
             adam.step()
 
 
-def test_learning_by_rote_costs_plasticity_and_a_new_network_has_it() -> None:
+def test_memorisation_reduces_plasticity_and_a_new_network_restores_it() -> None:
     config = DQNConfig(network=NetworkConfig(hidden=(32, 32)))
     agent = DQN(VECTOR, DISCRETE, config, seed=1)
     batch = states(agent, 128)
@@ -217,7 +217,7 @@ def test_learning_by_rote_costs_plasticity_and_a_new_network_has_it() -> None:
     assert old.ratio < 0.5 and old.interval[1] < 0.7 and old.loss_ratio > 2
 
 
-def test_large_outputs_are_no_handicap_of_their_own() -> None:
+def test_large_outputs_alone_do_not_reduce_plasticity() -> None:
     agent = AGENTS["dqn"](seed=1)
     output = agent.components["critic"].online.advantage
     with torch.no_grad():
@@ -450,7 +450,7 @@ def test_dropout_is_off() -> None:
     assert torch.equal(bench.outputs(), bench.outputs())
 
 
-def test_a_foreign_module() -> None:
+def test_an_external_module() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
     x = torch.randn(40, 4)
@@ -505,7 +505,7 @@ def test_pairs_are_kept_together() -> None:
     assert p.ratio == pytest.approx(0.5) and p.interval == pytest.approx((0.5, 0.5))
 
 
-def test_what_learns_nothing() -> None:
+def test_arms_that_learn_nothing() -> None:
     one = np.ones(5)
     nothing = Probe("m", "random", np.stack([3 * one, one, 0.5 * one, one]), one)
     assert (nothing.ratio, nothing.interval) == (0, (0, 0)) and math.isnan(nothing.ratio_rescaled)
@@ -583,7 +583,7 @@ def measured(name: str, *words: str, steps: int = 8) -> Any:
 
 
 @pytest.mark.parametrize("name", AGENTS)
-def test_its_readings_are_sensible_and_the_run_does_not_notice(name: str) -> None:
+def test_its_readings_are_plausible_and_the_run_is_unchanged(name: str) -> None:
     run, alone = measured(name, steps=6), build_run(name)
     walk(alone, 6)
     assert differences(run.agent.state_dict(), alone.agent.state_dict()) == []
