@@ -40,7 +40,7 @@ def render(cards: Sequence[Card], out: Path | None) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    words = list(sys.argv[1:] if argv is None else argv)
+    line = list(sys.argv[1:] if argv is None else argv)
     parser = Parser(prog="pliant claims", description=__doc__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     listing = commands.add_parser("list", help="all claims, their verdicts and costs (also without a command)")
@@ -54,9 +54,9 @@ def main(argv: list[str] | None = None) -> int:
     run.add_argument("--seeds", type=read(HowManySeeds), default=0, help="seeds of every arm (default: the card's)")
     for command in (run, page):
         command.add_argument("--out", type=Path, metavar="DIR", help="folder of claims.md (docs, or beside the card)")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(line)
     if arguments.command is None:
-        arguments = parser.parse_args(["list", *words])
+        arguments = parser.parse_args(["list", *line])
     if arguments.command == "run":
         folder_for(arguments.runs, "--runs")
     if getattr(arguments, "out", None) is not None:
@@ -72,9 +72,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if arguments.command == "run":
         code = run_claims(cards, arguments.runs, budget, arguments.jobs or os.cpu_count() or 1, arguments.seeds)
-        judged = [judge(card) for card in cards]
-        print(table(judged))
-        for each in judged:
+        judgements = [judge(card) for card in cards]
+        print(table(judgements))
+        for each in judgements:
             if arguments.names or each.verdict != "not run":
                 print(f"\n{in_words(each)}")
         # The page shows all claims that come with pliant, not only those that were run.

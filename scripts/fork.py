@@ -35,17 +35,17 @@ from pliant.monitors.registry import check_monitors
 
 
 def main(argv: list[str] | None = None) -> int:
-    words = list(sys.argv[1:] if argv is None else argv)
+    line = list(sys.argv[1:] if argv is None else argv)
     parser = Parser(prog="pliant fork", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of the runs to fork")
     parser.add_argument("--at", required=True, metavar="STEP", help="environment steps at which to fork, or latest")
     parser.add_argument(
         "--with",
         type=str,
-        dest="sentences",
+        dest="arms",
         action="append",
         default=[],
-        metavar="SENTENCE",
+        metavar="SPECS",
         help='an arm: intervention specs, such as "redo(tau=0.1) l2_init"; "" is the control',
     )
     parser.add_argument(
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         "--for", dest="length", type=read(SomeEnvSteps), metavar="N", help="or the number of steps after the fork"
     )
     parser.add_argument("--jobs", type=read(Jobs), default=0, help="processes at a time (default: one per core)")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(line)
     if arguments.steps is not None and arguments.length is not None:
         raise BadInput("give --steps or --for, not both")
     parents = [parent_of(folder) for folder in arguments.runs]
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
             return explain([(parent.folder, reach(parent, at)) for parent in parents])
     beside = () if arguments.tandem is None else check_monitors([f"tandem(every={arguments.tandem})"])
     given = [Arm((), CONTROL, None, beside)]
-    given += [arm for text in arguments.sentences if (arm := arm_of(text)).words]
+    given += [arm for text in arguments.arms if (arm := arm_of(text)).words]
     if arguments.diagnose:
         given += diagnosis(parents[0].config)
     by_folder: dict[str, Arm] = {}
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"{' '.join(arm.words)!r}: write out a parameter, or fork twice"
             )
     arms = list(by_folder.values())
-    if len(arms) == 1 and not (beside or arguments.sentences):
+    if len(arms) == 1 and not (beside or arguments.arms):
         raise BadInput('nothing to compare: give arms with --with "redo(tau=0.1)", or --diagnose, --tandem or --why')
     threads = max(settled(parent.config).threads for parent in parents)
     with held(parents):

@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--monitors",
         nargs="+",
-        metavar="WORD",
+        metavar="SPEC",
         help=f'monitors: names, calls like "probe(steps=500)", {", ".join(GROUPS)} (default: all that apply)',
     )
     parser.add_argument("--no-probe", dest="probe", action="store_false", help="leave out the probe, which takes long")
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         "--interventions",
         nargs="+",
         default=(),
-        metavar="WORD",
+        metavar="SPEC",
         help="interventions of an agent file; a run's are in its configuration",
     )
     parser.add_argument("--observations", type=Path, metavar="FILE", help="states (.npy) instead of the replay")

@@ -34,11 +34,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console command. Returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if not words:
+    line = list(sys.argv[1:] if argv is None else argv)
+    if not line:
         print(_help(), file=sys.stderr)
         return BAD_INPUT
-    name, *rest = words
+    name, *rest = line
     if name in ("-h", "--help", "help"):
         print(_help())
         return 0
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_code(lambda: getattr(import_module(module), function)(rest))
 
 
-def script(*words: str) -> int:
+def script(*line: str) -> int:
     """Run `pliant` for a file of this folder: `python scripts/NAME.py …` is `pliant NAME …`.
 
     Python puts the folder first on the import path. It is removed again, because its `report` or `monitors` would hide
@@ -63,7 +63,7 @@ def script(*words: str) -> int:
     """
     if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
         del sys.path[0]
-    return main([*words, *sys.argv[1:]])
+    return main([*line, *sys.argv[1:]])
 
 
 def _help() -> str:

@@ -60,9 +60,9 @@ def main(argv: list[str] | None = None) -> int:
         default=True,
         help="count the floating-point operations of an update, on freshly built agents (default: yes)",
     )
-    words = sys.argv[1:] if argv is None else argv
-    arguments = parser.parse_args(words)
-    line = shlex.join(["pliant", "report", *(words[1:] if argv is None and words[:1] == ["report"] else words)])
+    given = sys.argv[1:] if argv is None else argv
+    arguments = parser.parse_args(given)
+    line = shlex.join(["pliant", "report", *(given[1:] if argv is None and given[:1] == ["report"] else given)])
     out = folder_for(arguments.out, "--out")
     if (out / "figures").exists() and not (out / HTML).exists():  # writing a report replaces its figures
         raise BadInput(f"--out {out} holds figures that do not belong to a report: choose another folder")

@@ -189,13 +189,13 @@ def step_counter() -> list[Row]:
         for who, values, wanted in zip(("reborn weight", "neighbour"), steps, (new, neighbour), strict=True):
             holds = all(abs(v - w) < 0.01 for v, w in zip(values, wanted, strict=True))
             rows.append(Row(f"{what}: first steps of the {who}, in learning rates", text(values), text(wanted), holds))
-    born, old = _reinitialised("zeroed")
+    fresh, old = _reinitialised("zeroed")
     rows.append(
         Row(
             "moments and step counter zeroed: first steps of the reborn weight",
-            text(born),
+            text(fresh),
             text([1.0] * 3),
-            all(abs(v - 1) < 0.01 for v in born),
+            all(abs(v - 1) < 0.01 for v in fresh),
         )
     )
     # An old neighbour has full moments, which the reset counter divides by 1 - beta again.

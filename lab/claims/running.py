@@ -133,7 +133,7 @@ def run_claims(cards: Sequence[Card], runs: Path, budget: float | None, workers:
         print(f"not within the budget: {names}", file=sys.stderr)
     for card in planned.checks:
         run_check(card)
-    kept = _readers([*cards, *find()])
+    kept = _divisions([*cards, *find()])
     lines = {str(job.config.run): (card, arm, job.words) for card, arm, job in planned.jobs}
 
     def keep(outcome: Outcome) -> None:
@@ -157,22 +157,22 @@ def run_claims(cards: Sequence[Card], runs: Path, budget: float | None, workers:
     return 1 if failed else STOPPED if stopped else 0
 
 
-def _readers(cards: Iterable[Card]) -> dict[str, tuple[int, tuple[str, ...]]]:
+def _divisions(cards: Iterable[Card]) -> dict[str, tuple[int, tuple[str, ...]]]:
     """The segment length and the recorded tags of every run, for all cards that read it (BadInput if the cards
     disagree)."""
-    readers: dict[str, tuple[int, tuple[str, ...], str]] = {}
+    divisions: dict[str, tuple[int, tuple[str, ...], str]] = {}
     for card in cards:
         for arm in card.arms.values():
             assert card.testbed is not None
-            segment, record, first = readers.setdefault(card.key(arm), (card.testbed.segment, (), card.name))
+            segment, record, first = divisions.setdefault(card.key(arm), (card.testbed.segment, (), card.name))
             if segment != card.testbed.segment:
                 raise BadInput(
                     f"{first} and {card.name} share runs, and divide them by {segment} and "
                     f"{card.testbed.segment} steps: give their testbeds the same segment"
                 )
             more = tuple(sorted({*record, *card.testbed.record}))
-            readers[card.key(arm)] = (segment, more, first)
-    return {name: (segment, record) for name, (segment, record, _) in readers.items()}
+            divisions[card.key(arm)] = (segment, more, first)
+    return {name: (segment, record) for name, (segment, record, _) in divisions.items()}
 
 
 def run_check(card: Card) -> None:

@@ -25,9 +25,9 @@ def exit_code(command: Callable[[], int]) -> int:
         with _terminable():
             return command()
     except (ValueError, ImportError) as error:
-        return _told(error, BAD_INPUT)
+        return _reported(error, BAD_INPUT)
     except (RuntimeError, OSError) as error:
-        return _told(error, FAILED)
+        return _reported(error, FAILED)
     except KeyboardInterrupt:
         return INTERRUPTED
     except Terminated:
@@ -56,7 +56,7 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _told(error: Exception, code: int) -> int:
+def _reported(error: Exception, code: int) -> int:
     """Print one line for an error defined by pliant; raise any other error again."""
     if type(error).__module__.partition(".")[0] != "pliant":
         raise error

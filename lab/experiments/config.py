@@ -116,10 +116,10 @@ class RunConfig:
     env: Annotated[str, tyro.conf.arg(metavar="NAME")] = "ALE/Pong-v5"
     """The environment, such as ALE/Pong-v5, MinAtar/Breakout-v1 or HalfCheetah-v5; or module:Name-v0, which a module of
     yours registers with gymnasium. Its options are given as --env.OPTION."""
-    interventions: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[WORD ...]")] = ()
+    interventions: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[SPEC ...]")] = ()
     """Interventions, in order of application: names, or calls in quotes like "redo(tau=0.1, every=1000)".
     `pliant interventions` lists them."""
-    monitors: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[WORD ...]")] = ("cheap",)
+    monitors: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[SPEC ...]")] = ("cheap",)
     """Monitors of the agent's plasticity: names or calls like "probe(every=50000)", or the groups cheap, deep, all,
     none. They never change the run. `pliant monitors` lists them."""
     steps: SomeEnvSteps = 1_000_000
@@ -230,7 +230,7 @@ def parse(argv: Sequence[str] | None = None, *, prog: str | None = None, among: 
     shown = _show_only(start.env_config, among.env_options(among.suite(start.env)))
     unchecked = {"agent_config": _unchecked(start.agent_config), "env_config": shown}
     default = _CommandLine(**_shallow(start) | unchecked, config=file)
-    with _INTEGERS, _told_in_one_line(line, prog or "pliant train"):
+    with _INTEGERS, _in_one_line(line, prog or "pliant train"):
         read = tyro.cli(
             _CommandLine,
             args=line,
@@ -582,27 +582,27 @@ def _whose(flag: str, section: str, option: str, own: Sequence[str], start: RunC
 
 
 @contextmanager
-def _told_in_one_line(line: Sequence[str], prog: str) -> Iterator[None]:
+def _in_one_line(line: Sequence[str], prog: str) -> Iterator[None]:
     """Turn tyro's boxed error messages into one line (BadInput). Help is unchanged."""
     if {"-h", "--help"} & {*line}:
         yield
         return
-    told, width = io.StringIO(), os.environ.get("COLUMNS")
+    message, width = io.StringIO(), os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "2000"  # tyro breaks lines at this width, even within names
     try:
-        with redirect_stderr(told), redirect_stdout(told):
+        with redirect_stderr(message), redirect_stdout(message):
             yield
     except SystemExit:
-        raise BadInput(f"{ended(_reworded(told.getvalue()))} `{prog} --help` lists the options") from None
+        raise BadInput(f"{ended(_reworded(message.getvalue()))} `{prog} --help` lists the options") from None
     finally:
         del os.environ["COLUMNS"]
         if width is not None:
             os.environ["COLUMNS"] = width
 
 
-def _reworded(told: str) -> str:
+def _reworded(message: str) -> str:
     """tyro's message, beginning with the flag and without the flag's help."""
-    text = " ".join(re.sub(r"[\u2500-\u257f]+|-{20,}", " ", told).split())
+    text = " ".join(re.sub(r"[\u2500-\u257f]+|-{20,}", " ", message).split())
     text = re.split(r"Argument helptext:|For full helptext|Perhaps you meant", text)[0].strip().rstrip(".")
     if wrong := re.search(r"Error parsing ([^:]+): (.*)", text):
         flag, reason = wrong.groups()

@@ -171,7 +171,7 @@ def _run(
             outcome = pending.pop(ref)
             outcome.ran, outcome.attempts = True, 1
             (outcome.job.folder / STOP).unlink(missing_ok=True)
-            _judge(ray, ref, outcome, stopping is not None)
+            _outcome(ray, ref, outcome, stopping is not None)
             if outcome.status == "done":
                 finished(outcome)
             elif outcome.status == "failed":
@@ -180,11 +180,11 @@ def _run(
         shown.update(outcomes, min(len(pending), cores), workers or cores, ends)
 
 
-def _judge(ray: Any, ref: Any, outcome: Outcome, stopping: bool) -> None:
+def _outcome(ray: Any, ref: Any, outcome: Outcome, stopping: bool) -> None:
     """The outcome of a task."""
     folder = outcome.job.folder
     try:
-        code, told = ray.get(ref)
+        code, message = ray.get(ref)
     except ray.exceptions.TaskCancelledError:
         outcome.status = "done" if is_done(outcome.job) else "stopped"
         return
@@ -193,13 +193,13 @@ def _judge(ray: Any, ref: Any, outcome: Outcome, stopping: bool) -> None:
             outcome.status = "done"
             return
         outcome.attempts = RETRIES + 1
-        code, told = 1, f"lost {RETRIES + 1} times: {' '.join(str(error).split())[:200]}"
+        code, message = 1, f"lost {RETRIES + 1} times: {' '.join(str(error).split())[:200]}"
         if isinstance(error, ray.exceptions.RayTaskError):
-            told = " ".join(str(error.cause).split())[:300]
+            message = " ".join(str(error.cause).split())[:300]
         if stopping:
             outcome.status = "stopped"
             return
     outcome.status = "done" if code == 0 else "stopped" if code == STOPPED else "failed"
     if outcome.status == "failed":
-        outcome.tail = tail(folder / OUTPUT, told)
-        mark_failed(folder, told)
+        outcome.tail = tail(folder / OUTPUT, message)
+        mark_failed(folder, message)

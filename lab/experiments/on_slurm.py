@@ -41,8 +41,8 @@ class Request:
         if min(self.cpus, self.runs_per_job) < 1 or min(self.gpus, self.at_once) < 0:
             raise BadInput("--cpus and --runs-per-job are at least 1, and --gpus and --jobs not negative")
         if not TIME.fullmatch(self.time):
-            told = shorten(self.time)
-            raise BadInput(f"--time is a time like 04:00:00, 90 (minutes) or 2-12:00:00 (with days), not {told}")
+            shown = shorten(self.time)
+            raise BadInput(f"--time is a time like 04:00:00, 90 (minutes) or 2-12:00:00 (with days), not {shown}")
         if self.partition and not PARTITION.fullmatch(self.partition):
             raise BadInput(
                 "--partition is the name of a partition, or several with commas between them, not "

@@ -52,13 +52,13 @@ def refuse_other_runs(cells: Sequence[Cell]) -> None:
 
 def visible_gpus() -> list[str]:
     """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them (BadInput if there are none)."""
-    told = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if told is None:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
         import torch
 
         gpus = [str(i) for i in range(torch.cuda.device_count())]
     else:
-        gpus = [name.strip() for name in told.split(",") if name.strip() not in ("", "-1")]
+        gpus = [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
     if not gpus:
         raise BadInput("the study needs cuda, and this machine has no GPU: change its 'device', or use another machine")
     return gpus
