@@ -1,4 +1,4 @@
-"""CReLU, Fourier features, other activations and the linear network, as words."""
+"""CReLU, Fourier features, other activations and the linear network as interventions."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def test_identities(shape: tuple[int, ...]) -> None:
 
 
 def test_one_of_a_fourier_pair_is_close_to_a_line() -> None:
-    """Where one copy is flattest the other has slope 1: never are both bent."""
+    """Where one of the pair is flattest, the other has slope 1: the two are never curved at the same point."""
     x = torch.linspace(-10, 10, 1001, dtype=torch.float64).unsqueeze(1).requires_grad_(True)
     slopes = [torch.autograd.grad(part.sum(), x, retain_graph=True)[0].abs() for part in Fourier()(x).chunk(2, 1)]
     assert torch.stack(slopes).amax(0).min() >= math.sqrt(0.5) - 1e-9
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_copies_are_what_an_activation_puts_out(name: str) -> None:
+def test_copies_match_the_outputs_of_an_activation(name: str) -> None:
     layer = Layer(nn.Linear(3, 4), Generator().manual_seed(0), activation=name)
     assert layer(torch.zeros(2, 3)).shape[1] == layer.features == 4 * COPIES.get(name, 1)
 
@@ -83,7 +83,7 @@ def test_widths(word: str, keep: str, units: int) -> None:
     assert count(agent) / count(plain) == pytest.approx(wanted, rel=0.02)
 
 
-def test_the_default_keeps_what_readers_read() -> None:
+def test_by_default_consumers_keep_their_number_of_inputs() -> None:
     for word in ("crelu", "fourier"):
         agent, plain = made(word, agent="dqn, nature"), made(agent="dqn, nature")
         for mine, theirs in zip(
@@ -131,7 +131,7 @@ def test_one_activation_a_network(first: str, second: str) -> None:
 
 
 def is_affine(agent: Agent, component: str) -> bool:
-    """Does f((x + y) / 2) = (f(x) + f(y)) / 2 hold of what a component says?"""
+    """Whether f((x + y) / 2) = (f(x) + f(y)) / 2 holds for the outputs of a component."""
     batch = batch_for(agent, 16)
     x, y = batch.obs[:8].double(), batch.obs[8:].double()
     if agent.observation.pixels:
@@ -160,7 +160,7 @@ def test_linear_is_linear(agent: str, form: str) -> None:
     assert bool(dense) == (form == "deep")
 
 
-def test_linear_takes_norms_away_and_excludes_them() -> None:
+def test_linear_removes_norms_and_excludes_them() -> None:
     for form in ("shallow", "deep"):
         assert is_affine(made(f"linear(form={form})", agent="droq"), "critic")
     for sentence in (("linear", "layer_norm"), ("layer_norm", "linear")):
@@ -183,7 +183,7 @@ def network(body: str, activation: str = "fourier") -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("body", ["mlp", "minatar", "drq", "impala"])
 def test_the_unit_graph_of_fourier_is_that_of_crelu(body: str) -> None:
-    """cos(0) = 1, also where an activation stands by itself: no number may come of it."""
+    """cos(0) = 1, also for a separate activation module: it must not create a unit number."""
     graphs = []
     for activation in ("crelu", "fourier"):
         net, blank = network(body, activation)
@@ -197,7 +197,7 @@ def test_the_unit_graph_of_fourier_is_that_of_crelu(body: str) -> None:
 
 @torch.no_grad()
 def test_unit_law_of_fourier() -> None:
-    """Zeroing the inputs that a unit owns is exactly holding both its copies at zero."""
+    """Zeroing the inputs that a unit owns equals holding both its copies at zero."""
     for body in ("mlp", "minatar", "impala"):
         net, blank = network(body)
         graph = unit_graph(net, lambda net=net, blank=blank: net(blank))  # type: ignore[misc]
@@ -226,8 +226,8 @@ def test_unit_law_of_fourier() -> None:
             assert not torch.allclose(net(x), held, atol=1e-6)
 
 
-def test_a_fourier_unit_is_dormant_if_it_always_says_the_same() -> None:
-    """Not if its outputs are small, for they never are; what is active means nothing."""
+def test_a_fourier_unit_with_constant_output_is_dormant() -> None:
+    """The size of its outputs is never small, so the measure is their deviation."""
     layer = Layer(nn.Linear(3, 4), Generator().manual_seed(0), activation="fourier")
     z = torch.randn(64, 4, generator=Generator().manual_seed(0))
     z[:, 1] = 0.7

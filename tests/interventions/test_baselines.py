@@ -1,4 +1,4 @@
-"""Baselines without which no figure means anything: the oracle, optimizers that forget, the placebo of a reset."""
+"""Baselines: the fresh agent, the reset of optimizer state, the placebo of a reset."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def run_of(agent: str | Callable[..., Agent], *words: str, num_envs: int = 2, se
 
 
 def learnt(run: Run, steps: int) -> list[tuple[int, int, int]]:
-    """So many steps of all environments; of every update the step, and the oldest and newest transition learnt from."""
+    """Run some steps of all environments; for every update, the step and the oldest and newest transition in the
+    batch."""
     seen, learn = [], run.learn
 
     def noted(batch: Any) -> None:
@@ -56,7 +57,7 @@ def learnt(run: Run, steps: int) -> list[tuple[int, int, int]]:
 
 
 def networks(agent: Agent) -> dict[str, Any]:
-    """All weights, running statistics and what optimizers remember."""
+    """All weights, running statistics and optimizer state."""
     modules = {n: dict(m.state_dict()) for n, m in agent.modules() if n != "interventions"}
     optimizers = {n: o.state_dict()["state"] for n, o in agent.optimizers()}
     return copy.deepcopy({"modules": modules, "optimizers": optimizers})
@@ -67,21 +68,21 @@ def networks(agent: Agent) -> dict[str, Any]:
 
 @pytest.mark.parametrize("agent", ["dqn, minatar, dueling", "sac, pixels", "droq", "ppo, continuous", "supervised"])
 def test_it_is_a_newly_built_agent_to_the_last_bit(agent: str) -> None:
-    """Drawn from the stream of a seed it is the agent that is built with that seed: networks, targets, temperature,
+    """With the random stream of a seed it equals the agent built with that seed: networks, targets, temperature,
     deviation, running statistics, optimizers with their counters."""
     run = run_of(agent, "fresh_agent(every=1000000)")
     walk(run, 12)
     part = only(run.agent)
-    newborn = AGENTS[agent](seed=5)
-    assert differences(networks(run.agent), networks(newborn))
+    new_agent = AGENTS[agent](seed=5)
+    assert differences(networks(run.agent), networks(new_agent))
     part.generator = Generator().manual_seed(derive_seed(5, "weights"))
     with no_wait():
         part.fire(run, {})
-    assert not differences(networks(run.agent), networks(newborn))
+    assert not differences(networks(run.agent), networks(new_agent))
     assert part.measurements()["interventions/fresh_agent_layers"] == len(part.names)
 
 
-def test_two_births_are_two_agents() -> None:
+def test_two_reinitialisations_give_different_agents() -> None:
     run = run_of("dqn", "fresh_agent(every=20)")
     walk(run, 10)
     first = networks(run.agent)
@@ -89,13 +90,13 @@ def test_two_births_are_two_agents() -> None:
     assert differences(first, networks(run.agent))
 
 
-def test_it_acts_at_the_edge_and_learns_from_what_comes_after() -> None:
-    """Edges at 20 and 40 of two environments: the update of step 20 is the last of the old agent, and 8 transitions of
-    the new one (learning_starts) come before its first."""
+def test_it_acts_at_the_task_boundary_and_learns_from_later_transitions() -> None:
+    """Boundaries at 20 and 40 of two environments: the update of step 20 is the last of the old agent, and the new
+    agent waits for 8 of its own transitions (learning_starts) before its first update."""
     run = run_of("dqn", "fresh_agent(every=20)")
     seen = learnt(run, 25)
     steps = [step for step, _, _ in seen]
-    # At the first update after an edge the old agent ends, and the second update of that step with it.
+    # The first update after a boundary ends the old agent and cancels the second update of that step.
     first = [10, 10, 12, 12, 14, 14, 16, 16, 18, 18, 20]
     assert steps == [*first, *(step + 20 for step in first), 50, 50]
     assert all(first >= 20 for step, first, _ in seen if 20 < step <= 40)
@@ -103,7 +104,7 @@ def test_it_acts_at_the_edge_and_learns_from_what_comes_after() -> None:
     assert min(first for step, first, _ in seen if step <= 20) < 4 and run.agent.born == 40
 
 
-def test_a_kept_memory_is_learnt_from_without_a_break() -> None:
+def test_with_kept_memory_learning_continues_without_a_break() -> None:
     run = run_of("dqn", "fresh_agent(every=20, memory=keep)")
     seen = learnt(run, 20)
     assert [step for step, _, _ in seen] == [s for s in range(10, 41, 2) for _ in range(2)]
@@ -114,7 +115,7 @@ def test_a_kept_memory_is_learnt_from_without_a_break() -> None:
     ("options", "born"),
     [("", 20), (", exploration=keep", 0), (", memory=keep", 0), (", memory=keep, exploration=restart", 20)],
 )
-def test_exploration_begins_anew_with_an_empty_memory_or_where_asked_for(options: str, born: int) -> None:
+def test_exploration_restarts_with_an_empty_memory_or_on_request(options: str, born: int) -> None:
     run = run_of(dqn(VECTOR, epsilon_steps=4, epsilon_end=0.0), f"fresh_agent(every=20{options})")
     walk(run, 9)
     assert run.agent.epsilon(run.clock) == 0.0 and run.agent.born == 0  # type: ignore[attr-defined]
@@ -139,8 +140,8 @@ def test_sac_tries_actions_at_random_again() -> None:
     torch.testing.assert_close(acted, run.agent.center + run.agent.scale * noise)  # type: ignore[attr-defined]
 
 
-def test_a_rollout_across_an_edge_is_learnt_from_no_more() -> None:
-    """Rollouts of six steps end at 6, 12, 18 …; the edges at 8 and 16 fall into the second and the third."""
+def test_a_rollout_across_a_task_boundary_is_discarded() -> None:
+    """Rollouts of six steps end at 6, 12, 18 …; the boundaries at 8 and 16 fall into the second and the third."""
     run = run_of(ppo(VECTOR, BOX, normalise_observations=True, scale_rewards=True), "fresh_agent(every=8)")
     agent: Any = run.agent
     counts, observed, carried = [], [], []
@@ -150,11 +151,11 @@ def test_a_rollout_across_an_edge_is_learnt_from_no_more() -> None:
             counts.append((seen[0][0], len(seen)))
             observed.append((int(agent.seen.count), int(agent.returns.count)))
             carried.append(bool(run.memory.carry.any()))  # type: ignore[attr-defined]
-    # Two passes of two minibatches; of those that a birth cuts short the first alone.
+    # Two passes of two minibatches; a reinitialisation cancels all but the first.
     assert counts == [(6, 4), (12, 1), (18, 1), (24, 1)] and agent.born == 24
-    # The newborn's statistics have seen nothing, not even the rollout that its predecessor left.
+    # The new agent's statistics are empty; they do not include the rollout of the earlier agent.
     assert observed == [(6, 6), (0, 0), (0, 0), (0, 0)]
-    # Nor do the discounted returns behind its scale of rewards go on from those of its predecessor.
+    # The discounted returns behind its reward scale restart too.
     assert carried == [True, False, False, False]
     run = run_of(ppo(VECTOR, BOX, normalise_observations=True), "fresh_agent(every=14)")
     assert [step for step, *_ in learnt(run, 14)] == [6] * 4 + [12] * 4 + [18] + [24] * 4
@@ -171,7 +172,7 @@ def test_ppos_learning_rate_is_that_of_its_age() -> None:
 
 
 @pytest.mark.parametrize("agent", ["dqn, double dueling prioritised 3-step", "sac", "ppo, continuous", "dqn, nature"])
-def test_it_goes_on_between_a_birth_and_its_first_update(agent: str) -> None:
+def test_it_resumes_between_a_reinitialisation_and_the_first_update(agent: str) -> None:
     word = "fresh_agent(every=24)"
     straight, stopped = run_of(agent, word), run_of(agent, word)
     walk(straight, 26)
@@ -198,7 +199,7 @@ def test_it_goes_on_between_a_birth_and_its_first_update(agent: str) -> None:
         ("ppo", "fresh_agent(every=3)", "a rollout is complete rollout=3 steps after its initialisation"),
     ],
 )
-def test_what_could_never_learn_is_refused(agent: str, word: str, message: str) -> None:
+def test_settings_with_which_no_agent_could_learn_are_refused(agent: str, word: str, message: str) -> None:
     with pytest.raises(ValueError, match="fresh_agent") as refusal:
         run_of(agent, word)
     assert message in str(refusal.value) and "\n" not in str(refusal.value)
@@ -212,8 +213,8 @@ def test_rollouts_of_all_environments_that_are_longer_than_a_task_are_refused() 
     run_of("dqn", "fresh_agent(every=8, of=updates)")
 
 
-def test_whoever_looks_after_a_birth_still_sees_something() -> None:
-    """Methods that come after it in the same update draw batches, and monitors did before."""
+def test_later_methods_still_get_batches_after_a_reinitialisation() -> None:
+    """Later methods in the same update draw batches, and monitors did so before."""
     for agent in ("dqn", "sac", "ppo, continuous", "supervised"):
         words = "fresh_agent(every=2, of=updates)", "redo(every=1, samples=8)", "regrama(every=1, samples=8)"
         run = run_of(agent, *words)
@@ -221,7 +222,7 @@ def test_whoever_looks_after_a_birth_still_sees_something() -> None:
         assert run.agent.born > 0
 
 
-def test_what_others_remember_of_the_agent_before_is_forgotten() -> None:
+def test_other_methods_lose_their_state_about_the_earlier_agent() -> None:
     words = (
         "continual_backprop(rho=0.05, maturity=2)",
         "self_normalized_reset(percentile=0.5, renew=2, longest=2, eps=0.6)",
@@ -268,7 +269,7 @@ def aged(agent: str, *words: str) -> tuple[Agent, Stand]:
         ("sac, pixels", "encoder", ("critic.encoder",)),
     ],
 )
-def test_optimizers_forget_what_is_named_and_weights_stay(agent: str, on: str, forgotten: tuple[str, ...]) -> None:
+def test_named_optimizer_state_is_reset_and_weights_stay(agent: str, on: str, forgotten: tuple[str, ...]) -> None:
     made, stand = aged(agent, f"reset_optimizer(every=1, on={on})")
     before = {n: p.clone() for _, m in made.modules() for n, p in m.named_parameters()}
     stand.tick()
@@ -290,7 +291,7 @@ STALE = [3.162278, 4.249613, 4.950216]  # (1 - 0.9^k) / sqrt(1 - 0.999^k)
 
 
 def first_steps(agent: Agent, parameter: Tensor, steps: int = 3) -> Tensor:
-    """By how many learning rates a parameter moves in its next steps along a constant gradient [steps, *shape]."""
+    """The size of a parameter's next steps along a constant gradient, in learning rates [steps, *shape]."""
     moved = []
     optimizer: Any = next(o for _, o in agent.optimizers() if parameter in o.state)
     for _ in range(steps):
@@ -305,8 +306,10 @@ def first_steps(agent: Agent, parameter: Tensor, steps: int = 3) -> Tensor:
 
 @pytest.mark.parametrize(("keep_step", "steps"), [(False, [1.0, 1.0, 1.0]), (True, STALE)])
 @pytest.mark.parametrize("beside", [(), ("redo(every=1000)",)])
-def test_moments_alone_make_a_stale_adam(keep_step: bool, steps: list[float], beside: tuple[str, ...]) -> None:
-    """Likewise where weights have ages of their own, since these are a counter too."""
+def test_zeroing_only_the_moments_leaves_a_stale_step_counter(
+    keep_step: bool, steps: list[float], beside: tuple[str, ...]
+) -> None:
+    """The same holds for step counts per weight, because these are counters too."""
     agent = AGENTS["dqn"](interventions=parts(f"reset_optimizer(every=1, keep_step={keep_step})", *beside))
     remember_(agent)
     Stand(agent).tick().look()
@@ -316,7 +319,7 @@ def test_moments_alone_make_a_stale_adam(keep_step: bool, steps: list[float], be
     assert state_of(agent, weight)["step"] == (1e6 + 3 if keep_step else 3)
 
 
-def test_optimizers_forget_at_updates_of_the_target() -> None:
+def test_optimizers_are_reset_at_updates_of_the_target() -> None:
     run = run_of("dqn", "reset_optimizer(syncs=True)")  # target_period=3
     fired, part = [], only(run.agent)
     fire = part.fire
@@ -345,9 +348,9 @@ RECYCLERS = {
 
 @pytest.mark.parametrize(("ages", "steps"), [("own", [1.0, 1.0, 1.0]), ("shared", STALE)])
 @pytest.mark.parametrize("method", RECYCLERS)
-def test_the_first_steps_of_what_is_recycled(method: str, ages: str, steps: list[float]) -> None:
-    """1, 1, 1 learning rates with an age per weight; 3.16, 4.25, 4.95 where the moments are zeroed under a counter of
-    long training. Neighbours go on as they did in both."""
+def test_the_first_steps_of_recycled_weights(method: str, ages: str, steps: list[float]) -> None:
+    """1, 1, 1 learning rates with a step count per weight; 3.16, 4.25, 4.95 if the moments are zeroed under the
+    counter of long training. Neighbours continue as before in both."""
     agent = AGENTS["dqn"](interventions=parts(RECYCLERS[method].format(f", ages={ages}")))
     layer = agent.components["critic"].online.head.layers[0]  # type: ignore[union-attr, index]
     with torch.no_grad():  # unit 3 is dead, and the only one
@@ -404,7 +407,7 @@ def changes(agent: Agent, before: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
 
 @pytest.mark.parametrize("like", LIKE)
 @pytest.mark.parametrize("agent", ["sac, pixels", "ppo, continuous"])
-def test_the_placebo_moves_every_tensor_as_far_and_elsewhere(agent: str, like: str) -> None:
+def test_the_placebo_moves_every_tensor_as_far_in_another_direction(agent: str, like: str) -> None:
     if agent.startswith("ppo") and like == "hare_tortoise":
         return
     real, placebo = (run_of(agent, word) for word in (LIKE[like], f'matched_random("{LIKE[like]}")'))
@@ -436,7 +439,7 @@ def test_the_placebo_moves_every_tensor_as_far_and_elsewhere(agent: str, like: s
 
 
 def test_a_target_moves_with_its_network() -> None:
-    """A reset copies the new network into the target; what the placebo makes of it is as near to its own."""
+    """A reset copies the new network into the target; with the placebo the two are as close to each other."""
     run = run_of("sac", "matched_random('reset(every=1)')")
     walk(run, 3)
     before = {p: p.detach().clone() for pair in pairs(run.agent) for p in pair}
@@ -452,7 +455,7 @@ def test_a_target_moves_with_its_network() -> None:
 
 
 @pytest.mark.parametrize("moments", ["like", "keep"])
-def test_the_placebo_and_what_optimizers_remember(moments: str) -> None:
+def test_the_placebo_and_the_optimizer_state(moments: str) -> None:
     made, stand = aged("sac", f"matched_random('redo(tau=0.7, every=1, samples=0)', moments={moments})")
     stand.tick().look()
     values = torch.cat(
@@ -461,8 +464,8 @@ def test_the_placebo_and_what_optimizers_remember(moments: str) -> None:
     assert bool((values == 0).any()) == (moments == "like") and ((values == 0) | (values == 1)).all()
 
 
-def test_the_placebo_of_a_method_with_memory_goes_on() -> None:
-    """The inner word's buffers, stream and beat are in the checkpoint."""
+def test_the_placebo_of_a_method_with_state_resumes() -> None:
+    """The buffers, random stream and trigger of the inner intervention are in the checkpoint."""
     for like in ("continual_backprop(rho=0.05, maturity=2)", "bbf(every=3, anneal=4)"):
         word = f"matched_random('{like}')"
         straight, stopped, resumed = (run_of("sac, pixels", word, seed=s) for s in (0, 0, 7))
@@ -487,7 +490,7 @@ def test_the_placebo_of_a_method_with_memory_goes_on() -> None:
         ("matched_random", "matched_random needs a value for 'like'"),
     ],
 )
-def test_what_changes_no_weights_has_no_placebo(word: str, message: str) -> None:
+def test_a_method_that_changes_no_weights_has_no_placebo(word: str, message: str) -> None:
     with pytest.raises(SpecError) as refusal:
         parts(word)
     assert message in str(refusal.value) and "\n" not in str(refusal.value)
@@ -510,7 +513,7 @@ def test_what_changes_no_weights_has_no_placebo(word: str, message: str) -> None
         ("reset(every=1, moments=reset, layers=actor)", True),
     ],
 )
-def test_ppos_deviation_begins_anew_with_its_policy(word: str, fresh: bool) -> None:
+def test_ppos_deviation_is_reset_with_its_policy(word: str, fresh: bool) -> None:
     made = ppo(VECTOR, BOX, initial_log_std=-0.7)(interventions=parts(word))
     log_std: Any = made.components["actor"].online.log_std
     torch.testing.assert_close(log_std.detach(), torch.full((2,), -0.7))
@@ -528,8 +531,8 @@ def test_ppos_deviation_begins_anew_with_its_policy(word: str, fresh: bool) -> N
 # ------------------------------------------------------------------------------------- what tells collapses apart
 
 
-def test_the_log_tells_exploration_and_values_apart() -> None:
-    """Temperature and entropy of SAC, epsilon of DQN, entropy of PPO, and how large values are."""
+def test_the_log_shows_exploration_and_values_separately() -> None:
+    """Temperature and entropy of SAC, epsilon of DQN, entropy of PPO, and the size of values."""
     metrics, charts = {}, {}
     for name in ("dqn", "sac", "ppo, continuous"):
         run = run_of(name)
@@ -561,7 +564,7 @@ def test_magnitudes_are_means_of_absolute_values() -> None:
     torch.testing.assert_close(metrics["losses/q_magnitude"], values.abs().mean().detach())
 
 
-def test_a_birth_is_an_edit_of_heads() -> None:
+def test_a_reinitialisation_edits_heads() -> None:
     assert FreshAgent().edits and not FreshAgent().claims
 
 

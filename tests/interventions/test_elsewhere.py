@@ -1,4 +1,4 @@
-"""Interventions on networks that are not pliant's, in loops that are not pliant's."""
+"""Interventions on external networks, in external training loops."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 class Named(nn.Module):
-    """What puts out units, by the name of their layer."""
+    """Modules that output units, by the name of their layer."""
 
     units: ClassVar[Mapping[str, str]]
 
@@ -99,7 +99,7 @@ class Image(Named):
 
 
 class Heads(Named):
-    """A functional activation, two heads, one of which reads another function of the same numbers of places."""
+    """A functional activation and two heads; one head reads another function of the same number of positions."""
 
     units: ClassVar = {"critic.trunk": "unit_trunk", "critic.first": "unit_first"}
 
@@ -135,7 +135,7 @@ class TwinCritic(Named):
 
 
 class Layouts(Named):
-    """A convolution that a convolution and a flattened map read, a flattening with channels last, a mean of tokens."""
+    """A convolution read by a convolution and a flattened map, a flattening with channels last, a mean over tokens."""
 
     units: ClassVar = {"critic.conv": "unit_conv", "critic.inner": "unit_inner", "critic.token": "unit_token"}
 
@@ -173,7 +173,7 @@ def total(outputs: Any) -> Tensor:
 
 
 class Loop:
-    """Somebody's training loop."""
+    """An external training loop."""
 
     def __init__(self, case: str, *words: str, seed: int = 0, optimizer: Any = torch.optim.Adam) -> None:
         self.case = case
@@ -249,7 +249,7 @@ def differences(first: Any, second: Any) -> list[str]:
 
 
 def silencer(units: int, unit: int) -> Callable[..., Tensor]:
-    """A forward hook that holds a unit of a module's output at zero, whatever stands between it and its consumers."""
+    """A forward hook that holds a unit of a module's output at zero, whatever lies between it and its consumers."""
 
     def hook(module: nn.Module, args: Any, out: Tensor) -> Tensor:
         out = out.clone()
@@ -262,7 +262,7 @@ def silencer(units: int, unit: int) -> Callable[..., Tensor]:
 @each_case
 @torch.no_grad()
 def test_unit_law(case: str) -> None:
-    """Zeroing the inputs that a unit owns is exactly holding the unit at zero."""
+    """Zeroing the inputs that a unit owns equals holding the unit at zero."""
     network = seeded(CASES[case][0]).eval()
     plasticity = attach(network, torch.optim.Adam(network.parameters()), inputs_of(case, 1))
     graph = plasticity.agent.survey.graph
@@ -284,7 +284,7 @@ def test_unit_law(case: str) -> None:
 
 
 @each_case
-def test_what_methods_see_is_what_units_put_out(case: str) -> None:
+def test_methods_observe_the_outputs_of_units(case: str) -> None:
     loop = Loop(case, "regrama(tau=0.5, every=1000)")
     network, agent = loop.network.eval(), loop.plasticity.agent
     seen: dict[str, Tensor] = {}
@@ -315,7 +315,7 @@ def test_what_methods_see_is_what_units_put_out(case: str) -> None:
         handle.remove()
 
 
-def test_a_residual_stream_is_left_alone_and_said_so() -> None:
+def test_a_residual_stream_is_not_reset_and_the_reason_is_reported() -> None:
     class Residual(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -333,7 +333,7 @@ def test_a_residual_stream_is_left_alone_and_said_so() -> None:
     assert [n for n, layer in plasticity.agent.survey.layers.items() if layer.is_output] == ["critic.out"]
 
 
-def test_norms_belong_to_the_units_on_which_they_stand() -> None:
+def test_norms_belong_to_the_units_that_they_normalise() -> None:
     network = seeded(
         lambda: nn.Sequential(
             nn.LayerNorm(4),
@@ -399,7 +399,7 @@ class TestLaws:
         resumed.learn(5)
         assert not differences(straight.saved(), resumed.saved())
 
-    def test_nobody_waits_and_nothing_global_is_drawn(self, case: str, method: str) -> None:
+    def test_the_host_does_not_wait_and_the_global_generator_is_unused(self, case: str, method: str) -> None:
         before = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]
         loop = Loop(case, WORDS[method])
         loop.learn(2)
@@ -410,7 +410,7 @@ class TestLaws:
 
 @pytest.mark.parametrize("case", ["mlp", "image", "two heads", "layouts"])
 @pytest.mark.parametrize("method", UNITS)
-def test_what_is_edited_is_forgotten_and_nothing_else(case: str, method: str) -> None:
+def test_optimizer_state_is_reset_exactly_where_weights_are_edited(case: str, method: str) -> None:
     loop = Loop(case, WORDS[method])
     loop.learn(3)
     acted = 0
@@ -444,7 +444,7 @@ def test_what_is_edited_is_forgotten_and_nothing_else(case: str, method: str) ->
 @pytest.mark.parametrize("case", ["mlp", "image", "two heads", "layouts"])  # the rectified ones
 @pytest.mark.parametrize("word", ["redo(tau=0, every=1)", "self_normalized_reset(longest=1)"])
 def test_dead_units_are_recycled_without_a_trace(case: str, word: str) -> None:
-    """What consumers read of a unit is exactly zero, so its rebirth changes no prediction by a bit."""
+    """The consumers' inputs from the unit are exactly zero, so recycling it changes no prediction by a bit."""
     loop = Loop(case, word)
     network, target = loop.network.eval(), [p.clone() for p in loop.target.parameters()]
     dead: list[Tensor] = []
@@ -473,8 +473,8 @@ def test_dead_units_are_recycled_without_a_trace(case: str, word: str) -> None:
 
 
 @each_case
-def test_what_is_replaced_leaves_its_mean_behind(case: str) -> None:
-    """Continual backpropagation on one input over and over: every unit puts out its mean, so nothing changes."""
+def test_a_replaced_unit_leaves_its_mean_in_the_bias(case: str) -> None:
+    """Continual backpropagation on one repeated input: every unit outputs its mean, so nothing changes."""
     loop = Loop(case, "continual_backprop(rho=0.3, maturity=1)")
     network = loop.network.eval()
     loop.optimizer.param_groups[0]["lr"] = 0.0
@@ -496,7 +496,7 @@ def test_what_is_replaced_leaves_its_mean_behind(case: str) -> None:
         torch.testing.assert_close(total(network(*inputs)), before, atol=1e-5, rtol=1e-5)
 
 
-def test_the_mean_of_a_flattened_map_is_given_back_place_by_place() -> None:
+def test_the_mean_of_a_flattened_map_is_compensated_position_by_position() -> None:
     network = seeded(lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)))
     plasticity = attach(
         network,
@@ -517,7 +517,7 @@ def test_the_mean_of_a_flattened_map_is_given_back_place_by_place() -> None:
 
 @pytest.mark.parametrize(("kind", "first"), [("torch", 3.162), ("pliant", 1.0)])
 def test_the_first_step_of_a_new_weight(kind: str, first: float) -> None:
-    """The artefact of a shared step counter, and its cure."""
+    """The artefact of a shared step counter, and its solution."""
 
     def make(parameters: Any, lr: float) -> torch.optim.Optimizer:
         if kind == "torch":
@@ -570,7 +570,7 @@ def test_other_optimizers(kind: Any) -> None:
     assert not differences(loop.saved(), straight.saved())
 
 
-def test_a_reset_draws_everything_anew_and_the_target_with_it() -> None:
+def test_a_reset_reinitialises_everything_and_the_target() -> None:
     loop = Loop("image", "reset(every=4, of=updates)")
     loop.learn(3)
     slow = [p.clone() for p in loop.target.parameters()]
@@ -655,10 +655,10 @@ def test_nothing_leaks() -> None:
     assert known == [vars(m).keys() for m in network.modules()]
     hooks = [m for m in network.modules() if m._forward_pre_hooks]
     assert hooks == [network.encoder[4], network.head[0], network.head[4]]
-    # Copies listen to nobody, and can be written whole.
-    twin = copy.deepcopy(network)
+    # Copies have no active hooks, and can be pickled whole.
+    duplicate = copy.deepcopy(network)
     plasticity.before_update()
-    twin(*inputs_of("image"))
+    duplicate(*inputs_of("image"))
     with pytest.raises(RuntimeError, match="no forward pass with gradients was seen"):
         plasticity.after_update()
     file = io.BytesIO()
@@ -670,7 +670,7 @@ def test_nothing_leaks() -> None:
             call()
 
 
-def test_a_look_without_acting_changes_no_bit() -> None:
+def test_attaching_without_acting_changes_no_bit() -> None:
     plain, looking = Loop("image"), Loop("image", "regrama(tau=0, every=1000)", "redo(every=1000)")
     for loop in (plain, looking):
         loop.learn(5)
@@ -806,7 +806,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_not_understood_is_named(name: str) -> None:
+def test_unsupported_networks_are_refused_by_name(name: str) -> None:
     make, message = REFUSED[name]
     network = seeded(make)
     before = [vars(m).keys() for m in network.modules()]
@@ -826,7 +826,7 @@ def test_modules_that_no_pass_reaches_are_named() -> None:
     attach(network, optimizer, torch.zeros(1, 4), forward=lambda x: (network[0](x), network.extra(x)))
 
 
-def test_what_does_not_fit_the_network_is_named() -> None:
+def test_arguments_that_do_not_fit_the_network_are_refused_by_name() -> None:
     network = seeded(Plain)
     optimizer = torch.optim.Adam(network.parameters())
     x = torch.zeros(1, 6)
@@ -853,7 +853,7 @@ def test_what_does_not_fit_the_network_is_named() -> None:
         attach(network, aged, x, "redo")
 
 
-def test_words_that_need_an_agent_say_what_works_instead() -> None:
+def test_refusals_of_specs_that_need_an_agent_name_an_alternative() -> None:
     network = seeded(Plain)
     optimizer = torch.optim.Adam(network.parameters())
     assert {"redo", "reset", "shrink_perturb", "continual_backprop", "hare_tortoise"} <= set(attachable())
@@ -876,7 +876,7 @@ def test_words_that_need_an_agent_say_what_works_instead() -> None:
         attach(pooled, torch.optim.Adam(pooled.parameters()), inputs_of("layouts", 1)).load_state_dict(state)
 
 
-def test_orthogonal_birth() -> None:
+def test_orthogonal_initialisation() -> None:
     def make() -> nn.Module:
         network = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2))
         for module in (network[0], network[2]):
@@ -1044,8 +1044,8 @@ def test_sb3_refusals() -> None:
         "import sys; sys.modules['stable_baselines3'] = None\nimport pliant.interventions.external.attach\n"
         "try: import pliant.interventions.external.sb3\nexcept ImportError as error: print(error)"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "pip install 'pliant[peers]'" in said.stdout, said.stderr
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "pip install 'pliant[peers]'" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("number", [0, 1])

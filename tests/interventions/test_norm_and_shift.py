@@ -1,4 +1,4 @@
-"""Layer normalisation where it belongs, and random shifts of images, against what they are by definition."""
+"""Layer normalisation at its places, and random shifts of images, against their definitions."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def with_actor(*parts: Intervention) -> SAC:
 
 
 def normed(network: nn.Module) -> list[str]:
-    """The layers with a norm, but for projections, which always have one."""
+    """The layers with a norm, except projections, which always have one."""
     own = {m.layer for m in network.modules() if isinstance(m, Projection)}
     return [name for name, layer in all_layers(network).items() if layer.norm is not None and layer not in own]
 
@@ -57,7 +57,7 @@ def test_norms_stand_where_they_are_placed_and_never_after_the_last_map(placemen
 
 
 @pytest.mark.parametrize(("on", "critic", "actor"), [("critic", 8, 0), ("actor", 0, 2), ("both", 8, 2)])
-def test_norms_belong_to_whose_networks_they_are_asked_for(on: Any, critic: int, actor: int) -> None:
+def test_norms_are_added_only_to_the_named_components(on: Any, critic: int, actor: int) -> None:
     agent = with_actor(LayerNorm(on=on))
     assert len(normed(agent.critic.online)) == len(normed(agent.critic.target)) == critic  # type: ignore[arg-type]
     assert len(normed(agent.actor.online)) == actor
@@ -85,7 +85,7 @@ def test_norms_that_would_do_nothing_or_twice_are_refused(make: Callable[[], Age
         make()
 
 
-def test_critic_and_actor_can_be_normed_each_in_its_way() -> None:
+def test_critic_and_actor_can_have_different_norms() -> None:
     agent = with_actor(LayerNorm(placement="dense"), LayerNorm(on="actor", placement="last"))
     assert len(normed(agent.critic.online)) == 4 and normed(agent.actor.online) == ["body.layers.1"]
 
@@ -126,7 +126,7 @@ def test_the_scale_of_the_map_before_a_norm_does_not_matter(conv: Any, factor: f
 
 
 def test_gradient_reaches_a_dead_unit_through_the_others() -> None:
-    """dLN_j / dz_i = gain_j / sigma * ((i == j) - 1 / n - z_i z_j / n): a dead unit may come back to life."""
+    """dLN_j / dz_i = gain_j / sigma * ((i == j) - 1 / n - z_i z_j / n): a dead unit may become active again."""
     layer, x = dense(activation="relu"), torch.randn(1, 6, generator=Generator().manual_seed(1))
     z = F.linear(x, layer.linear.weight, layer.linear.bias).detach().requires_grad_()
     with torch.no_grad():
@@ -145,7 +145,7 @@ def test_gradient_reaches_a_dead_unit_through_the_others() -> None:
 
 @pytest.mark.parametrize(("conv", "shape"), [("gn1", (8,)), ("ln_chw", (8, 10, 10))])
 def test_the_two_norms_of_a_convolution_are_different_networks(conv: Any, shape: tuple[int, ...]) -> None:
-    """The same numbers are normalised, so that at birth they agree; but their gains belong to different things."""
+    """Both normalise the same numbers, so they agree at initialisation; but their gains have different shapes."""
     agent, other = on_images(LayerNorm(conv=conv)), on_images(LayerNorm(conv="ln_chw" if conv == "gn1" else "gn1"))
     first = agent.critic.online.encoder.blocks[0]  # type: ignore[union-attr, index]
     assert first.norm.weight.shape == first.norm.bias.shape == shape
@@ -225,7 +225,7 @@ def shifted(pad: int = 3, seed: int = 0, batch: int = 256) -> tuple[Agent, Any, 
 
 
 def offsets(before: Tensor, after: Tensor, pad: int) -> list[tuple[int, int]]:
-    """By how much each image was shifted, found by trying."""
+    """The shift of each image, found by trying all shifts."""
     found: list[tuple[int, int]] = [(-1, -1)] * len(before)
     for down in range(2 * pad + 1):
         for right in range(2 * pad + 1):
@@ -256,7 +256,7 @@ def test_all_shifts_are_equally_likely_and_both_ways_independent() -> None:
     assert ((counts - expected) ** 2 / expected).sum() < 85.4, "chi squared of 48 degrees, once in a thousand times"
 
 
-def test_shifts_come_from_a_stream_of_their_own() -> None:
+def test_shifts_have_their_own_random_stream() -> None:
     state = torch.get_rng_state()
     agent, before, first = shifted()
     stream = agent.generator.get_state()
@@ -270,7 +270,7 @@ def test_shifts_come_from_a_stream_of_their_own() -> None:
 
 
 def test_an_update_learns_from_shifted_images() -> None:
-    """The same update, by hand, on the batch that the shift would have made."""
+    """The same update, computed by hand on the shifted batch."""
     agent, before, after = shifted(batch=8)
     plain = DQN(SMALL_PIXELS, 3, DQN_SMALL)
     stand = Stand(agent, before)
@@ -299,6 +299,6 @@ def test_an_update_learns_from_shifted_images() -> None:
         (lambda: on_images(RandomShift(), RandomShift(2)), "both claim the shift of images"),
     ],
 )
-def test_shifts_of_what_is_no_image_are_refused(make: Callable[[], Any], message: str) -> None:
+def test_shifts_of_vectors_are_refused(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()

@@ -1,4 +1,4 @@
-"""Heavy priming: how many updates are made on what, and that a run can be stopped in the midst of them."""
+"""Heavy priming: the number of updates, their transitions, and that a run can be stopped during them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PRIMED = "heavy_priming(updates=20, transitions=10)"
 
 @pytest.fixture
 def slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slices of four updates, so that a small priming has several."""
+    """Slices of four updates, so that a small priming has several slices."""
     monkeypatch.setattr(replay_module, "AT_ONCE", 4)
 
 
@@ -53,20 +53,20 @@ def test_all_updates_are_made_on_the_first_transitions_before_another_step(agent
 
 
 def test_priming_does_not_wait_for_a_round_of_updates() -> None:
-    """Rounds come every 16 steps here; what is primed on are the first ten transitions all the same."""
+    """Rounds come every 16 steps here, but the priming still uses the first ten transitions."""
     run = run_of(dqn(VECTOR, update_every=16, replay_ratio=0.5), PRIMED)
     seen = learnt(run, 16)
     assert [step for step, *_ in seen] == [10] * 20 + [16] * 3 + [32] * 8
 
 
-def test_the_configuration_says_when_learning_begins() -> None:
+def test_the_configuration_sets_when_learning_begins() -> None:
     agent: Any = AGENTS["sac"](interventions=parts(PRIMED))
     assert agent.config.learning_starts == 10 and agent.given_config.learning_starts == 8
     assert HeavyPriming().updates == 100_000 and HeavyPriming().transitions == 100
 
 
-def test_it_goes_with_whoever_sets_the_ratio() -> None:
-    """Composites that set n-step, discount or ratio leave what is owed besides alone, in either order."""
+def test_it_combines_with_methods_that_set_the_ratio() -> None:
+    """Composite methods that set n-step, discount or ratio do not change the extra pending updates, in either order."""
     adaptive = "adaptive_replay_ratio(low=1, high=2, every=1000)"
     for word in ("bbf(every=1000, n_start=2, n_end=1)", adaptive, "replay_ratio(1)"):
         for words in ((PRIMED, word), (word, PRIMED)):
@@ -89,7 +89,7 @@ def test_a_new_agent_is_not_primed_again() -> None:
         ("dqn", "heavy_priming(transitions=97)", "97 transitions do not fit into the replay, which holds 96"),
     ],
 )
-def test_who_has_nothing_to_be_primed_on_is_refused(agent: str, word: str, message: str) -> None:
+def test_agents_without_a_replay_are_refused(agent: str, word: str, message: str) -> None:
     with pytest.raises(ValueError, match="heavy_priming") as refusal:
         run_of(agent, word)
     assert message in str(refusal.value) and "\n" not in str(refusal.value)
@@ -101,7 +101,7 @@ def test_who_has_nothing_to_be_primed_on_is_refused(agent: str, word: str, messa
 
 
 @pytest.mark.usefixtures("slices")
-def test_no_step_is_taken_while_updates_are_owed() -> None:
+def test_no_step_is_taken_while_updates_are_pending() -> None:
     run = run_of("sac", PRIMED)
     moments = []
     for _ in range(12):
@@ -126,7 +126,7 @@ def test_no_step_is_taken_while_updates_are_owed() -> None:
 @pytest.mark.usefixtures("slices")
 @pytest.mark.parametrize("agent", ["dqn", "sac", "dqn, double dueling prioritised 3-step"])
 @pytest.mark.parametrize("stop", [5, 7, 8, 9])
-def test_it_goes_on_in_the_midst_of_priming(agent: str, stop: int) -> None:
+def test_it_resumes_during_priming(agent: str, stop: int) -> None:
     words = PRIMED, "redo(tau=0.7, every=3, samples=16)"
     straight, stopped, resumed = (run_of(agent, *words, seed=s) for s in (0, 0, 9))
     walk(straight, 14)
@@ -164,7 +164,7 @@ def in_folder(folder: Path, **options: Any) -> Run:
 
 @pytest.mark.usefixtures("slices")
 def test_a_stop_is_obeyed_between_two_slices(tmp_path: Path) -> None:
-    """And the record of a run that was stopped there three times is that of one that was not, to the last byte."""
+    """The record of a run that was stopped there three times equals that of an uninterrupted run, to the last byte."""
     straight = in_folder(tmp_path / "straight")
     assert straight.train(24)
     straight.log.close()
@@ -188,8 +188,8 @@ def test_a_stop_is_obeyed_between_two_slices(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("slices")
-def test_a_run_ends_with_nothing_owed(tmp_path: Path) -> None:
-    """Asked for exactly as many steps as are primed on, it makes the updates all the same, and is done only then."""
+def test_a_run_ends_without_pending_updates(tmp_path: Path) -> None:
+    """A run of exactly as many steps as are primed on still makes the updates, and ends only after them."""
     run = in_folder(tmp_path)
     asked = iter([False] * 6 + [True])
     assert not run.train(10, lambda: next(asked)) and run.clock.steps == 10
@@ -197,8 +197,9 @@ def test_a_run_ends_with_nothing_owed(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("slices")
-def test_beats_of_steps_wait_and_checkpoints_and_lines_do_not(tmp_path: Path) -> None:
-    """While no step is taken, what is due every 8 steps is due every 8 updates; what looks at a step's end, once."""
+def test_schedules_in_steps_wait_and_checkpoints_and_log_lines_do_not(tmp_path: Path) -> None:
+    """While no step is taken, a schedule of every 8 steps fires every 8 updates; a monitor at the end of a step
+    fires once."""
     evaluated: list[Any] = []
     saves: list[Any] = []
     run = in_folder(
@@ -219,7 +220,7 @@ def test_beats_of_steps_wait_and_checkpoints_and_lines_do_not(tmp_path: Path) ->
 
 @pytest.mark.usefixtures("slices")
 def test_a_kill_costs_no_more_than_the_last_interval(tmp_path: Path) -> None:
-    """What is on disk in the midst of priming is a whole run."""
+    """During priming the files on disk form a complete run."""
     run = in_folder(tmp_path, checkpoint_every=8)
     asked = iter([False] * 7 + [True])
     save, run.save = run.save, lambda: None  # type: ignore[method-assign]

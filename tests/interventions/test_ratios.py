@@ -1,4 +1,5 @@
-"""How many updates follow a step: credit, a fixed ratio, and the one that adapts, by the rule of its authors' code."""
+"""The number of updates after a step: credit, a fixed ratio, and the adaptive ratio by the rule of its authors'
+code."""
 
 from __future__ import annotations
 
@@ -78,7 +79,7 @@ def begin(*parts: Intervention, num_envs: int = 1, length: int = 5, **changes: A
 
 
 def updates(run: Run, steps: int) -> list[int]:
-    """How many updates followed each of the next steps."""
+    """The number of updates after each of the next steps."""
     counts = []
     for _ in range(steps):
         before = run.clock.updates
@@ -165,7 +166,7 @@ def test_senseless_ratios_are_refused(make: Callable[[], Any], message: str) -> 
 
 
 def active(share: float) -> dict[str, list[Tensor]]:
-    """Outputs of which a share is positive, one zero and all others negative."""
+    """Outputs of which a given fraction is positive, one is zero and all others are negative."""
     h = torch.full((10_000,), -1.0)
     h[: round(share * 10_000)] = 0.5
     h[-1] = 0.0
@@ -182,7 +183,7 @@ def ratio(stand: Stand) -> float:
 
 
 def feed(stand: Stand, shares: Iterable[float], ends: int = 0) -> None:
-    """One update for each share; before the first of them, so many episodes end."""
+    """One update for each fraction; before the first update, the given number of episodes ends."""
     for k, share in enumerate(shares):
         stand.tick(1, ends if k == 0 else 0)
         with no_wait():
@@ -190,7 +191,7 @@ def feed(stand: Stand, shares: Iterable[float], ends: int = 0) -> None:
 
 
 def episodes(stand: Stand, shares: Iterable[float], updates: int = 2) -> None:
-    """Whole episodes, in each of which a share is active all the time; the last one has not ended yet."""
+    """Whole episodes, each with a constant active fraction; the last one has not ended yet."""
     for number, share in enumerate(shares):
         feed(stand, [share] * updates, ends=1 if number else 0)
 
@@ -225,8 +226,8 @@ def test_values_before_the_last_episode_do_not_count() -> None:
     assert last(stand) == pytest.approx(0.5, abs=1e-6) and ratio(stand) == 2.0
 
 
-def test_what_follows_an_end_belongs_to_the_next_episode() -> None:
-    """The update right after the 49th end is the first that counts, and the one after the 50th does not."""
+def test_updates_after_an_end_belong_to_the_next_episode() -> None:
+    """The update right after the 49th end is the first that counts, and the one after the 50th does not count."""
     stand = adaptive(every=3)
     feed(stand, [0.2, 0.9])
     feed(stand, [0.9, 0.9], ends=1)
@@ -240,7 +241,7 @@ def test_what_follows_an_end_belongs_to_the_next_episode() -> None:
 
 
 def test_every_episode_can_be_checked() -> None:
-    """Where the code would divide by zero."""
+    """The authors' code would divide by zero here."""
     stand = adaptive(every=1)
     feed(stand, [0.2, 0.4])
     for mean, shares in ((0.3, [0.6, 0.8]), (0.7, [0.1])):
@@ -265,7 +266,7 @@ def test_an_interval_without_an_update_decides_nothing() -> None:
 
 @pytest.mark.parametrize("together", [1, 2, 4])
 def test_ends_of_several_environments_at_once_are_one_check(together: int) -> None:
-    """Four episodes to a check: whether they end one by one or all at once, there is one check, and it is made."""
+    """Four episodes per check: whether they end one by one or all at once, there is exactly one check."""
     stand = adaptive(every=4)
     feed(stand, [0.5] * 3)
     for _ in range(4 // together):
@@ -288,7 +289,7 @@ def test_the_switch_is_never_undone() -> None:
         assert ratio(stand) == 2.0
 
 
-def test_first_checks_can_be_taken_note_of_alone() -> None:
+def test_first_checks_can_be_recorded_without_a_switch() -> None:
     stand = adaptive(every=1, at_least=2)
     for check, expected in enumerate((0.5, 0.5, 0.5, 2.0)):
         feed(stand, [0.5], ends=min(check, 1))
@@ -306,7 +307,7 @@ def test_on_other_clocks_the_mean_is_over_the_whole_period(of: Any) -> None:
 
 
 def test_the_share_is_pooled_over_the_value_functions_hidden_layers_alone() -> None:
-    """Neither encoder nor projection count; a large layer counts as much as its outputs are many."""
+    """Encoder and projection do not count; a layer's weight is its number of outputs."""
     network = NetworkConfig(body="drq", width=0.25, hidden=(7, 30))
     agent: Agent = SAC(SMALL_PIXELS, BOX, replace(SAC_SMALL, network=network), interventions=[AdaptiveReplayRatio()])
     stand = Stand(agent)

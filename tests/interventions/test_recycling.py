@@ -108,14 +108,14 @@ def test_redo_recycles_the_golden_networks_dead_unit_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(("tau", "recycled"), [(0.0, 1), (0.999, 1), (1.0, 2), (1.999, 2), (2.0, 3)])
-def test_redo_counts_whom_tau_reaches(tau: float, recycled: int) -> None:
+def test_redo_counts_units_up_to_tau(tau: float, recycled: int) -> None:
     agent, stand = golden(tau=tau)
     stand.tick().look()
     assert only(agent).measurements() == {"interventions/redo_units": float(recycled)}
 
 
 def kill(layer: Layer, unit: int) -> None:
-    """No input makes this unit anything but zero."""
+    """Make this unit output zero for every input."""
     with torch.no_grad():
         layer.linear.weight[unit] = 0.0
         layer.linear.bias[unit] = 0.0 if layer.copies == 2 else -1.0  # type: ignore[index]
@@ -151,7 +151,7 @@ DEAD: dict[str, Callable[[Intervention], Agent]] = {
 
 
 def predictions(agent: Agent, obs: Tensor, action: Tensor) -> list[Tensor]:
-    """What all networks say, of actions as the critic sees them."""
+    """The outputs of all networks; the critic gets the given actions."""
     critic = agent.components["critic"].online
     if not isinstance(agent, SAC):
         return [critic(obs)]
@@ -161,7 +161,7 @@ def predictions(agent: Agent, obs: Tensor, action: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("name", DEAD)
 @torch.no_grad()
 def test_dead_units_are_recycled_without_a_trace_in_any_prediction(name: str) -> None:
-    """To the last bit, whoever reads them: the next layer, both streams, every critic, the actor."""
+    """To the last bit, for every consumer: the next layer, both streams, every critic, the actor."""
     agent = DEAD[name](ReDo(tau=0.0, every=1, on="all"))
     part, stand = only(agent), Stand(agent)
     rectified = {n: u for n, u in part.units.items() if type(u.layer.activation).__name__ in ("ReLU", "CReLU")}
@@ -215,7 +215,7 @@ def test_the_weight_between_two_recycled_units_ends_at_zero() -> None:
 
 
 @pytest.mark.parametrize("factor", [0.125, 10.0, 1e4])
-def test_redo_does_not_see_the_scale_of_a_layer(factor: float) -> None:
+def test_redo_does_not_depend_on_the_scale_of_a_layer(factor: float) -> None:
     counts = []
     for scale in (1.0, factor):
         agent = dqn(ReDo(tau=0.5, every=1), inputs=5, hidden=(64,))
@@ -239,7 +239,7 @@ def test_scores_have_a_mean_of_one_and_no_scale(sizes: list[float], factor: floa
 
 
 def test_activity_is_a_magnitude_and_a_mean_over_places_and_copies() -> None:
-    """A unit that swings about zero is as active as one that stays; a channel counts wherever it fires."""
+    """A unit that oscillates about zero is as active as a constant one; a channel counts wherever it fires."""
     agent = dqn(ReDo())
     layer = copy.copy(layer_of(agent, FIRST))
     assert magnitude(layer, torch.tensor([[2.0, -1.0, 0.0], [-2.0, -1.0, 4.0]])).tolist() == [2.0, 1.0, 2.0]
@@ -252,7 +252,7 @@ def test_activity_is_a_magnitude_and_a_mean_over_places_and_copies() -> None:
 
 
 @pytest.mark.parametrize("init", ["torch", "orthogonal"])
-def test_recycled_rows_follow_the_law_of_their_layer(init: str) -> None:
+def test_recycled_rows_follow_the_initialiser_of_their_layer(init: str) -> None:
     agent = DQN(
         (40,),
         3,
@@ -294,7 +294,8 @@ def test_the_largest_share_is_recycled_of_the_most_dormant() -> None:
     ("ages", "recycled", "neighbour"), [("own", 1.0, 1.0), ("shared", 3.162278, 1.0), ("zeroed", 1.0, 0.316228)]
 )
 def test_the_first_step_after_recycling(ages: Any, recycled: float, neighbour: float) -> None:
-    """In learning rates, along a constant gradient: what each policy does to a recycled weight and its neighbours."""
+    """In learning rates, along a constant gradient: the effect of each policy on a recycled weight and its
+    neighbours."""
     agent, stand = golden(ages=ages)
     remember_(agent)
     stand.tick().look()
@@ -312,7 +313,7 @@ def test_the_first_step_after_recycling(ages: Any, recycled: float, neighbour: f
     torch.testing.assert_close(moved[:, :2], torch.full((2, 2), neighbour), rtol=2e-3, atol=0)
 
 
-def test_redo_looks_at_the_replay_on_its_beat_and_at_no_other_time() -> None:
+def test_redo_samples_the_replay_on_its_schedule_and_at_no_other_time() -> None:
     agent, stand = golden(every=3, samples=7, start=5, stop=9)
     fired = []
     for _ in range(12):
@@ -322,7 +323,7 @@ def test_redo_looks_at_the_replay_on_its_beat_and_at_no_other_time() -> None:
     assert stand.memory.asked == 2
 
 
-def test_redo_can_look_at_the_updates_own_batch() -> None:
+def test_redo_can_measure_the_updates_own_batch() -> None:
     agent, stand = golden(samples=0)
     born = layer_of(agent, FIRST).linear.weight.detach().clone()
     stand.tick().look({"critic": [torch.tensor([[0.0, 1.0, 1.0]])]})
@@ -331,7 +332,7 @@ def test_redo_can_look_at_the_updates_own_batch() -> None:
 
 
 @pytest.mark.parametrize("kind", [ReDo, ReGraMa, ContinualBackprop, SelfNormalizedReset])
-def test_what_has_no_units_is_refused(kind: type[Recycler]) -> None:
+def test_parts_without_units_are_refused(kind: type[Recycler]) -> None:
     with pytest.raises(ValueError, match=rf"{kind.name}: last of this dqn has no unit that can be reset"):
         dqn(kind(on="last"))  # type: ignore[call-arg, arg-type]
     with pytest.raises(ValueError, match=rf"{kind.name}: this dqn has no 'actor'"):
@@ -395,15 +396,15 @@ def test_a_unit_that_is_on_but_unread_is_active_to_redo_and_inactive_to_regrama(
 
 @pytest.mark.parametrize(("mode", "recycled"), [("unit", [False, False]), ("weight_grad", [False, True])])
 def test_a_dead_unit_has_a_gradient_that_its_weights_do_not_get(mode: str, recycled: list[bool]) -> None:
-    """The loss would be moved by a dead unit's output, if only it had one: the two readings differ."""
+    """The loss has a gradient with respect to a dead unit's output, but its weights get none: the two modes differ."""
     agent, stand = two_units(mode, [[1.0], [-1.0]], [0.0, 0.0], [[1.0, 1.0], [1.0, 1.0]])
     agent.update(stand.memory.batch, stand.tick().clock)
     assert changed_rows(agent, stand.look) == recycled
 
 
 @pytest.mark.parametrize(("mode", "recycled"), [("unit", [False, False]), ("weight_grad", [False, True])])
-def test_samples_that_cancel_hide_a_live_unit_from_its_weights(mode: str, recycled: list[bool]) -> None:
-    """Unit 1 is pulled up by one sample and down by the other; unit 0 is on for the first sample alone."""
+def test_samples_that_cancel_make_an_active_unit_look_inactive_by_its_weights(mode: str, recycled: list[bool]) -> None:
+    """Unit 1 is pulled up by one sample and down by the other; unit 0 is active only for the first sample."""
     agent, stand = two_units(mode, [[1.0], [0.0]], [0.0, 1.0], [[1.0, 1.0], [1.0, 1.0]])
     # Inputs 1 and -1 give h = (1, 1) and (0, 1), q = 2 and 1: errors of -8 and -8 pull unit 1's weight by -8 and +8.
     obs, reward = torch.tensor([[1.0], [-1.0]]), torch.tensor([10.0, 9.0])
@@ -425,7 +426,7 @@ def test_the_gradient_of_a_unit_by_hand() -> None:
 
 
 def annealed(updates: int) -> tuple[int, float]:
-    """n-step and discount of BBF, so many of 10,000 updates after a reset: exponential in n and in 1 - gamma."""
+    """n-step and discount of BBF, a number of 10,000 updates after a reset: exponential in n and in 1 - gamma."""
     left = 1 - updates / 10_000
     return round(10 * 0.3 ** (1 - left)), 1 - 0.03**left * 0.003 ** (1 - left)
 
@@ -489,7 +490,7 @@ def test_the_gradient_of_a_unit_is_that_of_the_agents_own_targets(
 
 @pytest.mark.parametrize("name", ["conv to linear", "crelu, conv to linear", "dueling, conv to linear"])
 def test_the_gradient_of_a_unit_is_what_moving_its_output_does_to_the_loss(name: str) -> None:
-    """Against finite differences: a constant added to one unit's outputs, of one sample, at one place and copy."""
+    """Against finite differences: add a constant to one unit's outputs, for one sample, at one position and copy."""
     agent, layer = DEAD[name](ReGraMa(on="encoder", every=1)), "critic.encoder.blocks.0"
     assert isinstance(agent, DQN)
     part, stand = only(agent), Stand(agent, batch_for(agent, 2))
@@ -524,7 +525,7 @@ class Nudged(nn.Module):
         return x
 
 
-def test_looking_at_gradients_leaves_no_trace() -> None:
+def test_measuring_gradients_leaves_no_trace() -> None:
     """Neither in gradients, nor in weights, nor in the streams of training, dropout included."""
     network = NetworkConfig(hidden=(12, 10), norm="layer_norm")
     config = replace(SAC_SMALL, network=network, dropout=0.2, critics=3, target_critics=2)
@@ -641,7 +642,7 @@ def test_the_utility_of_two_copies_is_the_sum_of_theirs() -> None:
     torch.testing.assert_close(memory(only(agent), "utility"), per_copy[:3] + per_copy[3:])
 
 
-def test_all_readers_of_a_unit_count() -> None:
+def test_all_consumers_of_a_unit_count() -> None:
     agent = DQN(
         MINATAR,
         3,
@@ -659,7 +660,7 @@ def test_all_readers_of_a_unit_count() -> None:
 
 
 def watch(part: ContinualBackprop, stand: Stand, h: Tensor) -> int:
-    """One update; how many units were replaced in it."""
+    """One update; the number of units replaced in it."""
     stand.tick().look({"critic": [h]})
     return int(part.measurements()[f"interventions/{part.name}_units"])
 
@@ -683,7 +684,7 @@ def test_exactly_as_many_are_replaced_as_are_due(rho: int, units: int, calls: in
 
 
 def test_a_thousandth_replacement_falls_due_when_it_should() -> None:
-    """0.7 a call are 700 in a thousand calls: neither increments nor their sum may be rounded to single precision."""
+    """0.7 per call is 700 in a thousand calls: neither increments nor their sum may be rounded to single precision."""
     agent = dqn(ContinualBackprop(0.7, maturity=0), hidden=(1,))
     part, stand = only(agent), Stand(agent)
     total = 0
@@ -692,7 +693,7 @@ def test_a_thousandth_replacement_falls_due_when_it_should() -> None:
         assert total == 7 * call // 10, call
 
 
-def test_the_immature_are_never_replaced_and_maturity_begins_anew() -> None:
+def test_immature_units_are_never_replaced_and_maturity_restarts() -> None:
     agent = dqn(ContinualBackprop(1.0, maturity=4), hidden=(5,))
     part, stand = only(agent), Stand(agent)
     replaced = [watch(part, stand, torch.rand(3, 5)) for _ in range(16)]
@@ -712,7 +713,7 @@ def test_no_immature_unit_is_taken_in_the_place_of_a_mature_one() -> None:
     assert memory(part, "age").tolist() == [11.0, 2.0, 0.0, 2.0, 2.0]
 
 
-def test_the_least_useful_goes_and_begins_anew_while_its_neighbours_do_not_notice() -> None:
+def test_the_least_useful_unit_is_reinitialised_and_its_neighbours_are_unaffected() -> None:
     agent, stand, part = golden_cbp("contribution", rho=0.34)
     remember_(agent)
     online = agent.critic.online
@@ -772,7 +773,7 @@ class Held(nn.Module):
 @pytest.mark.parametrize("updates", [1, 5])
 @torch.no_grad()
 def test_replacing_a_unit_that_stands_at_its_mean_changes_no_value(name: str, updates: int) -> None:
-    """A unit held constant is the least adaptable: it goes, and what it gave on average stays, to rounding."""
+    """A constant unit is the least adaptable: it is replaced, and its mean contribution stays, to rounding."""
     layer = {"twin critics": "critic.members.1.body.layers.0", "twin critics on pixels": "critic.encoder.blocks.3"}.get(
         name, "critic.encoder.blocks.0" if "conv" in name else FIRST
     )
@@ -794,8 +795,8 @@ def test_replacing_a_unit_that_stands_at_its_mean_changes_no_value(name: str, up
         torch.testing.assert_close(old, new, atol=2e-6, rtol=2e-5)
 
 
-def test_what_is_replaced_itself_takes_no_compensation() -> None:
-    """A new unit's bias is drawn from its law, whatever the unit before it gave."""
+def test_a_replaced_unit_gets_no_compensation_itself() -> None:
+    """The initialiser draws a new unit's bias, whatever the earlier unit contributed."""
     agent = dqn(ContinualBackprop(1.0, maturity=0), inputs=4, hidden=(3, 3))
     stand = Stand(agent)
     stand.tick().look({"critic": [torch.full((4, 3), 100.0), torch.ones(4, 3)]})
@@ -803,7 +804,7 @@ def test_what_is_replaced_itself_takes_no_compensation() -> None:
     assert not layer_of(agent, "critic.head.layers.1").linear.weight.any()
 
 
-def test_twin_critics_are_judged_apart() -> None:
+def test_twin_critics_are_evaluated_separately() -> None:
     agent = SAC((5,), BOX, SAC_SMALL, interventions=[ContinualBackprop(0.07, maturity=0)])
     part, stand = only(agent), Stand(agent)
     layers = [f"critic.members.{k}.body.layers.0" for k in (0, 1)]
@@ -816,7 +817,7 @@ def test_twin_critics_are_judged_apart() -> None:
 
 
 def test_a_unit_without_incoming_weights_has_a_utility_too() -> None:
-    """0 / 0 would be a utility that is never again smaller or larger than any other."""
+    """0 / 0 would be a NaN, which is never smaller or larger than any other utility."""
     _, stand, part = golden_cbp("adaptable")
     with torch.no_grad():
         part.units[FIRST].layer.linear.weight[2] = 0.0
@@ -833,7 +834,7 @@ def snr(units: int = 2, **options: Any) -> tuple[DQN, Stand, SelfNormalizedReset
 
 
 def fire(stand: Stand, *pattern: Sequence[int]) -> list[int]:
-    """Let units fire or not in one update after another; how many were reset in each."""
+    """Let units fire or not in consecutive updates; the number of resets in each."""
     counts = []
     for now in pattern:
         stand.tick().look({"critic": [torch.tensor([now, [0] * len(now)], dtype=torch.float32)]})
@@ -841,7 +842,7 @@ def fire(stand: Stand, *pattern: Sequence[int]) -> list[int]:
     return counts
 
 
-def test_a_unit_that_fires_every_third_time_is_known_by_silences_of_two() -> None:
+def test_a_unit_that_fires_every_third_time_has_inactive_periods_of_two() -> None:
     agent, stand, part = snr()
     memory(part, "threshold").fill_(3.0)
     born = parameters(agent.critic.online)
@@ -852,7 +853,7 @@ def test_a_unit_that_fires_every_third_time_is_known_by_silences_of_two() -> Non
     assert not record[1].any(), "a unit that always fires has no silences"
 
 
-def test_a_silenced_unit_is_reset_when_its_silence_reaches_the_threshold() -> None:
+def test_an_inactive_unit_is_reset_when_its_inactive_period_reaches_the_threshold() -> None:
     agent, stand, part = snr()
     memory(part, "threshold").fill_(5.0)
     counts = fire(stand, [1, 1], [1, 1], *([0, 1],) * 4)
@@ -874,7 +875,7 @@ def test_a_silenced_unit_is_reset_when_its_silence_reaches_the_threshold() -> No
 
 
 def test_any_sample_and_any_position_makes_a_unit_fire() -> None:
-    """Four samples at once and one by one agree on silences, up to that rule."""
+    """Four samples at once and one by one give the same inactive periods, up to that rule."""
     agent = on_pixels(SelfNormalizedReset(longest=50, on="encoder"), activation="crelu")
     part, stand, name = only(agent), Stand(agent), "critic.encoder.blocks.0"
     h = torch.zeros(4, 32, 8, 8)
@@ -922,7 +923,7 @@ def test_the_percentile_can_be_all() -> None:
     assert threshold.item() == 9.0
 
 
-def test_thresholds_are_renewed_on_their_beat() -> None:
+def test_thresholds_are_renewed_on_their_schedule() -> None:
     _, stand, part = snr(2, percentile=0.5, renew=6)
     assert memory(part, "threshold").tolist() == [50.0, 50.0], "the longest is the first"
     fire(stand, *([0, 1], [0, 1], [1, 1]) * 2)
@@ -944,7 +945,7 @@ def test_short_silences_have_a_bin_each_and_long_ones_a_sixteenth_of_an_octave()
 
 def authors_threshold(threshold: float, silences: Sequence[int], percentile: float, expansion: float) -> float:
     """The authors' rule in double precision, with a count for every length: the first length that the percentile of
-    silences does not exceed, or the old threshold expanded where that would not be lower."""
+    inactive periods does not exceed, or the old threshold expanded if that would not be lower."""
     if not silences:
         return threshold
     reached = next(k for k in sorted(silences) if sum(s <= k for s in silences) / len(silences) >= percentile)
@@ -952,7 +953,7 @@ def authors_threshold(threshold: float, silences: Sequence[int], percentile: flo
 
 
 def test_a_unit_that_never_fires_is_given_twice_as_long_each_time() -> None:
-    """Each of its silences ends in a reset at the threshold itself, so no silence is shorter than the threshold."""
+    """Each inactive period ends in a reset at the threshold itself, so no period is shorter than the threshold."""
     _, stand, part = snr(renew=100, longest=20_000, expansion=2.0)
     threshold = memory(part, "threshold").fill_(100.0)
     seen = []
@@ -980,7 +981,7 @@ def test_a_unit_that_never_fires_is_given_twice_as_long_each_time() -> None:
 def test_thresholds_fall_and_grow_as_by_the_authors_rule(
     threshold: float, silences: list[tuple[float, int]], exactly: int, percentile: float, expansion: float
 ) -> None:
-    """With silences on both sides of the threshold, within its own bin too."""
+    """With inactive periods on both sides of the threshold, within its own bin too."""
     part = SelfNormalizedReset(percentile=percentile, expansion=expansion, longest=10**6)
     part.lengths = bin_lengths()
     lived = [max(1, round(share * threshold)) for share, times in silences for _ in range(times)]

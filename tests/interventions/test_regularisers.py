@@ -1,4 +1,4 @@
-"""Penalties: values and gradients against numbers worked out by hand, and what they leave alone."""
+"""Penalties: values and gradients against numbers computed by hand, and the tensors that must not change."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def made(text: str, agent: str = "dqn", **options: Any) -> tuple[Agent, Any]:
 
 
 def on_layer(part: Any, weight: Any, bias: Any, *, norm: bool = False) -> Layer:
-    """Let a penalty see one layer of given weights, in double precision."""
+    """Apply a penalty to one layer of given weights, in double precision."""
     rows = torch.tensor(weight, dtype=torch.float64)
     layer = Layer(
         nn.Linear(rows.shape[1], len(rows)),
@@ -61,7 +61,7 @@ def on_layer(part: Any, weight: Any, bias: Any, *, norm: bool = False) -> Layer:
 
 
 def nobody(layer: Layer) -> Any:
-    """An agent of one layer, as far as a penalty asks."""
+    """An agent of one layer, with the attributes that a penalty needs."""
     found = Survey("nobody", {"critic.one": layer}, {}, {}, {"critic": ["critic.one"]})
     return SimpleNamespace(survey=found, name="nobody", device=torch.device("cpu"), interventions=())
 
@@ -92,13 +92,13 @@ class TestL2:
         close(bias, [0.1, -0.2])
 
     @pytest.mark.parametrize("norms", [False, True])
-    def test_norms_are_asked_for(self, norms: bool) -> None:
+    def test_norms_are_included_on_request(self, norms: bool) -> None:
         part = L2(weight=2.0, norms=norms)
         layer = on_layer(part, [[0.0]], [0.0], norm=True)
         layer.norm.weight.data.fill_(3.0)  # type: ignore[union-attr, operator]
         close(part.penalty(None, "critic"), 9.0 if norms else 0.0)  # type: ignore[arg-type]
 
-    def test_the_penalty_is_what_torch_calls_weight_decay(self) -> None:
+    def test_the_penalty_equals_torchs_coupled_weight_decay(self) -> None:
         """Adam with coupled decay, and our Adam on the penalty's gradient alone: the first step is lr * sign(theta)."""
         agent, _ = made("l2(weight=0.01)")
         critic = agent.components["critic"]
@@ -128,12 +128,12 @@ class TestL2:
         for old, p in zip(before, critic.online.parameters(), strict=True):
             torch.testing.assert_close(p.detach(), old * (1 - lr * 0.5), atol=0, rtol=1e-6)
 
-    def test_decoupled_goes_to_the_optimizers_that_are_meant(self) -> None:
+    def test_decoupled_decay_reaches_the_named_optimizers(self) -> None:
         for on, wanted in (("all", (0.3, 0.3)), ("critic", (0.3, 0.0)), ("actor", (0.0, 0.3))):
             c: Any = made(f"l2(weight=0.3, form=decoupled, on={on})", "sac")[0].config
             assert (c.optimizer.weight_decay, c.actor_optimizer.weight_decay) == wanted
 
-    def test_what_decoupled_cannot_mean_is_refused(self) -> None:
+    def test_unsupported_forms_of_decoupled_decay_are_refused(self) -> None:
         decayed = replace(DQN_SMALL, optimizer=OptimizerConfig(weight_decay=0.1))
         normed = replace(DQN_SMALL, network=NetworkConfig(norm="layer_norm"))
         cases: list[tuple[Callable[[], Any], str]] = [
@@ -182,7 +182,7 @@ class TestL2Init:
         optimizer.step()
         close(layer.linear.weight.detach() - born, [[1 - 2 * 0.1 * 0.3] * 2])
 
-    def test_a_new_network_feels_nothing_and_what_is_reset_is_pulled_back(self) -> None:
+    def test_a_new_network_has_no_penalty_and_reset_weights_are_pulled_back(self) -> None:
         agent, _ = made("l2_init(weight=0.1)", "sac")
         assert agent.interventions.penalty(agent, "critic") == 0 == agent.interventions.penalty(agent, "actor")
         walk_learn(agent)
@@ -190,7 +190,7 @@ class TestL2Init:
 
     @pytest.mark.parametrize("rebase", [False, True])
     def test_rebase(self, rebase: bool) -> None:
-        """What another intervention edits is the new beginning, and of nothing else the beginning moves."""
+        """Edits by another intervention become the new reference, and no other reference changes."""
         agent = AGENTS["dqn"](
             interventions=(
                 word(f"l2_init(rebase={rebase})"),
@@ -211,7 +211,7 @@ class TestL2Init:
                 name = "linear.weight" if "weight" in key else "linear.bias"
                 assert torch.equal(born, edited[name] if reset else births[key]), key
 
-    def test_rebase_stands_before_what_edits(self) -> None:
+    def test_rebase_must_stand_before_methods_that_edit(self) -> None:
         with pytest.raises(ValueError, match="write it before reset"):
             AGENTS["dqn"](interventions=(word("reset"), word("l2_init(rebase=True)")))
 
@@ -307,7 +307,7 @@ class TestSpectral:
         assert "critic/one:u" in part.state_dict()
 
     @pytest.mark.parametrize(("lr", "least", "most"), [(1e-3, 0.001, 0.02), (1e-2, 0.02, 0.12)])
-    def test_sigma_lags_behind_fast_weights_by_what_the_card_says(self, lr: float, least: float, most: float) -> None:
+    def test_sigma_lags_behind_fast_weights_as_the_card_reports(self, lr: float, least: float, most: float) -> None:
         """On random labels; it is never too large."""
         part, g = Spectral(weight=1e-3), torch.Generator().manual_seed(0)
         config = SupervisedConfig(network=NetworkConfig(hidden=(128, 128)), optimizer=OptimizerConfig(lr=lr))
@@ -331,7 +331,7 @@ class TestSpectral:
             agent.update(batch, Clock(updates, updates + 1))
         assert min(lags) > -1e-5 and least < torch.tensor(lags).median() < most
 
-    def test_what_was_zero_is_found_again(self) -> None:
+    def test_a_zero_layer_recovers_its_singular_vector(self) -> None:
         part = Spectral()
         layer = on_layer(part, [[0.0, 0.0], [0.0, 0.0]], [0.0, 0.0])
         assert value_and_gradients(part, layer)[0] == pytest.approx(1e-3)
@@ -370,7 +370,7 @@ class TestParseval:
         close(value, scale * (away.square().sum() - 1.5**2 * max(0, shape[0] - shape[1])), 1e-9)
 
     @pytest.mark.parametrize("agent", ["dqn", "sac, pixels", "ppo, pixels"])
-    def test_born_orthogonal_costs_nothing(self, agent: str) -> None:
+    def test_orthogonal_initialisation_has_no_penalty(self, agent: str) -> None:
         net = NetworkConfig(hidden=(16, 16), init="orthogonal")
         made_ = {
             "dqn": lambda **k: DQN((5,), 3, replace(DQN_SMALL, network=net), **k),
@@ -438,7 +438,7 @@ class TestEveryPenalty:
 
     @pytest.mark.parametrize("name", [*PENALTIES, "chain"])
     def test_it_is_counted_once_and_logged(self, name: str) -> None:
-        """Once per component and update; the log has it apart from the loss, under its own name."""
+        """Once per component and update; the log shows it separately from the loss, under its own name."""
         for agent in ("dqn", "sac", "ppo"):
             made_, part = made(INTERVENTIONS[name].example, agent)
             calls: list[str] = []
@@ -465,8 +465,8 @@ class TestEveryPenalty:
 
     @pytest.mark.parametrize("name", PENALTIES)
     def test_the_optimizer_takes_its_gradient_as_it_is(self, name: str) -> None:
-        """On convolutions, whose weights lie otherwise in memory: what Adam does with the gradient is what torch's
-        plain Adam does with the same numbers."""
+        """On convolutions, whose weights have another memory layout: Adam makes the same step as torch's plain Adam
+        with the same gradient."""
         agent, part = made(f"{name}(weight=1.0)", "dqn, minatar")
         walk_learn(agent)
         critic = agent.components["critic"]
@@ -507,8 +507,8 @@ class TestEveryPenalty:
         with pytest.raises(ValueError, match="weight must be at least 0, not -1"):
             word(f"{name}(weight=-1)")
 
-    def test_what_is_reset_as_a_whole_begins_anew(self) -> None:
-        """A newly born agent is pulled to its own birth, and what it said before its birth does not count."""
+    def test_a_reinitialised_agent_restarts_its_references(self) -> None:
+        """A reinitialised agent is pulled to its own initial weights, and its earlier outputs do not count."""
         agent, part = made("l2_init", "dqn")
         walk_learn(agent)
         assert part.penalty(agent, "critic") > 0
@@ -520,9 +520,9 @@ class TestEveryPenalty:
         assert part.penalty(agent, "critic") == 0 and part.get_buffer("critic:updates") == 1
 
 
-class TestElsewhere:
+class TestExternal:
     @pytest.mark.parametrize("name", PENALTIES)
-    def test_in_a_loop_of_ones_own(self, name: str) -> None:
+    def test_in_an_external_loop(self, name: str) -> None:
         """The same value as on the agent of the same weights, and a step that follows it."""
         torch.manual_seed(0)
         network = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 2, bias=False))
@@ -542,7 +542,7 @@ class TestElsewhere:
             close(plasticity.penalty(), wanted.double(), 1e-5)  # type: ignore[union-attr, arg-type]
         assert before > 0
 
-    def test_what_cannot_work_there_says_so(self) -> None:
+    def test_unsupported_forms_are_refused_there(self) -> None:
         network = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
         optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
         said = {
@@ -571,7 +571,7 @@ def moved_by(agent: Agent, amount: float) -> None:
 class TestChain:
     @pytest.mark.parametrize("agent", ["dqn", "droq", "sac, pixels", "ppo", "ppo, continuous", "ppo, pixels"])
     def test_nothing_changed_is_no_churn(self, agent: str) -> None:
-        """Zero with a zero gradient where the weights are what they were; positive where they moved."""
+        """Zero with a zero gradient if the weights have not changed; positive if they have."""
         made_, part = made("chain(weight=1.0, start=0, samples=8)", agent)
         part.after_update(Stand(made_), {})
         made_.unpenalised = {c: torch.ones(()) for c in made_.components}
@@ -654,8 +654,9 @@ class TestChain:
             assert torch.equal(kept, was)
 
     @pytest.mark.parametrize(("agent", "churns"), [("ppo, pixels", True), ("sac, pixels", False)])
-    def test_whose_encoder_it_is(self, agent: str, churns: bool) -> None:
-        """A policy that trains the encoder churns with it; one that only reads it is compared on what it reads now."""
+    def test_the_encoder_belongs_to_the_component_that_trains_it(self, agent: str, churns: bool) -> None:
+        """A policy that trains the encoder has churn through it; a policy that only reads it is compared on the
+        present features."""
         made_, part = made("chain(weight=1.0, start=0, samples=8)", agent)
         part.after_update(Stand(made_), {})
         made_.unpenalised = {c: torch.ones(()) for c in made_.components}
@@ -665,7 +666,7 @@ class TestChain:
         assert (part.penalty(made_, "actor") > 1e-6) == churns
 
     def test_its_batch_leaves_no_trace(self) -> None:
-        """Before its penalty begins it only looks: replay, weights and streams are as they are without it."""
+        """Before its penalty begins it only observes: replay, weights and random streams are the same without it."""
         for agent in ("dqn", "sac", "ppo"):
             plain, looked = build_run(agent), build_run(agent, (word("chain(start=1000000)"),))
             for run in (plain, looked):
@@ -685,7 +686,7 @@ class TestChain:
         assert not differences(held(straight), held(resumed))
 
     def test_an_injection_is_no_churn(self) -> None:
-        """The copy opens its room when the network does."""
+        """The copy opens its injection when the network does."""
         sentence = ("plasticity_injection(at=2, of=updates)", "chain(weight=1.0, samples=8)")
         agent = AGENTS["dqn"](interventions=tuple(map(word, sentence)))
         walk_learn(agent, 4)
@@ -707,7 +708,7 @@ class TestChain:
         assert torch.equal(state, agent.generator.get_state())
 
 
-def test_predictions_are_what_the_agents_say() -> None:
+def test_predictions_match_the_agents_outputs() -> None:
     """Every agent's own networks, and copies in their place."""
     for name in ("dqn", "sac", "ppo", "ppo, continuous", "ppo, pixels"):
         agent, other = EVERYWHERE[name](), EVERYWHERE[name](seed=1)

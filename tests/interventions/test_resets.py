@@ -1,4 +1,4 @@
-"""Methods that redraw whole layers, to the last bit and by numbers worked out by hand."""
+"""Methods that redraw whole layers, to the last bit and against numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ each = pytest.mark.parametrize("name", AGENTS)
 
 
 def trained(make: Make, *parts: Intervention, updates: int = 3, **options: Any) -> tuple[Agent, Stand]:
-    """An agent after some updates, whose optimizers and targets have lived."""
+    """An agent after some updates, whose optimizers and targets have state."""
     agent = make(*parts, **options)
     stand = Stand(agent)
     for k in range(updates):
@@ -71,7 +71,7 @@ def trained(make: Make, *parts: Intervention, updates: int = 3, **options: Any) 
 
 
 def act(stand: Stand) -> None:
-    """The next moment, at which the method acts; nothing may wait for the device."""
+    """The next update, at which the method acts; it must not wait for the device."""
     stand.tick()
     with no_wait():
         only(stand.agent).after_update(stand, {})
@@ -99,7 +99,7 @@ def same(first: Any, second: Any) -> bool:
 
 @each
 def test_a_full_reset_is_a_new_agent_of_that_seed(name: str) -> None:
-    """To the last bit: networks, targets, temperature, and what the optimizers remember."""
+    """To the last bit: networks, targets, temperature and optimizer state."""
     agent, stand = trained(AGENTS[name], Reset(1, "updates"))
     other = AGENTS[name](seed=7)
     assert not same(modules(agent), modules(other)) and not same(memory(agent), memory(other))
@@ -110,8 +110,8 @@ def test_a_full_reset_is_a_new_agent_of_that_seed(name: str) -> None:
 
 
 @each
-def test_what_was_reset_goes_on_learning(name: str) -> None:
-    """Every parameter still has its optimizer, and the next steps move every tensor, by a new weight's step at most."""
+def test_reset_layers_continue_to_learn(name: str) -> None:
+    """Every parameter still has its optimizer, and the next steps move every tensor, by at most a new weight's step."""
     agent, stand = trained(AGENTS[name], Reset(1, "updates"))
     act(stand)
     held = {id(p) for _, o in agent.optimizers() for g in o.param_groups for p in g["params"]}
@@ -136,7 +136,7 @@ def test_two_resets_draw_different_weights_and_leave_other_streams_alone() -> No
     assert torch.equal(agent.generator.get_state(), streams[0]) and torch.equal(torch.get_rng_state(), streams[1])
 
 
-def test_the_replay_is_left_alone() -> None:
+def test_the_replay_is_unchanged() -> None:
     run = build_run("sac", [Reset(1, "updates")])
     for _ in range(12):
         run.step()
@@ -184,14 +184,14 @@ def test_a_part_is_reset_and_no_other(part: str, kept: list[str]) -> None:
     assert only(agent).measurements() == {"interventions/reset_layers": count} and not only(agent).measurements()
 
 
-def test_the_last_layers_are_those_whose_outputs_are_answers() -> None:
+def test_the_last_layers_are_the_output_layers() -> None:
     agent, stand = trained(AGENTS["dqn, impala, crelu, orthogonal"], Reset(1, "updates", layers=("last",)))
     before = state_by_layer(agent)
     act(stand)
     assert [n for n, v in state_by_layer(agent).items() if not same(v, before[n])] == ["critic.advantage"]
 
 
-def test_a_kept_encoder_stays_that_of_each_network_and_can_keep_its_memory() -> None:
+def test_each_network_keeps_its_encoder_and_can_keep_the_optimizer_state() -> None:
     """DrQ: heads are reset, and the target goes on with its own, slower encoder."""
     for moments in ("all", "reset"):
         agent, stand = trained(PIXELS, Reset(1, "updates", layers=("head",), moments=moments))  # type: ignore[arg-type]
@@ -213,7 +213,7 @@ def test_a_kept_encoder_stays_that_of_each_network_and_can_keep_its_memory() -> 
 
 @pytest.mark.parametrize("target", ["copy", "same", "own", "none"])
 @pytest.mark.parametrize("name", ["dqn, dueling, layer norm", "sac, pixels"])
-def test_what_the_target_network_gets(target: Any, name: str) -> None:
+def test_what_a_reset_does_to_the_target_network(target: Any, name: str) -> None:
     agent, stand = trained(AGENTS[name], Reset(1, "updates", target=target))
     before = state_by_layer(agent, twins=True)
     act(stand)
@@ -254,7 +254,7 @@ def test_norms_can_be_kept() -> None:
         (("encoder",), "fresh", False),
     ],
 )
-def test_the_temperature_begins_anew_with_the_policy(layers: tuple[str, ...], temperature: Any, fresh: bool) -> None:
+def test_the_temperature_is_reset_with_the_policy(layers: tuple[str, ...], temperature: Any, fresh: bool) -> None:
     make = make_sac(SMALL_PIXELS, {"body": "drq", "width": 0.25}, initial_temperature=0.3)
     agent, stand = trained(make, Reset(1, "updates", layers=layers, temperature=temperature))
     log_alpha = agent.components["temperature"].online.log_alpha
@@ -282,12 +282,12 @@ def test_the_temperature_begins_anew_with_the_policy(layers: tuple[str, ...], te
         (lambda: PlasticityInjection(()), "needs a moment"),
     ],
 )
-def test_what_has_nothing_to_act_on_is_refused(part: Callable[[], Intervention], message: str) -> None:
+def test_methods_without_anything_to_change_are_refused(part: Callable[[], Intervention], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AGENTS["dqn"](part())
 
 
-def test_moments_and_bounds_say_when() -> None:
+def test_moments_and_bounds_set_the_schedule() -> None:
     for part, expected in ((Reset(of="updates", at=(2, 5)), [2, 5]), (Reset(3, "updates", start=4, stop=9), [6, 9])):
         agent, stand = trained(AGENTS["dqn"], part, updates=0)
         fired = []
@@ -329,7 +329,7 @@ def layer(norm: str = "none", seed: int = 0) -> Layer:
     ids=["s=.1 k=.1", "half and half", "k^2 = 1 - (1 - s)^2"],
 )
 def test_the_stationary_variance(shrink: float, perturb: float, ratio: float) -> None:
-    """k^2 / (1 - (1 - s)^2) of the variance at birth, within three standard errors."""
+    """k^2 / (1 - (1 - s)^2) of the initial variance, within three standard errors."""
     part = ShrinkPerturb(shrink, perturb, every=1, of="updates", moments="keep", layers=("critic.head.layers.0",))
     agent = make_dqn((200,), {"hidden": (250,)})(part)
     stand = Stand(agent)
@@ -343,7 +343,7 @@ def test_the_stationary_variance(shrink: float, perturb: float, ratio: float) ->
 
 
 @pytest.mark.parametrize("noise", ["fresh", "gaussian"])
-def test_every_event_has_noise_of_its_own_and_training_does_not_see_it(noise: Any) -> None:
+def test_every_event_has_its_own_noise_from_a_separate_stream(noise: Any) -> None:
     agent, stand = trained(AGENTS["sac"], ShrinkPerturb(0.0, 1.0, noise=noise, every=1, of="updates"))
     streams = agent.generator.get_state(), torch.get_rng_state()
     act(stand)
@@ -370,7 +370,7 @@ def test_gaussian_noise_has_the_deviation_asked_for_on_weights_and_biases_alone(
         assert torch.equal(getattr(norm, key).detach(), before[f"head.layers.0.norm.{key}"])
 
 
-def test_initial_noise_is_the_first_weights_and_changes_nothing_at_birth() -> None:
+def test_initial_noise_is_the_initial_weights_and_changes_no_new_network() -> None:
     agent = AGENTS["sac"](ShrinkPerturb(0.75, 0.25, noise="initial", every=1, of="updates"))
     born = modules(agent)["critic.online"]
     stand = Stand(agent)
@@ -397,7 +397,7 @@ def test_the_first_weights_are_part_of_what_is_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["copy", "same", "own", "none"])
-def test_what_the_target_gets_of_it(target: Any) -> None:
+def test_what_shrink_and_perturb_does_to_the_target(target: Any) -> None:
     agent, stand = trained(AGENTS["sac, pixels"], ShrinkPerturb(0.8, 0.2, every=1, of="updates", target=target))
     online, twins = state_by_layer(agent), state_by_layer(agent, twins=True)
     act(stand)
@@ -419,7 +419,7 @@ def test_what_the_target_gets_of_it(target: Any) -> None:
 
 
 @pytest.mark.parametrize(("moments", "forgotten"), [("keep", []), ("reset", ["encoder"]), ("all", [""])])
-def test_what_is_forgotten(moments: Any, forgotten: list[str]) -> None:
+def test_which_optimizer_state_is_reset(moments: Any, forgotten: list[str]) -> None:
     part = ShrinkPerturb(0.8, 0.2, every=1, of="updates", layers=("encoder",), moments=moments)
     agent, stand = trained(AGENTS["sac, pixels"], part)
     remember_(agent)
@@ -551,7 +551,7 @@ def hold(agent: Agent, hare: float, tortoise: float) -> None:
 
 @pytest.mark.parametrize("name", ["dqn", "sac"])
 def test_the_tortoise_follows_and_the_hare_is_set_back(name: str) -> None:
-    """Golden: 0.5, 0.75, 0.875 towards a hare held at one, which then stands at 0.875 itself."""
+    """Golden: 0.5, 0.75, 0.875 towards a hare held at one, which then is set to 0.875 itself."""
     make = make_dqn(optimizer=STILL) if name == "dqn" else make_sac(optimizer=STILL)
     agent = make(HareTortoise(mu=0.5, every=3))
     stand, critic = Stand(agent), agent.components["critic"]
@@ -576,7 +576,7 @@ def test_without_a_race_it_is_plain_training_with_an_average() -> None:
 
 
 @pytest.mark.parametrize("moments", ["keep", "reset"])
-def test_the_hares_memory(moments: Any) -> None:
+def test_the_optimizer_state_of_the_hare(moments: Any) -> None:
     agent, stand = trained(AGENTS["sac"], HareTortoise(every=1, moments=moments))
     remember_(agent)
     act(stand)
@@ -585,7 +585,7 @@ def test_the_hares_memory(moments: Any) -> None:
             assert all((m == (0.0 if gone else 1.0)).all() for m in memories(agent, p).values())
 
 
-def test_who_acts_is_a_choice() -> None:
+def test_the_acting_network_is_a_choice() -> None:
     for who in ("tortoise", "hare"):
         agent = AGENTS["dqn"](HareTortoise(act=who))  # type: ignore[arg-type]
         critic = agent.components["critic"]
@@ -610,7 +610,7 @@ injected = pytest.mark.parametrize("name", INJECTED)
 
 
 def says(agent: Agent, seed: int = 5) -> list[Tensor]:
-    """Values of the critic, online and target, and what the actor does."""
+    """Values of the critic, online and target, and the actor's actions."""
     batch, critic = batch_for(agent, 16, seed), agent.components["critic"]
     with torch.no_grad():
         if isinstance(agent, SAC):
@@ -749,7 +749,7 @@ def test_the_target_takes_over_frozen_heads_when_it_follows(name: str) -> None:
 
 
 @pytest.mark.parametrize("encoder", ["keep", "reset"])
-def test_a_new_head_has_no_past_and_the_encoder_keeps_its_own(encoder: Any) -> None:
+def test_a_new_head_has_no_optimizer_state_and_the_encoder_keeps_its_own(encoder: Any) -> None:
     agent, stand = trained(INJECTED["sac, pixels"], PlasticityInjection((4,), "updates", encoder_moments=encoder))
     remember_(agent)
     act(stand)
@@ -762,7 +762,7 @@ def test_a_new_head_has_no_past_and_the_encoder_keeps_its_own(encoder: Any) -> N
             assert state_of(agent, p)["step"] == (0.0 if gone else 1e6)
 
 
-def test_an_injected_agent_is_saved_and_goes_on(tmp_path: Path) -> None:
+def test_an_injected_agent_is_saved_and_resumes(tmp_path: Path) -> None:
     def part() -> PlasticityInjection:
         return PlasticityInjection((4, 8), "updates")
 

@@ -1,4 +1,4 @@
-"""The sentence grammar: what a word may be, what it becomes, and that reading one can do no harm."""
+"""The grammar of intervention specs: valid specs, their results, and that parsing a spec executes nothing."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ class Reset(Intervention):
 
 
 class LayerNorm(Intervention):
-    """Takes nothing; its signature is that of `nn.Module`."""
+    """Takes no arguments; its signature is that of `nn.Module`."""
 
     name = "layer_norm"
 
 
 class Beat(Intervention):
-    """Only takes what no word can say."""
+    """Takes only values that no spec can express."""
 
     def __init__(self, trigger: Every) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ REGISTRY["by_name_only"] = by_name_only
         ("replay_ratio(8)", Spec("replay_ratio", {}, (8,))),
     ],
 )
-def test_words_are_read(text: str, word: Spec) -> None:
+def test_specs_are_parsed(text: str, word: Spec) -> None:
     assert parse(text) == word
 
 
@@ -136,7 +136,7 @@ def test_words_are_read(text: str, word: Spec) -> None:
         ("f(a='\ud800')", "cannot read"),
     ],
 )
-def test_what_is_no_word_is_refused_in_one_line(text: str, message: str) -> None:
+def test_invalid_specs_are_refused_in_one_line(text: str, message: str) -> None:
     with pytest.raises(SpecError, match=message) as caught:
         parse(text)
     assert "\n" not in str(caught.value)
@@ -144,9 +144,7 @@ def test_what_is_no_word_is_refused_in_one_line(text: str, message: str) -> None
 
 
 @pytest.mark.parametrize("error", [SyntaxError, ValueError, MemoryError, RecursionError])
-def test_whatever_the_parser_raises_is_a_sentence_error(
-    error: type[Exception], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_parser_exception_becomes_a_spec_error(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     def give_up(*_: object, **__: object) -> None:
         raise error
 
@@ -178,7 +176,7 @@ def _words() -> st.SearchStrategy[Spec]:
 
 
 def _exactly(value: Any) -> Any:
-    """A value by which 1, 1.0 and True differ, and 0.0 from -0.0."""
+    """A representation that distinguishes 1, 1.0 and True, and 0.0 from -0.0."""
     if isinstance(value, tuple):
         return tuple(_exactly(item) for item in value)
     return type(value), repr(value)
@@ -188,7 +186,7 @@ def _exactly(value: Any) -> Any:
 @given(_words())
 @example(Spec("f", {"a": "None", "b": "lambda", "c": "inf", "d": -0.0, "e": 'it\'s "so"\n'}))
 @example(Spec("f", {"a": ()}, (("x",),)))
-def test_the_canonical_text_is_read_back_as_the_same_word(word: Spec) -> None:
+def test_the_canonical_text_parses_to_the_same_spec(word: Spec) -> None:
     back = parse(normalise([str(word)]))
     assert back.name == word.name
     assert {k: _exactly(v) for k, v in back.arguments.items()} == {k: _exactly(v) for k, v in word.arguments.items()}
@@ -204,7 +202,7 @@ NOISE = st.text(alphabet="ab_x(),=[]'\"-+. 01e\\\n#{}:*<>@lambdaif\t;!f", max_si
 @example("f(a='\\d')")
 @example("f(a=1if 1else 2)")
 @example("f(a='\\N{')")
-def test_any_text_is_a_word_or_a_sentence_error(text: str) -> None:
+def test_any_text_is_a_spec_or_a_spec_error(text: str) -> None:
     for read in (parse, lambda word: build([word], REGISTRY)):
         try:
             read(text)
@@ -261,7 +259,7 @@ def test_a_registry_makes_position_and_type_canonical_too() -> None:
     assert check(["reset(head)"], REGISTRY) == check(["reset(layers=[head])"], REGISTRY) == ("reset(layers=(head,))",)
 
 
-def test_checked_words_check_as_themselves() -> None:
+def test_checking_specs_twice_changes_nothing() -> None:
     words = check(["reset(head, span=[1, 2], when='a > 1', quiet=True)", "scheduled(7)", "layer_norm"], REGISTRY)
     assert check(words, REGISTRY) == words
 
@@ -269,7 +267,7 @@ def test_checked_words_check_as_themselves() -> None:
 # Building
 
 
-def test_a_sentence_is_built_in_order() -> None:
+def test_specs_are_built_in_order() -> None:
     sentence = build(["layer_norm", "redo(0.1, every=1e3)", "reset(layers=head, span=(1, 2))"], REGISTRY)
     assert isinstance(sentence, Compose)
     norm, redo, reset = sentence
@@ -314,7 +312,7 @@ USAGE = r"redo\(tau: float = 0.025, every: int = 1000, layers: \(str, ...\) \| N
         ("beat(trigger=5)", "expects Every, not 5"),
     ],
 )
-def test_what_cannot_be_built_is_refused_in_one_line(word: str, message: str) -> None:
+def test_specs_that_cannot_be_built_are_refused_in_one_line(word: str, message: str) -> None:
     with pytest.raises(SpecError, match=message) as caught:
         build([word], REGISTRY)
     assert "\n" not in str(caught.value)
@@ -323,7 +321,7 @@ def test_what_cannot_be_built_is_refused_in_one_line(word: str, message: str) ->
             check([word], REGISTRY)
 
 
-def test_words_that_exclude_each_other_are_refused() -> None:
+def test_specs_that_exclude_each_other_are_refused() -> None:
     with pytest.raises(SpecError, match="reset and reset exclude each other"):
         build(["reset(head)", "reset(torso)"], REGISTRY)
 

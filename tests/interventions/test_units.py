@@ -1,4 +1,4 @@
-"""The unit graph, on every architecture; surgery by its numbers."""
+"""The unit graph, on every architecture; surgery against numbers."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Silence(nn.Module):
 @pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
 def test_unit_law(name: str) -> None:
-    """Zeroing the inputs that a unit owns is exactly holding the unit at zero."""
+    """Zeroing the inputs that a unit owns equals holding the unit at zero."""
     _, forward, graph = CASES[name]()
     plain = forward()
     assert graph and all(units.resettable for units in graph.values())
@@ -135,14 +135,14 @@ def test_the_graph_by_hand() -> None:
     assert torch.equal(dense.consumers[0].owner, torch.arange(5).repeat(2))
 
 
-def test_every_reader_of_a_dueling_encoder_is_found() -> None:
+def test_all_consumers_of_a_dueling_encoder_are_in_the_graph() -> None:
     network = QNetwork(SMALL, 3, 1, CONFIG, generator(), dueling=True)
     graph = unit_graph(network, lambda: network(torch.zeros(1, *SMALL.shape, dtype=torch.uint8)))
     consumers = [r.layer for r in next(iter(graph.values())).consumers]
     assert consumers == [network.head.layers[0], network.value_head.layers[0]]
 
 
-def test_actions_and_observations_are_nobodys_units() -> None:
+def test_actions_and_observations_are_not_units() -> None:
     network, _, graph = critic(False, "relu")
     first = network.members[0].body.layers[0]  # type: ignore[union-attr]
     assert not any(r.layer is first for units in graph.values() for r in units.consumers)
@@ -155,7 +155,7 @@ Trained = tuple[QNetwork, UnitGraph, torch.optim.Optimizer]
 
 
 def trained() -> Trained:
-    """A network whose optimizer remembers something of every weight."""
+    """A network whose optimizer has state for every weight."""
     network = QNetwork(VECTOR, 3, 1, NetworkConfig(hidden=(6, 5), norm="layer_norm"), generator())
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     for seed in range(3):
@@ -175,7 +175,7 @@ def chosen(units: int, *which: int) -> Chosen:
     return Chosen.where(torch.tensor([i in which for i in range(units)]))
 
 
-def test_the_optimizer_of_a_parameter_is_found_by_the_parameter_itself() -> None:
+def test_the_optimizer_of_a_parameter_is_looked_up_by_identity() -> None:
     p, q, free = (nn.Parameter(torch.zeros(2)) for _ in range(3))
     first, second = torch.optim.Adam([p], amsgrad=True), torch.optim.SGD([q], lr=0.1, momentum=0.9)
     found = Optimizers([first, second])
@@ -194,7 +194,7 @@ def test_the_optimizer_of_a_parameter_is_found_by_the_parameter_itself() -> None
     assert set(Optimizers([mine]).memory(free)) == {"exp_avg", "exp_avg_sq", "filled", "filled_sq"}
 
 
-def test_a_forgotten_parameter_begins_from_scratch() -> None:
+def test_resetting_the_state_of_a_parameter_restarts_its_optimizer() -> None:
     network, _, optimizer = trained()
     parameter, other = network.advantage.linear.weight, network.advantage.linear.bias
     step = optimizer.state[parameter]["step"]
@@ -209,7 +209,7 @@ def test_a_forgotten_parameter_begins_from_scratch() -> None:
     torch.testing.assert_close(before - parameter, torch.full_like(parameter, 1e-3))
 
 
-def test_recycled_units_are_new_and_their_neighbours_do_not_notice() -> None:
+def test_recycled_units_are_new_and_their_neighbours_are_unaffected() -> None:
     network, graph, optimizer = trained()
     first, second = graph.values()
     before = {n: p.clone() for n, p in network.named_parameters()}
@@ -238,7 +238,7 @@ def test_recycled_units_are_new_and_their_neighbours_do_not_notice() -> None:
     assert (first.layer.norm.weight[0], first.layer.norm.bias[0]) == (1.0, 0.0)  # type: ignore[union-attr, index]
 
 
-def test_outgoing_weights_can_be_left_alone() -> None:
+def test_outgoing_weights_can_stay_unchanged() -> None:
     _, graph, optimizer = trained()
     first, second = graph.values()
     before = second.layer.linear.weight.detach().clone()
@@ -291,8 +291,8 @@ def test_units_chosen_by_index_change_where_they_are_valid_and_nowhere_else() ->
 
 @pytest.mark.parametrize("init", ["torch", "orthogonal"])
 @pytest.mark.parametrize("count", [3, 40])
-def test_units_are_drawn_from_the_law_of_their_layer(init: str, count: int) -> None:
-    """Whether few rows are asked for or all: their numbers are those of rows at birth (Kolmogorov-Smirnov)."""
+def test_units_are_drawn_from_the_initialiser_of_their_layer(init: str, count: int) -> None:
+    """For a few rows and for all rows: their distribution is that of initial rows (Kolmogorov-Smirnov)."""
     layer = Layer(nn.utils.skip_init(nn.Linear, 30, 40), generator(), init=init, norm="layer_norm")
     g, repeats = generator(1), 40 if count > 3 else 400
     drawn = [layer.fresh_units(count, g) for _ in range(repeats)]
@@ -312,8 +312,9 @@ def test_units_are_drawn_from_the_law_of_their_layer(init: str, count: int) -> N
         assert new.abs().max() <= bound and new.abs().max() > 0.999 * bound
 
 
-def test_the_law_of_birth_is_not_that_of_the_public_ports() -> None:
-    """Golden: at 512 inputs rows are born within 0.0441942; kaiming with gain sqrt 2 would be sqrt 6 times as large."""
+def test_the_initialiser_is_not_that_of_the_public_ports() -> None:
+    """Golden: at 512 inputs initial weights are within 0.0441942; kaiming with gain sqrt 2 would be sqrt 6 times as
+    large."""
     layer = Layer(nn.utils.skip_init(nn.Linear, 512, 64), generator())
     largest = layer.fresh_units(8, generator(1))["linear.weight"].abs().max().item()
     assert 0.0441 < largest <= 0.0441942
@@ -327,8 +328,8 @@ def silence(units: Units, unit: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["mlp", "crelu", "conv to linear", "conv to conv", "dueling"])
-def test_what_is_folded_into_a_bias_is_what_a_unit_gives_at_its_mean(name: str) -> None:
-    """Where every copy of a unit stands at its mean, silencing it after folding changes nothing."""
+def test_the_folded_bias_is_the_mean_contribution_of_a_unit(name: str) -> None:
+    """If every copy of a unit is at its mean, zeroing it after folding changes nothing."""
     body = dict(body="drq", width=0.1) if name == "conv to conv" else {}
     config = NetworkConfig(hidden=(6,), activation="crelu" if name == "crelu" else "relu", **body)  # type: ignore[arg-type]
     spec = {"conv to linear": SMALL, "conv to conv": ObservationSpec((2, 21, 21), torch.uint8, 255.0)}.get(name, VECTOR)
@@ -362,7 +363,7 @@ class HoldAt(nn.Module):
         return x
 
 
-def test_a_bias_that_is_not_there_takes_nothing() -> None:
+def test_folding_without_a_bias_does_nothing() -> None:
     network = QNetwork(VECTOR, 3, 1, NetworkConfig(hidden=(6,)), generator())
     graph = unit_graph(network, lambda: network(torch.zeros(1, 7)))
     consumer = next(iter(graph.values())).consumers[0]
@@ -370,7 +371,7 @@ def test_a_bias_that_is_not_there_takes_nothing() -> None:
     fold_into_bias_(consumer, chosen(6, 0), torch.ones(6))
 
 
-def test_a_layer_begins_from_scratch() -> None:
+def test_a_layer_is_reinitialised_with_its_optimizer_state() -> None:
     network, graph, optimizer = trained()
     layer = next(iter(graph.values())).layer
     fresh = layer.fresh(generator(2))
@@ -383,7 +384,7 @@ def test_a_layer_begins_from_scratch() -> None:
     assert optimizer.state[other]["step"].item() == 3.0 and (optimizer.state[other]["exp_avg"] == 1.0).all()
 
 
-def test_a_layer_can_keep_its_norm_and_its_memory() -> None:
+def test_a_layer_can_keep_its_norm_and_its_optimizer_state() -> None:
     _, graph, optimizer = trained()
     layer = next(iter(graph.values())).layer
     old = {k: p.detach().clone() for k, p in layer.named_parameters()}
@@ -396,7 +397,7 @@ def test_a_layer_can_keep_its_norm_and_its_memory() -> None:
 
 @pytest.mark.parametrize(("t", "factor"), [(1, 0.316228), (10, 0.153189), (100, 0.308566), (1000, 0.795176)])
 def test_zeroing_the_shared_step_slows_the_neighbours_down(t: int, factor: float) -> None:
-    """Why single units have ages: golden numbers of the artefact, on torch's Adam."""
+    """The reason for step counts per weight: golden numbers of the artefact, on torch's Adam."""
     p = nn.Parameter(torch.zeros(2, dtype=torch.float64))
     optimizer = torch.optim.Adam([p], lr=1.0, eps=0.0)
     p.grad = torch.ones_like(p)
@@ -434,7 +435,7 @@ def test_a_copied_layer_holds_the_same_numbers_in_its_own_tensors() -> None:
 
 
 def test_copies_of_a_head_read_the_encoder_before_they_are_opened() -> None:
-    """A channel that is recycled must be silenced for heads that an injection freezes later, too."""
+    """Recycling a channel must also zero its weights in heads that an injection freezes later."""
     config = DQNConfig(network=NetworkConfig(hidden=(5,), injections=1))
     agent = DQN(SMALL, 3, config)
     channel = agent_graph(agent)["critic.encoder.blocks.0"]

@@ -43,12 +43,12 @@ def half_of_crelu(patch: Patch) -> None:
 
 
 def remembered_moments(patch: Patch) -> None:
-    """Weights are edited, and the optimizer remembers the old ones."""
+    """Weights are edited, and the optimizer keeps the state of the old ones."""
     patch.setattr(surgery, "_edit_", lambda o, p, dim, index, valid, value: surgery._put_(p, dim, index, valid, value))
 
 
 def all_forgotten(patch: Patch) -> None:
-    """The optimizer forgets the whole tensor, neighbours included."""
+    """The optimizer state of the whole tensor is reset, neighbours included."""
     inner = surgery._edit_
 
     def wrong(optimizers: Any, p: Any, *rest: Any) -> None:
@@ -60,7 +60,7 @@ def all_forgotten(patch: Patch) -> None:
 
 
 def outgoing_first(patch: Patch) -> None:
-    """Outgoing weights are zeroed before incoming ones are drawn, so that the draw wins where both meet."""
+    """Outgoing weights are zeroed before incoming ones are drawn, so that the draw wins where both overlap."""
     inner = surgery.reinit_units_
 
     def wrong(graph: Any, chosen: Any, optimizers: Any, generator: Any, *, outgoing: bool = True) -> None:
@@ -71,7 +71,7 @@ def outgoing_first(patch: Patch) -> None:
 
 
 def wide_draws(patch: Patch) -> None:
-    """New weights come from a law that is the square root of six wider than that of the layer's birth."""
+    """New weights come from a distribution that is the square root of six wider than the layer's initialiser."""
     inner = surgery.reinit_units_
 
     def wrong(graph: Any, chosen: Any, *rest: Any, **options: Any) -> None:
@@ -83,7 +83,7 @@ def wide_draws(patch: Patch) -> None:
 
 
 class Rebound(Reset):
-    """A reset that replaces modules: those of the target, since without the others nothing can be trained any more."""
+    """A reset that replaces modules: only those of the target, because otherwise nothing could be trained any more."""
 
     def redraw(self, name: str) -> None:
         super().redraw(name)
@@ -92,7 +92,7 @@ class Rebound(Reset):
 
 
 class Counting(ReDo):
-    """Time kept in an attribute instead of read off the clock."""
+    """Time is kept in an attribute instead of read from the clock."""
 
     def __init__(self, tau: float = 0.1, every: int = 1000, samples: int = 64) -> None:
         super().__init__(tau, every, samples=samples)
@@ -113,7 +113,7 @@ class Asking(ReDo):
 
 
 class Global(ReDo):
-    """A look at the units that draws from the global stream."""
+    """A measurement of the units that draws from the global generator."""
 
     def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
         torch.rand(1)
@@ -121,14 +121,14 @@ class Global(ReDo):
 
 
 class Forgetful(ReDo):
-    """A stream of its own that no checkpoint holds."""
+    """A random stream that no checkpoint saves."""
 
     def get_extra_state(self) -> dict[str, Any]:
         return {"host": {}, "generator": None}
 
 
 class Untracked(PlasticityInjection):
-    """An injected head that is born outside the optimizer."""
+    """An injected head that is created outside the optimizer."""
 
     def inject(self, agent: Any, number: int) -> None:
         super().inject(agent, number)
@@ -136,7 +136,7 @@ class Untracked(PlasticityInjection):
 
 
 class Unequal(PlasticityInjection):
-    """The new head and what is subtracted from it are two draws."""
+    """The new head and its subtracted copy come from two draws."""
 
     def move(self, head: Any, number: int, draws: Any, optimizers: Any) -> None:
         super().move(head, number, draws, optimizers)
