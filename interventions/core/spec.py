@@ -60,7 +60,7 @@ def normalise(words: Iterable[str], registry: Registry | None = None) -> str:
     in `check`. The order of specs is kept, because it is the order of application.
     """
     if registry is None:
-        return " ".join(str(parse(word)) for word in words)
+        return " ".join(str(parse(text)) for text in words)
     return " ".join(check(words, registry))
 
 
@@ -69,7 +69,7 @@ def check(words: Iterable[str], registry: Registry) -> tuple[str, ...]:
 
     A positional value gets its parameter's name, and numbers take the parameter's type (`every=1e3` is 1000).
     """
-    resolved = (_resolve(word, registry) for word in words)
+    resolved = (_resolve(text, registry) for text in words)
     return tuple(str(Spec(name, arguments)) for name, arguments in resolved)
 
 
@@ -85,8 +85,8 @@ def build(words: Iterable[str], registry: Registry) -> Compose:
 def build_parts(words: Iterable[str], registry: Registry) -> list[Intervention]:
     """The interventions that the specs name, as a list (SpecError)."""
     parts = []
-    for word in words:
-        name, arguments = _resolve(word, registry)
+    for text in words:
+        name, arguments = _resolve(text, registry)
         loop = {key: arguments[key] for key in LOOP if key in arguments}
         try:
             part = registry[name](**{key: value for key, value in arguments.items() if key not in loop})

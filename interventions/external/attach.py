@@ -142,7 +142,7 @@ class Plasticity:
         seed: int = 0,
         init: InitName | None = None,
     ) -> None:
-        parts = [_built(word) for word in interventions]
+        parts = [_built(spec) for spec in interventions]
         for part in parts:
             _refuse_what_needs_an_agent(part)
         self.interventions = Compose(parts)
@@ -378,13 +378,13 @@ class OwnReGraMa(ReGraMa):
 # --------------------------------------------------------------------------------------------------- refusals
 
 
-def _built(word: str | Intervention) -> Intervention:
+def _built(spec: str | Intervention) -> Intervention:
     """An intervention from its spec."""
-    if isinstance(word, str):
-        return next(iter(build([word], {**INTERVENTIONS, "regrama": OwnReGraMa})))
-    if isinstance(word, ReGraMa) and word.mode == "unit" and not isinstance(word, OwnReGraMa):
-        raise ValueError("attach: regrama measures its gradients on a replay; give it as a word, 'regrama(...)'")
-    return word
+    if isinstance(spec, str):
+        return next(iter(build([spec], {**INTERVENTIONS, "regrama": OwnReGraMa})))
+    if isinstance(spec, ReGraMa) and spec.mode == "unit" and not isinstance(spec, OwnReGraMa):
+        raise ValueError("attach: regrama measures its gradients on a replay; pass it as a spec, 'regrama(...)'")
+    return spec
 
 
 def _refuse_what_needs_an_agent(part: Intervention) -> None:
