@@ -397,6 +397,7 @@ def test_a_signal_is_heard_in_evaluations_which_are_made_again(tmp_path: Path) -
         assert (folder / file).read_bytes() == (tmp_path / "straight" / file).read_bytes()
 
 
+@pytest.mark.full
 def test_a_signal_is_heard_in_a_probe_and_the_run_goes_on_as_if_nobody_had_looked(
     trained: Path, tmp_path: Path
 ) -> None:

@@ -82,6 +82,7 @@ def tiny(folder: Path, name: str = "tiny", **changes: Any) -> Path:
 # ------------------------------------------------------------------------------------------------ the cards themselves
 
 
+@pytest.mark.full
 def test_every_card_that_comes_with_pliant_is_in_order() -> None:
     """By the parser of `pliant train`; and there are as many as were promised."""
     cards = find()

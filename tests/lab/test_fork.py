@@ -139,6 +139,7 @@ def test_a_step_without_a_checkpoint_is_reached_by_running_again(
     assert same(state(parent / "forks" / str(BETWEEN) / "control" / "seed0"), state(parent))
 
 
+@pytest.mark.full
 def test_a_run_without_checkpoints_is_run_again_from_the_start(tmp_path: Path) -> None:
     words = line("dqn", tmp_path / "run", 300)
     words[words.index("--checkpoint-every") + 1] = "0"
@@ -159,6 +160,7 @@ def test_a_parent_that_cannot_be_repeated_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "forks").exists()
 
 
+@pytest.mark.full
 def test_a_passive_agent_learns_beside_the_control_and_changes_nothing(
     parents: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -192,6 +194,7 @@ def test_an_agent_without_a_replay_has_no_passive_agent_beside_it(
 # ------------------------------------------------------------------------------------------------ replicates
 
 
+@pytest.mark.full
 def test_replicates_draw_anew_and_arms_are_paired(parents: Any) -> None:
     parent = parents("ppo")
     assert forked(parent, "--at", "600", "--with", "reset_optimizer(start=1000000)", "--reseed", "2") == 0
@@ -542,6 +545,7 @@ def _arms(folder: Path, scores: dict[str, list[float]]) -> dict[str, dict[tuple[
     return found
 
 
+@pytest.mark.full
 def test_a_diagnosis_reports_which_arm_recovers(tmp_path: Path) -> None:
     names = ("injection", "fresh_optimizer", "full_reset")
     arms = [fork.Arm(), *(fork.Arm(("x",), name, "diagnose") for name in names)]
@@ -586,6 +590,7 @@ def test_replicates_of_one_parent_are_no_evidence_of_others(tmp_path: Path) -> N
     assert "[" in text and "nan" not in text and "Too few" not in text
 
 
+@pytest.mark.full
 def test_a_parent_of_two_threads_has_a_control_of_two(tmp_path: Path) -> None:
     parent = tmp_path / "run"
     words = line("dqn", parent)
@@ -628,6 +633,7 @@ def test_arms_are_in_the_folders_given_to_the_report(tmp_path: Path, capsys: pyt
     assert main(["report", str(parent), "--out", str(tmp_path / "report"), "--no-flops"]) == 0
 
 
+@pytest.mark.full
 def test_diagnose_forks_what_the_agent_has(parents: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert [a.label for a in fork.diagnosis(fork.parent_of(parents("dqn")).config)] == [
         "injection",

@@ -227,6 +227,7 @@ def test_a_failure_is_reported_with_its_last_lines_and_affects_no_other_run(tmp_
     assert "error: " in outcomes[0].tail[-2] and "CartPole-v9" in outcomes[0].tail[-2]
 
 
+@pytest.mark.full
 def test_the_end_of_the_budget_saves_and_the_next_pool_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,6 +303,7 @@ def test_workers_leave_when_the_pool_is_killed(tmp_path: Path) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.full
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="two runs want the folder"):
         run_all([*jobs(tmp_path, 1), *jobs(tmp_path, 1)])

@@ -312,6 +312,7 @@ def test_bad_input_is_one_line_and_exit_code_2(finished: Path, words: list[str],
     assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.name != ".lock"}
 
 
+@pytest.mark.full
 def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
     words = [*RUNS["dqn, prioritised, 3-step, double, dueling"], *SMALL, "--steps", "100000"]
     first = start(tmp_path, *words)
@@ -324,6 +325,7 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
     assert f"is in use by pid {first.pid}" in said and "Traceback" not in said
 
 
+@pytest.mark.full
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "damaged"
     shutil.copytree(finished, folder)
@@ -337,6 +339,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(finished: Pat
     assert "goes on from step 900" in said
 
 
+@pytest.mark.full
 def test_sac_learns_from_the_pixels_of_a_real_game_and_is_filmed(tmp_path: Path) -> None:
     words = ["--agent", "sac", "--env", "ALE/Breakout-v5", "--env.continuous", "--steps", "120", "--num-envs", "2"]
     words += ["--agent.learning-starts", "40", "--agent.buffer-size", "200", "--agent.network.width", "0.25"]

@@ -170,6 +170,7 @@ def test_a_folder_with_another_run_is_refused_before_anything_runs(
     assert len(sessions(root)) == 1
 
 
+@pytest.mark.full
 def test_one_sweep_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, root = study(tmp_path), tmp_path / "runs"
     root.mkdir()

@@ -147,7 +147,7 @@ PAIRS = [
     *QUICK_PAIRS,
     *(pytest.param(*pair, marks=pytest.mark.square) for pair in SQUARE if pair not in set(QUICK_PAIRS)),
 ]
-AGENTS_OF_A_METHOD = 4  # in the quick run, chosen by rotation
+AGENTS_OF_A_METHOD = 3  # in the quick run, chosen by rotation
 
 
 def cells() -> Iterator[tuple[str, str, bool]]:

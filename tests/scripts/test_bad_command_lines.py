@@ -1003,6 +1003,7 @@ monitors unit
 """
 
 
+@pytest.mark.full
 def test_as_processes_they_print_nothing_else(sandbox: Path) -> None:
     """Twenty of the lines, as processes of their own that run at the same time."""
     before = snapshot(sandbox)

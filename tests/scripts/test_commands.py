@@ -61,6 +61,7 @@ def test_the_folder_and_the_package_are_the_command_as_well(capsys: pytest.Captu
         assert (done.returncode, done.stdout, done.stderr) == (*expected, "")
 
 
+@pytest.mark.full
 def test_claims_as_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     done = python(SCRIPTS / "claims.py", "list", "random_labels")
     assert (done.returncode, done.stdout) == said_by_pliant(capsys, "claims", "list", "random_labels")
