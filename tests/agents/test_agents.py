@@ -250,7 +250,7 @@ def test_importance_weights_scale_the_loss() -> None:
     assert loss.item() == pytest.approx(0.25 * 0.5 * 4.9**2)
 
 
-def test_the_target_network_follows_on_its_beat_alone() -> None:
+def test_the_target_network_changes_only_at_its_period() -> None:
     agent = linear_dqn(target_period=3)
     batch, clock = one([1.0, 2.0], 0, 0.5, [1.0, 2.0], 0.9), Clock()
     equal = []
@@ -276,7 +276,7 @@ def test_the_epsilon_schedule() -> None:
     assert at == pytest.approx([1.0, 1.0, 0.8, 0.45, 0.1, 0.1])
 
 
-def test_exploration_is_as_frequent_as_epsilon_says() -> None:
+def test_the_rate_of_random_actions_is_epsilon() -> None:
     agent = DQN((2,), 10, DQNConfig(learning_starts=0, epsilon_start=0.5, epsilon_end=0.5))
     obs = torch.ones(20_000, 2)
     differ = (agent.act(obs, Clock(steps=1)) != agent.act(obs)).double().mean().item()

@@ -231,7 +231,7 @@ def test_a_run_without_replay(tmp_path: Path) -> None:
     assert found is not None and found.parts == ("agent", "log") and same(found.load("agent"), state(3)["agent"])
 
 
-def test_the_manifest_says_what_wrote_it(run: Path) -> None:
+def test_the_manifest_names_the_versions_that_wrote_it(run: Path) -> None:
     manifest = json.loads((run / "checkpoints" / name(4) / MANIFEST).read_text())
     assert (manifest["schema"], manifest["step"], manifest["torch"]) == (1, 4, torch.__version__)
     assert manifest["pliant"] != "unknown" and manifest["created"].endswith("+00:00")
@@ -456,7 +456,7 @@ CHUNK = {"name": "a", "version": 4, "file": "a.4.pt", **GOOD}
     ],
 )
 def test_a_manifest_that_is_not_made_as_ours_are_is_damage(run: Path, changes: dict[str, Any]) -> None:
-    """Its own hash is right, so whoever made it wanted it so: no name that it gives may lead out of the folder."""
+    """The manifest has a right hash, so it was written on purpose: still, no name may point out of the folder."""
     manifest = run / "checkpoints" / name(4) / MANIFEST
     reseal(manifest, **changes)
     said: list[str] = []
@@ -1010,7 +1010,9 @@ def test_a_failure_takes_no_chunk_that_a_checkpoint_names(run: Path, monkeypatch
     holds(Checkpoints(run).newest_good(), 6)
 
 
-def test_the_first_save_that_fails_says_there_is_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_first_save_reports_that_there_is_no_earlier_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -1052,7 +1054,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         assert f"pid {os.getpid()}" in (tmp_path / "new" / ".lock").read_text()
 
 
-def test_an_undone_lock_leaves_nothing_and_lets_nobody_hold_what_is_gone(
+def test_an_undone_lock_leaves_no_file_and_no_process_holds_a_deleted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = sorted(tmp_path.rglob("*"))
@@ -1087,7 +1089,7 @@ def test_an_undone_lock_leaves_nothing_and_lets_nobody_hold_what_is_gone(
     second.release()
 
 
-def test_a_folder_that_cannot_be_locked_is_told_and_left_as_it_was(
+def test_a_folder_that_cannot_be_locked_is_reported_and_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("x")

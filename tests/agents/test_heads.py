@@ -246,7 +246,7 @@ def test_the_mean_of_two_hot_is_its_target(y: float, bins: int, spaced: bool) ->
     assert (p * head.support).sum().item() == pytest.approx(min(max(y, low), high), abs=1e-4)
 
 
-def test_a_blank_symlog_spaced_head_says_zero() -> None:
+def test_zero_logits_of_a_symlog_spaced_head_mean_zero() -> None:
     head = TwoHot(HeadConfig(bins=255, low=-20.0, high=20.0, symlog=True))
     assert abs(head.value(torch.zeros(1, 255)).item()) < 1e-12
 
@@ -412,7 +412,7 @@ def test_value_mapping_clips_returns_at_both_ends() -> None:
     assert ValueMapping(HeadConfig(channels="bands", clip=2.0), gamma=0.5).limit == 2.0
 
 
-def test_fresh_channels_begin_where_the_shift_says_and_cancel() -> None:
+def test_freshly_initialised_channels_start_at_the_shift_and_cancel() -> None:
     for shift, start in ((0.0, 1.0), (1.0, math.exp(-2.0))):
         head = ValueMapping(HeadConfig(shift=shift))
         assert head.returns(torch.zeros(1, 2))[0].tolist() == approx([start, start])
@@ -673,18 +673,18 @@ def configured(config: Any, *words: str) -> Any:
     return build(words, WORDS).configure(config)
 
 
-def test_there_is_a_word_for_every_head() -> None:
+def test_every_head_has_an_intervention() -> None:
     assert set(WORDS) == set(HEADS)
 
 
 @pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("base", [DQN_BASE, SAC_BASE])
-def test_a_bare_word_is_the_head_with_its_defaults(name: str, base: Any) -> None:
+def test_a_spec_without_arguments_is_the_head_with_its_defaults(name: str, base: Any) -> None:
     assert configured(base, name) == replace(base, value_loss=name)
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_words_say_what_they_are_and_act(name: str) -> None:
+def test_specs_of_heads_name_themselves_and_act(name: str) -> None:
     word = WORDS[name]
     lines = [line.strip() for line in word.__doc__.splitlines()]
     for part in ("When:", "Paper:", "Differs:", "Excludes:"):
@@ -694,7 +694,7 @@ def test_words_say_what_they_are_and_act(name: str) -> None:
     learn(agent, Clock(), 2)
 
 
-def test_words_set_their_parameters_and_no_others() -> None:
+def test_specs_set_their_parameters_and_no_others() -> None:
     base = replace(DQN_BASE, head=HeadConfig(delta=3.0, bins=7), reward_clip=1.0)
     for word, expected in (
         ("huber(2)", {"delta": 2.0}),
@@ -727,12 +727,12 @@ def test_words_set_their_parameters_and_no_others() -> None:
     assert found.reward_clip == 0.0  # else there would be no magnitudes to tell apart
 
 
-def test_every_parameter_of_the_heads_is_in_a_word() -> None:
+def test_every_parameter_of_the_heads_is_in_a_spec() -> None:
     spoken = {name for word in WORDS.values() for name in word().parameters_of_head}
     assert spoken == {f.name for f in fields(HeadConfig)}
 
 
-def test_words_refuse_by_name() -> None:
+def test_invalid_specs_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="hl_gauss and c51 exclude each other: both claim value_loss"):
         build(["c51", "hl_gauss"], WORDS)
     with pytest.raises(SpecError, match="c51: bins must be at least 2, not 1"):

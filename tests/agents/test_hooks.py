@@ -42,7 +42,7 @@ def test_a_trigger_on_updates_fires_exactly_on_the_multiples_of_its_period(
     ratio=st.sampled_from([0.125, 0.25, 0.5, 1.0, 2.0, 8.0]),
     period=st.integers(1, 50),
 )
-def test_a_trigger_on_steps_fires_once_for_the_beats_between_two_updates(
+def test_a_trigger_on_steps_fires_once_for_all_periods_between_two_updates(
     strides: list[int], ratio: float, period: int
 ) -> None:
     previous = 0
@@ -57,7 +57,7 @@ def test_a_trigger_on_steps_fires_once_for_the_beats_between_two_updates(
     period=st.integers(1, 7),
 )
 def test_episodes_are_a_clock_of_their_own(ends: list[tuple[int, int, int]], period: int) -> None:
-    """A trigger on episodes fires at the first update after its beat, and once for all ends between two updates."""
+    """A trigger on episodes fires at the first update after its period, and once for all ends between two updates."""
     clock, episodes, seen = Clock(), 0, 0
     for stride, ended, updates in ends:
         clock, episodes = clock.stepped(stride, ended), episodes + ended
@@ -81,7 +81,7 @@ def test_episodes_are_counted_by_hand() -> None:
     assert clock.stepped(4).stepped(4, episodes=1).updated().read("episodes") == (2, 3)
 
 
-def test_start_and_stop_bound_the_beats() -> None:
+def test_start_and_stop_bound_the_firings() -> None:
     clocks = walk([1] * 100, 1.0)
     assert [c.updates for c in clocks if Every(10, start=25, stop=60)(c)] == [30, 40, 50, 60]
     assert [c.updates for c in clocks if Every(10, stop=55)(c)] == [10, 20, 30, 40, 50]
@@ -146,7 +146,7 @@ def test_two_that_claim_one_resource_are_refused_by_name() -> None:
         Compose([Setter("a", ("head",)), Setter("b", ("encoder", "head"))])
 
 
-def test_who_edits_what_another_claims_is_refused_by_name_in_either_order() -> None:
+def test_an_edit_of_a_claimed_resource_is_refused_by_name_in_either_order() -> None:
     claimer, editor = Setter("a", claims=("head",)), Setter("b", edits=("encoder", "head"))
     with pytest.raises(ValueError, match="b and a exclude each other: a has to itself what both edit, head"):
         Compose([claimer, editor])

@@ -109,7 +109,7 @@ def test_dueling_is_invariant_to_a_shift_of_all_advantages() -> None:
 
 
 @pytest.mark.parametrize("init", ["torch", "orthogonal"])
-def test_a_layer_is_drawn_anew_from_the_law_of_its_birth(init: str) -> None:
+def test_a_layer_is_reinitialised_from_its_initialiser(init: str) -> None:
     linear = nn.utils.skip_init(nn.Linear, 64, 128)
     layer = Layer(linear, generator(1), init=init, norm="layer_norm")
     born = {name: p.clone() for name, p in layer.named_parameters()}
@@ -130,7 +130,7 @@ def test_a_layer_is_drawn_anew_from_the_law_of_its_birth(init: str) -> None:
         torch.testing.assert_close(gram, 2.0 * torch.eye(64), atol=1e-4, rtol=0)
 
 
-def test_an_output_layer_is_born_small_when_orthogonal() -> None:
+def test_an_orthogonal_output_layer_has_small_initial_weights() -> None:
     network = QNetwork(VECTOR, 5, 1, replace(CONFIG, init="orthogonal"), generator())
     gram = network.advantage.linear.weight @ network.advantage.linear.weight.T
     torch.testing.assert_close(gram, torch.eye(5), atol=1e-5, rtol=0)

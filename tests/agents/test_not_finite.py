@@ -207,7 +207,7 @@ def test_large_numbers_are_numbers() -> None:
     assert envs.step(np.array([0])).reward[0] == np.float32(-3.4e38)
 
 
-def test_the_first_observation_of_a_run_is_looked_at_too() -> None:
+def test_the_first_observation_of_a_run_is_checked_too() -> None:
     from pliant.envs import episode_seed
 
     fault.update(seed=episode_seed(0, 0, 0), first=float("nan"))
@@ -234,7 +234,7 @@ def test_actions_of_an_agent_that_has_diverged_are_not_taken(agent_class: Any) -
 DIVERGES = ("--agent.optimizer.lr", "1e30", "--agent.value-loss", "mse", "--agent.learning-starts", "50")
 
 
-def test_a_run_that_diverges_says_so_and_keeps_its_good_checkpoints(
+def test_a_diverged_run_reports_it_and_keeps_its_good_checkpoints(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(tmp_path, *DIVERGES) == 1
@@ -293,7 +293,7 @@ def test_a_measurement_that_overflows_alone_stops_nothing() -> None:
 
 
 @pytest.mark.parametrize("words", [("--agent.learning-starts", "5000"), ("--agent.replay-ratio", "0.001")])
-def test_a_run_without_an_update_says_so(
+def test_a_run_without_an_update_reports_it(
     words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(tmp_path, *words) == 0
@@ -373,7 +373,7 @@ def test_the_way_out_is_one() -> None:
     assert DQN(spec, 2).observation.shape == (9, 8, 8)
 
 
-def test_who_gives_a_spec_has_decided_where_the_channels_are() -> None:
+def test_a_given_spec_decides_the_position_of_the_channels() -> None:
     """Nine channels of eight by eight are fewer in the last axis than in the first."""
 
     class Many(Odd):

@@ -117,7 +117,7 @@ def test_ages_that_are_never_reset_change_nothing(betas: tuple[float, float], de
 
 
 @pytest.mark.parametrize("after", [1, 7, 400])
-def test_a_weight_that_begins_anew_steps_like_a_new_one_and_its_neighbours_do_not_notice(after: int) -> None:
+def test_a_reinitialised_weight_steps_like_a_new_one_and_its_neighbours_are_unaffected(after: int) -> None:
     along, place = gradients(after + 200), (1, 2)
     undisturbed, disturbed, born = weight(), weight(), weight()
     optimizers = [Adam([p], CONFIG) for p in (undisturbed, disturbed, born)]
@@ -172,8 +172,8 @@ def test_the_bias_correction_is_that_of_an_age() -> None:
         torch.testing.assert_close(optimizer.state[p][name].double(), 1 - beta**ages, rtol=2e-5, atol=0)
 
 
-def test_aged_and_other_parameters_live_in_one_optimizer() -> None:
-    """Along the same gradients, who has no age makes the same steps to the last bit, and who has one the same steps."""
+def test_one_optimizer_holds_parameters_with_and_without_step_counts_per_weight() -> None:
+    """Parameters without step counts per weight make bitwise the reference's steps; those with them the same steps."""
     mine, theirs = [weight(), weight()], [weight(), weight()]
     ours, reference = Adam(mine, CONFIG), Adam(theirs, CONFIG)
     for _ in range(2):  # twice is once

@@ -180,7 +180,7 @@ def test_a_rollout_is_learnt_from_in_whole_passes_and_forgotten() -> None:
 
 
 def test_the_last_complete_rollout_stays_while_the_next_is_filled() -> None:
-    """Steps are written where the last ones stood; who looks still finds those."""
+    """New steps overwrite the last rollout's memory; observers can still sample the last rollout."""
     agent: Any = ppo(VECTOR, BOX)()
     memory, steps, actions = filled(agent)
     list(memory.batches(agent.sampling(Clock())))
@@ -195,7 +195,7 @@ def test_the_last_complete_rollout_stays_while_the_next_is_filled() -> None:
 
 
 @pytest.mark.parametrize("observation", [VECTOR, MINATAR])
-def test_who_acts_reads_what_who_learns_reads(observation: ObservationSpec) -> None:
+def test_acting_and_training_read_the_same_inputs(observation: ObservationSpec) -> None:
     agent: Any = ppo(observation, DISCRETE)()
     memory, _, _ = filled(agent)
     obs = memory.complete(0.9).obs

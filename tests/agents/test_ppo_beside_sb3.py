@@ -140,7 +140,7 @@ KINDS = pytest.mark.parametrize("discrete", [True, False], ids=["discrete", "con
 
 
 @KINDS
-def test_what_is_learnt_from(discrete: bool) -> None:
+def test_the_training_data_are_equal(discrete: bool) -> None:
     pair = make(discrete)
     assert min(pair.ended) > 3, "episodes end in both ways"
     buffer = pair.theirs.rollout_buffer
@@ -233,21 +233,21 @@ def test_the_likeliest_action(discrete: bool) -> None:
 
 
 @KINDS
-def test_weights_are_born_alike(discrete: bool) -> None:
+def test_initial_weights_have_the_same_distribution(discrete: bool) -> None:
     """All singular values of a matrix are its gain; biases are zero."""
     pair = make(discrete)
-    newborn = sb3.PPO("MlpPolicy", pair.theirs.env, policy_kwargs={"net_arch": list(HIDDEN)}, device="cpu")
-    fresh = Pair(newborn, PPO(pair.ours.observation, pair.ours.action, pair.ours.config), pair.whole, (0, 0))
+    untrained = sb3.PPO("MlpPolicy", pair.theirs.env, policy_kwargs={"net_arch": list(HIDDEN)}, device="cpu")
+    fresh = Pair(untrained, PPO(pair.ours.observation, pair.ours.action, pair.ours.config), pair.whole, (0, 0))
     for their, our in fresh.layers():
         gains = [torch.linalg.svdvals(layer.weight.detach()) for layer in (their, our)]
         torch.testing.assert_close(gains[0], gains[1], rtol=1e-4, atol=1e-5)
         assert not their.bias.any() and not our.bias.any()
     default = PPO(pair.ours.observation, pair.ours.action)
-    for group, own in zip(newborn.policy.optimizer.param_groups, default.critic.optimizer.param_groups, strict=True):
+    for group, own in zip(untrained.policy.optimizer.param_groups, default.critic.optimizer.param_groups, strict=True):
         for name in ("lr", "eps", "betas", "weight_decay"):
             assert group[name] == own[name], name
     if not discrete:
-        assert torch.equal(newborn.policy.log_std, default.actor.online.log_std)
+        assert torch.equal(untrained.policy.log_std, default.actor.online.log_std)
 
 
 def test_the_learning_rate_falls_alike() -> None:

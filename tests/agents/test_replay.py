@@ -523,7 +523,7 @@ def owed(replay: Replay, ratio: float, n_step: int = 1) -> int:
         (0.0, 1, [0, 0]),
     ],
 )
-def test_updates_owed(ratio: float, envs: int, wanted: list[int]) -> None:
+def test_pending_updates(ratio: float, envs: int, wanted: list[int]) -> None:
     stream = Stream(VECTOR, DISCRETE, envs)
     replay = begin(stream, 100)
     for count in wanted:
@@ -544,7 +544,7 @@ def test_a_change_of_ratio_takes_effect_at_once_and_fractions_are_kept() -> None
     assert owed(replay, 8.25) == 9  # three quarters were left
 
 
-def test_nothing_is_owed_for_what_precedes_learning() -> None:
+def test_transitions_before_learning_starts_add_no_pending_updates() -> None:
     stream = Stream(VECTOR, DISCRETE, 4)
     replay = begin(stream, 100, learning_starts=10)
     counts = []
@@ -580,7 +580,7 @@ def test_each_batch_is_drawn_when_asked_for() -> None:
     assert sum(1 for _ in replay.batches(Sampling(32, 1, 0.99, 1.0))) == 3
 
 
-def test_updates_that_are_owed_besides_are_made_once_and_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extra_updates_are_made_once_and_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay_module, "AT_ONCE", 4)
     stream = Stream(VECTOR, DISCRETE, 2)
     replay = begin(stream, 100, learning_starts=3)
@@ -656,7 +656,7 @@ def test_after_clear_learning_waits_as_it_did_at_first() -> None:
     assert counts == [0, 0, 2, 4, 4]
 
 
-def test_after_clear_priorities_and_their_correction_begin_anew() -> None:
+def test_clear_resets_priorities_and_their_correction() -> None:
     config = PrioritisedConfig(alpha=1.0, beta=0.0, beta_final=1.0, beta_steps=100)
     stream = Stream(VECTOR, DISCRETE, 1)
     replay = begin(stream, 200, prioritised=config)

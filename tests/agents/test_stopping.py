@@ -188,7 +188,7 @@ def test_a_run_stopped_anywhere_goes_on_to_the_last_bit(task: str, tmp_path: Pat
     assert_same(content(straight), content(stopped))
 
 
-def test_nobody_who_may_not_be_interrupted_is() -> None:
+def test_only_interruptible_blocks_are_interrupted() -> None:
     heed()
     with interruptible(None):
         heed()
@@ -245,7 +245,7 @@ def test_an_episode_without_end_is_cut_and_counts_with_its_return_so_far(form: s
     assert str(found).splitlines()[-1] == f"  {line}"
 
 
-def test_what_ends_by_itself_is_told_as_before() -> None:
+def test_the_summary_of_episodes_that_end_by_themselves_is_unchanged() -> None:
     found = summarise("endless", [Episode(0, 1.0, 2, 3)])
     assert "cut" not in str(found) and "cut" not in found.json() and "eval/episodes_cut" not in found.metrics()
 
@@ -371,7 +371,7 @@ def stopped(process: Command, number: signal.Signals = signal.SIGTERM) -> int:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that is done, nobody having looked at it."""
+    """A finished run without monitors."""
     folder = tmp_path_factory.mktemp("trained")
     code, said = outcome_of(*TRAIN, "--run", str(folder), "--evaluate-episodes", "0", "--monitors", "none")
     assert code == 0, said
@@ -398,9 +398,7 @@ def test_a_signal_is_heard_in_evaluations_which_are_made_again(tmp_path: Path) -
 
 
 @pytest.mark.full
-def test_a_signal_is_heard_in_a_probe_and_the_run_goes_on_as_if_nobody_had_looked(
-    trained: Path, tmp_path: Path
-) -> None:
+def test_a_signal_interrupts_a_probe_and_the_resumed_run_is_unchanged(trained: Path, tmp_path: Path) -> None:
     words = (*TRAIN, "--run", str(tmp_path), "--evaluate-episodes", "0")
     process = Command(*words, "--monitors", "probe(every=50, steps=100000)", "--checkpoint-every", "0")
     process.until_it_says("replay: ")

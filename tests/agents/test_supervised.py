@@ -94,7 +94,7 @@ def test_numbers_are_learnt_by_every_head_for_scalars(loss: str) -> None:
     torch.testing.assert_close(values, agent.act(x).mean(1).unsqueeze(0))
 
 
-def test_it_says_the_likeliest_class_and_explores_nothing() -> None:
+def test_it_predicts_the_most_likely_class_without_exploration() -> None:
     agent, weight, bias = linear(DISCRETE)
     x = torch.randn(50, 5, generator=torch.Generator().manual_seed(0))
     said = (x @ weight.T + bias).argmax(1)
@@ -172,7 +172,7 @@ def test_each_minibatch_is_learnt_from_once(updates: int) -> None:
         assert len(held) == 2 * min(number, 3)
 
 
-def test_who_looks_sees_the_latest_samples_and_leaves_no_trace() -> None:
+def test_observers_sample_the_latest_samples_without_a_change_of_state() -> None:
     held = memory()
     with pytest.raises(RuntimeError, match="nothing to sample"):
         held.sample(3)
@@ -220,7 +220,7 @@ def test_numbers_are_kept_as_numbers() -> None:
 # ------------------------------------------------------------------------------------------------ monitors, words
 
 
-def test_every_monitor_looks_and_none_touches() -> None:
+def test_every_monitor_observes_and_none_changes_the_run() -> None:
     words = ["values(every=2, samples=16)", "overestimation(every=8, episodes=2, max_steps=6, tail=1.0)"]
     watched, alone = build_run("supervised", monitors=words), build_run("supervised")
     for _ in range(8):
@@ -245,7 +245,7 @@ def test_every_monitor_looks_and_none_touches() -> None:
         ("replay_ratio(2)", "replay_ratio sets replay_ratio, which supervised does not"),
     ],
 )
-def test_words_without_a_place_are_refused(word: str, match: str) -> None:
+def test_specs_without_a_component_are_refused(word: str, match: str) -> None:
     with pytest.raises(ValueError, match=match) as error:
         Supervised(VECTOR, DISCRETE, interventions=tuple(build([word], INTERVENTIONS)))
     assert "\n" not in str(error.value)
@@ -257,7 +257,7 @@ def test_senseless_settings_are_refused(changes: dict[str, Any]) -> None:
         SupervisedConfig(**changes)
 
 
-def test_who_tells_no_targets_is_refused() -> None:
+def test_environments_without_targets_are_refused() -> None:
     agent = Supervised(VECTOR, DISCRETE)
     held = agent.memory(2)
     held.start(np.zeros((2, 5), np.float32))
