@@ -225,7 +225,7 @@ def read(**changes: Any) -> dict[str, Any]:
         (said(expect="better"), "'expect' is one of higher, lower, equal, not 'better'"),
         (said(margin=0), "the margin is the smallest difference that would matter"),
         (said(measure="retrun"), "there is no measure 'retrun'. Did you mean 'return'?"),
-        ({"comparisons": []}, "'comparisons' is a list"),
+        ({"comparisons": []}, "'comparisons' must be a list"),
         (read(read="retrun"), "unknown reading 'retrun'. Did you mean 'return'?"),
         (read(read="losses/value_los"), "does not record losses/value_los. Did you mean 'losses/value_loss'?"),
         (read(first=2), "give first or last, not both"),
@@ -499,14 +499,14 @@ def test_checks_hold_and_can_fail(name: str, monkeypatch: pytest.MonkeyPatch) ->
     if name == "step_counter":
         monkeypatch.setattr(claim_checks.Adam, "give_age", lambda self, parameter: None)
     else:
-        from pliant.interventions import AdaptiveReplayRatio
+        from pliant.interventions.adaptive_replay_ratio import AdaptiveReplayRatio
 
         monkeypatch.setattr(AdaptiveReplayRatio, "check", lambda self: self.mirror.fill_(1.0))
     assert not all(row.holds for row in claim_checks.CHECKS[name]())
 
 
 def test_an_injection_that_changes_a_prediction_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pliant.interventions import PlasticityInjection
+    from pliant.interventions.plasticity_injection import PlasticityInjection
 
     name = "DQN on CartPole"
     monkeypatch.setattr(claim_checks, "LEARNERS", {name: claim_checks.LEARNERS[name] + " --agent.network.hidden 16"})
