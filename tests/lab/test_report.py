@@ -268,7 +268,7 @@ def cell_of(study: Study, arm: str, seed: int) -> Path:
     [
         (["nowhere"], "nowhere does not exist"),
         (["RUNS", "--baseline", "plane"], "Did you mean 'plain'"),
-        (["RUNS", "--measure", "lats"], "none of final, last"),
+        (["RUNS", "--measure", "lats"], "not one of final, last"),
         (["RUNS", "--measure", "final"], "none of these runs was evaluated"),
         (["RUNS", "--measure", "tasks"], "needs the length of a task"),
         (["RUNS", "--segment", "0"], "at least 1"),

@@ -1080,7 +1080,7 @@ def test_a_late_error_of_the_system_names_the_flag(tmp_path: Path) -> None:
 def test_without_the_peer_the_speed_tables_are_refused_at_once(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench, "find_spec", lambda name: None)
+    monkeypatch.setattr("pliant.scripts.bench.find_spec", lambda name: None)
     assert main(["bench", "--only", "pong"]) == 2
     expected = ["--only pong needs Stable-Baselines3", "pliant[peers]", "--only memory checkpoint"]
     assert wrong_with(2, *capfd.readouterr(), expected) == []
@@ -1091,7 +1091,7 @@ def test_a_measurement_that_fails_is_one_line(
 ) -> None:
     failed = subprocess.CompletedProcess([], 3, "", "Traceback\n  somewhere\nMemoryError: too much\n")
     monkeypatch.setattr(bench.subprocess, "run", lambda *_, **__: failed)
-    monkeypatch.setattr(bench, "find_spec", lambda name: True)
+    monkeypatch.setattr("pliant.scripts.bench.find_spec", lambda name: True)
     assert main(["bench", "--only", "pong"]) == 1
     line = r"error: .*measure pliant pong.* ended with exit code 3: MemoryError: too much\n"
     assert re.fullmatch(line, capfd.readouterr().err)

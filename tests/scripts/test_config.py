@@ -712,7 +712,7 @@ def test_the_catalogue_and_a_card(
 ) -> None:
     monkeypatch.setattr("pliant.scripts.interventions.INTERVENTIONS", AMONG.interventions, raising=False)
     # What was measured of pliant's own reset is not the stand-in's.
-    monkeypatch.setattr(command, "COSTS", tmp_path / "costs.json")
+    monkeypatch.setattr("pliant.lab.commands.cards.COSTS", tmp_path / "costs.json")
     assert command.main(["interventions"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "layer_norm  Normalises.",
