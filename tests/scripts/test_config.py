@@ -258,7 +258,7 @@ def test_help_shows_and_explains_every_field(capsys: Any, monkeypatch: Any) -> N
     for explanation in (
         "Learning rate of the Q-network. (default: 6.25e-05)",
         "Widths of the hidden layers. (default: 512)",
-        "Environments that are stepped together. (default: 1)",
+        "Number of environments that are stepped together. (default: 1)",
         "Probability of a repeated action.",
         "agent options",
         "env options",
