@@ -474,7 +474,7 @@ def test_refusals_of_modules(project: Path) -> None:
     assert "Did you mean 'Net'" in refused("weights.pt", "--module", "somebodys_nets:Nett", *given)
     assert "not a torch module" in refused("weights.pt", "--module", "somebodys_nets:nothing", *given)
     assert "cannot be built" in refused(*MODULE, "--module-args", '{"width": 3}', *given)
-    assert "no JSON" in refused(*MODULE, "--module-args", "{width", *given)
+    assert "not valid JSON" in refused(*MODULE, "--module-args", "{width", *given)
     assert "JSON object" in refused(*MODULE, "--module-args", "7", *given)
     assert "does not fit Net" in refused(*MODULE, "--module-args", '{"hidden": 7}', *given)
     assert "cannot read --input" in refused(*MODULE, "--input", "4")
