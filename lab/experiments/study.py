@@ -377,7 +377,10 @@ def _read(study: Study, environment: str, agent: str, arm: Arm) -> RunConfig:
     """The configuration of a combination. Command lines are slow to parse, and specs change only the interventions. So
     arms with the same flags are parsed once."""
     bare = read_command(study.command(environment, agent, replace(arm, words=())))
-    words = check(arm.words, INTERVENTIONS)
+    try:
+        words = check(arm.words, INTERVENTIONS)
+    except ValueError as error:
+        raise Wrong(f"'words': {error}") from error
     build(words, INTERVENTIONS)  # refuses values out of range, and interventions that exclude each other
     return replace(bare, interventions=words)
 

@@ -273,7 +273,7 @@ def test_a_pool_leaves_a_users_own_setting(monkeypatch: pytest.MonkeyPatch) -> N
     for name in spinning.DECIDED:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    with pool._one_thread():
+    with pool.one_thread():
         assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE" and "KMP_BLOCKTIME" not in os.environ
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
 
