@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...common.specs import LONGEST_SHOWN, shorten
-from ...interventions.core.spec import did_you_mean
+from ...interventions import INTERVENTIONS
+from ...interventions.core.spec import check, did_you_mean
 from ..errors import BadInput
 from ..experiments.config import RunConfig, default_run_folder, dump
 from ..experiments.sections import (
@@ -291,6 +292,10 @@ def _card(path: Path, data: dict[str, Any]) -> Card:
     card = Card(**common, testbed=bed, arms=arms, measures=measures, comparisons=comparisons)
     seen: dict[str, str] = {}
     for arm in arms.values():
+        try:
+            check(arm.words, INTERVENTIONS)
+        except ValueError as error:
+            raise Wrong(f"arm {arm.name!r}: 'words': {error}") from error
         try:
             name = card.key(arm)
         except ValueError as error:

@@ -211,7 +211,7 @@ def read(**changes: Any) -> dict[str, Any]:
         (flags(**{"agent.clip": 0}), "--agent.clip must be above 0, not 0"),
         (flags(**{"env.pixel": 3}), "--env.pixel"),
         (flags(monitors=["chaep"]), "Did you mean 'cheap'?"),
-        (arm({"words": ["layer_nrom"]}), "arm 'layer_norm': unknown intervention 'layer_nrom'. Did you mean"),
+        (arm({"words": ["layer_nrom"]}), "arm 'layer_norm': 'words': unknown intervention 'layer_nrom'. Did you mean"),
         (arm({"words": ["redo(tau=-1)"]}), "redo: tau must be at least 0, not -1"),
         (arm({"words": ["redo", "redo(tau=0.2"]}), "cannot read"),
         (arm({"wrods": []}), "arm 'layer_norm': unknown key 'wrods'. Did you mean 'words'?"),
