@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from ...agents.hooks import Intervention
+from ...agents.hooks import Effect, Intervention
 from ...agents.networks import COPIES, ActivationName
 from .config_edits import edit_network
 
@@ -15,7 +15,7 @@ Keep = Literal["features", "parameters", "units"]
 class Activating(Intervention):
     """Base of interventions that set the activation of all hidden layers of `on` before an agent is built."""
 
-    effect = "configuration"
+    effect: ClassVar[Effect] = "configuration"
 
     def __init__(self, on: Literal["all", "critic", "actor"], activation: ActivationName, keep: Keep) -> None:
         super().__init__()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ...agents.agent import Agent
-from ...agents.hooks import Every, Intervention, Run, Unit, sample_like_training
+from ...agents.hooks import Effect, Every, Intervention, Run, Unit, sample_like_training
 from ...agents.networks import Fourier
 from .parts import Survey, chosen_layers, edited, survey
 from .surgery import Chosen, Optimizers, reinit_units_
@@ -26,7 +26,7 @@ class Recycler(Intervention):
     corrects zeroed moments as if they were old.
     """
 
-    effect = "unit_surgery"
+    effect: ClassVar[Effect] = "unit_surgery"
 
     def __init__(
         self, on: str, every: int, of: Unit, start: int, stop: int | None, ages: Literal["own", "shared", "zeroed"]

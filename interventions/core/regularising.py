@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ...agents.agent import Agent
-from ...agents.hooks import Intervention, Run
+from ...agents.hooks import Effect, Intervention, Run
 from ...agents.networks import Layer
 from ...common.ranges import NotNegative
 from .parts import Survey, chosen_layers, survey
@@ -23,7 +24,7 @@ class Penalty(Intervention):
     not penalised either (the temperature of SAC, the log-deviation of a policy that has one for all states).
     """
 
-    effect = "penalty"
+    effect: ClassVar[Effect] = "penalty"
 
     def __init__(self, on: str, weight: NotNegative) -> None:
         super().__init__()

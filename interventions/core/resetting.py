@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor, nn
 
 from ...agents.agent import Agent
-from ...agents.hooks import At, Every, Intervention, Trigger, Unit
+from ...agents.hooks import At, Effect, Every, Intervention, Trigger, Unit
 from .parts import Survey, chosen_layers, edited, survey
 from .surgery import Optimizers, copy_layer_, forget_
 
@@ -28,7 +28,7 @@ class LayerMethod(Intervention):
     """Base of methods that redraw whole layers. It defines what happens to target networks and to the optimizer
     state."""
 
-    effect = "layer_surgery"
+    effect: ClassVar[Effect] = "layer_surgery"
     edits_norms = True  # whether gains and shifts of normalisation change, too
 
     def __init__(self, layers: str | Iterable[str], when: Trigger, target: Target, moments: Moments) -> None:

@@ -94,8 +94,8 @@ class Measure:
         series = record.tags.get(self.name)
         if series is None or not len(series.values):
             return math.nan
-        found = series.within(begin, end)
-        return average(found if len(found) else series.values[-1:])
+        window = series.within(begin, end)
+        return average(window if len(window) else series.values[-1:])
 
 
 def average(values: Array) -> float:
