@@ -139,7 +139,7 @@ def test_pictures_of_units_are_served(dashboard: str) -> None:
 def test_the_text_says_what_runs(dashboard: str) -> None:
     assert set(ask(dashboard, "text/tags")[RUN]) == {"run/config", "run/summary"}
     (shown,) = ask(dashboard, f"text/text?{urllib.parse.urlencode({'tag': 'run/summary', 'run': RUN})}")
-    for text in ("dqn in CartPole-v1, seed 0", "redo(every=150, tau=0.1)", "Recycle dormant units", "activity"):
+    for text in ("dqn in CartPole-v1, seed 0", "redo(every=150, tau=0.1)", "Reinitialise dormant units", "activity"):
         assert text in shown["text"], text
 
 
