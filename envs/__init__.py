@@ -39,7 +39,7 @@ __all__ = [
 
 def names() -> list[str]:
     """Every environment that `make` can create here, sorted; imports gymnasium and ale_py."""
-    from .names import names as every  # imports every simulator's library
+    from .known_names import names as every  # imports every simulator's library
 
     return every()
 
@@ -78,7 +78,7 @@ def make(
     try:
         envs = _made(name, kind, num_envs, seed, config, evaluation, drawn, at_steps, drift_seed)
     except NoSuchName:
-        from .names import unknown  # imports every simulator's library
+        from .known_names import unknown  # imports every simulator's library
 
         raise unknown(name) from None
     envs.longest_episode = longest_episode(kind, config)

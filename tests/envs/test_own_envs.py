@@ -226,7 +226,7 @@ def test_a_run_is_not_gone_on_with_where_its_module_is_missing_or_another(projec
     )
     for content, wanted in (
         (None, rf"No module named 'somebodys'.*{away}.*PYTHONPATH.*was made with {project}/somebodys.py"),
-        (CORRIDOR + "# another\n", rf"somebodys in {project}/somebodys.py.*another one, {away}/somebodys.py: go to"),
+        (CORRIDOR + "# another\n", rf"somebodys in {project}/somebodys.py.*another module, {away}/somebodys.py: go to"),
     ):
         if content is not None:
             (away / "somebodys.py").write_text(content)

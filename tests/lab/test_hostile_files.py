@@ -301,7 +301,7 @@ BOMBS = {
     "two documents": ("a: 1\n---\nb: 2\n", "a single document"),
     "a bad number": ("a: !!int x", "invalid literal"),
     "NUL": ("a: \0", "#x0000"),
-    "no UTF-8": (b"a: \xff", "no UTF-8"),
+    "not UTF-8": (b"a: \xff", "not UTF-8"),
     "not YAML": ("a: [1", "expected ',' or ']'"),
 }
 

@@ -344,8 +344,8 @@ def flags_of(kind: type[Any], prefix: str) -> Iterator[str]:
 def test_sizes_that_would_exhaust_memory_are_refused_before_allocation(
     line: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("memory", "replay"):
-        monkeypatch.setattr(f"pliant.agents.{module}.available_memory", lambda device: int(8e9 / 0.9) + 1)
+    for module in ("common.memory", "agents.replay"):
+        monkeypatch.setattr(f"pliant.{module}.available_memory", lambda device: int(8e9 / 0.9) + 1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     given = ["--env", "CartPole-v1"] if "--env " not in line else []
     words = [*given, "--threads", "1", "--run", str(tmp_path / "run"), *line.split()]
