@@ -7,6 +7,7 @@ loop. Within `interruptible`, a stop request interrupts it there, and the resume
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -78,8 +79,20 @@ def graceful_stop() -> Iterator[Asked]:
 @contextmanager
 def signals_held() -> Iterator[None]:
     """Delay SIGTERM and SIGINT until the end of the block, for a quick write of several files that belong together."""
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python runs handlers in the main thread alone
+        return
+    # Blocking the signals for this thread would not hold them: the system may deliver them to any other thread, and
+    # Python then runs the handler here.
+    received: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, lambda caught, frame: received.append(caught))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in dict.fromkeys(received):
+            signal.raise_signal(number)

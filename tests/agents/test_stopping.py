@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -441,8 +442,12 @@ def test_a_report_is_whole_or_not_there(seconds: float, trained: Path, tmp_path:
 
 
 def test_files_that_belong_together_are_written_together(tmp_path: Path) -> None:
-    """A signal while a report is written waits for the last file."""
+    """A signal while a report is written waits for the last file, also where other threads could receive it."""
     from pliant.agents.stopping import signals_held
+
+    ended = threading.Event()
+    other = threading.Thread(target=ended.wait, daemon=True)
+    other.start()
 
     def write() -> int:
         with signals_held():
@@ -450,7 +455,11 @@ def test_files_that_belong_together_are_written_together(tmp_path: Path) -> None
             (tmp_path / "last").write_text("whole")
         raise AssertionError("SIGTERM was not heard")
 
-    assert exit_code(write) == 143
+    try:
+        assert exit_code(write) == 143
+    finally:
+        ended.set()
+        other.join()
     assert (tmp_path / "last").read_text() == "whole"
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
