@@ -94,5 +94,5 @@ def signals_held() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for number in dict.fromkeys(received):
-            signal.raise_signal(number)
+        for caught in dict.fromkeys(received):
+            signal.raise_signal(caught)
