@@ -2,8 +2,9 @@
 
 from ..common.spaces import ActionSpec, Episode, ObservationSpec, Step
 from .agent import Agent, Component
+from .clock import At, Clock, Every, Sampling, Update
 from .dqn import DQN, DQNConfig
-from .hooks import At, Clock, Compose, Every, Intervention, Sampling, Update
+from .hooks import Compose, Intervention
 from .ppo import PPO, PPOConfig
 from .replay import Batch, PrioritisedConfig, Replay
 from .sac import SAC, SACConfig

@@ -32,8 +32,9 @@ from ..common.memory import refuse_too_large
 from ..common.ranges import OutOfRange, check_numbers
 from ..common.seeds import derive_seed
 from ..common.spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
+from .clock import Clock, Sampling, Update
 from .heads import precise
-from .hooks import Clock, Compose, Intervention, Sampling, Update, restore_stream_
+from .hooks import Compose, Intervention, restore_stream_
 from .networks import Dropout, Trace
 from .replay import Batch, Replay
 from .saved import BadFile, check_is_agent, read_agent

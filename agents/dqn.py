@@ -27,8 +27,8 @@ from ..common.ranges import (
     SomeUpdates,
 )
 from .agent import Agent, Component, check_off_policy, sync_target_
+from .clock import Clock, Every, Update
 from .heads import HeadConfig, HeadName, build_head
-from .hooks import Clock, Every, Update
 from .networks import NetworkConfig, QNetwork, Trace
 from .optimizers import OptimizerConfig, build_optimizer, step
 from .replay import Batch, PrioritisedConfig

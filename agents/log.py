@@ -46,7 +46,7 @@ from torch import Tensor
 
 from ..common.files import sync_folder
 from ..common.spaces import Episode
-from .hooks import Clock
+from .clock import Clock
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
 EVENTS = re.compile(r"events\.out\.tfevents\.(\d{10})\..*\.pliant")

@@ -38,8 +38,8 @@ from ..common.ranges import (
 )
 from ..common.seeds import derive_seed
 from .agent import Agent, Component, beyond_first_order, categorical_kl, gaussian_kl
+from .clock import Clock, Sampling, Update
 from .heads import HeadConfig, HeadName, build_head, precise
-from .hooks import Clock, Sampling, Update
 from .networks import Dense, LayerBuilder, NetworkConfig, Trace, ValueNetwork
 from .optimizers import OptimizerConfig, build_optimizer, step
 from .replay import Batch

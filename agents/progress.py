@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TextIO
 
-from .hooks import Clock
+from .clock import Clock
 
 BAR = 20
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ..common.memory import HEADROOM, TooLarge, available_memory, in_bytes
 from ..common.spaces import ActionSpec, ObservationSpec, Step
-from .hooks import Sampling
+from .clock import Sampling
 from .priorities import Priorities, PrioritisedConfig
 
 __all__ = ["Batch", "PrioritisedConfig", "Replay", "ReplayTooLarge"]

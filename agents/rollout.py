@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from ..common.memory import refuse_too_large
 from ..common.spaces import ActionSpec, ObservationSpec, Step
-from .hooks import Sampling
+from .clock import Sampling
 
 
 class RolloutBatch(NamedTuple):

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from ..common.spaces import LONGEST_EPISODE, ActionSpec, Diverged, Episode, NotFinite, ObservationSpec, Step
 from .agent import Agent
 from .checkpoint import Checkpoints, Found, saved_steps
-from .hooks import Clock, Intervention, Update, When
+from .clock import Clock, Update, When
+from .hooks import Intervention
 from .log import Log
 from .progress import Progress
 from .replay import AT_ONCE, Batch

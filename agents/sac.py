@@ -37,8 +37,8 @@ from ..common.ranges import (
     at_least,
 )
 from .agent import Agent, Component, check_off_policy, gaussian_kl, sync_target_
+from .clock import Clock, Every, Update
 from .heads import HeadConfig, HeadName, build_head
-from .hooks import Clock, Every, Update
 from .networks import Actor, Critic, NetworkConfig, Trace, Units
 from .optimizers import OptimizerConfig, build_optimizer, step
 from .replay import Batch

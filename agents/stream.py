@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 from ..common.memory import refuse_too_large
 from ..common.spaces import ActionSpec, ObservationSpec, Step
-from .hooks import Sampling
+from .clock import Sampling
 from .replay import Batch
 
 

@@ -24,8 +24,8 @@ from ..common.ranges import SomeTransitions, at_least, check_numbers
 from ..common.seeds import derive_seed
 from ..common.spaces import ObservationSpec
 from .agent import Agent, Component
+from .clock import Clock, Sampling, Update
 from .heads import HeadConfig, HeadName, ValueHead, build_head
-from .hooks import Clock, Sampling, Update
 from .networks import Injection, NetworkConfig, Trace, ValueNetwork
 from .optimizers import OptimizerConfig, build_optimizer, step
 from .replay import Batch

@@ -1,6 +1,7 @@
 """Methods that preserve or restore plasticity. `pliant.agents.hooks` defines their protocol."""
 
-from ..agents.hooks import At, Clock, Compose, Every, Intervention, Sampling, Update, When, sample_like_training
+from ..agents.clock import At, Clock, Every, Sampling, Update, When
+from ..agents.hooks import Compose, Intervention, sample_like_training
 from ..common.moved import moved
 from .external.attach import Learner, Plasticity, attach, attachable
 from .registry import INTERVENTIONS

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..agents.agent import Agent
-from ..agents.hooks import Clock, Every, Intervention, Run, Sampling, Unit
+from ..agents.clock import Clock, Every, Sampling, Unit
+from ..agents.hooks import Intervention, Run
 from ..common.ranges import NotNegative, Period, SomeRatio, Updates
 from .core.config_edits import edit
 from .core.parts import Survey, chosen_layers, survey

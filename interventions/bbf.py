@@ -10,7 +10,8 @@ from typing import Annotated, Any, ClassVar, TypeAlias
 from torch import Tensor
 
 from ..agents.agent import Agent
-from ..agents.hooks import Clock, Run, Sampling, Unit
+from ..agents.clock import Clock, Sampling, Unit
+from ..agents.hooks import Run
 from ..common.ranges import NStep, Period, Share, SomeUpdates, Start, between
 from .core.config_edits import edit
 from .core.parts import ENCODER

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..agents.agent import Agent
-from ..agents.hooks import At, Every, Run, Unit
+from ..agents.clock import At, Every, Unit
+from ..agents.hooks import Run
 from ..common.ranges import Moment, Period, Start
 from .core.config_edits import agent_name
 from .core.resetting import LayerMethod, beat

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from ..agents.hooks import Clock, Intervention, Sampling
+from ..agents.clock import Clock, Sampling
+from ..agents.hooks import Intervention
 from ..common.ranges import SomeTransitions, SomeUpdates
 from .core.config_edits import agent_name, edit
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..agents.agent import Agent
-from ..agents.hooks import Clock, Intervention, Memory, Run, Sampling, When, firing
+from ..agents.clock import Clock, Sampling, When
+from ..agents.hooks import Intervention, Memory, Run, firing
 from ..agents.replay import Batch
 from ..common.seeds import derive_seed
 from .core.recycling import Recycler

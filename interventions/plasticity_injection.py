@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..agents.agent import Agent
-from ..agents.hooks import At, Intervention, Run, Unit
+from ..agents.clock import At, Unit
+from ..agents.hooks import Intervention, Run
 from ..agents.networks import MOST_INJECTIONS, TWO_COPIES, Layer
 from ..common.ranges import Moment, at_least
 from .core.config_edits import edit_network

@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from torch import Tensor
 
-from ..agents.hooks import Run, Unit
+from ..agents.clock import Unit
+from ..agents.hooks import Run
 from ..common.ranges import AT_ONCE, NotNegative, Period, SomeShare, Start, at_least
 from .core.recycling import Recycler, lowest, magnitude
 from .core.surgery import Chosen

@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..agents.hooks import Run, Unit, sample_like_training
+from ..agents.clock import Unit
+from ..agents.hooks import Run, sample_like_training
 from ..common.ranges import NotNegative, Period, Samples, SomeShare, Start
 from .core.recycling import Ages, Recycler, lowest, per_unit
 from .core.surgery import Chosen

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from ..agents.agent import Agent
-from ..agents.hooks import Run, Unit
+from ..agents.clock import Unit
+from ..agents.hooks import Run
 from ..common.ranges import Moment, Period, Start
 from .core.resetting import LayerMethod, Target, beat
 from .core.surgery import forget_, load_layer_

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..agents.agent import Agent
-from ..agents.hooks import Every, Intervention, Run, Unit, When
+from ..agents.clock import Every, Unit, When
+from ..agents.hooks import Intervention, Run
 from ..common.ranges import Moment, Period, Start
 from .core.parts import chosen_layers, survey
 from .core.resetting import beat

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..agents.agent import Agent, sync_target_
-from ..agents.hooks import Intervention, Run, Unit
+from ..agents.clock import Unit
+from ..agents.hooks import Intervention, Run
 from ..common.ranges import Moment, Period, Start
 from .core.parts import Survey, survey
 from .core.resetting import beat

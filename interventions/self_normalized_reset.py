@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..agents.agent import Agent
-from ..agents.hooks import Every, Run
+from ..agents.clock import Every
+from ..agents.hooks import Run
 from ..common.ranges import NotNegative, Period, SomeShare, SomeUpdates, at_least
 from .core.recycling import Ages, Recycler, per_unit
 from .core.surgery import Chosen

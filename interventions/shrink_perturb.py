@@ -9,7 +9,8 @@ import torch
 from torch import Generator, Tensor
 
 from ..agents.agent import Agent
-from ..agents.hooks import Run, Unit
+from ..agents.clock import Unit
+from ..agents.hooks import Run
 from ..common.ranges import Moment, NotNegative, Period, Share, Start
 from .core.resetting import LayerMethod, Moments, Target, beat
 from .core.surgery import blend_layer_

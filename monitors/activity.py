@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..agents.agent import Agent
-from ..agents.hooks import Clock, Unit
+from ..agents.clock import Clock, Unit
 from ..common.ranges import Period, Samples
 from ..interventions.core.parts import survey
 from ..interventions.core.recycling import magnitude

@@ -37,7 +37,8 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from ..agents.agent import Agent
-from ..agents.hooks import Clock, Every, Intervention, Trigger, Unit, Update, When, sample_like_training
+from ..agents.clock import Clock, Every, Trigger, Unit, Update, When
+from ..agents.hooks import Intervention, sample_like_training
 from ..agents.replay import Batch
 from ..common.seeds import derive_seed
 from ..interventions.core.parts import ENCODER, Survey, chosen_layers, survey

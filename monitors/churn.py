@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..agents.hooks import Unit
+from ..agents.clock import Unit
 from ..agents.replay import Batch
 from ..common.ranges import Period, Samples
 from .base import Monitor, MonitorContext, beat

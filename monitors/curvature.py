@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from ..agents.agent import Component
-from ..agents.hooks import Clock, Unit
+from ..agents.clock import Clock, Unit
 from ..agents.stopping import heed
 from ..common.ranges import Period, Positive, Samples, at_least
 from .base import Finding, Monitor, MonitorContext, beat

@@ -19,7 +19,8 @@ from functools import cache
 from typing import Any, Literal, NamedTuple
 
 from ..agents.agent import Agent
-from ..agents.hooks import Clock, Intervention, Never
+from ..agents.clock import Clock, Never
+from ..agents.hooks import Intervention
 from ..agents.log import LAYOUT, Band, Charts, Log
 
 Detail = Literal["layers", "parts", "components"]

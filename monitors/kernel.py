@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..agents.agent import Agent
-from ..agents.hooks import Clock, Unit
+from ..agents.clock import Clock, Unit
 from ..agents.replay import Batch
 from ..agents.stopping import heed
 from ..common.ranges import Period, at_least

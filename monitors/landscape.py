@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
-from ..agents.hooks import Clock, Unit
+from ..agents.clock import Clock, Unit
 from ..agents.stopping import heed
 from ..common.ranges import Period, Positive, Samples, at_least
 from .base import Finding, Monitor, MonitorContext, beat

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..agents.agent import Agent
-from ..agents.hooks import Clock, Unit
+from ..agents.clock import Clock, Unit
 from ..agents.replay import Batch
 from ..common.ranges import Period, Positive, Samples, SomeUpdates
 from ..interventions.core.spec import did_you_mean

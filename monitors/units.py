@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..agents.agent import Agent
-from ..agents.hooks import Clock, Unit
+from ..agents.clock import Clock, Unit
 from ..agents.networks import Fourier, Layer
 from ..common.ranges import Period, Samples
 from ..interventions.core.parts import survey

@@ -54,7 +54,7 @@ def measure(given: int, seconds: float) -> dict[str, Any]:
     """Rates in this process, and the number of threads with the reason for it."""
     import torch
 
-    from pliant.agents.hooks import Clock
+    from pliant.agents.clock import Clock
     from pliant.agents.run import Run
     from pliant.lab.experiments import threads
     from pliant.lab.experiments.config import parse

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ...agents.agent import Agent
-from ...agents.hooks import Effect, Every, Intervention, Run, Unit, sample_like_training
+from ...agents.clock import Every, Unit
+from ...agents.hooks import Effect, Intervention, Run, sample_like_training
 from ...agents.networks import Fourier
 from .parts import Survey, chosen_layers, edited, survey
 from .surgery import Chosen, Optimizers, reinit_units_

@@ -9,7 +9,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ...agents.agent import Agent
-from ...agents.hooks import At, Effect, Every, Intervention, Trigger, Unit
+from ...agents.clock import At, Every, Trigger, Unit
+from ...agents.hooks import Effect, Intervention
 from .parts import Survey, chosen_layers, edited, survey
 from .surgery import Optimizers, copy_layer_, forget_
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
-from ...agents.hooks import Compose, Intervention, Patience, When
+from ...agents.clock import Patience, When
+from ...agents.hooks import Compose, Intervention
 from ...common.ranges import OutOfRange, Updates, parameters_of
 from ...common.specs import (
     EXAMPLE,

@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...agents.hooks import Clock, Compose, Intervention, Run, When
+from ...agents.clock import Clock, When
+from ...agents.hooks import Compose, Intervention, Run
 from ...agents.networks import InitName
 from ..core.recycling import per_unit
 from ..core.spec import build

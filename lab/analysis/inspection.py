@@ -27,7 +27,8 @@ from torch import Generator, Tensor, nn
 
 from pliant.agents import Agent, Batch, Clock
 from pliant.agents.checkpoint import Found
-from pliant.agents.hooks import Every, Never, Sampling, sample_like_training
+from pliant.agents.clock import Every, Never, Sampling
+from pliant.agents.hooks import sample_like_training
 from pliant.agents.networks import ReLU
 from pliant.agents.rollout import Rollout
 from pliant.agents.saved import read_torch

@@ -18,7 +18,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pliant.agents import Agent
-from pliant.agents.hooks import Clock
+from pliant.agents.clock import Clock
 from pliant.agents.stopping import signals_held
 from pliant.envs import Envs, make
 from pliant.interventions import INTERVENTIONS

@@ -91,7 +91,7 @@ def block(run: Any, updates: int) -> float:
 
 def firing(run: Any) -> tuple[float, int] | None:
     """Seconds of one update at which the method fires, and its period in updates; None if it has no period."""
-    from pliant.agents.hooks import Clock, Every
+    from pliant.agents.clock import Clock, Every
 
     part = next(iter(run.agent.interventions))
     part = getattr(part, "resets", None) or part

@@ -41,7 +41,7 @@ def shares(agents: list[str], rounds: int) -> dict[str, dict[str, dict[str, floa
 
 def cost(run: Any, agent: str, word: str, updates: int, rounds: int) -> dict[str, float]:
     """The cost of one monitor, or of a group with the same schedule, measured in turns with plain updates."""
-    from pliant.agents.hooks import Clock
+    from pliant.agents.clock import Clock
     from pliant.monitors import watch
 
     monitors = watch(run.agent, word)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ...agents import Agent
-from ...agents.hooks import Clock, sample_like_training
+from ...agents.clock import Clock
+from ...agents.hooks import sample_like_training
 from ...agents.optimizers import Adam, OptimizerConfig
 from ...agents.replay import Batch
 from ...agents.run import Run

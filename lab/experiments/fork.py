@@ -42,7 +42,8 @@ from pliant.agents.checkpoint import (
     saved_steps,
     unmake,
 )
-from pliant.agents.hooks import At, Clock, Every, Intervention, sample_like_training
+from pliant.agents.clock import At, Clock, Every
+from pliant.agents.hooks import Intervention, sample_like_training
 from pliant.agents.log import METRICS, TIMING, read_metrics
 from pliant.agents.progress import Progress as RunProgress
 from pliant.agents.run import Run

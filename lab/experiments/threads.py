@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ...agents import Agent
-from ...agents.hooks import Clock
+from ...agents.clock import Clock
 from ...agents.rollout import RolloutBatch
 from .config import RunConfig, load
 

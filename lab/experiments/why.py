@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import torch
 
 from ...agents.checkpoint import Found
-from ...agents.hooks import Clock, sample_like_training
+from ...agents.clock import Clock
+from ...agents.hooks import sample_like_training
 from ...monitors.attribution import Attribution, attribute, pooled, table
 from ..errors import BadInput
 from .config import load

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pliant.agents.hooks import At, Clock, Compose, Every, Intervention, Sampling
+from pliant.agents.clock import At, Clock, Every, Sampling
+from pliant.agents.hooks import Compose, Intervention
 
 
 def walk(strides: list[int], ratio: float) -> list[Clock]:

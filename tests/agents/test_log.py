@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 
-from pliant.agents.hooks import Clock
+from pliant.agents.clock import Clock
 from pliant.agents.log import LAYOUT, METRICS, TIMING, Log, LogDamaged, LogWriteFailed, read_metrics
 from pliant.agents.progress import Progress, duration
 from pliant.common.spaces import Episode

@@ -18,8 +18,8 @@ from gymnasium.vector import SyncVectorEnv
 
 from pliant.agents import DQN, PPO, SAC, ObservationSpec
 from pliant.agents.checkpoint import Checkpoints
+from pliant.agents.clock import Clock
 from pliant.agents.dqn import DQNConfig
-from pliant.agents.hooks import Clock
 from pliant.agents.log import read_metrics
 from pliant.agents.run import Run
 from pliant.common.spaces import Diverged, NotFinite, action_spec, observation_spec

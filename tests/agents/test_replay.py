@@ -14,7 +14,7 @@ from no_wait import HostWaits, no_wait
 from torch import Tensor
 
 from pliant.agents import replay as replay_module
-from pliant.agents.hooks import Sampling
+from pliant.agents.clock import Sampling
 from pliant.agents.priorities import BLOCK, Priorities, PrioritisedConfig
 from pliant.agents.replay import Batch, Replay, ReplayTooLarge
 from pliant.common import memory

@@ -16,7 +16,7 @@ from test_runs import content, kill_soon_after_a_checkpoint, same
 from torch import Tensor
 
 from pliant.agents import Batch, Clock, Supervised, SupervisedConfig
-from pliant.agents.hooks import Sampling
+from pliant.agents.clock import Sampling
 from pliant.agents.log import read_metrics
 from pliant.agents.networks import NetworkConfig
 from pliant.agents.optimizers import OptimizerConfig

@@ -21,7 +21,7 @@ from test_agents import BOX, SAC_SMALL, SMALL_PIXELS
 from torch import Tensor
 
 from pliant.agents import DQN, SAC, Agent, DQNConfig, Intervention
-from pliant.agents.hooks import Sampling
+from pliant.agents.clock import Sampling
 from pliant.agents.networks import NetworkConfig
 from pliant.agents.run import Run
 from pliant.common.spaces import ActionSpec, Episode, ObservationSpec, Step

@@ -18,7 +18,7 @@ from test_agents import BOX, DQN_SMALL, SAC_SMALL, SMALL_PIXELS, batch_for
 from torch import Generator, Tensor, nn
 
 from pliant.agents import DQN, SAC, Agent, Clock, Intervention
-from pliant.agents.hooks import Sampling
+from pliant.agents.clock import Sampling
 from pliant.agents.networks import Layer, NetworkConfig
 from pliant.agents.optimizers import OptimizerConfig
 from pliant.common.seeds import derive_seed

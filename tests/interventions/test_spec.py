@@ -13,7 +13,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pliant.agents.hooks import Compose, Every, Intervention, Trigger
+from pliant.agents.clock import Every, Trigger
+from pliant.agents.hooks import Compose, Intervention
 from pliant.interventions.core import spec
 from pliant.interventions.core.spec import Spec, SpecError, build, check, normalise, parse, signature
 

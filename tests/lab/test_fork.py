@@ -20,7 +20,7 @@ from processes import Command
 
 from pliant.agents import checkpoint
 from pliant.agents.checkpoint import CheckpointDamaged, Checkpoints, saved_steps
-from pliant.agents.hooks import At, Clock, Every
+from pliant.agents.clock import At, Clock, Every
 from pliant.common.files import FileDamaged
 from pliant.interventions import INTERVENTIONS
 from pliant.lab.errors import BadInput

@@ -20,8 +20,9 @@ from gymnasium.spaces import Box
 import pliant.agents
 import pliant.envs
 from pliant.agents import DQN, PPO, SAC, Supervised
+from pliant.agents.clock import At, Every, When
 from pliant.agents.dqn import DQNConfig
-from pliant.agents.hooks import At, Every, Intervention, When
+from pliant.agents.hooks import Intervention
 from pliant.agents.networks import NetworkConfig
 from pliant.agents.sac import SACConfig
 from pliant.common.ranges import (

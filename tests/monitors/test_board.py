@@ -20,7 +20,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from pliant.agents.hooks import Clock
+from pliant.agents.clock import Clock
 from pliant.agents.log import METRICS, Band, Log, read_metrics
 from pliant.agents.run import Run
 from pliant.interventions import INTERVENTIONS

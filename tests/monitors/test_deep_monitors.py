@@ -18,7 +18,7 @@ from test_agents import batch_for
 from torch import Generator, Tensor, nn
 
 from pliant.agents import DQN, SAC, Agent, Batch, Clock, DQNConfig, SACConfig
-from pliant.agents.hooks import Every
+from pliant.agents.clock import Every
 from pliant.agents.networks import NetworkConfig
 from pliant.agents.run import Run
 from pliant.common.seeds import derive_seed

@@ -15,7 +15,7 @@ from no_wait import no_wait
 from torch import Generator, Tensor, nn
 
 from pliant.agents import Agent
-from pliant.agents.hooks import Clock
+from pliant.agents.clock import Clock
 from pliant.agents.networks import ACTIVATIONS, Layer
 from pliant.agents.optimizers import OptimizerConfig
 from pliant.agents.run import Run

@@ -37,7 +37,8 @@ from stand import Stand
 from torch import Tensor
 
 from pliant.agents import Clock, Every
-from pliant.agents.hooks import Intervention, When
+from pliant.agents.clock import When
+from pliant.agents.hooks import Intervention
 from pliant.agents.log import Log, read_metrics
 from pliant.agents.run import Run
 from pliant.interventions import INTERVENTIONS, attach

@@ -18,7 +18,7 @@ from test_agents import batch_for
 from torch import Tensor, nn
 
 from pliant.agents import DQN, Agent, Batch, DQNConfig
-from pliant.agents.hooks import Clock
+from pliant.agents.clock import Clock
 from pliant.agents.networks import Injection, NetworkConfig, all_layers
 from pliant.interventions import INTERVENTIONS
 from pliant.interventions.core.spec import build

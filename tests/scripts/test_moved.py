@@ -8,6 +8,7 @@ from importlib import import_module
 import pytest
 
 MOVED = [
+    ("pliant.agents.hooks", "Every", "pliant.agents.clock.Every"),
     ("pliant.agents.spaces", "ActionSpec", "pliant.common.spaces.ActionSpec"),
     ("pliant.agents.words", "Word", "pliant.common.specs.Spec"),
     ("pliant.agents.words", "SentenceError", "pliant.common.specs.SpecError"),
