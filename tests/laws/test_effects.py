@@ -63,7 +63,7 @@ def test_every_effect_has_a_method() -> None:
 
 
 def test_a_wrong_declaration_is_noticed() -> None:
-    """The observation tells effects apart: a method that does nothing shows none, and two surgeries differ."""
+    """The observation separates the effects: a method that does nothing shows none, and two surgeries differ."""
     assert observed_effects(Intervention()) == set()
     assert "unit_surgery" in observed_effects(example("redo"))
     assert "layer_surgery" not in observed_effects(example("redo"))

@@ -1,4 +1,4 @@
-"""What must hold of every intervention, over every agent, and of every ordered pair of them.
+"""The laws: what must hold of every intervention with every agent, and of every ordered pair of interventions.
 
 A new method is tested by being listed in `INTERVENTIONS`: its `example` makes it act within a few updates.
 """
@@ -46,12 +46,12 @@ from pliant.interventions.core.surgery import MEMORY
 from pliant.monitors import MONITORS
 
 METHODS = sorted(INTERVENTIONS)
-STEPS = 7  # of two environments: six updates, in which what acts at every third acts twice
+STEPS = 7  # of two environments: six updates, so a method that acts at every third update acts twice
 
-# Who sees vectors has no images to shift and no encoder to shrink; rewards in channels are one-step rewards.
+# Agents with vector observations have no images to shift and no encoder to shrink; rewards in channels are one-step.
 FLAT = ("dqn", "sac", "redq", "droq", "ppo", "ppo, continuous", "supervised")
 VECTORS = {n for n in AGENTS if n in FLAT or "3-step" in n}
-# On-policy: no replay to be drawn from more often, no target network, values regressed on returns.
+# On-policy: no replay ratio to raise, no target network, values regressed on returns.
 OFF_POLICY = (
     "replay_ratio",
     "adaptive_replay_ratio",
@@ -67,7 +67,7 @@ REFUSED = {(name, method) for name in VECTORS for method in ("bbf", "random_shif
     (name, "value_mapping") for name in AGENTS if "3-step" in name
 }
 REFUSED |= {(name, method) for name in AGENTS if "ppo" in name for method in (*OFF_POLICY, "value_mapping")}
-# Supervised: each minibatch but once, no target network; classes are learnt by cross-entropy and by nothing else.
+# Supervised: each minibatch only once, no target network; classes are learnt by cross-entropy only.
 SUPERVISED = {name for name in AGENTS if "supervised" in name}
 REFUSED |= {
     (name, method)
@@ -76,13 +76,12 @@ REFUSED |= {
     if method != "plasticity_injection"
 }
 REFUSED |= {("supervised", method) for method in ("mse", "huber", "symlog", "two_hot", "hl_gauss")}
-# What projects image features is bounded by tanh, and the largest of a pool is no linear function.
+# The projection of image features is bounded by tanh, and max pooling is not linear.
 REFUSED |= {("sac, pixels", "linear"), ("dqn, impala", "linear")}
 
-# Penalties are sums, and activations and value losses are choices of a configuration: they edit no weight, and in what
-# order they stand cannot matter. What each computes is tested for itself (test_regularisers, test_activations,
-# test_heads), so a few agents show that it keeps the laws, and one or two of each kind stand for the others beside
-# other methods.
+# Penalties are sums, and activations and value losses are choices of a configuration: they edit no weight, and their
+# order cannot matter. What each computes has its own tests (test_regularisers, test_activations, test_heads), so a few
+# agents show that they obey the laws, and one or two of each kind represent the others in pairs.
 QUIET = {
     "l2",
     "l2_init",
@@ -101,12 +100,12 @@ QUIET = {
 }
 BESIDE_OTHERS = {"l2_init", "spectral", "fourier", "linear"}
 FEW = ("dqn, minatar, dueling", "droq", "sac, pixels", "ppo, continuous")
-MET = [method for method in METHODS if method not in QUIET or method in BESIDE_OTHERS]
+PAIRED_METHODS = [method for method in METHODS if method not in QUIET or method in BESIDE_OTHERS]
 SQUARE = [
     (agent, a, b)
     for agent in PAIRED
-    for a in MET
-    for b in MET
+    for a in PAIRED_METHODS
+    for b in PAIRED_METHODS
     if not {(agent, a), (agent, b)} & REFUSED and (a <= b or not {a, b} & QUIET)
 ]
 # Two methods stand for every effect that has two; all ordered pairs of effects run at every commit.
@@ -151,7 +150,7 @@ AGENTS_OF_A_METHOD = 3  # in the quick run, chosen by rotation
 
 
 def cells() -> Iterator[tuple[str, str, bool]]:
-    """Every agent with every method, and whether the quick run takes them: the next method begins one agent later, so
+    """Every agent with every method, and whether the quick run takes this case. Each method starts one agent later, so
     that no agent is left out."""
     start = generator("agents").randrange(len(AGENTS))
     for number, method in enumerate(METHODS):
@@ -161,12 +160,12 @@ def cells() -> Iterator[tuple[str, str, bool]]:
             yield agent, method, agent in taken
 
 
-def words(*methods: str) -> tuple[Any, ...]:
+def examples(*methods: str) -> tuple[Any, ...]:
     return tuple(build([INTERVENTIONS[m].example for m in methods], INTERVENTIONS))
 
 
 def run_of(agent: str, method: str, **options: Any) -> Run:
-    return build_run(agent, words(method), **options)
+    return build_run(agent, examples(method), **options)
 
 
 each = pytest.mark.parametrize(
@@ -177,69 +176,70 @@ each = pytest.mark.parametrize(
 
 @each
 class TestLaws:
-    def test_a_seed_decides_all_and_a_stranger_goes_on(self, agent: str, method: str) -> None:
-        """Two runs of one seed are one run; 2N steps are N steps, save, load into a stranger, N steps: to the last bit.
+    def test_a_seed_determines_the_run_and_a_resumed_run_continues_it_exactly(self, agent: str, method: str) -> None:
+        """Two runs of one seed are equal to the last bit; 2N steps equal N steps, save, load into another run, N steps.
 
-        No parameter, buffer or optimizer changes identity, each trainable one has exactly one optimizer, nothing is
-        drawn from global streams, and neither an update nor what follows from it makes the host wait for the device.
+        No parameter, buffer or optimizer changes identity, each trainable parameter has exactly one optimizer, nothing
+        draws from global generators, and neither an update nor a method makes the host wait for the device.
         """
         states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # type: ignore[index]
-        straight, stopped, stranger = run_of(agent, method), run_of(agent, method), run_of(agent, method, seed=99)
-        assert differences(held(straight), held(stranger))
+        straight, stopped, resumed = run_of(agent, method), run_of(agent, method), run_of(agent, method, seed=99)
+        assert differences(held(straight), held(resumed))
         before = identities(straight.agent)
         for run in (straight, stopped):
             walk(run, STEPS)
         assert not differences(held(straight), held(stopped))
-        resume(stranger, saved(stopped))
-        rest = refuse_waiting(straight, updates=5)
+        resume(resumed, saved(stopped))
+        make_remaining_updates = refuse_waiting(straight, updates=5)
         walk(straight, 4)
-        walk(stranger, 4 + rest())
-        assert not differences(held(straight), held(stranger))
+        walk(resumed, 4 + make_remaining_updates())
+        assert not differences(held(straight), held(resumed))
         assert before == identities(straight.agent)
         check_optimizers(straight.agent)
         assert torch.equal(states[0], torch.get_rng_state()) and random.getstate() == states[2]
         assert np.array_equal(states[1], np.random.get_state()[1])  # type: ignore[index]
 
-    def test_fresh_start(self, agent: str, method: str) -> None:
-        """Whatever weight a method edits is forgotten by the optimizer, and nothing else is; what is drawn anew follows
-        the law of its birth, and its first step is that of a new weight."""
+    def test_edited_weights_make_a_fresh_start(self, agent: str, method: str) -> None:
+        """Reinitialised weights follow the layer's initialiser and start with fresh optimizer state; other weights are
+        unaffected. The optimizer's first step of an edited weight is that of a new weight."""
         run = run_of(agent, method)
         walk(run, 4)
         acted = False
         for _ in range(4):
             acted |= watch_edits(run, method)
         if acts_on_weights(method):
-            assert acted, "the method edited nothing: the law saw nothing"
+            assert acted, "the method edited nothing: the law checked nothing"
 
 
 @pytest.mark.parametrize(("agent", "method"), sorted(REFUSED))
-def test_what_an_agent_has_no_place_for_is_refused_by_name(agent: str, method: str) -> None:
+def test_a_method_that_does_not_fit_the_agent_is_refused_by_name(agent: str, method: str) -> None:
     with pytest.raises(ValueError) as refusal:
         run_of(agent, method)
     assert method in str(refusal.value) and "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(("agent", "first", "second"), PAIRS)
-def test_pairs(agent: str, first: str, second: str) -> None:
-    """Every ordered pair obeys the laws or is refused in one line that names both."""
+def test_every_ordered_pair_obeys_the_laws_or_is_refused(agent: str, first: str, second: str) -> None:
+    """The refusal is one line that names both methods."""
     try:
-        straight = build_run(agent, words(first, second))
+        straight = build_run(agent, examples(first, second))
     except ValueError as refusal:
         message = str(refusal)
         assert first in message and second in message and "exclude each other" in message and "\n" not in message
         with pytest.raises(ValueError, match="exclude each other"):
-            build_run(agent, words(second, first))
+            build_run(agent, examples(second, first))
         return
     before = identities(straight.agent)
-    # Four updates and then four: what acts at every third acts on both sides of the stop.
+    # Four updates and then four: a method that acts at every third update acts before and after the stop.
     walk(straight, 6)
-    stopped = deepcopy(held(straight))  # the laws of single methods go through a file
-    rest = refuse_waiting(straight, updates=1, after=1)  # the sixth: what acts at every second or third, acts now
+    stopped = deepcopy(held(straight))  # the laws of single methods save to a file
+    # The guarded update is the sixth: a method that acts at every second or third update acts in it.
+    make_remaining_updates = refuse_waiting(straight, updates=1, after=1)
     walk(straight, 2)
-    further = rest()
+    further = make_remaining_updates()
     assert before == identities(straight.agent)
     check_optimizers(straight.agent)
-    resumed = build_run(agent, words(first, second), seed=99)
+    resumed = build_run(agent, examples(first, second), seed=99)
     resume(resumed, stopped)
     walk(resumed, 2 + further)
     assert not differences(held(straight), held(resumed))
@@ -249,30 +249,30 @@ def test_pairs(agent: str, first: str, second: str) -> None:
 
 
 def draws_of(run: Run, steps: int) -> list[tuple[int, float]]:
-    """n-step and discount of every batch that is drawn beside those of training, all as the agent learns then."""
+    """n-step and discount of every batch that is drawn beside training's; each must be what the agent learns with."""
     sample, drawn = run.memory.sample, []
 
-    def noted(batch_size: int, n_step: int = 1, gamma: float = 0.99, generator: Any = None) -> Any:
+    def recorded_sample(batch_size: int, n_step: int = 1, gamma: float = 0.99, generator: Any = None) -> Any:
         if generator is not None:
             sampling = run.agent.sampling(run.clock)
             drawn.append((n_step, gamma))
             assert drawn[-1] == (sampling.n_step, sampling.gamma)
         return sample(batch_size, n_step, gamma, generator)
 
-    run.memory.sample = noted
+    run.memory.sample = recorded_sample
     watched_walk(run, steps)
     return drawn
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in ("value_mapping", "random_shift", "bbf")])
 def test_methods_draw_batches_as_the_agent_learns_from_them(method: str) -> None:
-    """With the agent's n-step and discount, and not with the defaults of the replay."""
-    drawn = draws_of(begun(dqn(VECTOR, n_step=3, gamma=0.9)(interventions=words(method))), STEPS)
+    """The batches have the agent's n-step and discount, not the defaults of the replay memory."""
+    drawn = draws_of(begun(dqn(VECTOR, n_step=3, gamma=0.9)(interventions=examples(method))), STEPS)
     assert set(drawn) == ({(3, 0.9)} if method in ("chain", "redo", "regrama") else set())
 
 
 def test_monitors_draw_batches_as_the_agent_learns_from_them() -> None:
-    """While n-step and discount are annealed, and at a firing."""
+    """This holds while n-step and discount are annealed, and when a method fires."""
     parts = build(["bbf(every=1000, anneal=12, n_start=4, n_end=2)", "redo(tau=0.9, every=2)"], INTERVENTIONS)
     agent = dqn(MINATAR, gamma=0.9)(interventions=parts)
     assert len(set(draws_of(begun(agent, monitors=[kind.example for kind in MONITORS.values()]), 12))) > 3
@@ -280,8 +280,8 @@ def test_monitors_draw_batches_as_the_agent_learns_from_them() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_does_something(method: str) -> None:
-    """A run with the method differs from one without, so the laws above are not about nothing."""
-    plain, treated = build_run("dqn, minatar, dueling"), build_run("dqn, minatar, dueling", words(method))
+    """A run with the method differs from a run without it, so the laws above check something."""
+    plain, treated = build_run("dqn, minatar, dueling"), build_run("dqn, minatar, dueling", examples(method))
     for run in (plain, treated):
         walk(run, STEPS)
     mine, theirs = (dict(run.agent.components["critic"].online.named_parameters()) for run in (treated, plain))
@@ -291,19 +291,19 @@ def test_every_method_does_something(method: str) -> None:
     assert same == (method == "huber"), "the default of DQN is Huber, and nothing else is"
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if isinstance(words(m)[0].when, Every)])
+@pytest.mark.parametrize("method", [m for m in METHODS if isinstance(examples(m)[0].when, Every)])
 @pytest.mark.parametrize("num_envs", [1, 3])
 @pytest.mark.parametrize("ratio", [0.5, 1.0, 2.0])
-def test_beat(method: str, num_envs: int, ratio: float) -> None:
-    """A method with a period fires once per period, at any number of environments and at any replay ratio."""
-    part = words(method)[0]
+def test_a_method_with_a_period_fires_once_per_period(method: str, num_envs: int, ratio: float) -> None:
+    """This holds at any number of environments and at any replay ratio."""
+    part = examples(method)[0]
     run = build_run("dqn, minatar, dueling", (part,), num_envs=num_envs)
     fired: list[bool] = []
     inner = part.measurements
-    part.measurements = lambda: fired.append(bool(found := inner())) or found  # type: ignore[func-returns-value, method-assign]
+    part.measurements = lambda: fired.append(bool(values := inner())) or values  # type: ignore[func-returns-value, method-assign]
     expected = []
     if method != "adaptive_replay_ratio":
-        pace(run, ratio)
+        set_replay_ratio(run, ratio)
     learn = run.learn
 
     def counted(batch: Any) -> None:
@@ -318,7 +318,7 @@ def test_beat(method: str, num_envs: int, ratio: float) -> None:
         assert fired == expected
 
 
-def pace(run: Run, ratio: float) -> None:
+def set_replay_ratio(run: Run, ratio: float) -> None:
     sampling = run.agent.sampling
     run.agent.sampling = (
         lambda clock: (
@@ -340,8 +340,10 @@ def test_injection_preserves_every_prediction(agent: str) -> None:
         before: list[Tensor] = []
         inner = run.agent.interventions.after_update
 
-        def spy(r: Any, activations: Any, inner: Any = inner, said: list[Tensor] = before, batch: Any = batch) -> None:
-            said += predictions(run.agent, batch)
+        def spy(
+            r: Any, activations: Any, inner: Any = inner, outputs: list[Tensor] = before, batch: Any = batch
+        ) -> None:
+            outputs += predictions(run.agent, batch)
             inner(r, activations)
 
         run.agent.interventions.after_update = spy  # type: ignore[method-assign]
@@ -354,18 +356,18 @@ def test_injection_preserves_every_prediction(agent: str) -> None:
 
 @pytest.mark.parametrize("agent", [name for name in AGENTS if name != "droq"])
 @pytest.mark.parametrize(
-    "word", ["redo(tau=0, every=1, on=all, samples=0)", "self_normalized_reset(longest=1, on=all)"]
+    "spec", ["redo(tau=0, every=1, on=all, samples=0)", "self_normalized_reset(longest=1, on=all)"]
 )
-def test_dead_units_are_recycled_without_a_trace(agent: str, word: str) -> None:
+def test_recycling_dead_units_changes_no_prediction(agent: str, spec: str) -> None:
     """Units that are exactly dead are recycled, and no prediction changes.
 
-    Unless the layer is normalised: then a new unit's pre-activation enters the statistics of all the others.
+    A normalised layer is an exception: a new unit's pre-activation enters the statistics of all other units.
     """
-    run = build_run(agent, build([word], INTERVENTIONS))
+    run = build_run(agent, build([spec], INTERVENTIONS))
     walk(run, 3)
     dead = kill_units(run.agent)
     if "crelu" in agent:
-        assert not dead, "of the two copies of a unit one is always alive"
+        assert not dead, "one of the two copies of a unit is always active"
         return
     batch = run.memory.sample(8)
     before = predictions(run.agent, batch)
@@ -377,18 +379,18 @@ def test_dead_units_are_recycled_without_a_trace(agent: str, word: str) -> None:
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-def test_who_silences_nothing_leaves_readers_alone(agent: str) -> None:
-    """The law of the fresh start, for the variant that redraws incoming weights alone."""
+def test_redrawing_only_incoming_weights_leaves_consumers_unchanged(agent: str) -> None:
+    """The law of the fresh start, for the variant that redraws only incoming weights."""
     run = build_run(agent, build(["regrama(tau=0.7, every=2, samples=16, outgoing=False)"], INTERVENTIONS))
     walk(run, 4)
     assert sum(watch_edits(run, "regrama") for _ in range(4)) > 0
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-def test_what_reads_a_replaced_unit_keeps_its_mean(agent: str) -> None:
-    """Continual backprop folds the mean of a replaced unit into the biases of its consumers: where the unit stood at
-    its mean, what reads it puts out the same, whatever the other inputs are."""
-    (part,) = words("continual_backprop")
+def test_consumers_of_a_replaced_unit_keep_their_mean_output(agent: str) -> None:
+    """Continual backprop folds the mean of a replaced unit into the biases of its consumers: where the unit was at
+    its mean, their outputs stay the same for any values of the other inputs."""
+    (part,) = examples("continual_backprop")
     run = build_run(agent, (part,))
     walk(run, 5)
     seen, inner, g = spy_on_recycling(part), part.compensate, torch.Generator().manual_seed(0)
@@ -419,7 +421,7 @@ def test_what_reads_a_replaced_unit_keeps_its_mean(agent: str) -> None:
             torch.testing.assert_close(at_one_place(layer, x)[kept], before[kept], atol=1e-5, rtol=1e-5)
         if probes:
             return
-    raise AssertionError("nothing was replaced: the law saw nothing")
+    raise AssertionError("nothing was replaced: the law checked nothing")
 
 
 def at_one_place(layer: Layer, x: Tensor) -> Tensor:
@@ -429,8 +431,8 @@ def at_one_place(layer: Layer, x: Tensor) -> Tensor:
         return weight.flatten(1) @ x.flatten() + bias
 
 
-def test_what_has_no_bias_is_not_compensated() -> None:
-    """Readers without a bias, as foreign networks have them, are silenced like all others."""
+def test_consumers_without_a_bias_are_silenced_without_compensation() -> None:
+    """Consumers without a bias, which external networks can have, are silenced like all others."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 2, bias=False))
@@ -453,11 +455,11 @@ def check_optimizers(agent: Agent) -> None:
 
 
 def acts_on_weights(method: str) -> bool:
-    return bool(words(method)[0].edits)
+    return bool(examples(method)[0].edits)
 
 
 def online(agent: Agent) -> Iterator[tuple[str, Tensor, dict[str, Tensor], Tensor, Layer | None, str]]:
-    """Every trained weight with what its optimizer remembers: name, weight, memory, shared step, layer, key."""
+    """Every trained weight with its optimizer state: name, weight, moments, shared step, layer, key."""
     layers = {id(p): (layer, key) for layer in survey(agent).layers.values() for key, p in layer.named_parameters()}
     names = {id(p): f"{c}.{n}" for c, part in agent.components.items() for n, p in part.online.named_parameters()}
     for _, optimizer in agent.optimizers():
@@ -469,7 +471,7 @@ def online(agent: Agent) -> Iterator[tuple[str, Tensor, dict[str, Tensor], Tenso
 
 
 def watch_edits(run: Run, method: str) -> bool:
-    """One update, with an eye on weights and memory around what the method does; whether it edited anything."""
+    """One update that compares weights and optimizer state before and after the method acts. Did it edit anything?"""
     agent, part = run.agent, next(iter(run.agent.interventions))
     inner, seen = part.after_update, spy_on_recycling(part)
     touched: dict[str, Tensor] = {}
@@ -484,7 +486,7 @@ def watch_edits(run: Run, method: str) -> bool:
             old, remembered, counted = before[name]
             mask = touched.get(name, torch.zeros_like(p, dtype=torch.bool))
             if part.name == "continual_backprop" and key == "linear.bias":
-                pass  # what silenced units contributed on average is folded into the biases of their consumers
+                pass  # the mean contribution of silenced units is folded into the biases of their consumers
             else:
                 assert torch.equal(p[~mask], old[~mask]), f"{name} was edited where nothing was chosen"
             forgotten = torch.ones_like(mask) if fired and forgets_component(part) else mask
@@ -499,14 +501,14 @@ def watch_edits(run: Run, method: str) -> bool:
     run.learn(run.memory.sample(8))
     part.after_update = inner  # type: ignore[method-assign]
     if isinstance(part, Recycler):
-        check_births(agent, seen, silences(part))
+        check_initialisation(agent, seen, silences(part))
     if touched and not keeps_memory(part):
         check_first_step(run, touched)
     return bool(touched)
 
 
 def spy_on_recycling(part: Any) -> dict[str, list[int]]:
-    """The units that the method will have chosen, by layer, read when it acts."""
+    """The units that the method chooses, by layer; filled when it acts."""
     seen: dict[str, list[int]] = {}
     if isinstance(part, Recycler):
         inner = type(part).recycle
@@ -522,26 +524,26 @@ def spy_on_recycling(part: Any) -> dict[str, list[int]]:
 
 
 def expected_edits(part: Any, agent: Agent, seen: dict[str, list[int]]) -> dict[str, Tensor]:
-    """Which weights a method may edit, worked out from what it chose: by name, a mask."""
+    """The weights that a method may edit, derived from the units that it chose: a mask by name."""
     masks: dict[int, Tensor] = {}
-    found = survey(agent)
+    parts = survey(agent)
 
     def mask(p: Tensor) -> Tensor:
         return masks.setdefault(id(p), torch.zeros_like(p, dtype=torch.bool))
 
     if isinstance(part, Recycler):
         for name, units in seen.items():
-            for p in found.graph[name].layer.parameters():
+            for p in parts.graph[name].layer.parameters():
                 mask(p)[units] = True
-            for consumer in found.graph[name].consumers if silences(part) else ():
+            for consumer in parts.graph[name].consumers if silences(part) else ():
                 mask(consumer.weight)[:, torch.isin(consumer.owner, torch.tensor(units))] = True
     else:
-        for name, layer in found.layers.items():
+        for name, layer in parts.layers.items():
             if touches_layer(part, name):
                 for key, p in layer.named_parameters():
                     if not (key.startswith("norm.") and part.name == "shrink_perturb"):
                         mask(p)[...] = True
-        for component in agent.components.values() if part.name in ANEW else ():
+        for component in agent.components.values() if part.name in REDRAW_ALL else ():
             for key, p in component.online.named_parameters():
                 if key in ("log_alpha", "log_std"):
                     mask(p)[...] = True
@@ -549,46 +551,46 @@ def expected_edits(part: Any, agent: Agent, seen: dict[str, list[int]]) -> dict[
 
 
 def touches_layer(part: Any, name: str) -> bool:
-    """Does the example of a method that redraws whole layers mean this one?"""
+    """Does the example of a method that redraws whole layers act on this layer?"""
     if part.name == "plasticity_injection":
         return name.startswith(
             ("critic.head", "critic.advantage", "critic.value", "critic.members", "critic.body", "critic.output")
         )
-    return part.name in (*ANEW, "shrink_perturb") or (part.name == "hare_tortoise" and name.startswith("critic."))
+    return part.name in (*REDRAW_ALL, "shrink_perturb") or (part.name == "hare_tortoise" and name.startswith("critic."))
 
 
 def keeps_memory(part: Any) -> bool:
-    """By its own word the hare goes on with its momentum."""
+    """The hare keeps its momentum, as its documentation promises."""
     return part.name == "hare_tortoise"
 
 
 def forgets_component(part: Any) -> bool:
-    return part.name in (*ANEW, "reset_optimizer")
+    return part.name in (*REDRAW_ALL, "reset_optimizer")
 
 
-# Whose examples draw all layers anew, with temperature and deviation; the placebo's is that of a reset.
-ANEW = ("reset", "bbf", "replay_ratio", "fresh_agent", "matched_random")
+# Methods whose examples redraw all layers, temperature and deviation; the placebo (matched_random) acts as a reset.
+REDRAW_ALL = ("reset", "bbf", "replay_ratio", "fresh_agent", "matched_random")
 
 
 def silences(part: Any) -> bool:
-    """Does a method zero the outgoing weights of what it recycles?"""
+    """Does a method zero the outgoing weights of the units that it recycles?"""
     return bool(getattr(part, "outgoing", True))
 
 
-def check_births(agent: Agent, seen: dict[str, list[int]], silenced: bool) -> None:
-    """What was recycled follows the law of its layer's birth; what read it reads nothing."""
+def check_initialisation(agent: Agent, seen: dict[str, list[int]], silenced: bool) -> None:
+    """Recycled units follow their layer's initialiser, and their consumers receive nothing from them."""
     graph = survey(agent).graph
     silent: dict[int, Tensor] = {}
     for name, units in seen.items():
         for consumer in graph[name].consumers if silenced else ():
             columns = torch.isin(consumer.owner, torch.tensor(units))
-            assert not consumer.weight[:, columns].any(), f"what {name} gives is still read"
+            assert not consumer.weight[:, columns].any(), f"consumers still use outputs of {name}"
             silent[id(consumer.weight)] = silent.get(id(consumer.weight), torch.zeros_like(columns)) | columns
     for name, units in seen.items():
         layer = graph[name].layer
         weight = layer.linear.weight
-        heard = ~silent.get(id(weight), torch.zeros(weight.shape[1], dtype=torch.bool))
-        rows = weight[units][:, heard]
+        connected = ~silent.get(id(weight), torch.zeros(weight.shape[1], dtype=torch.bool))
+        rows = weight[units][:, connected]
         bound = layer.gain + 1e-5 if layer.init == "orthogonal" else weight[0].numel() ** -0.5
         assert rows.numel() == 0 or 0 < rows.abs().max() <= bound
         assert layer.linear.bias[units].abs().max() <= (0 if layer.init == "orthogonal" else bound)
@@ -603,10 +605,10 @@ def check_first_step(run: Run, edited: dict[str, Tensor]) -> None:
     moved: dict[str, Tensor] = {}
     inner = agent.interventions.after_update
 
-    def look(r: Any, activations: Any) -> None:
+    def record_steps(r: Any, activations: Any) -> None:
         moved.update({n: (p.detach() - before[n]).abs() for n, p, *_ in online(agent)})
 
-    agent.interventions.after_update = look  # type: ignore[method-assign]
+    agent.interventions.after_update = record_steps  # type: ignore[method-assign]
     run.clock = run.clock.stepped(1)
     run.learn(run.memory.sample(8))
     agent.interventions.after_update = inner  # type: ignore[method-assign]
@@ -615,7 +617,7 @@ def check_first_step(run: Run, edited: dict[str, Tensor]) -> None:
             continue
         lr = next(g["lr"] for _, o in agent.optimizers() for g in o.param_groups if any(q is p for q in g["params"]))
         gradient = p.grad
-        if gradient is None:  # an actor whose turn it is not
+        if gradient is None:  # an actor that did not learn in this update
             continue
         large = edited[name] & (gradient.abs() > 1e-4) & (memory["exp_avg"] != 0)
         steps = moved[name][large]
@@ -623,11 +625,11 @@ def check_first_step(run: Run, edited: dict[str, Tensor]) -> None:
 
 
 def kill_units(agent: Agent) -> list[tuple[Layer, int]]:
-    """Make one unit of every rectified layer exactly dead; the first of each."""
+    """Make the first unit of every rectified layer exactly dead."""
     dead = []
-    found = survey(agent)
+    parts = survey(agent)
     with torch.no_grad():
-        for units in found.graph.values():
+        for units in parts.graph.values():
             layer = units.layer
             if type(layer.activation).__name__ != "ReLU" or not units.resettable:
                 continue
@@ -638,8 +640,8 @@ def kill_units(agent: Agent) -> list[tuple[Layer, int]]:
 
 
 def predictions(agent: Agent, batch: Any) -> list[Tensor]:
-    """What every network of the agent says about a batch, without dropout."""
-    said: list[Tensor] = []
+    """The outputs of every network of the agent for a batch, without dropout."""
+    outputs: list[Tensor] = []
     with torch.no_grad(), agent.without_dropout():
         if isinstance(agent, PPO):
             values, features = agent.read(batch.obs)
@@ -649,16 +651,16 @@ def predictions(agent: Agent, batch: Any) -> list[Tensor]:
             return [critic.online(batch.obs)]
         for network in (critic.online, critic.target):
             if agent.action.discrete:
-                said.append(network(batch.obs))  # type: ignore[misc]
+                outputs.append(network(batch.obs))  # type: ignore[misc]
             else:
                 action = (batch.action - agent.center) / agent.scale  # type: ignore[attr-defined]
-                said.append(network(batch.obs, action))  # type: ignore[misc]
+                outputs.append(network(batch.obs, action))  # type: ignore[misc]
         if "actor" in agent.components:
-            said += agent.components["actor"].online(critic.online.encoder(batch.obs))
-    return said
+            outputs += agent.components["actor"].online(critic.online.encoder(batch.obs))
+    return outputs
 
 
-def test_the_laws_see_every_method() -> None:
+def test_the_laws_cover_every_method() -> None:
     assert set(METHODS) == set(INTERVENTIONS)
     for method in METHODS:
         accepted = [a for a in AGENTS if (a, method) not in REFUSED]
