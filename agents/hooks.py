@@ -6,7 +6,7 @@ and is itself an intervention, so an agent always holds exactly one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, is_dataclass
 from itertools import combinations
@@ -96,13 +96,13 @@ class Intervention(nn.Module):
         name: The intervention's name in an intervention spec.
         on: The component of the agent that it changes, or a part of one.
         when: The trigger of `fire`.
-        claims: Resources that it reserves: no other intervention may claim or edit them.
-        edits: Parts of the agent whose weights it changes: no other intervention may claim them.
+        reserves: Resources that no other intervention may reserve or edit.
+        edits: Parts of the agent whose weights it changes; no other intervention may reserve them.
         effect: Its effect class, one of `EFFECTS`; if it has several, the last of them in `EFFECTS`. Tests choose pairs
             of interventions by it.
         example: An intervention spec with which it acts within a few updates, for the tests of laws.
         touched: Units that the latest firing changed, by layer name, as numbers or 0-d tensors on the device.
-        comes_late: Reason why it cannot be added to an agent that is already trained; empty if it can.
+        only_from_start: Reason why it cannot be added to an agent that is already trained; empty if it can.
     """
 
     name: ClassVar[str] = ""
@@ -110,14 +110,15 @@ class Intervention(nn.Module):
     effect: ClassVar[Effect | Literal[""]] = ""
     on: str = "critic"
     when: Trigger = Never()
-    claims: tuple[str, ...] = ()
+    reserves: tuple[str, ...] = ()
     edits: tuple[str, ...] = ()
     generator: Generator
     touched: Mapping[str, Tensor | float] = MappingProxyType({})
-    comes_late: ClassVar[str] = ""
+    only_from_start: ClassVar[str] = ""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        _refuse_former_names(cls.__name__, cls.__dict__)
         if "__init__" in cls.__dict__:  # check arguments against the ranges that their annotations declare
             cls.__init__ = checked(cls.__dict__["__init__"])  # type: ignore[method-assign]
 
@@ -184,10 +185,10 @@ class Intervention(nn.Module):
         with firing(run, self):
             self.fire(run, activations)
 
-    def reborn(self, run: Run) -> None:
+    def reinitialised(self, run: Run) -> None:
         """Reset the intervention's state; called after the agent was reinitialised in place."""
 
-    def joined(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
+    def added_late(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
         """Called when the intervention was added to a trained agent, after the agent's state was loaded.
 
         `bind` saw the freshly initialised agent. Recompute here the state that should come from the present agent; keep
@@ -208,6 +209,21 @@ class Intervention(nn.Module):
         """Measurements of its latest actions for the log, as 0-d tensors on the device; each name begins with the
         intervention's name."""
         return {}
+
+
+FORMER_NAMES = {
+    "claims": "reserves",
+    "comes_late": "only_from_start",
+    "joined": "added_late",
+    "reborn": "reinitialised",
+}
+"""New name of each attribute of `Intervention` that was renamed. An intervention that defines the former name is
+refused, because pliant would ignore it."""
+
+
+def _refuse_former_names(owner: str, names: Iterable[str]) -> None:
+    for former in FORMER_NAMES.keys() & set(names):
+        raise TypeError(f"{owner}.{former}: Intervention.{former} is now called {FORMER_NAMES[former]}; rename it")
 
 
 def firing(run: Any, part: Intervention) -> AbstractContextManager[None]:
@@ -231,19 +247,24 @@ class Compose(Intervention):
     """Interventions in order of application.
 
     Raises:
-        ValueError: Two interventions claim the same resource, or one edits what the other claims (at construction), or
-            both set the same field of the configuration (in `configure`).
+        TypeError: An intervention has an attribute with a former name (`FORMER_NAMES`).
+        ValueError: Two interventions reserve the same resource, or one edits a resource that the other reserves (at
+            construction), or both set the same field of the configuration (in `configure`).
     """
 
     def __init__(self, interventions: Sequence[Intervention] = ()) -> None:
         super().__init__()
         self.parts = nn.ModuleList(interventions)
+        for part in self:
+            _refuse_former_names(type(part).__name__, vars(part))
         for first, second in combinations(self, 2):
             for one, other in ((first, second), (second, first)):
-                if shared := set(one.claims) & {*other.claims, *other.edits}:
-                    what = ", ".join(sorted(shared))
-                    how = "both claim" if set(other.claims) & shared else f"{one.name} has to itself what both edit,"
-                    raise ValueError(f"{second.name} and {first.name} exclude each other: {how} {what}")
+                if shared := set(one.reserves) & {*other.reserves, *other.edits}:
+                    both = bool(set(other.reserves) & shared)
+                    how = "both reserve" if both else f"{one.name} reserves, and {other.name} edits,"
+                    raise ValueError(
+                        f"{second.name} and {first.name} exclude each other: {how} {', '.join(sorted(shared))}"
+                    )
 
     # Only the parts have state of their own, so the state dict of an agent without interventions stays unchanged.
     get_extra_state = nn.Module.get_extra_state

@@ -45,7 +45,7 @@ class AdaptiveReplayRatio(Intervention):
     name = "adaptive_replay_ratio"
     example: ClassVar[str] = "adaptive_replay_ratio(low=1, high=2, every=3, of=updates, delta=0.5)"
     effect = "schedule"
-    claims = ("the replay ratio",)
+    reserves = ("the replay ratio",)
     # Buffers: sum and number of the fractions since the last clear, the fraction at the last check, the number of
     # checks, and 1 after the switch.
     total: Tensor
@@ -89,7 +89,7 @@ class AdaptiveReplayRatio(Intervention):
     def load_host_state(self, state: dict[str, Any]) -> None:
         self.mirror.copy_(self.level)
 
-    def reborn(self, run: Run) -> None:
+    def reinitialised(self, run: Run) -> None:
         for buffer in (self.total, self.count, self.last, self.checks, self.level):
             buffer.zero_()
         self.mirror.copy_(self.level, non_blocking=True)
@@ -99,7 +99,7 @@ class AdaptiveReplayRatio(Intervention):
         return replace(sampling, replay_ratio=ratio)
 
     @torch.no_grad()
-    def joined(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
+    def added_late(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
         self.last.copy_(self.share(activations))
 
     def share(self, activations: Mapping[str, Sequence[Tensor]]) -> Tensor:

@@ -74,7 +74,7 @@ class BBF(SoftReset):
 
     name = "bbf"
     example: ClassVar[str] = "bbf(every=3, anneal=4, n_start=3, n_end=1)"
-    claims = ("n-step and discount",)
+    reserves = ("n-step and discount",)
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class BBF(SoftReset):
     def load_host_state(self, state: dict[str, Any]) -> None:
         self.since = state["since"]
 
-    def reborn(self, run: Run) -> None:
+    def reinitialised(self, run: Run) -> None:
         self.since = run.clock.updates
 
     def annealed(self, updates: int) -> tuple[int, float]:

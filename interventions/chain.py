@@ -62,7 +62,7 @@ class Chain(Intervention):
         super().__init__()
         self.ratio, self.weight, self.on = ratio, weight, on
         self.samples, self.window, self.start = samples, window, start
-        self.claims = tuple(f"the churn of the {c}" for c in (("critic", "actor") if on == "all" else (on,)))
+        self.reserves = tuple(f"the churn of the {c}" for c in (("critic", "actor") if on == "all" else (on,)))
         self.terms: dict[str, Tensor] = {}
 
     def bind(self, agent: Agent) -> None:
@@ -132,12 +132,12 @@ class Chain(Intervention):
         self.action.copy_(batch.action)
 
     @torch.no_grad()
-    def joined(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
-        self.reborn(run)
+    def added_late(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
+        self.reinitialised(run)
         self.after_update(run, activations)
 
     @torch.no_grad()
-    def reborn(self, run: Run) -> None:
+    def reinitialised(self, run: Run) -> None:
         for component in self.online:
             self.remember_(component)
             for what in ("loss", "churn", "updates"):

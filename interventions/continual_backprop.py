@@ -78,7 +78,7 @@ class ContinualBackprop(Recycler):
             kind = torch.float32 if agent.device.type == "mps" else torch.float64
             self.register_buffer(self._key(name, "due"), torch.zeros((), dtype=kind, device=agent.device))
 
-    def reborn(self, run: Run) -> None:
+    def reinitialised(self, run: Run) -> None:
         for name in self.units:
             for key in ("age", "utility", "mean", "due"):
                 getattr(self, self._key(name, key)).zero_()

@@ -130,4 +130,4 @@ class FreshAgent(LayerMethod):
             memory.clear()
         for part in agent.interventions:
             if part is not self:
-                part.reborn(run)
+                part.reinitialised(run)

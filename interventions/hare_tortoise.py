@@ -38,7 +38,7 @@ class HareTortoise(LayerMethod):
 
     name = "hare_tortoise"
     example: ClassVar[str] = "hare_tortoise(mu=0.9, every=3)"
-    claims = ("the pace of the target network",)
+    reserves = ("the pace of the target network",)
 
     def __init__(
         self,

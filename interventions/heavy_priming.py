@@ -32,8 +32,8 @@ class HeavyPriming(Intervention):
     name = "heavy_priming"
     example: ClassVar[str] = "heavy_priming(updates=3, transitions=8)"
     effect = "schedule"
-    claims = ("what the first transitions are worth",)
-    comes_late = "it primes with the first transitions of a run, and those are past"
+    reserves = ("the use of the first transitions",)
+    only_from_start = "it primes with the first transitions of a run, and those are past"
 
     def __init__(self, updates: SomeUpdates = 100_000, transitions: SomeTransitions = 100) -> None:
         super().__init__()

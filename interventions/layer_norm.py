@@ -41,7 +41,7 @@ class LayerNorm(Intervention):
         super().__init__()
         self.components = ("critic", "actor") if on == "both" else (on,)
         self.placement, self.conv = placement, conv
-        self.claims = tuple(f"the normalisation of the {component}" for component in self.components)
+        self.reserves = tuple(f"the normalisation of the {component}" for component in self.components)
 
     def configure(self, config: Any) -> Any:
         for component in self.components:

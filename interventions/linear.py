@@ -46,7 +46,7 @@ class Linear(Activating):
     ) -> None:
         super().__init__(on, "identity", "units")
         self.form = form
-        self.claims += tuple(claim.replace("activation", "normalisation") for claim in self.claims)
+        self.reserves += tuple(claim.replace("activation", "normalisation") for claim in self.reserves)
 
     def shape(self, config: Any, component: str) -> Any:
         network = getattr(config, config.parts[component][0])

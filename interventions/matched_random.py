@@ -58,7 +58,7 @@ class MatchedRandom(Intervention):
             )
         self.moments = moments
         self.on, self.when = self.inner.on, self.inner.when
-        self.claims, self.edits = self.inner.claims, self.inner.edits
+        self.reserves, self.edits = self.inner.reserves, self.inner.edits
         self.moved: dict[str, Tensor] = {}
 
     def seed(self, seed: int, device: torch.device) -> None:
@@ -85,11 +85,11 @@ class MatchedRandom(Intervention):
     def penalty(self, agent: Agent, component: str) -> Tensor | float:
         return self.inner.penalty(agent, component)
 
-    def reborn(self, run: Run) -> None:
-        self.inner.reborn(run)
+    def reinitialised(self, run: Run) -> None:
+        self.inner.reinitialised(run)
 
-    def joined(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
-        self.inner.joined(run, activations)
+    def added_late(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
+        self.inner.added_late(run, activations)
 
     def fire_now(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
         trigger = self.inner.when

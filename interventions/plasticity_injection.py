@@ -42,7 +42,7 @@ class PlasticityInjection(Intervention):
     name = "plasticity_injection"
     example: ClassVar[str] = "plasticity_injection(at=3, of=updates)"
     effect = "layer_surgery"
-    claims = (HEADS,)
+    reserves = (HEADS,)
 
     def __init__(
         self,

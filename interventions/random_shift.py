@@ -33,7 +33,7 @@ class RandomShift(Intervention):
     name = "random_shift"
     example: ClassVar[str] = "random_shift(pad=2)"
     effect = "batch"
-    claims = ("the shift of images",)
+    reserves = ("the shift of images",)
 
     def __init__(self, pad: Pixels = 4) -> None:
         super().__init__()

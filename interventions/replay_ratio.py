@@ -38,7 +38,7 @@ class ReplayRatio(Intervention):
     name = "replay_ratio"
     example: ClassVar[str] = "replay_ratio(2, reset_every=3)"
     effect = "layer_surgery"
-    claims = ("the replay ratio",)
+    reserves = ("the replay ratio",)
 
     def __init__(self, ratio: SomeRatio, reset_every: Updates = 0, encoder_shrink: Share | None = None) -> None:
         super().__init__()

@@ -81,7 +81,7 @@ class SelfNormalizedReset(Recycler):
         self.lengths: Tensor
         self.register_buffer("lengths", bin_lengths().to(agent.device), persistent=False)
 
-    def reborn(self, run: Run) -> None:
+    def reinitialised(self, run: Run) -> None:
         for name in self.units:
             getattr(self, self._key(name, "age")).zero_()
             getattr(self, self._key(name, "threshold")).fill_(self.longest)

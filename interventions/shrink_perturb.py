@@ -90,7 +90,7 @@ class ShrinkPerturb(LayerMethod):
         return {key: getattr(self, _initial_buffer(name, key)) for key, _ in layer.named_parameters()}
 
     @torch.no_grad()
-    def reborn(self, run: Run) -> None:
+    def reinitialised(self, run: Run) -> None:
         if self.noise == "initial":
             for name in self.names:
                 for key, parameter in self.found.layers[name].named_parameters():

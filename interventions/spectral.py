@@ -71,7 +71,7 @@ class Spectral(Penalty):
                 for _ in range(WARM_UP):
                     self.right_(name, matrix(layer))
 
-    def joined(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
+    def added_late(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
         self.warm_up_()
 
     @torch.no_grad()

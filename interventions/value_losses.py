@@ -14,7 +14,7 @@ class ValueLoss(Intervention):
     """Base of all value losses: sets the agent's value loss to the one of this name, with these parameters."""
 
     effect = "configuration"
-    claims: tuple[str, ...] = ("value_loss",)
+    reserves: tuple[str, ...] = ("value_loss",)
 
     def __init__(self, **parameters: Any) -> None:
         super().__init__()

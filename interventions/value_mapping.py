@@ -43,7 +43,7 @@ class ValueMapping(ValueLoss):
 
     name = "value_mapping"
     example: ClassVar[str] = "value_mapping"
-    claims = ("value_loss", "n-step and discount")
+    reserves = ("value_loss", "n-step and discount")
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ class Activating(Intervention):
     def __init__(self, on: Literal["all", "critic", "actor"], activation: ActivationName, keep: Keep) -> None:
         super().__init__()
         self.on, self.activation, self.keep = on, activation, keep
-        self.claims = tuple(f"the activation of the {c}" for c in (("critic", "actor") if on == "all" else (on,)))
+        self.reserves = tuple(f"the activation of the {c}" for c in (("critic", "actor") if on == "all" else (on,)))
 
     def configure(self, config: Any) -> Any:
         for component in chosen(config, self.on, self.name):

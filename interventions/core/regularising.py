@@ -29,7 +29,7 @@ class Penalty(Intervention):
     def __init__(self, on: str, weight: NotNegative) -> None:
         super().__init__()
         self.on, self.weight = on, weight
-        self.claims = tuple(f"the {self.name} of the {component}" for component in reached(on))
+        self.reserves = tuple(f"the {self.name} of the {component}" for component in reached(on))
         self.terms: dict[str, Tensor] = {}
 
     def bind(self, agent: Agent) -> None:
@@ -75,7 +75,7 @@ class FromBirth(Penalty):
                 self.register_buffer(birth(key), self.remembered(parameter))
 
     @torch.no_grad()
-    def reborn(self, run: Run) -> None:
+    def reinitialised(self, run: Run) -> None:
         for layers in self.layers.values():
             for key, parameter in tensors(layers, self.norms):
                 self.get_buffer(birth(key)).copy_(self.remembered(parameter))

@@ -482,7 +482,7 @@ def _prepared(
 
 def _refuse_late(word: str) -> None:
     """Refuse an intervention that cannot be added to a run that has begun (BadInput)."""
-    if reason := getattr(INTERVENTIONS[parse(word).name], "comes_late", ""):
+    if reason := getattr(INTERVENTIONS[parse(word).name], "only_from_start", ""):
         raise BadInput(f"{word} cannot be added to a run that has begun: {reason}")
 
 
@@ -568,7 +568,7 @@ def _join(run: Run, plain: Agent, joining: int, specs: str) -> None:
         activations = agent.activations(batch)
     parts = list(agent.interventions)
     for part in parts[len(parts) - joining :]:
-        part.joined(run, activations)
+        part.added_late(run, activations)
         if fires_at_fork(part, clock):
             part.fire_now(run, activations)
 

@@ -733,7 +733,7 @@ def test_every_parameter_of_the_heads_is_in_a_spec() -> None:
 
 
 def test_invalid_specs_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="hl_gauss and c51 exclude each other: both claim value_loss"):
+    with pytest.raises(ValueError, match="hl_gauss and c51 exclude each other: both reserve value_loss"):
         build(["c51", "hl_gauss"], WORDS)
     with pytest.raises(SpecError, match="c51: bins must be at least 2, not 1"):
         build(["c51(bins=1)"], WORDS)

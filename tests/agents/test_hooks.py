@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pliant.agents.clock import At, Clock, Every, Sampling
-from pliant.agents.hooks import Compose, Intervention
+from pliant.agents.hooks import FORMER_NAMES, Compose, Intervention
 
 
 def walk(strides: list[int], ratio: float) -> list[Clock]:
@@ -122,9 +122,9 @@ class Outer:
 
 
 class Setter(Intervention):
-    def __init__(self, name: str, claims: tuple[str, ...] = (), edits: tuple[str, ...] = (), **fields: int) -> None:
+    def __init__(self, name: str, reserves: tuple[str, ...] = (), edits: tuple[str, ...] = (), **fields: int) -> None:
         super().__init__()
-        self.name, self.claims, self.edits, self.fields = name, claims, edits, fields  # type: ignore[misc]
+        self.name, self.reserves, self.edits, self.fields = name, reserves, edits, fields  # type: ignore[misc]
 
     def configure(self, config: Outer) -> Outer:
         inner = {k: v for k, v in self.fields.items() if k != "z"}
@@ -142,22 +142,34 @@ def test_two_that_set_one_field_are_refused_by_name() -> None:
         Compose([Setter("a", x=1), Setter("b", x=2)]).configure(Outer())
 
 
-def test_two_that_claim_one_resource_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="b and a exclude each other: both claim head"):
+def test_two_that_reserve_one_resource_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="b and a exclude each other: both reserve head"):
         Compose([Setter("a", ("head",)), Setter("b", ("encoder", "head"))])
 
 
-def test_an_edit_of_a_claimed_resource_is_refused_by_name_in_either_order() -> None:
-    claimer, editor = Setter("a", claims=("head",)), Setter("b", edits=("encoder", "head"))
-    with pytest.raises(ValueError, match="b and a exclude each other: a has to itself what both edit, head"):
-        Compose([claimer, editor])
-    with pytest.raises(ValueError, match="a and b exclude each other: a has to itself what both edit, head"):
-        Compose([editor, claimer])
+def test_an_edit_of_a_reserved_resource_is_refused_by_name_in_either_order() -> None:
+    reserving, editor = Setter("a", reserves=("head",)), Setter("b", edits=("encoder", "head"))
+    with pytest.raises(ValueError, match="b and a exclude each other: a reserves, and b edits, head"):
+        Compose([reserving, editor])
+    with pytest.raises(ValueError, match="a and b exclude each other: a reserves, and b edits, head"):
+        Compose([editor, reserving])
+
+
+@pytest.mark.parametrize(("former", "new"), FORMER_NAMES.items())
+def test_a_former_name_of_a_hook_is_refused_with_the_new_one(former: str, new: str) -> None:
+    message = rf"Mine\.{former}: .* is now called {new}"
+    with pytest.raises(TypeError, match=message):
+        type("Mine", (Setter,), {former: ("head",)})
+    assert hasattr(Intervention, new) and not hasattr(Intervention, former)
+    mine = type("Mine", (Setter,), {})("a")
+    setattr(mine, former, ("head",))
+    with pytest.raises(TypeError, match=message):
+        Compose([mine])
 
 
 def test_edits_do_not_exclude_each_other_nor_what_one_does_alone() -> None:
     assert len(Compose([Setter("a", edits=("head",)), Setter("b", edits=("head",))])) == 2
-    assert len(Compose([Setter("a", claims=("head",), edits=("head",)), Setter("b", edits=("encoder",))])) == 2
+    assert len(Compose([Setter("a", reserves=("head",), edits=("head",)), Setter("b", edits=("encoder",))])) == 2
 
 
 def test_the_empty_composition_is_the_identity() -> None:

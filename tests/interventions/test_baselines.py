@@ -565,7 +565,7 @@ def test_magnitudes_are_means_of_absolute_values() -> None:
 
 
 def test_a_reinitialisation_edits_heads() -> None:
-    assert FreshAgent().edits and not FreshAgent().claims
+    assert FreshAgent().edits and not FreshAgent().reserves
 
 
 @pytest.mark.parametrize("to", ["online", "drawn"])

@@ -73,8 +73,8 @@ def test_both_streams_of_a_dueling_network_are_normed() -> None:
     ("make", "message"),
     [
         (lambda: on_images(LayerNorm(on="actor")), "layer_norm: dqn has no actor; it has critic"),
-        (lambda: on_images(LayerNorm(), LayerNorm(placement="last")), "exclude each other: both claim the norm"),
-        (lambda: with_actor(LayerNorm(), LayerNorm(on="both")), "exclude each other: both claim the norm"),
+        (lambda: on_images(LayerNorm(), LayerNorm(placement="last")), "exclude each other: both reserve the norm"),
+        (lambda: with_actor(LayerNorm(), LayerNorm(on="both")), "exclude each other: both reserve the norm"),
         (lambda: DQN((5,), 3, interventions=[LayerNorm(placement="encoder")]), "leaves nothing to normalise in the cr"),
         (lambda: with_actor(LayerNorm(on="actor", placement="encoder")), "leaves nothing to normalise in the actor"),
         (lambda: on_images(LayerNorm(placement="dense"), hidden=()), "nothing to normalise in the critic of this dqn"),
@@ -296,7 +296,7 @@ def test_an_update_learns_from_shifted_images() -> None:
             r"needs images, and this sac observes vectors",
         ),
         (lambda: RandomShift(0), "pad must be at least 1 pixel"),
-        (lambda: on_images(RandomShift(), RandomShift(2)), "both claim the shift of images"),
+        (lambda: on_images(RandomShift(), RandomShift(2)), "both reserve the shift of images"),
     ],
 )
 def test_shifts_of_vectors_are_refused(make: Callable[[], Any], message: str) -> None:

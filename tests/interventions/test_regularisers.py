@@ -512,11 +512,11 @@ class TestEveryPenalty:
         agent, part = made("l2_init", "dqn")
         walk_learn(agent)
         assert part.penalty(agent, "critic") > 0
-        part.reborn(Stand(agent))
+        part.reinitialised(Stand(agent))
         assert part.penalty(agent, "critic") == 0
         agent, part = made("chain(weight=1.0, start=0, samples=8)", "dqn")
         walk_learn(agent)
-        part.reborn(Stand(agent))
+        part.reinitialised(Stand(agent))
         assert part.penalty(agent, "critic") == 0 and part.get_buffer("critic:updates") == 1
 
 

@@ -782,7 +782,7 @@ def test_an_injected_agent_is_saved_and_resumes(tmp_path: Path) -> None:
 def test_an_injection_has_the_heads_to_itself() -> None:
     part = PlasticityInjection((4,))
     for other in (Reset(layers=("head",)), ShrinkPerturb(), HareTortoise(), Reset(layers=("critic.head.layers.*",))):
-        with pytest.raises(ValueError, match=f"plasticity_injection.*exclude each other.*{part.claims[0]}"):
+        with pytest.raises(ValueError, match=f"plasticity_injection.*exclude each other.*{part.reserves[0]}"):
             make_dqn(MINATAR)(other, part)
     make_dqn(MINATAR)(Reset(layers=("encoder",)), part)
 

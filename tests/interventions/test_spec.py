@@ -37,7 +37,7 @@ class Reset(Intervention):
     """Draws layers anew."""
 
     name = "reset"
-    claims = ("weights",)
+    reserves = ("weights",)
 
     def __init__(
         self,

@@ -19,14 +19,14 @@ PENDULUM = ("--agent", "sac", "--env", "Pendulum-v1")
         (
             CARTPOLE,
             ["plasticity_injection(at=1000)", "reset(layers=head)"],
-            "reset and plasticity_injection exclude each other: plasticity_injection has to itself what both edit, "
+            "reset and plasticity_injection exclude each other: plasticity_injection reserves, and reset edits, "
             "the heads of the critic",
         ),
         (CARTPOLE, ["redo", "plasticity_injection(at=1000)"], "plasticity_injection and redo exclude each other"),
         (
             PENDULUM,
             ["replay_ratio(2)", "adaptive_replay_ratio"],
-            "adaptive_replay_ratio and replay_ratio exclude each other: both claim the replay ratio",
+            "adaptive_replay_ratio and replay_ratio exclude each other: both reserve the replay ratio",
         ),
         (CARTPOLE, ["redo(on=actor)"], "redo: this dqn has no 'actor'."),
         (CARTPOLE, ["redo(on=encoder)"], "redo: this dqn has no 'encoder'."),
