@@ -33,7 +33,7 @@ from ...common.specs import LONGEST_SHOWN, shorten
 from ...interventions import INTERVENTIONS
 from ...interventions.core.spec import check, did_you_mean
 from ..errors import BadInput
-from ..experiments.config import RunConfig, default_run_folder, dump
+from ..experiments.config import RunConfig, default_run_folder, flat_fields
 from ..experiments.sections import (
     NOT_FOR_FILES,
     Wrong,
@@ -220,12 +220,19 @@ class Card:
 @cache
 def key(words: tuple[str, ...]) -> str:
     """`<env>/<agent and interventions>-<hash>` of a command line. Command lines of the same run have the same key,
-    independent of the seed."""
-    plain = replace(
+    independent of the seed.
+
+    The hash is over the settings that differ from the defaults of `pliant train`, so a new option with a neutral
+    default keeps the keys of the stored results. A change of a default requires that the claims are run again.
+    """
+    config = replace(
         read_command(words), seed=0, run=None, resume="auto", threads=0, checkpoint_every=0, keep_checkpoints=1
     )
-    digest = hashlib.blake2b(dump(plain).encode(), digest_size=4).hexdigest()
-    env, experiment = default_run_folder(plain).parts[1:3]
+    defaults = RunConfig(agent_config=type(config.agent_config)(), env_config=type(config.env_config)())
+    usual = dict(flat_fields(defaults))
+    changed = sorted((name, value) for name, value in flat_fields(config) if value != usual[name])
+    digest = hashlib.blake2b(repr(changed).encode(), digest_size=4).hexdigest()
+    env, experiment = default_run_folder(config).parts[1:3]
     return f"{env[:60]}/{experiment[:60]}-{digest}"
 
 
