@@ -1,4 +1,4 @@
-"""Small agents of every kind, environments that cost nothing, and how to compare two runs to the last bit."""
+"""Small agents of every kind, fast random environments, and functions that compare two runs to the last bit."""
 
 from __future__ import annotations
 
@@ -94,13 +94,13 @@ PAIRED = ("dqn, minatar, dueling", "sac, pixels")
 
 
 class RandomEnvs:
-    """Environments of noise with short episodes, a pure function of their state."""
+    """Random environments with short episodes; their outputs are a function of their state."""
 
     frame_skip = 1
 
     def __init__(self, observation: ObservationSpec, action: ActionSpec, num_envs: int = 1, seed: int = 0) -> None:
         self.observation, self.action, self.num_envs = observation, action, num_envs
-        self.rng, self.told = np.random.default_rng(seed), np.random.default_rng([seed, 1])
+        self.rng, self.target_rng = np.random.default_rng(seed), np.random.default_rng([seed, 1])
         self.age = np.zeros(num_envs, np.int64)
         self.frames = np.zeros((num_envs, *observation.shape), np.uint8 if observation.pixels else np.float32)
 
@@ -140,17 +140,17 @@ class RandomEnvs:
         return Step(obs, reward, terminated, over & ~terminated, over, final, ended, target=self._target())
 
     def _target(self) -> NDArray[Any]:
-        """What should have been said, from a stream of its own, of which nobody sees anything who does not ask."""
+        """Targets from a random stream of their own: agents that ignore targets get the same observations as before."""
         if self.action.discrete:
-            return self.told.integers(self.action.size, size=self.num_envs)
-        return self.told.normal(size=(self.num_envs, self.action.size)).astype(np.float32)
+            return self.target_rng.integers(self.action.size, size=self.num_envs)
+        return self.target_rng.normal(size=(self.num_envs, self.action.size)).astype(np.float32)
 
     def state_dict(self) -> dict[str, Any]:
-        states = {"rng": self.rng.bit_generator.state, "told": self.told.bit_generator.state}
+        states = {"rng": self.rng.bit_generator.state, "target_rng": self.target_rng.bit_generator.state}
         return states | {"age": self.age.copy(), "frames": self.frames.copy()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rng.bit_generator.state, self.told.bit_generator.state = state["rng"], state["told"]
+        self.rng.bit_generator.state, self.target_rng.bit_generator.state = state["rng"], state["target_rng"]
         self.age, self.frames = state["age"].copy(), state["frames"].copy()
 
     def close(self) -> None:
@@ -165,12 +165,12 @@ def build_run(
     num_envs: int = 2,
     monitors: Sequence[str | Monitor] = (),
 ) -> Run:
-    """A run of a law agent in environments of noise, that has begun; watched if monitors are given."""
-    return begun(AGENTS[agent](interventions=tuple(interventions), seed=seed), num_envs=num_envs, monitors=monitors)
+    """A run of one of AGENTS that has begun in random environments; with monitors if they are given."""
+    return begin_run(AGENTS[agent](interventions=tuple(interventions), seed=seed), num_envs=num_envs, monitors=monitors)
 
 
-def begun(made: Agent, *, num_envs: int = 2, monitors: Sequence[str | Monitor] = ()) -> Run:
-    """A run of an agent in environments of noise of the same seed, that has begun."""
+def begin_run(made: Agent, *, num_envs: int = 2, monitors: Sequence[str | Monitor] = ()) -> Run:
+    """A run of this agent that has begun in random environments of the same seed."""
     seed = made.seed
     envs = RandomEnvs(made.observation, made.action, num_envs, seed)
     run = Run(
@@ -184,14 +184,14 @@ def begun(made: Agent, *, num_envs: int = 2, monitors: Sequence[str | Monitor] =
     return run
 
 
-def walk(run: Run, steps: int) -> None:
-    """So many steps of every environment, with all updates that they owe."""
+def take_steps(run: Run, steps: int) -> None:
+    """Make this many steps in every environment, with all updates that become due."""
     for _ in range(steps):
         run.step()
 
 
-def watched_walk(run: Run, steps: int) -> None:
-    """So many steps, and what is due between them."""
+def take_steps_with_monitors(run: Run, steps: int) -> None:
+    """Make this many steps, and measure, log and save between them as a run does."""
     for _ in range(steps):
         before = run.clock.steps
         run.step()
@@ -199,8 +199,11 @@ def watched_walk(run: Run, steps: int) -> None:
 
 
 def refuse_waiting(run: Run, updates: int, after: int = 0) -> Callable[[], int]:
-    """None of the next updates, after so many, may make the host wait for the device. What is returned makes those that
-    are left, and says in how many steps."""
+    """Forbid that one of the next updates makes the host wait for the device; the first `after` updates are exempt.
+
+    Returns:
+        A function that makes the remaining updates and returns the number of steps that it took.
+    """
     learn = run.learn
 
     def guarded(batch: Any) -> None:
@@ -214,19 +217,19 @@ def refuse_waiting(run: Run, updates: int, after: int = 0) -> Callable[[], int]:
         if not updates:
             del run.learn
 
-    def rest() -> int:
-        for steps in range(50):  # who has just begun anew waits until there is something to learn from
+    def make_remaining_updates() -> int:
+        for steps in range(50):  # an agent that has just begun anew waits until it has data to learn from
             if not updates:
                 return steps
             run.step()
         raise AssertionError(f"{updates} updates were never made")
 
     run.learn = guarded  # type: ignore[method-assign]
-    return rest
+    return make_remaining_updates
 
 
-def held(run: Run) -> Any:
-    """All that a run is, as it stands: to be compared at once, since nothing is copied."""
+def current_state(run: Run) -> Any:
+    """The whole state of a run, without a copy: compare it before the run goes on."""
     content = {
         "agent": run.agent.state_dict(),
         "memory": run.memory.state_dict(),
@@ -238,8 +241,8 @@ def held(run: Run) -> Any:
 
 
 def saved(run: Run) -> Any:
-    """All that a run is, through a file as a checkpoint writes it."""
-    content, envs, obs = held(run)
+    """The whole state of a run, written to a file and read back as a checkpoint would be."""
+    content, envs, obs = current_state(run)
     file = io.BytesIO()
     torch.save(content, file)
     file.seek(0)
@@ -247,7 +250,7 @@ def saved(run: Run) -> Any:
 
 
 def resume(run: Run, state: Any) -> None:
-    """Let a new run become the saved one."""
+    """Load a saved state into a new run."""
     content, envs, obs = state
     run.agent.load_state_dict(content["agent"])
     run.memory.load_state_dict(content["memory"])
@@ -261,7 +264,7 @@ def resume(run: Run, state: Any) -> None:
 
 
 def flat(state: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested containers as one dictionary."""
+    """Nested containers as one dictionary, with paths as keys."""
     if isinstance(state, Mapping):
         return {k: v for key, value in state.items() for k, v in flat(value, f"{prefix}/{key}").items()}
     if isinstance(state, list | tuple):
@@ -270,17 +273,17 @@ def flat(state: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(first: Any, second: Any) -> list[str]:
-    """Where two states differ, to the last bit."""
+    """The paths at which two states differ, compared to the last bit."""
     a, b = flat(first), flat(second)
-    found = sorted(a.keys() ^ b.keys())
+    paths = sorted(a.keys() ^ b.keys())
     for key in a.keys() & b.keys():
         if not _same(a[key], b[key]):
-            found.append(key)
-    return found
+            paths.append(key)
+    return paths
 
 
 def _same(x: Any, y: Any) -> bool:
-    """Equal, where what is not a number equals itself: readings may be undefined."""
+    """Whether two values are equal; NaN equals NaN, since readings may be undefined."""
     if isinstance(x, torch.Tensor):
         if x.is_floating_point() and x.dtype == y.dtype and x.isnan().any():
             return torch.equal(x.isnan(), y.isnan()) and torch.equal(x[~x.isnan()], y[~y.isnan()])
@@ -289,6 +292,6 @@ def _same(x: Any, y: Any) -> bool:
 
 
 def identities(agent: Agent) -> list[tuple[str, int]]:
-    """Every parameter, buffer and optimizer of an agent, by what it is rather than by what it holds."""
+    """The identity (`id`) of every parameter, buffer and optimizer of an agent."""
     tensors = [(f"{n}.{k}", id(t)) for n, m in agent.modules() for k, t in (*m.named_parameters(), *m.named_buffers())]
     return [*tensors, *((name, id(optimizer)) for name, optimizer in agent.optimizers())]

@@ -1,4 +1,4 @@
-"""A stand-in for a run, so that a method can be asked to act at one moment, on one batch, and be looked at."""
+"""A stand-in for a run: a test lets a method act at one moment, on one batch, and checks the result."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from pliant.interventions.core.surgery import MEMORY
 
 
 class Fixed:
-    """A memory that gives one batch, whoever asks."""
+    """A memory that returns the same batch to every caller, and counts the requests."""
 
     def __init__(self, batch: Batch) -> None:
-        self.batch, self.asked = batch, 0
+        self.batch, self.requests = batch, 0
 
     def sample(
         self, batch_size: int, n_step: int = 1, gamma: float = 0.99, generator: Generator | None = None
     ) -> Batch:
-        self.asked += 1
+        self.requests += 1
         return self.batch
 
 
 @dataclass
 class Stand:
-    """What `after_update` may see of a run."""
+    """The parts of a run that `after_update` may read."""
 
     agent: Agent
     batch: Batch | None = None
@@ -42,18 +42,18 @@ class Stand:
         self.memory: Any = Fixed(batch_for(self.agent) if self.batch is None else self.batch)
 
     def tick(self, steps: int = 1, episodes: int = 0) -> Stand:
-        """One step and one update later."""
+        """Advance the clock by one step and one update."""
         self.clock = self.clock.stepped(steps, episodes).updated()
         return self
 
-    def look(self, activations: Mapping[str, Sequence[Tensor]] | None = None) -> None:
+    def act(self, activations: Mapping[str, Sequence[Tensor]] | None = None) -> None:
         """Let the agent's interventions act, on the memory's batch unless given activations."""
         if activations is None:
             activations = self.agent.activations(self.memory.batch)
         self.agent.interventions.after_update(self, activations)
 
     def learn(self, steps: int = 1, episodes: int = 0) -> None:
-        """A step, an update, and what follows from it."""
+        """Make a step and an update, then let the interventions act on it."""
         self.tick(steps, episodes)
         update = self.agent.update(self.memory.batch, self.clock)
         self.agent.interventions.after_update(self, update.activations)
@@ -67,19 +67,19 @@ def put_(layer: Layer, weight: Sequence[Any] | Tensor, bias: Sequence[float] | f
 
 
 def state_of(agent: Agent, parameter: Tensor) -> dict[str, Tensor]:
-    """What the optimizer that holds a parameter remembers of it."""
-    found = [o.state[parameter] for _, o in agent.optimizers() if parameter in o.state]
-    assert len(found) == 1
-    return found[0]
+    """The state that the parameter's optimizer holds for it."""
+    states = [o.state[parameter] for _, o in agent.optimizers() if parameter in o.state]
+    assert len(states) == 1
+    return states[0]
 
 
 def memories(agent: Agent, parameter: Tensor) -> dict[str, Tensor]:
-    """The part of that which has the parameter's shape."""
+    """The entries of `state_of` with the parameter's shape."""
     return {name: value for name, value in state_of(agent, parameter).items() if name in MEMORY}
 
 
 def remember_(agent: Agent) -> None:
-    """Let the optimizers seem to have been at work for long: moments of one, ages and counters past warming up."""
+    """Fill the optimizers' states as after long training: moments of one, step counts beyond the warm-up."""
     for _, optimizer in agent.optimizers():
         for state in optimizer.state.values():
             for name, value in state.items():
@@ -101,6 +101,6 @@ def only(agent: Agent) -> Any:
 def ks(first: Tensor, second: Tensor) -> float:
     """The Kolmogorov-Smirnov statistic of two samples, scaled so that 1.95 is exceeded once in a thousand times."""
     a, b = first.flatten().sort().values, second.flatten().sort().values
-    places = torch.cat([a, b])
-    below = [torch.searchsorted(x, places, right=True) / len(x) for x in (a, b)]
+    points = torch.cat([a, b])
+    below = [torch.searchsorted(x, points, right=True) / len(x) for x in (a, b)]
     return (below[0] - below[1]).abs().max().item() * math.sqrt(len(a) * len(b) / (len(a) + len(b)))

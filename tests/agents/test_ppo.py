@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from law_agents import BOX, DISCRETE, MINATAR, VECTOR, RandomEnvs, build_run, ppo, walk
+from law_agents import BOX, DISCRETE, MINATAR, VECTOR, RandomEnvs, build_run, ppo, take_steps
 from numpy.typing import NDArray
 from processes import outcome_of
 from torch.distributions import Categorical, Normal
@@ -343,7 +343,7 @@ def test_a_real_run_is_stopped_and_goes_on(tmp_path: Path, capsys: pytest.Captur
 def test_how_far_a_layer_matters_to_the_actions_is_a_share() -> None:
     """PPO's decisions are probabilities, their churn a divergence; the share of actions that stay is a share."""
     run = build_run("ppo", monitors=["criticality(every=3, samples=64)"])
-    walk(run, 12)
+    take_steps(run, 12)
     run.monitors.publish(run)  # type: ignore[union-attr]
     found = {key: v for key, v in run.log.latest.items() if "action_agreement" in key}
     assert len(found) >= 4 and all(0 <= v <= 1 for v in found.values())

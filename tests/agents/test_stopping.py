@@ -360,13 +360,13 @@ def has_come_to(process: Command, folder: Path, steps: int) -> None:
 
 def stopped(process: Command, number: signal.Signals = signal.SIGTERM) -> int:
     """The exit code after a signal, which is heard at once."""
-    assert process.poll() is None, process.said()
+    assert process.poll() is None, process.printed()
     begun = time.monotonic()
     process.send(number)
     code = process.wait(30)
     taken = time.monotonic() - begun
-    assert taken < QUICK, f"{taken:.1f} s:\n{process.said()}"
-    assert "Traceback" not in process.said()
+    assert taken < QUICK, f"{taken:.1f} s:\n{process.printed()}"
+    assert "Traceback" not in process.printed()
     return code
 
 
@@ -390,7 +390,7 @@ def test_a_signal_is_heard_in_evaluations_which_are_made_again(tmp_path: Path) -
         process = Command(*words, "--run", str(folder))
         has_come_to(process, folder, steps)
         assert stopped(process, number) == 75
-        assert f"stopped and saved at step {steps}; the same command goes on" in process.said()
+        assert f"stopped and saved at step {steps}; the same command goes on" in process.printed()
         assert not (folder / "DONE").exists()
     code, said = outcome_of(*words, "--run", str(folder))
     assert code == 0 and "goes on from step 600" in said
@@ -402,7 +402,7 @@ def test_a_signal_is_heard_in_evaluations_which_are_made_again(tmp_path: Path) -
 def test_a_signal_interrupts_a_probe_and_the_resumed_run_is_unchanged(trained: Path, tmp_path: Path) -> None:
     words = (*TRAIN, "--run", str(tmp_path), "--evaluate-episodes", "0")
     process = Command(*words, "--monitors", "probe(every=50, steps=100000)", "--checkpoint-every", "0")
-    process.until_it_says("replay: ")
+    process.wait_for_line("replay: ")
     worked(process, 1.5)
     assert stopped(process) == 75
     left = Checkpoints.open(tmp_path).load("loop")
@@ -428,7 +428,7 @@ def test_a_command_with_nothing_to_save_ends_at_once(
     process = Command(*(word.replace("RUN", str(trained)).replace("OUT", str(tmp_path)) for word in words))
     worked(process, 1.0)
     assert stopped(process, number) == code
-    assert process.said() == "" and list(tmp_path.iterdir()) == []
+    assert process.printed() == "" and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("seconds", [0.3, 0.8, 1.5])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from law_agents import BOX, DISCRETE, IMAGE, VECTOR, RandomEnvs, build_run, differences, walk
+from law_agents import BOX, DISCRETE, IMAGE, VECTOR, RandomEnvs, build_run, differences, take_steps
 from test_runs import content, kill_soon_after_a_checkpoint, same
 from torch import Tensor
 
@@ -227,7 +227,7 @@ def test_every_monitor_observes_and_none_changes_the_run() -> None:
         before = watched.clock.steps
         watched.step()
         watched.beat(before)  # what plays episodes of its own looks here
-    walk(alone, 8)
+    take_steps(alone, 8)
     list(watched.monitors.arrive())  # type: ignore[union-attr]
     readings = set(watched.monitors.readings)  # type: ignore[union-attr]
     assert {"critic/q_mean", "critic/loss", "critic/td_error"} <= readings

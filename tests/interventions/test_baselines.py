@@ -8,7 +8,20 @@ from typing import Any
 
 import pytest
 import torch
-from law_agents import AGENTS, BOX, DISCRETE, VECTOR, build_run, differences, dqn, held, ppo, resume, saved, walk
+from law_agents import (
+    AGENTS,
+    BOX,
+    DISCRETE,
+    VECTOR,
+    build_run,
+    current_state,
+    differences,
+    dqn,
+    ppo,
+    resume,
+    saved,
+    take_steps,
+)
 from no_wait import no_wait
 from stand import Stand, memories, only, remember_, state_of
 from torch import Generator, Tensor
@@ -51,7 +64,7 @@ def learnt(run: Run, steps: int) -> list[tuple[int, int, int]]:
         learn(batch)
 
     run.learn = noted  # type: ignore[method-assign]
-    walk(run, steps)
+    take_steps(run, steps)
     run.learn = learn  # type: ignore[method-assign]
     return seen
 
@@ -71,7 +84,7 @@ def test_it_is_a_newly_built_agent_to_the_last_bit(agent: str) -> None:
     """With the random stream of a seed it equals the agent built with that seed: networks, targets, temperature,
     deviation, running statistics, optimizers with their counters."""
     run = run_of(agent, "fresh_agent(every=1000000)")
-    walk(run, 12)
+    take_steps(run, 12)
     part = only(run.agent)
     new_agent = AGENTS[agent](seed=5)
     assert differences(networks(run.agent), networks(new_agent))
@@ -84,7 +97,7 @@ def test_it_is_a_newly_built_agent_to_the_last_bit(agent: str) -> None:
 
 def test_two_reinitialisations_give_different_agents() -> None:
     run = run_of("dqn", "fresh_agent(every=20)")
-    walk(run, 10)
+    take_steps(run, 10)
     first = networks(run.agent)
     only(run.agent).fire(run, {})
     assert differences(first, networks(run.agent))
@@ -117,9 +130,9 @@ def test_with_kept_memory_learning_continues_without_a_break() -> None:
 )
 def test_exploration_restarts_with_an_empty_memory_or_on_request(options: str, born: int) -> None:
     run = run_of(dqn(VECTOR, epsilon_steps=4, epsilon_end=0.0), f"fresh_agent(every=20{options})")
-    walk(run, 9)
+    take_steps(run, 9)
     assert run.agent.epsilon(run.clock) == 0.0 and run.agent.born == 0  # type: ignore[attr-defined]
-    walk(run, 1)
+    take_steps(run, 1)
     assert run.agent.born == born
     for steps, epsilon in ((20, 1.0), (27, 1.0), (28, 1.0), (30, 0.5), (32, 0.0)) if born else ((20, 0.0), (28, 0.0)):
         assert run.agent.epsilon(Clock(steps)) == epsilon  # type: ignore[attr-defined]
@@ -131,7 +144,7 @@ def test_exploration_restarts_with_an_empty_memory_or_on_request(options: str, b
 
 def test_sac_tries_actions_at_random_again() -> None:
     run = run_of("sac", "fresh_agent(every=20)")
-    walk(run, 10)
+    take_steps(run, 10)
     obs, clock = run.obs, run.clock
     state = run.agent.generator.get_state()
     acted = run.agent.act(obs, clock)  # type: ignore[arg-type]
@@ -175,13 +188,13 @@ def test_ppos_learning_rate_is_that_of_its_age() -> None:
 def test_it_resumes_between_a_reinitialisation_and_the_first_update(agent: str) -> None:
     word = "fresh_agent(every=24)"
     straight, stopped = run_of(agent, word), run_of(agent, word)
-    walk(straight, 26)
-    walk(stopped, 13)
+    take_steps(straight, 26)
+    take_steps(stopped, 13)
     assert stopped.agent.born == 24
     resumed = run_of(agent, word, seed=9)
     resume(resumed, saved(stopped))
-    walk(resumed, 13)
-    assert not differences(held(straight), held(resumed))
+    take_steps(resumed, 13)
+    assert not differences(current_state(straight), current_state(resumed))
 
 
 @pytest.mark.parametrize(
@@ -208,7 +221,7 @@ def test_settings_with_which_no_agent_could_learn_are_refused(agent: str, word: 
 def test_rollouts_of_all_environments_that_are_longer_than_a_task_are_refused() -> None:
     run = run_of("ppo", "fresh_agent(every=5)")
     with pytest.raises(ValueError, match="a rollout of all environments is complete 6 steps after its initialisation"):
-        walk(run, 3)
+        take_steps(run, 3)
     run_of("dqn", "fresh_agent(every=8, memory=keep)")
     run_of("dqn", "fresh_agent(every=8, of=updates)")
 
@@ -218,7 +231,7 @@ def test_later_methods_still_get_batches_after_a_reinitialisation() -> None:
     for agent in ("dqn", "sac", "ppo, continuous", "supervised"):
         words = "fresh_agent(every=2, of=updates)", "redo(every=1, samples=8)", "regrama(every=1, samples=8)"
         run = run_of(agent, *words)
-        walk(run, 12)
+        take_steps(run, 12)
         assert run.agent.born > 0
 
 
@@ -234,7 +247,7 @@ def test_other_methods_lose_their_state_about_the_earlier_agent() -> None:
     cbp, snr, arr, l2, shrunk, fresh = run.agent.interventions
     born = {i: {k: v.clone() for k, v in part.named_buffers()} for i, part in enumerate((cbp, snr, arr))}
     weights = {i: {k: v.clone() for k, v in part.named_buffers()} for i, part in enumerate((l2, shrunk))}
-    walk(run, 12)
+    take_steps(run, 12)
     assert all(differences(born[i], dict(part.named_buffers())) for i, part in enumerate((cbp, snr, arr)))
     fresh.fire(run, {})
     for i, part in enumerate((cbp, snr, arr)):
@@ -312,7 +325,7 @@ def test_zeroing_only_the_moments_leaves_a_stale_step_counter(
     """The same holds for step counts per weight, because these are counters too."""
     agent = AGENTS["dqn"](interventions=parts(f"reset_optimizer(every=1, keep_step={keep_step})", *beside))
     remember_(agent)
-    Stand(agent).tick().look()
+    Stand(agent).tick().act()
     weight = agent.components["critic"].online.head.layers[0].linear.weight  # type: ignore[union-attr, index]
     found = first_steps(agent, weight)
     torch.testing.assert_close(found, torch.tensor(steps)[:, None, None].expand_as(found), rtol=2e-3, atol=0)
@@ -324,7 +337,7 @@ def test_optimizers_are_reset_at_updates_of_the_target() -> None:
     fired, part = [], only(run.agent)
     fire = part.fire
     part.fire = lambda r, a: (fired.append(r.clock.updates), fire(r, a))
-    walk(run, 9)
+    take_steps(run, 9)
     assert fired == [3, 6, 9]
     for agent, message in (("ppo", "ppo has none"), ("sac", "sac moves at every update"), ("supervised", "has none")):
         with pytest.raises(ValueError, match=message):
@@ -365,7 +378,7 @@ def test_the_first_steps_of_recycled_weights(method: str, ages: str, steps: list
     before = layer.linear.weight.detach().clone()
     if method == "continual_backprop":
         part.most = dict.fromkeys(part.most, 1)
-    stand.tick().look()
+    stand.tick().act()
     (row,) = (layer.linear.weight != before).any(1).nonzero().flatten().tolist()
     assert row == 3
     moved = first_steps(agent, layer.linear.weight)
@@ -415,7 +428,7 @@ def test_the_placebo_moves_every_tensor_as_far_in_another_direction(agent: str, 
     treated = []
     for run, part in ((real, only(real.agent)), (placebo, inner)):
         run.agent.interventions.after_update = lambda r, a: None  # type: ignore[method-assign]
-        walk(run, 6)
+        take_steps(run, 6)
         del run.agent.interventions.after_update
         part.generator = Generator().manual_seed(1)
         before = {p: p.detach().clone() for pair in pairs(run.agent) for p in pair}
@@ -441,7 +454,7 @@ def test_the_placebo_moves_every_tensor_as_far_in_another_direction(agent: str, 
 def test_a_target_moves_with_its_network() -> None:
     """A reset copies the new network into the target; with the placebo the two are as close to each other."""
     run = run_of("sac", "matched_random('reset(every=1)')")
-    walk(run, 3)
+    take_steps(run, 3)
     before = {p: p.detach().clone() for pair in pairs(run.agent) for p in pair}
     only(run.agent).fire(run, {})
     change = changes(run.agent, before)
@@ -457,7 +470,7 @@ def test_a_target_moves_with_its_network() -> None:
 @pytest.mark.parametrize("moments", ["like", "keep"])
 def test_the_placebo_and_the_optimizer_state(moments: str) -> None:
     made, stand = aged("sac", f"matched_random('redo(tau=0.7, every=1, samples=0)', moments={moments})")
-    stand.tick().look()
+    stand.tick().act()
     values = torch.cat(
         [v.flatten() for _, o in made.optimizers() for s in o.state.values() for k, v in s.items() if k in MEMORY]
     )
@@ -469,11 +482,11 @@ def test_the_placebo_of_a_method_with_state_resumes() -> None:
     for like in ("continual_backprop(rho=0.05, maturity=2)", "bbf(every=3, anneal=4)"):
         word = f"matched_random('{like}')"
         straight, stopped, resumed = (run_of("sac, pixels", word, seed=s) for s in (0, 0, 7))
-        walk(straight, 12)
-        walk(stopped, 7)
+        take_steps(straight, 12)
+        take_steps(stopped, 7)
         resume(resumed, saved(stopped))
-        walk(resumed, 5)
-        assert not differences(held(straight), held(resumed))
+        take_steps(resumed, 5)
+        assert not differences(current_state(straight), current_state(resumed))
     assert isinstance(only(run_of("sac", "matched_random(continual_backprop)").agent).inner, ContinualBackprop)
 
 
@@ -544,7 +557,7 @@ def test_the_log_shows_exploration_and_values_separately() -> None:
             return update
 
         run.agent.update = noted  # type: ignore[method-assign]
-        walk(run, 9)
+        take_steps(run, 9)
         run.flush()
         charts[name] = run.log.latest
     assert "losses/q_values" in metrics["dqn"]

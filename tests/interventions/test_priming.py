@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from law_agents import AGENTS, VECTOR, RandomEnvs, build_run, differences, dqn, held, resume, saved, walk
+from law_agents import AGENTS, VECTOR, RandomEnvs, build_run, current_state, differences, dqn, resume, saved, take_steps
 from test_baselines import learnt, parts, run_of
 from test_runs import assert_same_run, start
 
@@ -71,7 +71,7 @@ def test_it_combines_with_methods_that_set_the_ratio() -> None:
     for word in ("bbf(every=1000, n_start=2, n_end=1)", adaptive, "replay_ratio(1)"):
         for words in ((PRIMED, word), (word, PRIMED)):
             run = run_of("dqn, minatar, dueling", *words)
-            walk(run, 7)
+            take_steps(run, 7)
             assert run.clock.updates >= 20, words
 
 
@@ -129,12 +129,12 @@ def test_no_step_is_taken_while_updates_are_pending() -> None:
 def test_it_resumes_during_priming(agent: str, stop: int) -> None:
     words = PRIMED, "redo(tau=0.7, every=3, samples=16)"
     straight, stopped, resumed = (run_of(agent, *words, seed=s) for s in (0, 0, 9))
-    walk(straight, 14)
-    walk(stopped, stop)
+    take_steps(straight, 14)
+    take_steps(stopped, stop)
     resume(resumed, saved(stopped))
-    walk(resumed, 14 - stop)
+    take_steps(resumed, 14 - stop)
     assert straight.clock.steps == 20
-    assert not differences(held(straight), held(resumed))
+    assert not differences(current_state(straight), current_state(resumed))
 
 
 class Kept(RandomEnvs):
@@ -184,7 +184,7 @@ def test_a_stop_is_obeyed_between_two_slices(tmp_path: Path) -> None:
     assert done
     one, other = (tmp_path / name / "metrics.jsonl" for name in ("straight", "stopped"))
     assert one.read_bytes() == other.read_bytes()
-    assert not differences(held(straight), held(run))
+    assert not differences(current_state(straight), current_state(run))
 
 
 @pytest.mark.usefixtures("slices")
@@ -241,7 +241,7 @@ def test_a_kill_costs_no_more_than_the_last_interval(tmp_path: Path) -> None:
     other.train(24)
     straight = in_folder(tmp_path / "straight")
     straight.train(24)
-    assert not differences(held(straight), held(other))
+    assert not differences(current_state(straight), current_state(other))
 
 
 def test_ordinary_runs_are_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,7 +187,7 @@ def feed(stand: Stand, shares: Iterable[float], ends: int = 0) -> None:
     for k, share in enumerate(shares):
         stand.tick(1, ends if k == 0 else 0)
         with no_wait():
-            stand.look(active(share))
+            stand.act(active(share))
 
 
 def episodes(stand: Stand, shares: Iterable[float], updates: int = 2) -> None:
@@ -314,7 +314,7 @@ def test_the_share_is_pooled_over_the_value_functions_hidden_layers_alone() -> N
     trace = agent.activations(stand.memory.batch)["critic"]
     assert len(trace) == 4 + 1 + 2 * 2
     own = torch.cat([h.flatten() for h in trace[5:]])
-    stand.tick().look()
+    stand.tick().act()
     assert last(stand) == pytest.approx((own > 0).float().mean().item(), abs=1e-6)
     by_layer = torch.stack([(h > 0).float().mean() for h in trace[5:]]).mean().item()
     assert last(stand) != pytest.approx(by_layer, abs=1e-5)

@@ -84,7 +84,7 @@ def test_redo_recycles_the_golden_networks_dead_unit_and_nothing_else() -> None:
     online, obs = agent.critic.online, stand.memory.batch.obs
     before, target = parameters(online), parameters(agent.critic.target)  # type: ignore[arg-type]
     said = online(obs)
-    stand.tick().look()
+    stand.tick().act()
     assert torch.equal(online(obs), said), "predictions changed"
     touched = {
         "head.layers.0.linear.weight": (slice(2, 3),),
@@ -110,7 +110,7 @@ def test_redo_recycles_the_golden_networks_dead_unit_and_nothing_else() -> None:
 @pytest.mark.parametrize(("tau", "recycled"), [(0.0, 1), (0.999, 1), (1.0, 2), (1.999, 2), (2.0, 3)])
 def test_redo_counts_units_up_to_tau(tau: float, recycled: int) -> None:
     agent, stand = golden(tau=tau)
-    stand.tick().look()
+    stand.tick().act()
     assert only(agent).measurements() == {"interventions/redo_units": float(recycled)}
 
 
@@ -194,7 +194,7 @@ def test_a_dead_channel_is_cut_from_the_actor_too() -> None:
     kill(last.layer, 2)
     remember_(agent)
     before = actor.linear.weight.detach().clone()
-    stand.tick().look()
+    stand.tick().act()
     places = actor.linear.weight.shape[1] // last.count
     owned = torch.zeros_like(before, dtype=torch.bool)
     owned[:, 2 * places : 3 * places] = True
@@ -207,7 +207,7 @@ def test_the_weight_between_two_recycled_units_ends_at_zero() -> None:
     agent = dqn(ReDo(tau=0.0, every=1), inputs=5, hidden=(6, 6))
     first, second = (layer_of(agent, f"critic.head.layers.{i}") for i in (0, 1))
     kill(first, 1), kill(first, 4), kill(second, 2)
-    Stand(agent).tick().look()
+    Stand(agent).tick().act()
     assert second.linear.weight[2, [1, 4]].tolist() == [0.0, 0.0]
     others = [i for i in range(6) if first.linear.weight[i].any() and i not in (1, 4)]
     assert (second.linear.weight[2, others] != 0).all(), "the recycled row is drawn anew elsewhere"
@@ -223,7 +223,7 @@ def test_redo_does_not_depend_on_the_scale_of_a_layer(factor: float) -> None:
             for p in layer_of(agent, FIRST).parameters():
                 p.mul_(scale)
         born = layer_of(agent, FIRST).linear.weight.detach().clone()
-        Stand(agent, batch_for(agent, 32)).tick().look()
+        Stand(agent, batch_for(agent, 32)).tick().act()
         counts.append((layer_of(agent, FIRST).linear.weight != born).any(1))
     assert torch.equal(*counts) and 0 < counts[0].sum() < 64
 
@@ -265,7 +265,7 @@ def test_recycled_rows_follow_the_initialiser_of_their_layer(init: str) -> None:
     recycled = []
     stand = Stand(agent, batch_for(agent, 4))
     for _ in range(6):
-        stand.tick().look()
+        stand.tick().act()
         new = (layer.linear.weight != old).any(1)
         recycled.append(layer.linear.weight.detach()[new])
         old = layer.linear.weight.detach().clone()
@@ -286,7 +286,7 @@ def test_the_largest_share_is_recycled_of_the_most_dormant() -> None:
     assert lowest(score, reached, 0.9).tolist() == reached.tolist(), "nobody is recycled to fill the share"
     assert lowest(torch.arange(100.0), torch.ones(100, dtype=torch.bool), 0.29).sum() == 29
     agent, stand = golden(tau=1.0, max_fraction=0.34)
-    stand.tick().look()
+    stand.tick().act()
     assert only(agent).measurements() == {"interventions/redo_units": 1.0}
 
 
@@ -298,7 +298,7 @@ def test_the_first_step_after_recycling(ages: Any, recycled: float, neighbour: f
     neighbours."""
     agent, stand = golden(ages=ages)
     remember_(agent)
-    stand.tick().look()
+    stand.tick().act()
     weight, outgoing = layer_of(agent, FIRST).linear.weight, layer_of(agent, OUT).linear.weight
     before = weight.detach().clone(), outgoing.detach().clone()
     for p in agent.critic.online.parameters():
@@ -317,18 +317,18 @@ def test_redo_samples_the_replay_on_its_schedule_and_at_no_other_time() -> None:
     agent, stand = golden(every=3, samples=7, start=5, stop=9)
     fired = []
     for _ in range(12):
-        stand.tick().look()
+        stand.tick().act()
         fired.append(bool(only(agent).measurements()))
     assert [i + 1 for i, f in enumerate(fired) if f] == [6, 9]
-    assert stand.memory.asked == 2
+    assert stand.memory.requests == 2
 
 
 def test_redo_can_measure_the_updates_own_batch() -> None:
     agent, stand = golden(samples=0)
     born = layer_of(agent, FIRST).linear.weight.detach().clone()
-    stand.tick().look({"critic": [torch.tensor([[0.0, 1.0, 1.0]])]})
+    stand.tick().act({"critic": [torch.tensor([[0.0, 1.0, 1.0]])]})
     changed = (layer_of(agent, FIRST).linear.weight != born).any(1)
-    assert changed.tolist() == [True, False, False] and stand.memory.asked == 0
+    assert changed.tolist() == [True, False, False] and stand.memory.requests == 0
 
 
 @pytest.mark.parametrize("kind", [ReDo, ReGraMa, ContinualBackprop, SelfNormalizedReset])
@@ -592,7 +592,7 @@ def memory(part: ContinualBackprop | SelfNormalizedReset, what: str, layer: str 
 def test_utilities_of_the_golden_layer(utility: str, expected: list[float]) -> None:
     """Sums over weights; a constant unit that contributes most is not adaptable at all."""
     _, stand, part = golden_cbp(utility)
-    stand.tick().look({"critic": [H]})
+    stand.tick().act({"critic": [H]})
     corrected = 1 - 0.9
     torch.testing.assert_close(memory(part, "mean")[0] / corrected, torch.tensor([2.0, 1.0, 4.0]))
     torch.testing.assert_close(memory(part, "utility") / corrected, torch.tensor(expected), atol=1e-5, rtol=1e-5)
@@ -605,7 +605,7 @@ def test_averages_are_exponential_and_corrected_for_their_age() -> None:
     g = torch.Generator().manual_seed(3)
     for age in range(1, 6):
         h = torch.rand(7, 3, generator=g)
-        stand.tick().look({"critic": [h]})
+        stand.tick().act({"critic": [h]})
         f = 0.8 * f + 0.2 * h.mean(0)
         y = (h - f / (1 - 0.8**age)).abs().mean(0) * torch.tensor([2.0, 2.0, 4.0])
         u = 0.8 * u + 0.2 * y
@@ -616,7 +616,7 @@ def test_averages_are_exponential_and_corrected_for_their_age() -> None:
 def test_without_decay_averages_are_instantaneous() -> None:
     _, stand, part = golden_cbp("contribution", decay=0.0)
     for h in (torch.rand(4, 3), H):
-        stand.tick().look({"critic": [h]})
+        stand.tick().act({"critic": [h]})
     assert memory(part, "utility").tolist() == [4.0, 2.0, 16.0]
 
 
@@ -626,7 +626,7 @@ def test_the_utility_of_a_channel_adds_up_its_positions() -> None:
     part, stand = only(agent), Stand(agent)
     name = "critic.encoder.blocks.0"
     h = agent.activations(stand.memory.batch)["critic"][0]
-    stand.tick().look()
+    stand.tick().act()
     weight = agent.critic.online.head.layers[0].linear.weight.detach()  # type: ignore[union-attr]
     outgoing = weight.abs().sum(0).view(16, 64)
     torch.testing.assert_close(memory(part, "utility", name), (h.abs().mean(0).view(16, 64) * outgoing).sum(1))
@@ -637,7 +637,7 @@ def test_the_utility_of_two_copies_is_the_sum_of_theirs() -> None:
     agent = dqn(ContinualBackprop(0.0, maturity=0, decay=0.0), network=network)
     stand, out = Stand(agent), layer_of(agent, OUT).linear.weight.detach()
     h = agent.activations(stand.memory.batch)["critic"][0]
-    stand.tick().look()
+    stand.tick().act()
     per_copy = h.mean(0) * out.abs().sum(0)
     torch.testing.assert_close(memory(only(agent), "utility"), per_copy[:3] + per_copy[3:])
 
@@ -651,7 +651,7 @@ def test_all_consumers_of_a_unit_count() -> None:
     )
     stand, online = Stand(agent), agent.critic.online
     h = agent.activations(stand.memory.batch)["critic"][0].mean(0).view(16, 64)
-    stand.tick().look()
+    stand.tick().act()
     outgoing = sum(
         m.layers[0].linear.weight.detach().abs().sum(0).view(16, 64)  # type: ignore[union-attr, operator]
         for m in (online.head, online.value_head)
@@ -661,7 +661,7 @@ def test_all_consumers_of_a_unit_count() -> None:
 
 def watch(part: ContinualBackprop, stand: Stand, h: Tensor) -> int:
     """One update; the number of units replaced in it."""
-    stand.tick().look({"critic": [h]})
+    stand.tick().act({"critic": [h]})
     return int(part.measurements()[f"interventions/{part.name}_units"])
 
 
@@ -718,7 +718,7 @@ def test_the_least_useful_unit_is_reinitialised_and_its_neighbours_are_unaffecte
     remember_(agent)
     online = agent.critic.online
     before = parameters(online)
-    stand.tick().look({"critic": [H]})
+    stand.tick().act({"critic": [H]})
     assert part.measurements() == {"interventions/continual_backprop_units": 1.0}
     for key in ("age", "utility"):
         value = memory(part, key)
@@ -787,7 +787,7 @@ def test_replacing_a_unit_that_stands_at_its_mean_changes_no_value(name: str, up
     stand = Stand(agent, batch)
     before = predictions(agent, batch.obs, batch.action)
     for _ in range(updates):
-        stand.tick().look()
+        stand.tick().act()
     assert only(agent).measurements() == {"interventions/continual_backprop_units": 1.0}
     assert memory(probe, "age", layer)[1] == 0, "another unit than the constant one was replaced"
     assert not any(consumer.weight[:, consumer.columns[1]].any() for consumer in units.consumers)
@@ -799,7 +799,7 @@ def test_a_replaced_unit_gets_no_compensation_itself() -> None:
     """The initialiser draws a new unit's bias, whatever the earlier unit contributed."""
     agent = dqn(ContinualBackprop(1.0, maturity=0), inputs=4, hidden=(3, 3))
     stand = Stand(agent)
-    stand.tick().look({"critic": [torch.full((4, 3), 100.0), torch.ones(4, 3)]})
+    stand.tick().act({"critic": [torch.full((4, 3), 100.0), torch.ones(4, 3)]})
     assert layer_of(agent, "critic.head.layers.1").linear.bias.abs().max() <= 3**-0.5
     assert not layer_of(agent, "critic.head.layers.1").linear.weight.any()
 
@@ -812,7 +812,7 @@ def test_twin_critics_are_evaluated_separately() -> None:
         for k, name in enumerate(layers):
             for consumer in part.units[name].consumers:
                 consumer.weight[:, k + 3] *= 1e-6
-    stand.tick().look()
+    stand.tick().act()
     assert [(memory(part, "age", name) == 0).nonzero().flatten().tolist() for name in layers] == [[3], [4]]
 
 
@@ -821,7 +821,7 @@ def test_a_unit_without_incoming_weights_has_a_utility_too() -> None:
     _, stand, part = golden_cbp("adaptable")
     with torch.no_grad():
         part.units[FIRST].layer.linear.weight[2] = 0.0
-    stand.tick().look({"critic": [H]})
+    stand.tick().act({"critic": [H]})
     assert memory(part, "utility").isfinite().all()
 
 
@@ -837,7 +837,7 @@ def fire(stand: Stand, *pattern: Sequence[int]) -> list[int]:
     """Let units fire or not in consecutive updates; the number of resets in each."""
     counts = []
     for now in pattern:
-        stand.tick().look({"critic": [torch.tensor([now, [0] * len(now)], dtype=torch.float32)]})
+        stand.tick().act({"critic": [torch.tensor([now, [0] * len(now)], dtype=torch.float32)]})
         counts.append(int(only(stand.agent).measurements()["interventions/self_normalized_reset_units"]))
     return counts
 
@@ -881,23 +881,23 @@ def test_any_sample_and_any_position_makes_a_unit_fire() -> None:
     h = torch.zeros(4, 32, 8, 8)
     h[2, 3, 5, 1], h[0, 16 + 7, 0, 0] = 1e-6, 1e-6
     for _ in range(3):
-        stand.tick().look({"critic": [h, torch.ones(4, 24), torch.ones(4, 20)]})
+        stand.tick().act({"critic": [h, torch.ones(4, 24), torch.ones(4, 20)]})
     silent = memory(part, "age", name)
     assert (silent == 0).nonzero().flatten().tolist() == [3, 7] and (silent[silent > 0] == 3).all()
     _, stand_single, one = snr(1)
     _, stand_batch, four = snr(1)
     samples = torch.tensor([0.0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0]).view(3, 4)
     for row in samples:
-        stand_batch.tick().look({"critic": [row[:, None]]})
+        stand_batch.tick().act({"critic": [row[:, None]]})
         for x in row:
-            stand_single.tick().look({"critic": [x.view(1, 1)]})
+            stand_single.tick().act({"critic": [x.view(1, 1)]})
     assert memory(four, "age").item() == 1 and memory(one, "age").item() == 6
 
 
 def test_what_counts_as_firing() -> None:
     """More than eps in magnitude: a rectified unit that is positive, any other that is not near zero."""
     _, stand, part = snr(4, eps=0.5)
-    stand.tick().look({"critic": [torch.tensor([[0.5, 0.51, -0.51, 0.0]])]})
+    stand.tick().act({"critic": [torch.tensor([[0.5, 0.51, -0.51, 0.0]])]})
     assert memory(part, "age").tolist() == [1.0, 0.0, 0.0, 1.0]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import law_agents
 import pytest
 import torch
-from law_agents import build_run, differences, held, resume, saved, walk
+from law_agents import build_run, current_state, differences, resume, saved, take_steps
 from stand import Stand, only
 from test_agents import AGENTS, BOX, DQN_SMALL, SAC_SMALL, SMALL_PIXELS, batch_for
 from torch import Tensor, nn
@@ -622,7 +622,7 @@ class TestChain:
     def test_it_is_held_to_its_share_of_the_loss(self) -> None:
         for agent in ("dqn", "sac", "ppo"):
             run = build_run(agent, (word("chain(ratio=0.1, start=0, window=1000)"),))
-            walk(run, 12)
+            take_steps(run, 12)
             assert run.agent.unpenalised.keys() == {c for c in run.agent.components if c != "temperature"}
             part = only(run.agent)
             for component in part.online:
@@ -670,7 +670,7 @@ class TestChain:
         for agent in ("dqn", "sac", "ppo"):
             plain, looked = build_run(agent), build_run(agent, (word("chain(start=1000000)"),))
             for run in (plain, looked):
-                walk(run, 9)
+                take_steps(run, 9)
             a, b = (saved(run)[0] for run in (plain, looked))
             for content in (a, b):
                 content["agent"]["modules"].pop("interventions")
@@ -678,12 +678,12 @@ class TestChain:
 
     def test_resume_is_exact(self) -> None:
         straight, stopped = (build_run("sac", (word(Chain.example),)) for _ in range(2))
-        walk(straight, 12)
-        walk(stopped, 7)
+        take_steps(straight, 12)
+        take_steps(stopped, 7)
         resumed = build_run("sac", (word(Chain.example),), seed=9)
         resume(resumed, saved(stopped))
-        walk(resumed, 5)
-        assert not differences(held(straight), held(resumed))
+        take_steps(resumed, 5)
+        assert not differences(current_state(straight), current_state(resumed))
 
     def test_an_injection_is_no_churn(self) -> None:
         """The copy opens its injection when the network does."""

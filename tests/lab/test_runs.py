@@ -177,7 +177,7 @@ def kill_soon_after_a_checkpoint(folder: Path, words: list[str], rng: random.Ran
     before, process = steps_saved(folder), start(folder, *words)
     deadline = time.monotonic() + 120
     while steps_saved(folder) <= before:
-        assert process.poll() is None, process.said()
+        assert process.poll() is None, process.printed()
         assert time.monotonic() < deadline, "no checkpoint in two minutes"
         time.sleep(0.01)
     time.sleep(rng.uniform(0, 0.4))
@@ -248,10 +248,10 @@ def test_a_signal_saves_at_once_and_exits_with_75(tmp_path: Path) -> None:
     finish(tmp_path / "straight", *words)
     for number in (signal.SIGTERM, signal.SIGINT):
         process = start(tmp_path / "stopped", *words)
-        process.until_it_says("replay: ")  # until the run is set up, there is nothing to save
+        process.wait_for_line("replay: ")  # until the run is set up, there is nothing to save
         time.sleep(0.3)
         process.send(number)
-        code, said = process.wait(60), process.said()
+        code, said = process.wait(60), process.printed()
         assert code == 75 and "stopped and saved at step" in said, said
         assert steps_saved(tmp_path / "stopped") > 0
     finish(tmp_path / "stopped", *words)

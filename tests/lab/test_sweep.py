@@ -109,7 +109,7 @@ Process = subprocess.Popen[str] | Command
 
 
 def said(process: Process) -> str:
-    return process.said() if isinstance(process, Command) else process.communicate()[0]
+    return process.printed() if isinstance(process, Command) else process.communicate()[0]
 
 
 def until(condition: Callable[[], bool], process: Process | None = None, seconds: float = 100) -> None:
@@ -229,7 +229,7 @@ def test_a_killed_worker_and_cut_events_change_nothing(tmp_path: Path) -> None:
     os.kill(pid, signal.SIGKILL)
     until(lambda: (folder / "output.log").read_text().count("in a pool") == 2, first)
     os.killpg(first.pid, signal.SIGTERM)
-    assert first.wait(100) == 75, first.said()
+    assert first.wait(100) == 75, first.printed()
     for events in folder.glob("events*"):
         os.truncate(events, max(0, events.stat().st_size - 7))
     assert call(file, "--out", root, "--only", "plain") == 0

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from law_agents import DQN_CONFIG, build_run, walk
+from law_agents import DQN_CONFIG, build_run, take_steps
 from torch import Tensor
 
 from pliant.agents import Agent
@@ -126,7 +126,7 @@ def observed_effects(part: Any) -> set[Effect]:
 
     part.schedule, part.transform_batch, part.penalty = watched_schedule, watched_batch, watched_penalty
     part.after_update, run.memory.clear = watched_update, watched_clear  # type: ignore[method-assign]
-    walk(run, 9)
+    take_steps(run, 9)
     return observed
 
 

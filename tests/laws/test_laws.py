@@ -18,17 +18,17 @@ from law_agents import (
     MINATAR,
     PAIRED,
     VECTOR,
-    begun,
+    begin_run,
     build_run,
+    current_state,
     differences,
     dqn,
-    held,
     identities,
     refuse_waiting,
     resume,
     saved,
-    walk,
-    watched_walk,
+    take_steps,
+    take_steps_with_monitors,
 )
 from rotation import generator, pick
 from torch import Tensor, nn
@@ -184,16 +184,16 @@ class TestLaws:
         """
         states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # type: ignore[index]
         straight, stopped, resumed = run_of(agent, method), run_of(agent, method), run_of(agent, method, seed=99)
-        assert differences(held(straight), held(resumed))
+        assert differences(current_state(straight), current_state(resumed))
         before = identities(straight.agent)
         for run in (straight, stopped):
-            walk(run, STEPS)
-        assert not differences(held(straight), held(stopped))
+            take_steps(run, STEPS)
+        assert not differences(current_state(straight), current_state(stopped))
         resume(resumed, saved(stopped))
         make_remaining_updates = refuse_waiting(straight, updates=5)
-        walk(straight, 4)
-        walk(resumed, 4 + make_remaining_updates())
-        assert not differences(held(straight), held(resumed))
+        take_steps(straight, 4)
+        take_steps(resumed, 4 + make_remaining_updates())
+        assert not differences(current_state(straight), current_state(resumed))
         assert before == identities(straight.agent)
         check_optimizers(straight.agent)
         assert torch.equal(states[0], torch.get_rng_state()) and random.getstate() == states[2]
@@ -203,7 +203,7 @@ class TestLaws:
         """Reinitialised weights follow the layer's initialiser and start with fresh optimizer state; other weights are
         unaffected. The optimizer's first step of an edited weight is that of a new weight."""
         run = run_of(agent, method)
-        walk(run, 4)
+        take_steps(run, 4)
         acted = False
         for _ in range(4):
             acted |= watch_edits(run, method)
@@ -231,18 +231,18 @@ def test_every_ordered_pair_obeys_the_laws_or_is_refused(agent: str, first: str,
         return
     before = identities(straight.agent)
     # Four updates and then four: a method that acts at every third update acts before and after the stop.
-    walk(straight, 6)
-    stopped = deepcopy(held(straight))  # the laws of single methods save to a file
+    take_steps(straight, 6)
+    stopped = deepcopy(current_state(straight))  # the laws of single methods save to a file
     # The guarded update is the sixth: a method that acts at every second or third update acts in it.
     make_remaining_updates = refuse_waiting(straight, updates=1, after=1)
-    walk(straight, 2)
+    take_steps(straight, 2)
     further = make_remaining_updates()
     assert before == identities(straight.agent)
     check_optimizers(straight.agent)
     resumed = build_run(agent, examples(first, second), seed=99)
     resume(resumed, stopped)
-    walk(resumed, 2 + further)
-    assert not differences(held(straight), held(resumed))
+    take_steps(resumed, 2 + further)
+    assert not differences(current_state(straight), current_state(resumed))
 
 
 # ------------------------------------------------------------------------------------------------ other laws
@@ -260,14 +260,14 @@ def draws_of(run: Run, steps: int) -> list[tuple[int, float]]:
         return sample(batch_size, n_step, gamma, generator)
 
     run.memory.sample = recorded_sample
-    watched_walk(run, steps)
+    take_steps_with_monitors(run, steps)
     return drawn
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in ("value_mapping", "random_shift", "bbf")])
 def test_methods_draw_batches_as_the_agent_learns_from_them(method: str) -> None:
     """The batches have the agent's n-step and discount, not the defaults of the replay memory."""
-    drawn = draws_of(begun(dqn(VECTOR, n_step=3, gamma=0.9)(interventions=examples(method))), STEPS)
+    drawn = draws_of(begin_run(dqn(VECTOR, n_step=3, gamma=0.9)(interventions=examples(method))), STEPS)
     assert set(drawn) == ({(3, 0.9)} if method in ("chain", "redo", "regrama") else set())
 
 
@@ -275,7 +275,7 @@ def test_monitors_draw_batches_as_the_agent_learns_from_them() -> None:
     """This holds while n-step and discount are annealed, and when a method fires."""
     parts = build(["bbf(every=1000, anneal=12, n_start=4, n_end=2)", "redo(tau=0.9, every=2)"], INTERVENTIONS)
     agent = dqn(MINATAR, gamma=0.9)(interventions=parts)
-    assert len(set(draws_of(begun(agent, monitors=[kind.example for kind in MONITORS.values()]), 12))) > 3
+    assert len(set(draws_of(begin_run(agent, monitors=[kind.example for kind in MONITORS.values()]), 12))) > 3
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -283,7 +283,7 @@ def test_every_method_does_something(method: str) -> None:
     """A run with the method differs from a run without it, so the laws above check something."""
     plain, treated = build_run("dqn, minatar, dueling"), build_run("dqn, minatar, dueling", examples(method))
     for run in (plain, treated):
-        walk(run, STEPS)
+        take_steps(run, STEPS)
     mine, theirs = (dict(run.agent.components["critic"].online.named_parameters()) for run in (treated, plain))
     same = mine.keys() == theirs.keys() and all(
         mine[k].shape == theirs[k].shape and torch.equal(mine[k], theirs[k]) for k in mine
@@ -312,7 +312,7 @@ def test_a_method_with_a_period_fires_once_per_period(method: str, num_envs: int
         expected.append(now // part.when.period > last // part.when.period)
 
     run.learn = counted  # type: ignore[method-assign]
-    walk(run, 32 // num_envs)
+    take_steps(run, 32 // num_envs)
     assert sum(expected) > 1
     if isinstance(part, Recycler | LayerMethod):
         assert fired == expected
@@ -334,7 +334,7 @@ def set_replay_ratio(run: Run, ratio: float) -> None:
 @pytest.mark.parametrize("agent", [name for name in AGENTS if (name, "plasticity_injection") not in REFUSED])
 def test_injection_preserves_every_prediction(agent: str) -> None:
     run = build_run(agent, build(["plasticity_injection(at=(3, 6), of=updates)"], INTERVENTIONS))
-    walk(run, 4)
+    take_steps(run, 4)
     for _ in range(6):
         batch = run.memory.sample(8)
         before: list[Tensor] = []
@@ -364,7 +364,7 @@ def test_recycling_dead_units_changes_no_prediction(agent: str, spec: str) -> No
     A normalised layer is an exception: a new unit's pre-activation enters the statistics of all other units.
     """
     run = build_run(agent, build([spec], INTERVENTIONS))
-    walk(run, 3)
+    take_steps(run, 3)
     dead = kill_units(run.agent)
     if "crelu" in agent:
         assert not dead, "one of the two copies of a unit is always active"
@@ -382,7 +382,7 @@ def test_recycling_dead_units_changes_no_prediction(agent: str, spec: str) -> No
 def test_redrawing_only_incoming_weights_leaves_consumers_unchanged(agent: str) -> None:
     """The law of the fresh start, for the variant that redraws only incoming weights."""
     run = build_run(agent, build(["regrama(tau=0.7, every=2, samples=16, outgoing=False)"], INTERVENTIONS))
-    walk(run, 4)
+    take_steps(run, 4)
     assert sum(watch_edits(run, "regrama") for _ in range(4)) > 0
 
 
@@ -392,7 +392,7 @@ def test_consumers_of_a_replaced_unit_keep_their_mean_output(agent: str) -> None
     its mean, their outputs stay the same for any values of the other inputs."""
     (part,) = examples("continual_backprop")
     run = build_run(agent, (part,))
-    walk(run, 5)
+    take_steps(run, 5)
     seen, inner, g = spy_on_recycling(part), part.compensate, torch.Generator().manual_seed(0)
     probes: list[tuple[str, Layer, Tensor, Tensor]] = []
     names = {layer: name for name, layer in survey(run.agent).layers.items()}

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from law_agents import AGENTS, RandomEnvs, build_run, resume, saved, walk
+from law_agents import AGENTS, RandomEnvs, build_run, resume, saved, take_steps
 from numpy.typing import NDArray
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -634,7 +634,7 @@ def test_a_unit_that_is_killed_turns_black_in_the_picture_of_its_layer(tmp_path:
     run = build_run("dqn", monitors=["activity(every=1, samples=16, draw=1)"])
     shown: dict[int, Picture] = {}
     run.log.image = lambda tag, png, size, clock: shown.update({clock.updates: Picture(png, *size)})  # type: ignore[method-assign]
-    walk(run, 12)
+    take_steps(run, 12)
     at = run.clock.updates
     layer = run.agent.components["critic"].online.head.layers[0]  # type: ignore[union-attr,index]
     before = (layer(torch.randn(200, 5)).abs().mean(0) > 0).nonzero().flatten()
@@ -642,7 +642,7 @@ def test_a_unit_that_is_killed_turns_black_in_the_picture_of_its_layer(tmp_path:
     with torch.no_grad():
         layer.linear.weight[unit] = 0.0
         layer.linear.bias[unit] = -1e3
-    walk(run, 12)
+    take_steps(run, 12)
     part = run.monitors.parts["activity"]  # type: ignore[union-attr]
     assert isinstance(part, Activity)
     row = part.films["critic"].panels()["critic.head.layers.0"][unit]
@@ -680,12 +680,12 @@ def test_pictures_resume_where_they_stopped() -> None:
 
     straight, stopped = build_run("dqn", monitors=words), build_run("dqn", monitors=words)
     whole = drawn(straight)
-    walk(straight, 20)
-    walk(stopped, 11)
+    take_steps(straight, 20)
+    take_steps(stopped, 11)
     resumed = build_run("dqn", monitors=words)
     later = drawn(resumed)
     resume(resumed, saved(stopped))
-    walk(resumed, 9)
+    take_steps(resumed, 9)
     assert later and later == {updates: png for updates, png in whole.items() if updates in later}
     assert max(later) == max(whole)
 

@@ -11,7 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from law_agents import AGENTS, BOX, VECTOR, RandomEnvs, build_run, differences, dqn, held, resume, sac, saved, walk
+from law_agents import (
+    AGENTS,
+    BOX,
+    VECTOR,
+    RandomEnvs,
+    build_run,
+    current_state,
+    differences,
+    dqn,
+    resume,
+    sac,
+    saved,
+    take_steps,
+)
 from no_wait import no_wait
 from stand import Fixed
 from test_agents import batch_for
@@ -462,7 +475,7 @@ class TestChurn:
             run = build_run(name, monitors=[Churn(every=1, samples=16)])
             for _, optimizer in run.agent.optimizers():
                 optimizer.param_groups[0]["lr"] *= factor
-            walk(run, 12)
+            take_steps(run, 12)
             run.monitors.publish(run)
             readings = {key: value for key, (value, _) in run.monitors.readings.items()}
             seen.append(readings)
@@ -652,7 +665,7 @@ class TestOverestimation:
     def test_against_a_plain_loop(self, name: str) -> None:
         """A pure function of the agent and of the clock, in the order of a loop that keeps everything."""
         run = build_run(name)
-        walk(run, 6)
+        take_steps(run, 6)
         agent: Any = run.agent
         monitor = Overestimation(episodes=12, max_steps=4, tail=1.0)
         before = saved(run)
@@ -925,7 +938,7 @@ def test_deep_monitors_do_not_change_the_run(name: str) -> None:
     without monitors."""
     watched, alone = build_run(name, monitors=examples()), build_run(name)
     for _ in beaten(watched, 5):
-        walk(alone, 1)
+        take_steps(alone, 1)
     # More updates, by hand: a step of environments may wait, what follows from it may not.
     for _ in range(3):
         for run in (watched, alone):
@@ -955,7 +968,7 @@ def test_deep_monitors_resume_where_they_stopped(name: str) -> None:
     list(beaten(stopped, 9))
     resume(resumed, saved(stopped))
     list(beaten(resumed, 7))
-    assert not differences(held(straight), held(resumed))
+    assert not differences(current_state(straight), current_state(resumed))
     assert len(straight.monitors.readings) > 20
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from law_agents import AGENTS, VECTOR, build_run, dqn, sac, walk
+from law_agents import AGENTS, VECTOR, build_run, dqn, sac, take_steps
 from no_wait import no_wait
 from torch import Generator, Tensor, nn
 
@@ -48,7 +48,7 @@ def one(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
             monkeypatch.setitem(AGENTS, "one", agent)
             agent = "one"
         run = build_run(agent, num_envs=1, monitors=monitors, **options)
-        walk(run, steps)
+        take_steps(run, steps)
         return run
 
     return build
@@ -235,7 +235,7 @@ class TestRanks:
     def test_a_sufficiently_large_batch_of_the_update_is_used(self, one: Callable[..., Run]) -> None:
         run = one("sac", "ranks(every=1, samples=6)", "units(every=1, samples=6)")
         with spied(run) as seen:
-            walk(run, 12)
+            take_steps(run, 12)
         _, update, _ = seen[-1]
         found, traces = readings(run), survey(run.agent).outputs(update.activations)
         assert len(traces["actor.body.layers.1"]) == 8
@@ -395,7 +395,7 @@ class TestUnits:
         before, name = readings(run), "critic.encoder.blocks.0"
         with torch.no_grad():
             survey(run.agent).layers[name].linear.bias[:6] = -50.0
-        walk(run, 1)
+        take_steps(run, 1)
         after = readings(run)
         for place in (name, "encoder"):
             assert after[f"{place}/dead_fraction"] >= 6 / 16 > before[f"{place}/dead_fraction"]
@@ -408,7 +408,7 @@ class TestUnits:
         before, name = readings(run), "critic.head.layers.0"
         with torch.no_grad():
             survey(run.agent).layers[name].linear.bias[:6] = 1e3
-        walk(run, 1)
+        take_steps(run, 1)
         after = readings(run)
         assert after[f"{name}/linearised_fraction"] >= 6 / 12 > before[f"{name}/linearised_fraction"]
         assert after[f"{name}/nonlinearity"] <= 6 / 12 < before[f"{name}/nonlinearity"]
@@ -423,7 +423,7 @@ class TestUnits:
         for layer in survey(run.agent).layers.values():
             with torch.no_grad():
                 layer.linear.weight *= 1e3
-        walk(run, 1)
+        take_steps(run, 1)
         after = readings(run)
         assert after["critic/active_fraction"] < 0.1 and after["critic/dormant_fraction"] == 0
         assert math.isnan(after["critic/nonlinearity"])
@@ -440,7 +440,7 @@ class TestUnits:
                 for bias, units in zip(biases, dead, strict=True):
                     bias.fill_(50.0)
                     bias[list(units)] = -5000.0
-            walk(run, 1)
+            take_steps(run, 1)
             assert monitor.dormant.nonzero().flatten().tolist() == sorted([*dead[0], *(12 + u for u in dead[1])])
             found = readings(run)
             seen.append(tuple(found[f"{name}/dormant_overlap"] for name in (*names, "critic")))
@@ -513,7 +513,7 @@ class TestNorms:
         build: Callable[..., Agent] = lambda **k: type(born)(born.observation, born.action, config, **k)  # noqa: E731
         run = one(build, Norms(every=1), steps=10)
         with spied(run) as seen:
-            walk(run, 2)  # of two steps, the second is one at which DroQ's actor learns
+            take_steps(run, 2)  # of two steps, the second is one at which DroQ's actor learns
         before, update, after = seen[-1]
         found = readings(run)
         start = {
@@ -605,7 +605,7 @@ class TestNorms:
         for layer in survey(run.agent).layers.values():
             for p in layer.parameters():
                 p.data.mul_(10.0)
-        walk(run, 1)
+        take_steps(run, 1)
         after = readings(run)
         assert after["critic/weight_norm"] == pytest.approx(10 * before["critic/weight_norm"], rel=1e-2)
         assert after["critic/update_to_weight"] < 0.3 * before["critic/update_to_weight"]
@@ -618,13 +618,13 @@ class TestNorms:
         before = readings(run)
         with torch.no_grad():
             survey(run.agent).layers[name].linear.bias[:9] = -1e3
-        walk(run, 1)
+        take_steps(run, 1)
         after = readings(run)
         assert after[f"{name}/gradient_zero_fraction"] >= 0.9 > before[f"{name}/gradient_zero_fraction"]
         assert after[f"{name}/gradient_effective_rank"] <= 1 + 1e-6 < before[f"{name}/gradient_effective_rank"]
         with torch.no_grad():
             survey(run.agent).layers[name].linear.bias[:] = -1e3
-        walk(run, 1)
+        take_steps(run, 1)
         after = readings(run)
         for metric in ("norm", "norm_l1", "spectral_norm", "stable_rank", "effective_rank"):
             assert after[f"{name}/gradient_{metric}"] == 0
@@ -634,7 +634,7 @@ class TestNorms:
         run = one("dqn", "norms(every=1)", "ranks(every=1, samples=16)", "values(every=1, samples=8)", steps=12)
         with torch.no_grad():
             survey(run.agent).layers["critic.head.layers.0"].linear.weight[0] = NAN
-        walk(run, 2)
+        take_steps(run, 2)
         found = readings(run)
         for key in ("gradient_norm", "gradient_effective_rank", "weight_norm", "effective_rank", "q_mean"):
             assert math.isnan(found[f"critic/{key}"])
@@ -644,7 +644,7 @@ class TestNorms:
         stamps: dict[str, set[int]] = {}
         gradients = set()
         for _ in range(40):
-            walk(run, 1)
+            take_steps(run, 1)
             readings(run)
             for key, (value, update) in run.monitors.readings.items():  # type: ignore[union-attr]
                 stamps.setdefault(key, set()).add(update)
@@ -685,7 +685,7 @@ class TestValues:
     def test_they_are_those_of_the_networks(self, agent: str, one: Callable[..., Run]) -> None:
         run = one(agent, "values(every=1, samples=16)", steps=10)
         with spied(run) as seen:
-            walk(run, 2)
+            take_steps(run, 2)
         found, (_, update, _) = readings(run), seen[-1]
         batch, critic = run.monitors._context(run).batch(16), run.agent.components["critic"]  # type: ignore[union-attr]
         both = []
@@ -727,7 +727,7 @@ class TestValues:
         critic = run.agent.components["critic"]
         with torch.no_grad():
             critic.online.members[0].output.linear.bias += 100.0
-        walk(run, 1)
+        take_steps(run, 1)
         after = readings(run)
         assert after["critic/q_mean"] == pytest.approx(before["critic/q_mean"] + 50, abs=5)
         assert after["critic/q_abs_max"] > 90 and after["critic/td_error"] > 30 + before["critic/td_error"]
@@ -738,13 +738,13 @@ class TestValues:
             critic.online.load_state_dict(critic.target.state_dict())
             for p, q in zip(critic.online.members[0].parameters(), critic.online.members[1].parameters(), strict=True):
                 p.copy_(q)
-        walk(run, 1)
+        take_steps(run, 1)
         assert readings(run)["critic/ensemble_disagreement"] < 0.1
         critic.target.load_state_dict(critic.online.state_dict())
         with torch.no_grad():
             critic.online.members[0].output.linear.bias += 50.0
             critic.online.members[1].output.linear.bias -= 50.0
-        walk(run, 1)
+        take_steps(run, 1)
         # One is too high by what the other is too low.
         assert readings(run)["critic/target_gap"] == pytest.approx(25, abs=5)
 
@@ -779,7 +779,7 @@ def test_every_agent_is_read_without_waiting(agent: str) -> None:
     run = build_run(agent, monitors=words)
     for name in ("before_update", "after_update"):
         guard(run.monitors, name)
-    walk(run, 12)
+    take_steps(run, 12)
     found = readings(run)
     seen = {key.rpartition("/")[2] for key in found}
     known = {metric for kind in (Units, Norms, Ranks, Values) for metric in kind.metrics}

@@ -23,13 +23,13 @@ from law_agents import (
     PAIRED,
     RandomEnvs,
     build_run,
+    current_state,
     differences,
-    held,
     refuse_waiting,
     resume,
     saved,
-    walk,
-    watched_walk,
+    take_steps,
+    take_steps_with_monitors,
 )
 from no_wait import HostWaits, no_wait
 from numpy.typing import NDArray
@@ -76,7 +76,7 @@ def check_observer(agent: str, words: tuple[str, ...]) -> Run:
     plain, watched = build_run(agent), build_run(agent, monitors=words)
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # type: ignore[index]
     for run in (plain, watched):
-        watched_walk(run, STEPS)
+        take_steps_with_monitors(run, STEPS)
     assert not differences(learnt(plain), learnt(watched))
     for (name, module), (_, other) in zip(plain.agent.modules(), watched.agent.modules(), strict=True):
         for (key, p), q in zip(module.named_parameters(), other.parameters(), strict=True):
@@ -95,17 +95,17 @@ def check_resume(straight: Run, agent: str, words: tuple[str, ...]) -> None:
     resumed.monitors = watch(resumed.agent, *words)
     resume(resumed, saved(straight))
     rest = refuse_waiting(straight, updates=7)
-    watched_walk(straight, STEPS - 4)
+    take_steps_with_monitors(straight, STEPS - 4)
     further = rest()
-    watched_walk(resumed, STEPS - 4)
-    walk(resumed, further)
-    assert not differences(held(straight), held(resumed))
+    take_steps_with_monitors(resumed, STEPS - 4)
+    take_steps(resumed, further)
+    assert not differences(current_state(straight), current_state(resumed))
     assert straight.monitors.readings  # type: ignore[union-attr]
 
 
 def check_no_wait(agent: str, words: tuple[str, ...]) -> None:
     run = build_run(agent, monitors=words)
-    walk(run, 5)
+    take_steps(run, 5)
     updates(run, 7, guarded=True)
 
 
@@ -137,7 +137,7 @@ class TestEveryMonitorAlone:
     def test_it_measures_what_its_card_says(self, name: str, agent: str) -> None:
         """Every key ends in a metric of the card, and starts with a place of the agent or a part of it."""
         run = build_run(agent, monitors=(MONITORS[name].example,))
-        watched_walk(run, STEPS)
+        take_steps_with_monitors(run, STEPS)
         assert isinstance(run.monitors, Monitors)
         readings = run.monitors.readings
         assert MONITORS[name].metrics == {} or readings
@@ -158,7 +158,7 @@ def test_a_compiled_update_is_watched_without_a_trace(agent: str) -> None:
         name = "loss" if agent == "dqn" else "critic_loss"
         compiled = torch.compile(getattr(run.agent, name), backend="aot_eager")
         setattr(run.agent, name, compiled)
-        walk(run, STEPS)
+        take_steps(run, STEPS)
     assert runs[1].monitors.readings["critic/weight_norm"]  # type: ignore[union-attr]
     assert not differences(learnt(runs[0]), learnt(runs[1]))
 
@@ -194,7 +194,7 @@ class Steps(Monitor):
 
 def test_a_page_is_read_one_update_later() -> None:
     run = build_run("dqn", monitors=(Sum(Every(2)),))
-    walk(run, 5)
+    take_steps(run, 5)
     assert isinstance(run.monitors, Monitors)
     weights: dict[int, Tensor] = {}
     for _ in range(5):
@@ -219,7 +219,7 @@ def test_a_value_that_the_host_asks_for_is_caught() -> None:
                 yield "critic/sum", torch.ones(())
 
     run = build_run("dqn", monitors=(Impatient(Every(1)),))
-    walk(run, 5)
+    take_steps(run, 5)
     with pytest.raises(HostWaits):
         updates(run, 1, guarded=True)
 
@@ -233,7 +233,7 @@ def test_a_monitor_that_draws_from_training_is_caught() -> None:
 
     plain, watched = build_run("sac"), build_run("sac", monitors=(Meddler(Every(1)),))
     for run in (plain, watched):
-        walk(run, STEPS)
+        take_steps(run, STEPS)
     assert differences(learnt(plain), learnt(watched))
 
 
@@ -287,7 +287,7 @@ def test_the_record_of_a_stopped_run_is_that_of_one_that_was_not(tmp_path: Path)
 
 def test_monitors_may_come_and_go_between_sessions() -> None:
     run = build_run("dqn", monitors=("units(every=2, samples=16)", Sum(Every(1))))
-    walk(run, STEPS)
+    take_steps(run, STEPS)
     assert run.monitors is not None
     state = run.monitors.state_dict()
     other = build_run("dqn", monitors=("norms(every=2)", "units(every=2, samples=16)"))
@@ -300,7 +300,7 @@ def test_monitors_may_come_and_go_between_sessions() -> None:
 
 def test_a_twin_is_the_agent_and_shares_nothing() -> None:
     run = build_run("sac, pixels")
-    walk(run, STEPS)
+    take_steps(run, STEPS)
     twin = run.agent.twin()
     fresh = deepcopy(twin.state_dict())
     twin.become_(run.agent)
@@ -335,7 +335,7 @@ def test_birth_is_known_of_an_agent_that_has_learnt_since() -> None:
 def test_a_monitor_keeps_the_beat_of_whatever_clock_its_word_names(of: str) -> None:
     words = (f"units(every=2, of={of}, samples=16)", f"churn(every=2, of={of}, samples=16)")
     run = build_run("dqn", monitors=words)
-    walk(run, 4 * STEPS)
+    take_steps(run, 4 * STEPS)
     assert run.clock.episodes > 2
     run.monitors.publish(run)
     assert run.monitors.latest("critic/dead_fraction") and run.monitors.latest("critic/value_churn")
@@ -531,15 +531,15 @@ def test_every_intervention_that_fires_can_wait_for_a_measurement(name: str) -> 
     part = next(iter(straight.agent.interventions))
     fire = part.fire
     part.fire = lambda run, activations: (moments.append(run.clock.updates), fire(run, activations))  # type: ignore[func-returns-value, method-assign, assignment]
-    walk(straight, 2 * STEPS - 4)
+    take_steps(straight, 2 * STEPS - 4)
     once = name == "plasticity_injection"
     assert moments == ([4] if once else list(range(4, straight.clock.updates + 1, 3)))
-    walk(stopped, STEPS)
+    take_steps(stopped, STEPS)
     resume(resumed, saved(stopped))
-    walk(resumed, STEPS - 4)
-    assert not differences(held(straight), held(resumed))
+    take_steps(resumed, STEPS - 4)
+    assert not differences(current_state(straight), current_state(resumed))
     guarded = begin()
-    walk(guarded, 12)
+    take_steps(guarded, 12)
     updates(guarded, 7, guarded=True)
 
 
@@ -597,12 +597,12 @@ def test_a_trigger_on_a_metric_that_never_appears_causes_a_warning() -> None:
     """A DQN has no policy whose entropy could be measured, and has a critic: the name is right, and nothing comes."""
     part = build(["redo(when='critic/entropy < 1')"], INTERVENTIONS)
     run = build_run("dqn", part, monitors=["values(every=1)"])
-    walk(run, 8)  # of two updates each once it learns; what one finds is read at the next
+    take_steps(run, 8)  # of two updates each once it learns; what one finds is read at the next
     with pytest.warns(UserWarning, match=r"redo waits for critic/entropy, which values has not found in 10 looks"):
-        walk(run, 2)
-    walk(run, 4)  # and once is enough
+        take_steps(run, 2)
+    take_steps(run, 4)  # and once is enough
     other = build_run("dqn", build(["redo(when='critic/q_mean < -99')"], INTERVENTIONS), monitors=["values(every=1)"])
-    walk(other, 12)
+    take_steps(other, 12)
 
 
 # ----------------------------------------------------------------------------------------------- notes of firings
@@ -654,5 +654,5 @@ def test_without_monitors_values_are_not_compared() -> None:
         for m in ((), ("units",))
     ]
     for run in runs:
-        walk(run, STEPS)
+        take_steps(run, STEPS)
     assert not differences(learnt(runs[0]), learnt(runs[1]))

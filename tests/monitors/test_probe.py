@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from law_agents import AGENTS, DISCRETE, NET, VECTOR, build_run, differences, resume, saved, walk
+from law_agents import AGENTS, DISCRETE, NET, VECTOR, build_run, differences, resume, saved, take_steps
 from no_wait import no_wait
 from stand import remember_
 from test_agents import batch_for
@@ -578,14 +578,14 @@ def test_refusals_are_one_line(call: Callable[[], Any], message: str) -> None:
 
 def measured(name: str, *words: str, steps: int = 8) -> Any:
     run = build_run(name, monitors=words or [ProbeMonitor.example])
-    walk(run, steps)
+    take_steps(run, steps)
     return run
 
 
 @pytest.mark.parametrize("name", AGENTS)
 def test_its_readings_are_plausible_and_the_run_is_unchanged(name: str) -> None:
     run, alone = measured(name, steps=6), build_run(name)
-    walk(alone, 6)
+    take_steps(alone, 6)
     assert differences(run.agent.state_dict(), alone.agent.state_dict()) == []
     run.monitors.arrive()
     readings = run.monitors.readings
@@ -604,10 +604,10 @@ def test_its_readings_are_plausible_and_the_run_is_unchanged(name: str) -> None:
 def test_a_resumed_run_finds_the_same(name: str) -> None:
     straight = measured(name, steps=6)
     state = saved(straight)
-    walk(straight, 3)
+    take_steps(straight, 3)
     resumed = build_run(name, monitors=[ProbeMonitor.example])
     resume(resumed, state)
-    walk(resumed, 3)
+    take_steps(resumed, 3)
     assert differences(saved(straight)[0], saved(resumed)[0]) == []
 
 
@@ -627,8 +627,8 @@ def test_the_monitor_finds_what_the_function_finds() -> None:
 
     part.measure = both
     while not expected:
-        walk(run, 1)
-    walk(run, 1)
+        take_steps(run, 1)
+    take_steps(run, 1)
     readings = run.monitors.readings  # type: ignore[union-attr]
     for name, place in (("critic 0", "critic.0"), ("critic 1", "critic.1"), ("actor", "actor")):
         for kind in ("random", "replay"):
@@ -656,7 +656,7 @@ def test_one_member_of_an_ensemble_alone() -> None:
 def test_a_trigger_may_wait_for_it() -> None:
     word = "redo(when='critic/plasticity_ratio_random < 10')"
     run = build_run("sac", tuple(build([word], INTERVENTIONS)), monitors=[ProbeMonitor.example])
-    walk(run, 2)
+    take_steps(run, 2)
     assert MONITORS["probe"] is ProbeMonitor
     assert len(ProbeMonitor.metrics) == len(KINDS) * len(MEANINGS)
 

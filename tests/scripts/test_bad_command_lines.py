@@ -1014,7 +1014,7 @@ def test_as_processes_they_print_nothing_else(sandbox: Path) -> None:
     complaints = []
     for line, command in zip(lines, commands, strict=True):
         code = command.wait(120)
-        complaints += [f"{shlex.join(line)}: {c}" for c in wrong_with(code, "", command.said(), table[tuple(line)])]
+        complaints += [f"{shlex.join(line)}: {c}" for c in wrong_with(code, "", command.printed(), table[tuple(line)])]
     assert not complaints, "\n".join(complaints)
     assert snapshot(sandbox) == before
 
