@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, whatever is killed, cut, flipped, deleted or full."""
+"""Checkpoints are complete or absent after kills, truncation, flipped bits, deleted files and full disks."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def content(name: str, version: int, size: int = 3000) -> dict[str, Tensor]:
 
 
 class Store:
-    """A replay of three chunks, of which the first changes at every step, the second at every other, the third never.
+    """A replay of three chunks: the first changes at every step, the second at every other step, the third never.
 
-    `salt` makes another run of it: the same versions, other content.
+    `salt` makes it another run: the same versions, other content.
     """
 
     def __init__(self, step: int, salt: int = 0, size: int = 3000) -> None:
@@ -94,12 +94,12 @@ def same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and bool(a == b)
 
 
-def holds(found: Found | None, step: int, salt: int = 0) -> None:
+def assert_holds(saved: Found | None, step: int, salt: int = 0) -> None:
     """The checkpoint is that of `step`, to the last bit."""
-    assert found is not None and found.step == step
-    assert same({part: found.load(part) for part in found.parts}, state(step))
+    assert saved is not None and saved.step == step
+    assert same({part: saved.load(part) for part in saved.parts}, state(step))
     store = Store(step, salt)
-    found.restore(store)
+    saved.restore(store)
     assert same(store.loaded, {name: content(name, version + store.salt) for name, version in store.chunks()})
 
 
@@ -127,20 +127,20 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a process wrote outlives its kill without syncing; only a power cut needs that, and no test cuts it."""
+    """Skip fsync: it matters only in a power cut, which no test makes. Written data survive a kill without it."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 # Saving and loading
 
 
-def test_round_trip(run: Path) -> None:
-    holds(Checkpoints(run).newest_good(), 4)
+def test_every_kept_checkpoint_loads_as_it_was_saved(run: Path) -> None:
+    assert_holds(Checkpoints(run).newest_good(), 4)
     for step in (2, 3, 4):
-        holds(Checkpoints.open(run / "checkpoints" / name(step), verify=None), step)
+        assert_holds(Checkpoints.open(run / "checkpoints" / name(step), verify=None), step)
 
 
-def test_nothing_saved_is_nothing_found(tmp_path: Path) -> None:
+def test_without_a_checkpoint_there_is_nothing_to_resume_or_open(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path / "no").newest_good() is None
     assert Checkpoints(tmp_path / "no").resume() is None
     assert not (tmp_path / "no").exists()
@@ -159,7 +159,7 @@ def test_a_save_writes_only_the_chunks_that_changed(tmp_path: Path) -> None:
         saved, store = save(checkpoints, step)
         assert store.written == expected
         after = files(tmp_path)
-        # Of what is there now, the new files and those of this step's folder were written, and counted.
+        # Exactly the new files and the files of this step's folder were written, and counted.
         new = [len(data) for file, data in after.items() if file not in before or name(step) in file]
         assert saved.bytes == sum(new) and saved.path == tmp_path / "checkpoints" / name(step)
         before = after
@@ -167,10 +167,10 @@ def test_a_save_writes_only_the_chunks_that_changed(tmp_path: Path) -> None:
 
 def test_a_resumed_run_writes_only_the_chunks_that_changed(run: Path) -> None:
     checkpoints = Checkpoints(run)
-    holds(checkpoints.resume(), 4)
+    assert_holds(checkpoints.resume(), 4)
     _, store = save(checkpoints, 5)
     assert store.written == ["a"]
-    holds(checkpoints.newest_good(), 5)
+    assert_holds(checkpoints.newest_good(), 5)
 
 
 def test_a_known_chunk_whose_file_is_gone_is_written_again(run: Path) -> None:
@@ -180,11 +180,11 @@ def test_a_known_chunk_whose_file_is_gone_is_written_again(run: Path) -> None:
     os.truncate(run / "replay" / "bb.2.pt", 10)
     _, store = save(checkpoints, 5)
     assert store.written == ["a", "bb", "ccc.0"]
-    holds(checkpoints.newest_good(), 5)
+    assert_holds(checkpoints.newest_good(), 5)
 
 
 @pytest.mark.parametrize("keep", [1, 3])
-def test_old_checkpoints_go_and_so_do_their_chunks(tmp_path: Path, keep: int) -> None:
+def test_old_checkpoints_are_deleted_with_their_chunks(tmp_path: Path, keep: int) -> None:
     checkpoints = Checkpoints(tmp_path, keep)
     for step in range(1, 8):
         save(checkpoints, step)
@@ -194,7 +194,7 @@ def test_old_checkpoints_go_and_so_do_their_chunks(tmp_path: Path, keep: int) ->
         assert set(os.listdir(tmp_path / "replay")) == chunks
 
 
-def test_everything_is_durable_before_the_checkpoint_is_there(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_files_are_synced_before_the_checkpoint_gets_its_name(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = Checkpoints(run)
     checkpoints.resume()
     events: list[tuple[str, str]] = []
@@ -211,8 +211,8 @@ def test_everything_is_durable_before_the_checkpoint_is_there(run: Path, monkeyp
     monkeypatch.setattr(os, "replace", replace)
     save(checkpoints, 6)
     staging, final = f"checkpoints/{name(6)}.tmp", f"checkpoints/{name(6)}"
-    chunks = [(what, f"replay/{file}") for file in ("a.6.pt", "bb.3.pt") for what in ("sync", "rename")]
-    chunks = [(what, file + ".tmp" if what == "sync" else file) for what, file in chunks]
+    chunks = [(operation, f"replay/{file}") for file in ("a.6.pt", "bb.3.pt") for operation in ("sync", "rename")]
+    chunks = [(operation, file + ".tmp" if operation == "sync" else file) for operation, file in chunks]
     parts = [("sync", f"{staging}/{file}") for file in ("agent.pt", "log.pt", MANIFEST)]
     assert events == [
         *chunks,
@@ -224,11 +224,11 @@ def test_everything_is_durable_before_the_checkpoint_is_there(run: Path, monkeyp
     ]
 
 
-def test_a_run_without_replay(tmp_path: Path) -> None:
+def test_a_run_without_replay_is_saved_and_loaded(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(3, state(3))
-    found = checkpoints.newest_good()
-    assert found is not None and found.parts == ("agent", "log") and same(found.load("agent"), state(3)["agent"])
+    newest = checkpoints.newest_good()
+    assert newest is not None and newest.parts == ("agent", "log") and same(newest.load("agent"), state(3)["agent"])
 
 
 def test_the_manifest_names_the_versions_that_wrote_it(run: Path) -> None:
@@ -250,7 +250,7 @@ def test_frames_are_compressed_in_blocks(tmp_path: Path, monkeypatch: pytest.Mon
     assert torch.equal(store.loaded["a"]["frames"], torch.arange(40_000).byte() // 64)
 
 
-def test_tensors_leave_the_rest_of_their_storage_behind(tmp_path: Path) -> None:
+def test_a_slice_is_saved_without_the_rest_of_its_storage(tmp_path: Path) -> None:
     stacked = torch.rand(100, 1000, requires_grad=True)
     checkpoints = Checkpoints(tmp_path)
     saved = checkpoints.save(1, {"agent": {"one": stacked[3], "transposed": stacked[:5, :5].T}})
@@ -270,7 +270,7 @@ def test_tensors_leave_the_rest_of_their_storage_behind(tmp_path: Path) -> None:
         (torch.Size([2]), r"agent\['x'\], of type torch.Size"),
     ],
 )
-def test_what_cannot_be_loaded_safely_is_not_saved(run: Path, value: Any, place: str) -> None:
+def test_values_that_cannot_be_loaded_safely_are_not_saved(run: Path, value: Any, place: str) -> None:
     checkpoints = Checkpoints(run)
     checkpoints.resume()
     before = files(run)
@@ -280,7 +280,7 @@ def test_what_cannot_be_loaded_safely_is_not_saved(run: Path, value: Any, place:
 
 
 @pytest.mark.parametrize("bad", ["../evil", "", ".hidden", "a/b", "x.tmp"])
-def test_names_that_are_no_file_names_are_refused(tmp_path: Path, bad: str) -> None:
+def test_names_that_are_not_file_names_are_refused(tmp_path: Path, bad: str) -> None:
     with pytest.raises(ValueError, match="cannot name a file"):
         Checkpoints(tmp_path).save(1, {bad: {}})
 
@@ -291,25 +291,25 @@ def test_names_that_are_no_file_names_are_refused(tmp_path: Path, bad: str) -> N
 def test_an_agent_is_loaded_without_its_replay(run: Path) -> None:
     shutil.rmtree(run / "replay")
     (run / "checkpoints" / name(4) / "log.pt").unlink()
-    found = Checkpoints.open(run)
-    assert found.step == 4 and same(found.load("agent"), state(4)["agent"])
+    newest = Checkpoints.open(run)
+    assert newest.step == 4 and same(newest.load("agent"), state(4)["agent"])
     with pytest.raises(CheckpointDamaged, match=r"log\.pt is missing"):
-        found.load("log")
+        newest.load("log")
     with pytest.raises(CheckpointDamaged, match=r"a\.4\.pt is missing"):
-        found.restore(Store(4))
+        newest.restore(Store(4))
     with pytest.raises(KeyError, match="no part 'critic'; it has agent, log"):
-        found.load("critic")
+        newest.load("critic")
 
 
-def test_the_newest_agent_that_is_whole_is_opened(run: Path) -> None:
+def test_the_newest_undamaged_agent_is_opened(run: Path) -> None:
     os.truncate(run / "checkpoints" / name(4) / "agent.pt", 100)
-    said: list[str] = []
-    assert Checkpoints.open(run, report=said.append).step == 3
-    assert len(said) == 1 and "agent.pt holds 100 bytes instead of" in said[0]
+    reports: list[str] = []
+    assert Checkpoints.open(run, report=reports.append).step == 3
+    assert len(reports) == 1 and "agent.pt holds 100 bytes instead of" in reports[0]
     with pytest.raises(CheckpointDamaged, match=r"agent\.pt holds 100 bytes"):
         Checkpoints.open(run / "checkpoints" / name(4))
     with pytest.raises(NoGoodCheckpoint, match="has no part 'critic'"):
-        Checkpoints.open(run, verify=("critic",), report=said.append)
+        Checkpoints.open(run, verify=("critic",), report=reports.append)
 
 
 def test_reading_changes_nothing(run: Path) -> None:
@@ -357,40 +357,40 @@ DAMAGES = [truncate, empty, delete, a_folder, *(flip(i / 10) for i in range(11))
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda d: d.__name__)
 @pytest.mark.parametrize("file", ["checkpoints/{}/agent.pt", "checkpoints/{}/log.pt", "checkpoints/{}/" + MANIFEST])
-def test_damage_is_named_and_the_previous_checkpoint_taken(
+def test_damage_is_reported_and_the_previous_checkpoint_is_resumed(
     run: Path, file: str, damage: Callable[[Path], None]
 ) -> None:
     damaged = run / file.format(name(4))
     damage(damaged)
-    said: list[str] = []
+    reports: list[str] = []
     checkpoints = Checkpoints(run)
-    found = checkpoints.resume(said.append)
-    holds(found, 3)
-    assert len(said) == 1 and str(damaged) in said[0]
-    assert found is not None and len(found.damaged) == 1 and str(damaged) in found.damaged[0]
-    # The run goes on through the step that was damaged.
+    resumed = checkpoints.resume(reports.append)
+    assert_holds(resumed, 3)
+    assert len(reports) == 1 and str(damaged) in reports[0]
+    assert resumed is not None and len(resumed.damaged) == 1 and str(damaged) in resumed.damaged[0]
+    # The run continues past the step whose checkpoint was damaged.
     for step in (4, 5, 6, 7):
         save(checkpoints, step)
-        holds(Checkpoints(run).newest_good(report=said.append), step)
-    assert len(said) == 1 and steps(run) == [name(s) for s in (5, 6, 7)]
+        assert_holds(Checkpoints(run).newest_good(report=reports.append), step)
+    assert len(reports) == 1 and steps(run) == [name(s) for s in (5, 6, 7)]
 
 
 @pytest.mark.parametrize("damage", DAMAGES[:5], ids=lambda d: d.__name__)
-def test_a_damaged_chunk_takes_the_checkpoints_that_name_it(run: Path, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_chunk_invalidates_the_checkpoints_that_use_it(run: Path, damage: Callable[[Path], None]) -> None:
     damage(run / "replay" / "a.4.pt")
-    said: list[str] = []
-    holds(Checkpoints(run).newest_good(report=said.append), 3)
-    assert len(said) == 1 and "a.4.pt" in said[0]
-    damage(run / "replay" / "ccc.0.0.pt")  # all of them
+    reports: list[str] = []
+    assert_holds(Checkpoints(run).newest_good(report=reports.append), 3)
+    assert len(reports) == 1 and "a.4.pt" in reports[0]
+    damage(run / "replay" / "ccc.0.0.pt")  # all checkpoints use it
     with pytest.raises(NoGoodCheckpoint) as raised:
-        Checkpoints(run).resume(said.append)
+        Checkpoints(run).resume(reports.append)
     message = str(raised.value)
     assert "none of the 3 checkpoints" in message and message.count("ccc.0.0.pt") == 2 and "a.4.pt" in message
     assert "start over in another folder" in message
-    assert Checkpoints.open(run, report=said.append).step == 4  # the agents are still there
+    assert Checkpoints.open(run, report=reports.append).step == 4  # the agents are undamaged
 
 
-def test_a_damaged_checkpoint_is_set_aside_and_goes_with_its_time(run: Path) -> None:
+def test_a_damaged_checkpoint_is_set_aside_and_deleted_in_its_turn(run: Path) -> None:
     flip(0.5)(run / "checkpoints" / name(4) / "agent.pt")
     checkpoints = Checkpoints(run, keep=2)
     checkpoints.resume(lambda _: None)
@@ -404,24 +404,24 @@ def test_a_damaged_checkpoint_is_set_aside_and_goes_with_its_time(run: Path) -> 
 
 
 def reseal(path: Path, **changes: Any) -> None:
-    """Rewrites a manifest so that its own hash is right."""
+    """Rewrite a manifest with a correct hash of itself."""
     manifest = json.loads(path.read_text())
     del manifest["sha256"]
     path.write_bytes(checkpoint._sealed({**manifest, **changes}))
 
 
-def test_a_newer_schema_is_no_damage(run: Path) -> None:
+def test_a_newer_schema_is_refused_as_newer_and_not_as_damage(run: Path) -> None:
     reseal(run / "checkpoints" / name(4) / MANIFEST, schema=2, pliant="9.1")
     for read in (Checkpoints(run).newest_good, Checkpoints(run).resume, lambda: Checkpoints.open(run)):
         with pytest.raises(NewerSchema, match=r"written by pliant 9\.1 \(schema 2\).*upgrade pliant"):
             read()
 
 
-def test_a_manifest_of_another_step_is_damage(run: Path) -> None:
+def test_a_manifest_of_another_step_counts_as_damage(run: Path) -> None:
     reseal(run / "checkpoints" / name(4) / MANIFEST, step=3)
-    said: list[str] = []
-    holds(Checkpoints(run).newest_good(report=said.append), 3)
-    assert "holds the manifest of step 3" in said[0]
+    reports: list[str] = []
+    assert_holds(Checkpoints(run).newest_good(report=reports.append), 3)
+    assert "holds the manifest of step 3" in reports[0]
 
 
 GOOD = {"size": 1, "sha256": "0" * 64}
@@ -455,38 +455,38 @@ CHUNK = {"name": "a", "version": 4, "file": "a.4.pt", **GOOD}
         {"step": "4"},
     ],
 )
-def test_a_manifest_that_is_not_made_as_ours_are_is_damage(run: Path, changes: dict[str, Any]) -> None:
-    """The manifest has a right hash, so it was written on purpose: still, no name may point out of the folder."""
+def test_a_manifest_with_invalid_entries_counts_as_damage(run: Path, changes: dict[str, Any]) -> None:
+    """The hash is correct, so the manifest was written on purpose. Even so no name may point outside the folder."""
     manifest = run / "checkpoints" / name(4) / MANIFEST
     reseal(manifest, **changes)
-    said: list[str] = []
-    holds(Checkpoints(run).newest_good(report=said.append), 3)
-    assert len(said) == 1 and str(manifest) in said[0]
+    reports: list[str] = []
+    assert_holds(Checkpoints(run).newest_good(report=reports.append), 3)
+    assert len(reports) == 1 and str(manifest) in reports[0]
     for read in (lambda: Checkpoints.open(manifest.parent, verify=()), lambda: Checkpoints.open(manifest.parent)):
         with pytest.raises(CheckpointDamaged, match=re.escape(str(manifest))):
             read()
     before = files(run)
     checkpoints = Checkpoints(run)
-    holds(checkpoints.resume(said.append), 3)  # sets the damaged one aside, and collects what nobody names
+    assert_holds(checkpoints.resume(reports.append), 3)  # sets the damaged checkpoint aside and deletes unused files
     assert {path for path in before if "step_" not in path} >= {path for path in files(run) if "step_" not in path}
     save(checkpoints, 4)
 
 
-def test_a_manifest_that_is_nested_without_end_is_damage(run: Path) -> None:
+def test_a_very_deeply_nested_manifest_counts_as_damage(run: Path) -> None:
     (run / "checkpoints" / name(4) / MANIFEST).write_text("[" * 100_000)
-    said: list[str] = []
-    holds(Checkpoints(run).newest_good(report=said.append), 3)
-    assert MANIFEST in said[0]
+    reports: list[str] = []
+    assert_holds(Checkpoints(run).newest_good(report=reports.append), 3)
+    assert MANIFEST in reports[0]
 
 
-def test_a_branch_links_no_file_from_outside(run: Path, tmp_path: Path) -> None:
+def test_a_branch_links_no_file_from_outside_the_run(run: Path, tmp_path: Path) -> None:
     victim = tmp_path / "victim.txt"
     victim.write_text("mine")
     entry = {"size": 4, "sha256": hashlib.sha256(b"mine").hexdigest()}
     newest = run / "checkpoints" / name(4)
     manifest = json.loads((newest / MANIFEST).read_text())
-    way = os.path.relpath(victim, newest)
-    reseal(newest / MANIFEST, files={**manifest["files"], way: entry})
+    path = os.path.relpath(victim, newest)
+    reseal(newest / MANIFEST, files={**manifest["files"], path: entry})
     arm = tmp_path / "deeper" / "arm"
     with pytest.raises(CheckpointDamaged, match="victim"):
         branch(Checkpoints.open(newest, verify=None), arm)
@@ -494,7 +494,7 @@ def test_a_branch_links_no_file_from_outside(run: Path, tmp_path: Path) -> None:
 
 
 def replace_file(run: Path, file: str, data: bytes) -> None:
-    """Another content under a manifest that vouches for it."""
+    """Replace the content of a file, with a manifest that has the matching hash."""
     manifest = run / "checkpoints" / name(4) / MANIFEST
     entry = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     content = json.loads(manifest.read_text())
@@ -514,14 +514,14 @@ class Evil:
 @pytest.mark.parametrize(
     ("stored", "why"), [(b"not a pickle", "cannot be loaded"), (Evil(), "cannot be loaded"), ([1], "not a dict")]
 )
-def test_pickles_that_are_no_state_are_refused(run: Path, tmp_path: Path, stored: Any, why: str) -> None:
+def test_files_that_hold_no_state_are_refused(run: Path, tmp_path: Path, stored: Any, why: str) -> None:
     if not isinstance(stored, bytes):
         torch.save(stored, tmp_path / "x")
         stored = (tmp_path / "x").read_bytes()
     replace_file(run, "agent.pt", stored)
-    found = Checkpoints.open(run)
+    newest = Checkpoints.open(run)
     with pytest.raises(CheckpointDamaged, match=rf"agent\.pt.* {why}"):
-        found.load("agent")
+        newest.load("agent")
 
 
 @pytest.mark.parametrize(
@@ -534,17 +534,17 @@ def test_pickles_that_are_no_state_are_refused(run: Path, tmp_path: Path, stored
         {"frames": {"shape": [0], "blocks": [torch.tensor([120, 1, 99, 4, 0, 0, 2, 0, 2], dtype=torch.uint8)]}},
     ],
 )
-def test_chunks_that_are_no_chunks_are_refused(run: Path, tmp_path: Path, stored: Any) -> None:
+def test_invalid_replay_chunks_are_refused(run: Path, tmp_path: Path, stored: Any) -> None:
     torch.save(stored, tmp_path / "x")
     replace_file(run, "a.4.pt", (tmp_path / "x").read_bytes())
     with pytest.raises(CheckpointDamaged, match=r"a\.4\.pt is no replay chunk"):
         Checkpoints.open(run).restore(Store(4))
 
 
-# Going on in a folder
+# Continuing in a folder
 
 
-def test_a_folder_with_checkpoints_is_not_written_into_by_accident(run: Path) -> None:
+def test_a_folder_with_checkpoints_is_not_written_to_without_resume_or_clear(run: Path) -> None:
     before = files(run)
     with pytest.raises(RuntimeError, match=r"resume\(\) it, or clear\(\) it"):
         save(Checkpoints(run), 5)
@@ -552,34 +552,34 @@ def test_a_folder_with_checkpoints_is_not_written_into_by_accident(run: Path) ->
     checkpoints = Checkpoints(run)
     checkpoints.clear()
     assert list(run.iterdir()) == []
-    # Versions of another run: the names of chunk files are those of the first, the content is not.
+    # Versions of another run: the same names of chunk files, other content.
     save(checkpoints, 4, salt=1)
-    holds(Checkpoints(run).newest_good(), 4, salt=1)
+    assert_holds(Checkpoints(run).newest_good(), 4, salt=1)
 
 
-def test_chunks_of_an_attempt_that_was_killed_are_never_taken_for_new(run: Path) -> None:
+def test_chunks_of_a_killed_save_are_never_reused(run: Path) -> None:
     replay = run / "replay"
-    shutil.copy(replay / "a.4.pt", replay / "a.5.pt")  # written, and killed before its checkpoint was in place
+    shutil.copy(replay / "a.4.pt", replay / "a.5.pt")  # the save was killed after this file and before its checkpoint
     (replay / "bb.3.pt.tmp").write_bytes(b"x")
     checkpoints = Checkpoints(run)
     checkpoints.resume()
     assert not {"a.5.pt", "bb.3.pt.tmp"} & set(os.listdir(replay))
-    shutil.copy(replay / "a.4.pt", replay / "a.5.pt")  # not even where one turns up later
+    shutil.copy(replay / "a.4.pt", replay / "a.5.pt")  # not even a file that appears later
     save(checkpoints, 5)
-    holds(checkpoints.newest_good(), 5)
+    assert_holds(checkpoints.newest_good(), 5)
 
-    fresh = run.parent / "fresh"  # nor where the first save of all was killed
+    fresh = run.parent / "fresh"  # nor a file of a killed first save
     shutil.copytree(replay, fresh / "replay")
     save(Checkpoints(fresh), 5, salt=1)
-    holds(Checkpoints(fresh).newest_good(), 5, salt=1)
+    assert_holds(Checkpoints(fresh).newest_good(), 5, salt=1)
 
 
-def test_a_step_is_saved_again_in_place(run: Path) -> None:
+def test_saving_a_step_again_replaces_its_checkpoint(run: Path) -> None:
     checkpoints = Checkpoints(run)
     checkpoints.resume()
     save(checkpoints, 4)
     assert steps(run) == [name(2), name(3), name(4)]
-    holds(Checkpoints(run).newest_good(), 4)
+    assert_holds(Checkpoints(run).newest_good(), 4)
 
 
 def test_leftovers_are_removed_by_the_next_save(run: Path) -> None:
@@ -587,14 +587,14 @@ def test_leftovers_are_removed_by_the_next_save(run: Path) -> None:
         shutil.copytree(run / "checkpoints" / name(4), run / "checkpoints" / (name(step) + ".tmp"))
     (run / "replay" / "a.5.pt.tmp").write_bytes(b"x")
     checkpoints = Checkpoints(run)
-    holds(checkpoints.resume(), 4)
+    assert_holds(checkpoints.resume(), 4)
     save(checkpoints, 5)
     assert steps(run) == [name(3), name(4), name(5)]
     assert not [file for file in os.listdir(run / "replay") if file.endswith(".tmp")]
 
 
-# Kills. A process of its own forks a child for each, which is killed by its k-th call that touches the disk (a write:
-# halfway), for every k.
+# Kills. A separate process forks a child for every k; the child is killed at its k-th disk operation (a write is cut
+# halfway).
 
 KILLS = """
     import json, os, random, shutil, signal, sys, time, warnings
@@ -604,7 +604,7 @@ KILLS = """
     import torch
     torch.set_num_threads(1)
     from pliant.agents.checkpoint import Checkpoints
-    from test_checkpoint import Store, content, files, holds, name, same, save, state, steps
+    from test_checkpoint import Store, content, files, assert_holds, name, same, save, state, steps
 
     base = Path(sys.argv[2])
     os.fsync = lambda descriptor: None
@@ -662,7 +662,7 @@ def in_a_process(script: str, *arguments: object) -> str:
     return done.stdout
 
 
-def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(run: Path, tmp_path: Path) -> None:
+def test_a_kill_at_any_moment_of_a_save_leaves_a_complete_checkpoint(run: Path, tmp_path: Path) -> None:
     out = in_a_process(
         """
         def work(folder):
@@ -672,19 +672,19 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(run: Path, tmp
 
         seen = set()
         def good(folder, killed):
-            found = Checkpoints(folder).newest_good(report=lambda text: sys.exit(text))
-            assert found.step == 6 or killed
-            seen.add(found.step)
-            holds(found, found.step)
-            # The run goes on: another content under the versions of the attempt that was killed.
+            newest = Checkpoints(folder).newest_good(report=lambda text: sys.exit(text))
+            assert newest.step == 6 or killed
+            seen.add(newest.step)
+            assert_holds(newest, newest.step)
+            # The run continues: other content with the versions of the killed attempt.
             checkpoints = Checkpoints(folder)
             step = checkpoints.resume().step
             save(checkpoints, step + 2, salt=1)
             assert steps(folder) == [name(s) for s in ((3, 4, 6) if step == 4 else (4, 6, 8))], steps(folder)
-            found = Checkpoints(folder).newest_good(report=lambda text: sys.exit(text))
-            assert same(found.load("agent"), state(step + 2)["agent"])
+            newest = Checkpoints(folder).newest_good(report=lambda text: sys.exit(text))
+            assert same(newest.load("agent"), state(step + 2)["agent"])
             store = Store(step + 2)
-            found.restore(store)
+            newest.restore(store)
             assert same(store.loaded["a"], content("a", step + 2 + 1_000_000))
             assert same(store.loaded["ccc.0"], content("ccc.0", 0))
             manifests = [json.loads((p / "manifest.json").read_text()) for p in (folder / "checkpoints").iterdir()]
@@ -700,7 +700,7 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(run: Path, tmp
     assert int(kills) > 30 and seen.strip() == "[4, 6]"
 
 
-def test_a_kill_at_any_moment_of_saving_a_step_again(run: Path, tmp_path: Path) -> None:
+def test_a_kill_at_any_moment_of_saving_a_step_again_leaves_that_step(run: Path, tmp_path: Path) -> None:
     out = in_a_process(
         """
         def work(folder):
@@ -709,12 +709,12 @@ def test_a_kill_at_any_moment_of_saving_a_step_again(run: Path, tmp_path: Path) 
             save(checkpoints, 4)
 
         def good(folder, killed):
-            holds(Checkpoints(folder).newest_good(report=lambda text: sys.exit(text)), 4)
+            assert_holds(Checkpoints(folder).newest_good(report=lambda text: sys.exit(text)), 4)
             checkpoints = Checkpoints(folder)
-            holds(checkpoints.resume(), 4)
+            assert_holds(checkpoints.resume(), 4)
             save(checkpoints, 4)
             assert steps(folder) == [name(2), name(3), name(4)], steps(folder)
-            holds(Checkpoints(folder).newest_good(report=lambda text: sys.exit(text)), 4)
+            assert_holds(Checkpoints(folder).newest_good(report=lambda text: sys.exit(text)), 4)
 
         print(every_kill(Path(sys.argv[3]), work, good))
         """,
@@ -724,9 +724,9 @@ def test_a_kill_at_any_moment_of_saving_a_step_again(run: Path, tmp_path: Path) 
     assert int(out) > 20
 
 
-def test_a_kill_at_any_moment_of_a_first_save_a_resume_or_a_clear(run: Path, tmp_path: Path) -> None:
-    hurt = shutil.copytree(run, tmp_path / "hurt")
-    flip(0.5)(hurt / "checkpoints" / name(4) / "agent.pt")
+def test_a_kill_at_any_moment_of_a_first_save_a_resume_or_a_clear_is_harmless(run: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(run, tmp_path / "damaged")
+    flip(0.5)(damaged / "checkpoints" / name(4) / "agent.pt")
     out = in_a_process(
         """
         quiet = lambda text: None
@@ -735,42 +735,42 @@ def test_a_kill_at_any_moment_of_a_first_save_a_resume_or_a_clear(run: Path, tmp
             save(Checkpoints(folder), 4)
 
         def first_good(folder, killed):
-            found = Checkpoints(folder).resume(report=lambda text: sys.exit(text))
-            assert found is not None or killed
-            if found is not None:
-                holds(found, 4)
+            newest = Checkpoints(folder).resume(report=lambda text: sys.exit(text))
+            assert newest is not None or killed
+            if newest is not None:
+                assert_holds(newest, 4)
 
         def resume_good(folder, killed):
             checkpoints = Checkpoints(folder)
-            holds(checkpoints.resume(quiet), 3)
+            assert_holds(checkpoints.resume(quiet), 3)
             save(checkpoints, 4)
-            holds(Checkpoints(folder).newest_good(report=lambda text: sys.exit(text)), 4)
+            assert_holds(Checkpoints(folder).newest_good(report=lambda text: sys.exit(text)), 4)
 
         def clear_good(folder, killed):
-            found = Checkpoints(folder).newest_good(report=quiet)
-            assert killed or found is None
-            if found is not None:
-                holds(found, 4)
+            newest = Checkpoints(folder).newest_good(report=quiet)
+            assert killed or newest is None
+            if newest is not None:
+                assert_holds(newest, 4)
             checkpoints = Checkpoints(folder)
             checkpoints.clear()
             assert os.listdir(folder) == []
 
         nothing = base / "nothing"
         nothing.mkdir()
-        run, hurt = map(Path, sys.argv[3:])
+        run, damaged = map(Path, sys.argv[3:])
         print(every_kill(nothing, first, first_good),
-              every_kill(hurt, lambda folder: Checkpoints(folder).resume(quiet), resume_good),
+              every_kill(damaged, lambda folder: Checkpoints(folder).resume(quiet), resume_good),
               every_kill(run, lambda folder: Checkpoints(folder).clear(), clear_good))
         """,
         tmp_path,
         run,
-        hurt,
+        damaged,
     )
     kills = [int(k) for k in out.split()]
     assert kills[0] > 20 and kills[1] >= 2 and kills[2] > 10
 
 
-def test_kills_at_random_moments_of_a_run_that_saves_all_the_time(tmp_path: Path) -> None:
+def test_kills_at_random_moments_lose_no_completed_save(tmp_path: Path) -> None:
     out = in_a_process(
         """
         random.seed(0)
@@ -787,11 +787,11 @@ def test_kills_at_random_moments_of_a_run_that_saves_all_the_time(tmp_path: Path
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             kills += 1
-            found = Checkpoints(folder).newest_good(report=lambda text: sys.exit(text))
-            if found is not None:
-                assert found.step >= last
-                last = found.step
-                holds(found, last)
+            newest = Checkpoints(folder).newest_good(report=lambda text: sys.exit(text))
+            if newest is not None:
+                assert newest.step >= last
+                last = newest.step
+                assert_holds(newest, last)
         print(kills, last)
         """,
         tmp_path,
@@ -811,7 +811,7 @@ FULL = """
     from pliant.agents.checkpoint import Checkpoints, DiskFull
     from pliant.agents.hooks import Clock
     from pliant.agents.log import Log, LogWriteFailed
-    from test_checkpoint import Store, files, holds, name, save, state, steps
+    from test_checkpoint import Store, files, assert_holds, name, save, state, steps
 
     folder, limit = Path(sys.argv[2]), sys.argv[3]
     folder.mkdir(exist_ok=True)
@@ -839,15 +839,15 @@ FULL = """
             assert "bytes are free" in text and "Make room and resume" in text, text
             needed = int(text.split(" needs ")[1].split(" bytes")[0].replace(",", ""))
             assert 4_000_000 < needed < 4_100_000, text
-            said = int(text.split("; ")[1].split(" bytes are free")[0].replace(",", ""))
+            reported = int(text.split("; ")[1].split(" bytes are free")[0].replace(",", ""))
             if limit == "ENOSPC":
-                assert said == free, (said, free)  # what the attempt had taken is given back
+                assert reported == free, (reported, free)  # the failed save freed its space
         else:
             sys.exit("a save of 4 MB was possible")
         assert files(folder) == before, files(folder).keys() ^ before.keys()
-        holds(Checkpoints(folder).newest_good(), 1)
-    save(checkpoints, 2)  # what fits can be saved
-    holds(Checkpoints(folder).newest_good(), 2)
+        assert_holds(Checkpoints(folder).newest_good(), 1)
+    save(checkpoints, 2)  # a save that fits succeeds
+    assert_holds(Checkpoints(folder).newest_good(), 2)
     if limit == "ENOSPC":
         (folder / "filler").write_bytes(b"x" * (shutil.disk_usage(folder).free - 20_000))
         try:
@@ -858,7 +858,7 @@ FULL = """
             assert error.errno == errno.ENOSPC and "0 bytes are free" in str(error), error
         else:
             sys.exit("the log did not notice")
-        holds(Checkpoints(folder).newest_good(), 2)
+        assert_holds(Checkpoints(folder).newest_good(), 2)
     print("survived")
 """
 
@@ -871,8 +871,8 @@ def fill(folder: Path, limit: str, prefix: Sequence[str] = (), before: str = "")
     return done.stdout
 
 
-def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
-    """On a file system of 2 MB, mounted where only the process sees it."""
+def test_a_full_file_system_leaves_the_last_checkpoint_intact(tmp_path: Path) -> None:
+    """The file system has 2 MB and is mounted for this process only."""
     mount = f'mount -t tmpfs -o size=2m tmpfs {tmp_path} && exec "$@"'
     own = [] if os.geteuid() == 0 else ["--map-root-user"]
     prefix = ["unshare", "--mount", *own, "sh", "-c", mount, "sh"]
@@ -881,12 +881,12 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     except FileNotFoundError:
         possible = False
     if not possible:
-        pytest.skip("mounting is not permitted here; the limit on file sizes stands in for it")
+        pytest.skip("mounting is not permitted here; the limit on file sizes represents it")
     assert "survived" in fill(tmp_path / "run", "ENOSPC", prefix)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_may_not_grow(tmp_path: Path) -> None:
+def test_a_limit_on_file_sizes_leaves_the_last_checkpoint_intact(tmp_path: Path) -> None:
     before = """
         import resource, signal
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -900,8 +900,10 @@ OPERATIONS = ("open", "write", "fsync", "replace", "rename", "mkdir")
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("again", [False, True])
-def test_any_operation_may_fail(run: Path, monkeypatch: pytest.MonkeyPatch, operation: str, again: bool) -> None:
-    """The k-th call of one kind fails, for every k: what was there stays, and the next save succeeds."""
+def test_any_disk_operation_may_fail_without_loss(
+    run: Path, monkeypatch: pytest.MonkeyPatch, operation: str, again: bool
+) -> None:
+    """The k-th call of one kind fails, for every k: the last checkpoint stays, and the next save succeeds."""
     step = 4 if again else 6
     for k in range(1, 100):
         folder = run.parent / f"{operation}{k}"
@@ -928,16 +930,16 @@ def test_any_operation_may_fail(run: Path, monkeypatch: pytest.MonkeyPatch, oper
                 assert saved or f"{name(4)}, is untouched" in str(error)
         if failed and not saved:
             assert files(folder) == before
-        holds(Checkpoints(folder).newest_good(), step if not failed or saved else 4)
+        assert_holds(Checkpoints(folder).newest_good(), step if not failed or saved else 4)
         save(checkpoints, step)
-        holds(Checkpoints(folder).newest_good(), step)
+        assert_holds(Checkpoints(folder).newest_good(), step)
         assert steps(folder)[-1] == name(step) and len(steps(folder)) == 3
         if counted[0] < k:
             return
     raise AssertionError("the save never succeeded")
 
 
-def test_a_checkpoint_stands_although_its_mark_cannot_be_written(
+def test_a_checkpoint_stays_valid_if_its_mark_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoints, opened = Checkpoints(tmp_path), os.open
@@ -952,13 +954,13 @@ def test_a_checkpoint_stands_although_its_mark_cannot_be_written(
         with pytest.raises(SaveFailed, match=rf"{name(1)} is saved, but .*{SAVED} is not") as failed:
             save(checkpoints, 1)
         assert failed.value.errno == errno.ENOSPC
-    holds(Checkpoints(tmp_path).newest_good(), 1)
+    assert_holds(Checkpoints(tmp_path).newest_good(), 1)
     assert has_saved(tmp_path) is None
     save(checkpoints, 2)
     assert has_saved(tmp_path) == SAVED and Checkpoints(tmp_path)._marked
 
 
-def test_an_interrupt_cleans_up_and_stays_an_interrupt(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_save_cleans_up_and_raises_the_interrupt(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = Checkpoints(run)
     checkpoints.resume()
     before = files(run)
@@ -973,7 +975,7 @@ def test_an_interrupt_cleans_up_and_stays_an_interrupt(run: Path, monkeypatch: p
         checkpoints.save(6, state(6), Interrupted(6))
     assert files(run) == before
 
-    # An interrupt right after the checkpoint got its name takes nothing away from it.
+    # An interrupt right after the checkpoint got its name does not damage it.
     replace = os.replace
 
     def interrupted(source: Any, target: Any) -> None:
@@ -985,29 +987,29 @@ def test_an_interrupt_cleans_up_and_stays_an_interrupt(run: Path, monkeypatch: p
         patch.setattr(os, "replace", interrupted)
         with pytest.raises(KeyboardInterrupt):
             save(checkpoints, 6)
-    holds(Checkpoints(run).newest_good(), 6)
+    assert_holds(Checkpoints(run).newest_good(), 6)
 
 
-def test_a_failure_takes_no_chunk_that_a_checkpoint_names(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_deletes_no_chunk_that_a_checkpoint_uses(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = Checkpoints(run)
     checkpoints.resume()
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    # The checkpoint is in place when the removal of older ones fails; the next save knows it all the same.
+    # The checkpoint is in place when the removal of older ones fails; the next save still knows it.
     with monkeypatch.context() as patch, pytest.raises(SaveFailed, match=f"{name(6)} is saved, but older"):
         patch.setattr(shutil, "rmtree", full)
         save(checkpoints, 6)
-    (run / "replay" / "bb.3.pt").unlink()  # lost, and written again by the save that fails
+    (run / "replay" / "bb.3.pt").unlink()  # lost, and written again by the failing save
     with monkeypatch.context() as patch, pytest.raises(SaveFailed, match=f"{name(6)}, is untouched"):
         patch.setattr(os, "mkdir", full)
         save(checkpoints, 7)
-    holds(Checkpoints(run).newest_good(), 6)
+    assert_holds(Checkpoints(run).newest_good(), 6)
     with monkeypatch.context() as patch, pytest.raises(SaveFailed):
         patch.setattr(os, "mkdir", full)
         save(checkpoints, 7)
-    holds(Checkpoints(run).newest_good(), 6)
+    assert_holds(Checkpoints(run).newest_good(), 6)
 
 
 def test_a_failed_first_save_reports_that_there_is_no_earlier_checkpoint(
@@ -1025,7 +1027,7 @@ def test_a_failed_first_save_reports_that_there_is_no_earlier_checkpoint(
 # The lock
 
 
-def test_one_process_at_a_time(tmp_path: Path) -> None:
+def test_only_one_process_at_a_time_holds_the_lock(tmp_path: Path) -> None:
     script = """
         import sys, time
         from pathlib import Path
@@ -1054,7 +1056,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         assert f"pid {os.getpid()}" in (tmp_path / "new" / ".lock").read_text()
 
 
-def test_an_undone_lock_leaves_no_file_and_no_process_holds_a_deleted_one(
+def test_an_undone_lock_leaves_no_file_and_no_process_holds_a_deleted_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = sorted(tmp_path.rglob("*"))
@@ -1062,7 +1064,7 @@ def test_an_undone_lock_leaves_no_file_and_no_process_holds_a_deleted_one(
     lock.undo()
     lock.undo()
     assert sorted(tmp_path.rglob("*")) == before
-    # What was there stays: a folder with something in it, and the file of an earlier lock.
+    # Existing content stays: a folder that is not empty, and the file of an earlier lock.
     with RunLock(tmp_path / "a"):
         pass
     again = RunLock(tmp_path / "a")
@@ -1072,7 +1074,7 @@ def test_an_undone_lock_leaves_no_file_and_no_process_holds_a_deleted_one(
     (tmp_path / "c" / "mine").write_text("x")
     lock.undo()
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["mine"]
-    # Who opens the file just before it is deleted, and locks it just after, has to begin again.
+    # A process that opens the file just before its deletion and locks it just after must start again.
     first, locked = RunLock(tmp_path / "e"), fcntl.flock
 
     def slowly(descriptor: int, operation: int) -> None:
@@ -1094,9 +1096,9 @@ def test_a_folder_that_cannot_be_locked_is_reported_and_unchanged(
 ) -> None:
     (tmp_path / "file").write_text("x")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(FolderUnusable, match=r"cannot make the folder .*file: File exists") as told:
+    with pytest.raises(FolderUnusable, match=r"cannot make the folder .*file: File exists") as raised:
         RunLock(tmp_path / "file")
-    assert told.value.errno == errno.EEXIST
+    assert raised.value.errno == errno.EEXIST
 
     def no_locks(descriptor: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
