@@ -290,7 +290,7 @@ def test_the_real_command_stops_and_is_killed_in_the_midst(tmp_path: Path, capsy
             assert time.monotonic() < deadline
             time.sleep(0.01)
         process.send(number)
-        assert process.wait(60) == (75 if number == signal.SIGTERM else -9), process.said()
+        assert process.wait(60) == (75 if number == signal.SIGTERM else -9), process.printed()
         step, updates = saved_at(tmp_path / "stopped")
         assert step == 60 and 0 < updates < 2500, "this was not in the midst of priming"
     assert train.main([*words, "--run", str(tmp_path / "stopped")]) == 0

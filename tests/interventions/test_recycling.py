@@ -391,7 +391,7 @@ def test_a_unit_that_is_on_but_unread_is_active_to_redo_and_inactive_to_regrama(
     assert dormancy_score(magnitude(layer_of(agent, FIRST), h)).tolist() == pytest.approx([1.0, 1.0])
     agent.update(stand.memory.batch, stand.tick().clock)
     put_(layer_of(agent, OUT), [[1.0, 0.0], [1.0, 0.0]])  # the update itself has begun to read it
-    assert changed_rows(agent, stand.look) == [False, True]
+    assert changed_rows(agent, stand.act) == [False, True]
 
 
 @pytest.mark.parametrize(("mode", "recycled"), [("unit", [False, False]), ("weight_grad", [False, True])])
@@ -399,7 +399,7 @@ def test_a_dead_unit_has_a_gradient_that_its_weights_do_not_get(mode: str, recyc
     """The loss has a gradient with respect to a dead unit's output, but its weights get none: the two modes differ."""
     agent, stand = two_units(mode, [[1.0], [-1.0]], [0.0, 0.0], [[1.0, 1.0], [1.0, 1.0]])
     agent.update(stand.memory.batch, stand.tick().clock)
-    assert changed_rows(agent, stand.look) == recycled
+    assert changed_rows(agent, stand.act) == recycled
 
 
 @pytest.mark.parametrize(("mode", "recycled"), [("unit", [False, False]), ("weight_grad", [False, True])])
@@ -412,7 +412,7 @@ def test_samples_that_cancel_make_an_active_unit_look_inactive_by_its_weights(mo
     agent.update(stand.memory.batch, stand.tick().clock)
     gradient = layer_of(agent, FIRST).linear.weight.grad
     assert gradient is not None and gradient.flatten().tolist() == [-4.0, 0.0]
-    assert changed_rows(agent, stand.look) == recycled
+    assert changed_rows(agent, stand.act) == recycled
 
 
 def test_the_gradient_of_a_unit_by_hand() -> None:
@@ -557,13 +557,13 @@ def test_regrama_can_leave_outgoing_weights_as_they_are() -> None:
         agent = dqn(ReGraMa(tau=100.0, every=1, outgoing=outgoing), inputs=4, hidden=(6,))
         before = layer_of(agent, OUT).linear.weight.detach().clone()
         stand = Stand(agent)
-        assert all(changed_rows(agent, stand.tick().look))
+        assert all(changed_rows(agent, stand.tick().act))
         assert torch.equal(layer_of(agent, OUT).linear.weight, before if not outgoing else torch.zeros_like(before))
 
 
 def test_regrama_caps_the_share() -> None:
     agent = dqn(ReGraMa(tau=100.0, every=1, max_fraction=0.5), inputs=4, hidden=(6,))
-    assert sum(changed_rows(agent, Stand(agent).tick().look)) == 3
+    assert sum(changed_rows(agent, Stand(agent).tick().act)) == 3
 
 
 # ---------------------------------------------------------------------------------------------- continual backprop
