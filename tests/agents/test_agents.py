@@ -60,7 +60,7 @@ def observations(agent: Agent, n: int, seed: int) -> torch.Tensor:
 
 
 def batch_for(agent: Agent, n: int = 8, seed: int = 0) -> Any:
-    """Transitions of noise, as the agent learns from them."""
+    """A batch of random transitions in the form that the agent learns from."""
     rng = np.random.default_rng(seed)
     if agent.action.discrete:
         action = torch.from_numpy(rng.integers(agent.action.size, size=n))
@@ -105,7 +105,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("name", AGENTS)
 class TestEveryAgent:
-    def test_acts_in_its_space(self, name: str) -> None:
+    def test_actions_are_in_the_action_space(self, name: str) -> None:
         agent = AGENTS[name]()
         obs = observations(agent, 6, 1)
         for clock in (None, Clock(steps=0), Clock(steps=10_000, updates=10_000)):
@@ -117,14 +117,14 @@ class TestEveryAgent:
                 assert action.shape == (6, 2) and action.dtype == torch.float32
                 assert (action >= torch.tensor(BOX.low)).all() and (action <= torch.tensor(BOX.high)).all()
 
-    def test_greedy_actions_draw_nothing(self, name: str) -> None:
+    def test_greedy_actions_use_no_random_numbers(self, name: str) -> None:
         agent = AGENTS[name]()
         before, obs = agent.state_dict(), observations(agent, 6, 1)
         assert torch.equal(agent.act(obs), agent.act(obs))
         after = agent.state_dict()
         assert torch.equal(before["generator"], after["generator"]) and before["host_rng"] == after["host_rng"]
 
-    def test_nothing_global_is_drawn_and_a_seed_decides_all(self, name: str) -> None:
+    def test_global_generators_are_unused_and_a_seed_determines_everything(self, name: str) -> None:
         state = torch.get_rng_state()
         first, second, other = AGENTS[name](seed=1), AGENTS[name](seed=1), AGENTS[name](seed=2)
         for agent in (first, second, other):
@@ -133,7 +133,7 @@ class TestEveryAgent:
         assert same(weights(first), weights(second))
         assert not same(weights(first), weights(other))
 
-    def test_identity_law(self, name: str) -> None:
+    def test_no_tensor_or_optimizer_changes_identity(self, name: str) -> None:
         """No parameter, buffer or optimizer changes identity, and each trainable one has exactly one optimizer."""
         agent = AGENTS[name]()
         before = [(n, id(p)) for n, m in agent.modules() for p in (*m.parameters(), *m.buffers())]
@@ -147,16 +147,16 @@ class TestEveryAgent:
         assert len(held) == len(set(held))
         assert set(held) == trainable
 
-    def test_every_trainable_weight_learns_and_no_target_is_trained(self, name: str) -> None:
+    def test_every_trainable_weight_learns(self, name: str) -> None:
         agent = AGENTS[name]()
         start = weights(agent)
         train(agent, Clock(), 8)
         now = weights(agent)
         still = [k for k in now if ".target" not in k and torch.equal(now[k], start[k]) and "log_alpha" not in k]
-        # A unit that is dead on every batch keeps its weights, a whole tensor of them would be a bug.
+        # A unit that is dead on every batch keeps its weights; a whole tensor of dead units would be a bug.
         assert not still, still
 
-    def test_resume_law(self, name: str, tmp_path: Path) -> None:
+    def test_a_resumed_agent_continues_bitwise(self, name: str, tmp_path: Path) -> None:
         straight, stopped = AGENTS[name](), AGENTS[name]()
         train(straight, train(straight, Clock(), 7), 6)
         clock = train(stopped, Clock(), 7)
@@ -166,7 +166,7 @@ class TestEveryAgent:
         train(resumed, clock, 6)
         assert same(weights(straight), weights(resumed))
 
-    def test_save_and_load_need_one_file(self, name: str, tmp_path: Path) -> None:
+    def test_an_agent_is_saved_to_and_loaded_from_one_file(self, name: str, tmp_path: Path) -> None:
         agent = AGENTS[name]()
         clock = train(agent, Clock(), 5)
         agent.save(tmp_path / "agent.pt")
@@ -177,7 +177,7 @@ class TestEveryAgent:
         train(loaded, clock, 3)
         assert same(weights(agent), weights(loaded))
 
-    def test_no_wait_law(self, name: str) -> None:
+    def test_acting_and_updating_never_wait_for_the_device(self, name: str) -> None:
         """Neither acting nor updating runs an operator that makes the host wait for the device."""
         agent = AGENTS[name]()
         clock = train(agent, Clock(), 4)
@@ -196,7 +196,7 @@ class TestEveryAgent:
         assert update.td_error.shape == (8,) and (update.td_error >= 0).all()
         assert all(len(h) == 8 and not h.requires_grad for hs in update.activations.values() for h in hs)
 
-    def test_wrong_observations_are_named(self, name: str) -> None:
+    def test_observations_of_a_wrong_shape_are_refused(self, name: str) -> None:
         agent = AGENTS[name]()
         with pytest.raises(ValueError, match=r"must have the shape \(batch, "):
             agent.act(torch.zeros(3, 2), None)
@@ -206,7 +206,7 @@ class TestEveryAgent:
 
 
 def linear_dqn(**changes: Any) -> DQN:
-    """Q(s) = W s + b without hidden layers, so that targets and gradients are known by hand."""
+    """Q(s) = W s + b without hidden layers, so that targets and gradients can be computed by hand."""
     config = DQNConfig(network=NetworkConfig(hidden=()), value_loss="mse", target_period=1000)
     agent = DQN((2,), 2, replace(config, **changes))
     online, target = [[1.0, 0.0], [0.0, 1.0]], [[0.0, 3.0], [2.0, 0.0]]
@@ -217,7 +217,7 @@ def linear_dqn(**changes: Any) -> DQN:
     return agent
 
 
-def one(obs: list[float], action: int, reward: float, next_obs: list[float], discount: float) -> Batch:
+def transition(obs: list[float], action: int, reward: float, next_obs: list[float], discount: float) -> Batch:
     return Batch(
         torch.tensor([obs]),
         torch.tensor([action]),
@@ -229,30 +229,30 @@ def one(obs: list[float], action: int, reward: float, next_obs: list[float], dis
     )
 
 
-def test_dqn_targets_by_hand() -> None:
-    batch = one([1.0, 2.0], 0, 0.5, [1.0, 2.0], 0.9)
+def test_dqn_targets_equal_values_computed_by_hand() -> None:
+    batch = transition([1.0, 2.0], 0, 0.5, [1.0, 2.0], 0.9)
     # Target network at s' = (1, 2): Q⁻ = (6, 2). Plain: the maximum, 6. Double: online Q = (1, 2) picks action 1, so 2.
     assert linear_dqn().target(batch).tolist() == pytest.approx([0.5 + 0.9 * 6])
     assert linear_dqn(double=True).target(batch).tolist() == pytest.approx([0.5 + 0.9 * 2])
-    assert linear_dqn().target(one([1.0, 2.0], 0, 0.5, [1.0, 2.0], 0.0)).tolist() == [0.5]
+    assert linear_dqn().target(transition([1.0, 2.0], 0, 0.5, [1.0, 2.0], 0.0)).tolist() == [0.5]
 
 
-def test_dqn_loss_and_error_by_hand() -> None:
-    batch = one([1.0, 2.0], 0, 0.5, [1.0, 2.0], 0.9)  # Q(s, 0) = 1, target 5.9
+def test_dqn_loss_and_error_equal_values_computed_by_hand() -> None:
+    batch = transition([1.0, 2.0], 0, 0.5, [1.0, 2.0], 0.9)  # Q(s, 0) = 1, target 5.9
     loss, error, value, _ = linear_dqn().loss(batch)
     assert loss.item() == pytest.approx(0.5 * 4.9**2) and error.item() == pytest.approx(4.9) and value.item() == 1.0
     assert linear_dqn(value_loss="huber").loss(batch)[0].item() == pytest.approx(4.9 - 0.5)
 
 
 def test_importance_weights_scale_the_loss() -> None:
-    batch = one([1.0, 2.0], 0, 0.5, [1.0, 2.0], 0.9)
+    batch = transition([1.0, 2.0], 0, 0.5, [1.0, 2.0], 0.9)
     loss = linear_dqn().loss(batch._replace(weight=torch.tensor([0.25])))[0]
     assert loss.item() == pytest.approx(0.25 * 0.5 * 4.9**2)
 
 
 def test_the_target_network_changes_only_at_its_period() -> None:
     agent = linear_dqn(target_period=3)
-    batch, clock = one([1.0, 2.0], 0, 0.5, [1.0, 2.0], 0.9), Clock()
+    batch, clock = transition([1.0, 2.0], 0, 0.5, [1.0, 2.0], 0.9), Clock()
     equal = []
     for _ in range(6):
         clock = clock.stepped(1).updated()
@@ -262,21 +262,21 @@ def test_the_target_network_changes_only_at_its_period() -> None:
     assert equal == [False, False, True, False, False, True]
 
 
-def test_soft_targets_move_by_their_share() -> None:
+def test_soft_targets_move_by_tau() -> None:
     agent = linear_dqn(target_period=1, target_tau=0.25)
     old = agent.critic.target.advantage.linear.weight.clone()  # type: ignore[union-attr]
-    agent.update(one([1.0, 2.0], 0, 0.5, [1.0, 2.0], 0.9), Clock(updates=1))
+    agent.update(transition([1.0, 2.0], 0, 0.5, [1.0, 2.0], 0.9), Clock(updates=1))
     new, online = agent.critic.target.advantage.linear.weight, agent.critic.online.advantage.linear.weight  # type: ignore[union-attr]
     torch.testing.assert_close(new, 0.75 * old + 0.25 * online)
 
 
-def test_the_epsilon_schedule() -> None:
+def test_epsilon_follows_its_schedule() -> None:
     agent = DQN((2,), 2, DQNConfig(learning_starts=100, epsilon_steps=1000, epsilon_start=0.8, epsilon_end=0.1))
     at = [agent.epsilon(Clock(steps=s)) for s in (0, 99, 100, 600, 1100, 99_999)]
     assert at == pytest.approx([1.0, 1.0, 0.8, 0.45, 0.1, 0.1])
 
 
-def test_the_rate_of_random_actions_is_epsilon() -> None:
+def test_the_fraction_of_random_actions_is_epsilon() -> None:
     agent = DQN((2,), 10, DQNConfig(learning_starts=0, epsilon_start=0.5, epsilon_end=0.5))
     obs = torch.ones(20_000, 2)
     differ = (agent.act(obs, Clock(steps=1)) != agent.act(obs)).double().mean().item()
@@ -285,12 +285,12 @@ def test_the_rate_of_random_actions_is_epsilon() -> None:
 
 def test_gradients_are_clipped_to_the_norm() -> None:
     agent = linear_dqn(optimizer=OptimizerConfig(lr=1e-3, max_grad_norm=0.5))
-    agent.update(one([1.0, 2.0], 0, 0.5, [1.0, 2.0], 0.9), Clock(updates=1))
+    agent.update(transition([1.0, 2.0], 0, 0.5, [1.0, 2.0], 0.9), Clock(updates=1))
     grads = [p.grad for p in agent.critic.online.parameters() if p.grad is not None]
     assert torch.linalg.vector_norm(torch.cat([g.flatten() for g in grads])).item() == pytest.approx(0.5, rel=1e-4)
 
 
-def test_the_squashed_gaussian_has_the_density_it_claims() -> None:
+def test_samples_of_the_squashed_gaussian_follow_its_density() -> None:
     """Samples weighted by 1 / density fill every interval of actions in proportion to its length."""
     agent = SAC((2,), ActionSpec(1, False, (-1.0,), (1.0,)), SAC_SMALL)
     with torch.no_grad():
@@ -300,7 +300,7 @@ def test_the_squashed_gaussian_has_the_density_it_claims() -> None:
     np.testing.assert_allclose(lengths, 0.1, rtol=0.03)
 
 
-def test_log_probabilities_stay_finite_at_the_edge() -> None:
+def test_log_probabilities_stay_finite_at_the_action_bounds() -> None:
     agent = SAC((2,), BOX, SAC_SMALL)
     with torch.no_grad():
         agent.actor.online.output.linear.bias.copy_(torch.tensor([1e3, -1e3, 0.0, 0.0]))  # type: ignore[union-attr]
@@ -308,7 +308,7 @@ def test_log_probabilities_stay_finite_at_the_edge() -> None:
     assert action.abs().max() <= 1 and log_prob.isfinite().all()
 
 
-def test_the_sac_target_is_the_smallest_value_less_entropy() -> None:
+def test_the_sac_target_is_the_smallest_value_minus_the_entropy_term() -> None:
     agent = SAC((5,), BOX, replace(SAC_SMALL, temperature=0.3))
     batch = batch_for(agent)
     state = agent.generator.get_state()
@@ -340,8 +340,8 @@ def test_the_temperature_moves_towards_its_target_entropy() -> None:
         assert (agent.temperature().item() > 1.0) == rises
 
 
-def test_the_temperatures_loss_is_of_alpha_itself() -> None:
-    """Eq. 18: its gradient by log alpha is alpha times that of a loss of log alpha, which Stable-Baselines3 has."""
+def test_the_temperature_loss_is_linear_in_alpha() -> None:
+    """Eq. 18: its gradient with respect to log alpha is alpha times that of Stable-Baselines3's loss in log alpha."""
     agent = SAC((5,), BOX, replace(SAC_SMALL, initial_temperature=0.3, target_entropy=2.0))
     entropy = agent.update(batch_for(agent), Clock(1, 1)).metrics["losses/entropy"]
     gradient = agent.temperature.log_alpha.grad
@@ -349,8 +349,8 @@ def test_the_temperatures_loss_is_of_alpha_itself() -> None:
     torch.testing.assert_close(gradient, 0.3 * (entropy - agent.target_entropy))
 
 
-def test_the_actor_learns_where_the_critic_points() -> None:
-    """With a critic that prizes the first action dimension alone, the actor goes to its upper bound."""
+def test_the_actor_maximises_the_critics_value() -> None:
+    """If the critic values only the first action dimension, the actor moves to the upper bound."""
     agent = SAC((5,), BOX, replace(SAC_SMALL, temperature=1e-4, actor_optimizer=OptimizerConfig(lr=1e-2)))
     for member in agent.critic.online.members:  # type: ignore[union-attr]
         member.forward = lambda features, action, trace=None: 5.0 * action[:, :1]
@@ -363,7 +363,7 @@ def test_the_actor_learns_where_the_critic_points() -> None:
     assert (agent.act(obs)[:, 0] > 1.8).all()
 
 
-def test_the_actor_step_leaves_the_critics_alone_and_the_encoder_to_them() -> None:
+def test_the_actor_step_changes_neither_critics_nor_encoder() -> None:
     agent = SAC(SMALL_PIXELS, BOX, replace(SAC_SMALL, optimizer=OptimizerConfig(lr=1e-30)))
     before = {n: p.clone() for n, p in agent.critic.online.named_parameters()}
     train(agent, Clock(), 3)
@@ -395,12 +395,12 @@ def test_actions_are_normalised_for_the_critic() -> None:
         (lambda: ActionSpec(1, False, (-math.inf,), (1.0,)), "unbounded action space"),
     ],
 )
-def test_what_does_not_fit_is_refused(build: Callable[[], Any], message: str) -> None:
+def test_invalid_spaces_and_configurations_are_refused(build: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
 
 
-def test_a_file_of_another_agent_is_named(tmp_path: Path) -> None:
+def test_a_file_of_another_agent_is_refused_by_name(tmp_path: Path) -> None:
     AGENTS["sac"]().save(tmp_path / "agent.pt")
     with pytest.raises(ValueError, match="holds sac, not dqn"):
         DQN.load(tmp_path / "agent.pt")

@@ -1,4 +1,4 @@
-"""KL divergences of policies that differ by one update, beside decimal arithmetic of fifty digits."""
+"""KL divergences of policies that differ by one update, compared with decimal arithmetic of fifty digits."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def normalised(logs: Sequence[Decimal]) -> list[Decimal]:
 
 
 def categorical_in_decimals(before: Tensor, after: Tensor) -> tuple[float, Tensor]:
-    """The divergence, and its gradient by the second's log-probabilities."""
+    """The divergence, and its gradient with respect to the second policy's log-probabilities."""
     with localcontext(prec=50):
         pairs = [(normalised(p), normalised(q)) for p, q in zip(exactly(before), exactly(after), strict=True)]
         mean = sum((a.exp() * (a - b) for p, q in pairs for a, b in zip(p, q, strict=True)), Decimal(0)) / len(pairs)
@@ -55,47 +55,49 @@ def gaussian_in_decimals(before: Tensor, after: Tensor) -> float:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_categorical_policies(change: float) -> None:
+def test_the_divergence_of_categorical_policies_is_exact(change: float) -> None:
     logits = draw(16, 6, seed=0)
     before, after = logits.log_softmax(1), (logits + change * draw(16, 6, seed=1)).log_softmax(1)
-    wanted, slope = categorical_in_decimals(before, after)
+    expected, slope = categorical_in_decimals(before, after)
     after.requires_grad_()
     with no_wait():
-        found = categorical_kl(before, after)
-        found.backward()
-    assert found.dtype == torch.float32 and found.item() == pytest.approx(wanted, rel=1e-5)
+        divergence = categorical_kl(before, after)
+        divergence.backward()
+    assert divergence.dtype == torch.float32 and divergence.item() == pytest.approx(expected, rel=1e-5)
     assert after.grad is not None
     torch.testing.assert_close(after.grad, slope, rtol=1e-4, atol=1e-9 * change)
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_gaussian_policies(change: float) -> None:
+def test_the_divergence_of_gaussian_policies_is_exact(change: float) -> None:
     before = torch.stack([draw(16, 3, seed=0), 0.3 * draw(16, 3, seed=1) - 1])
     after = before + change * draw(2, 16, 3, seed=2)
     with no_wait():
-        found = gaussian_kl(before, after)
-    assert found.dtype == torch.float32 and found.item() == pytest.approx(gaussian_in_decimals(before, after), rel=1e-5)
+        divergence = gaussian_kl(before, after)
+    assert divergence.dtype == torch.float32 and divergence.item() == pytest.approx(
+        gaussian_in_decimals(before, after), rel=1e-5
+    )
 
 
-def test_policies_that_are_the_same_or_far_apart() -> None:
+def test_the_divergence_of_equal_and_of_disjoint_policies() -> None:
     logs = draw(16, 6, seed=0).log_softmax(1)
     assert categorical_kl(logs, logs).item() == 0.0
     gaussian = draw(2, 16, 3, seed=0)
     assert gaussian_kl(gaussian, gaussian).item() == 0.0
-    # Probabilities that vanish in double precision, and grow to one.
+    # Probabilities that are zero in double precision, and change to one.
     certain = torch.tensor([[0.0, -3000.0]]), torch.tensor([[-3000.0, 0.0]])
     after = certain[1].clone().requires_grad_()
-    found = categorical_kl(certain[0], after)
-    found.backward()
-    assert found.item() == 3000.0 and after.grad is not None and after.grad.tolist() == [[-1.0, 1.0]]
+    divergence = categorical_kl(certain[0], after)
+    divergence.backward()
+    assert divergence.item() == 3000.0 and after.grad is not None and after.grad.tolist() == [[-1.0, 1.0]]
     assert categorical_kl(certain[0], torch.tensor([[0.0, -1.0]]).log_softmax(1)).item() == pytest.approx(0.3132617)
 
 
-MADE: dict[str, Any] = {"ppo": ppo(VECTOR, DISCRETE), "ppo, continuous": ppo(VECTOR, BOX), "sac": sac(VECTOR)}
+AGENTS: dict[str, Any] = {"ppo": ppo(VECTOR, DISCRETE), "ppo, continuous": ppo(VECTOR, BOX), "sac": sac(VECTOR)}
 
 
 def in_double(agent: Agent, policy: Any, obs: Tensor) -> Tensor:
-    """What a copy of an actor says in double precision, in the form of `decisions`."""
+    """The output of a copy of an actor in double precision, in the form of `decisions`."""
     network = copy.deepcopy(policy).double()
     logits = network(obs.double())
     if agent.name == "sac":
@@ -103,11 +105,11 @@ def in_double(agent: Agent, policy: Any, obs: Tensor) -> Tensor:
     return logits.log_softmax(1) if agent.action.discrete else torch.stack([logits, network.log_std.expand_as(logits)])
 
 
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("name", AGENTS)
 @torch.no_grad()
-def test_one_small_update_of_an_agent(name: str) -> None:
-    """The churn of the policy is that of its networks in double precision, where single precision loses it all."""
-    agent, generator = MADE[name](), torch.Generator().manual_seed(3)
+def test_the_churn_of_one_small_update_is_measured_accurately(name: str) -> None:
+    """The churn equals that of the networks in double precision. In single precision it would be lost to rounding."""
+    agent, generator = AGENTS[name](), torch.Generator().manual_seed(3)
     batch = batch_for(agent, 64)
     actor = agent.components["actor"].online
     before, old = agent.decisions(batch), in_double(agent, actor, batch.obs)
@@ -115,16 +117,16 @@ def test_one_small_update_of_an_agent(name: str) -> None:
         p.add_(1e-5 * torch.randn(p.shape, generator=generator))
     new = in_double(agent, actor, batch.obs)
     if agent.action.discrete:
-        wanted = (old.exp() * (old - new)).sum(1).mean().item()
+        expected = (old.exp() * (old - new)).sum(1).mean().item()
     else:
         spread = (2 * (old[1] - new[1])).exp() + ((old[0] - new[0]) / new[1].exp()).square()
-        wanted = (new[1] - old[1] + 0.5 * (spread - 1)).sum(1).mean().item()
-    assert 1e-12 < wanted < 1e-8
-    assert agent.policy_churn(before, agent.decisions(batch)).item() == pytest.approx(wanted, rel=2e-2)
+        expected = (new[1] - old[1] + 0.5 * (spread - 1)).sum(1).mean().item()
+    assert 1e-12 < expected < 1e-8
+    assert agent.policy_churn(before, agent.decisions(batch)).item() == pytest.approx(expected, rel=2e-2)
 
 
 def test_the_divergence_that_ppo_logs_is_not_lost_to_rounding() -> None:
-    agent: Any = MADE["ppo"]()
+    agent: Any = AGENTS["ppo"]()
     batch = batch_for(agent, 64)
     with torch.no_grad():
         log_prob = agent.log_prob(agent.policy(agent.features(batch.obs)), batch.action)[0]
@@ -134,9 +136,9 @@ def test_the_divergence_that_ppo_logs_is_not_lost_to_rounding() -> None:
     assert logged == pytest.approx((log_ratio.expm1() - log_ratio).mean().item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", MADE)
-def test_chain_holds_on_to_a_divergence_that_is_never_negative(name: str) -> None:
-    agent = MADE[name](interventions=tuple(build(["chain(ratio=0.1, start=0, samples=16)"], INTERVENTIONS)))
+@pytest.mark.parametrize("name", AGENTS)
+def test_the_divergence_that_chain_penalises_is_never_negative(name: str) -> None:
+    agent = AGENTS[name](interventions=tuple(build(["chain(ratio=0.1, start=0, samples=16)"], INTERVENTIONS)))
     part: Any = next(iter(agent.interventions))
     batch = batch_for(agent, 16)
     part.obs.copy_(batch.obs)

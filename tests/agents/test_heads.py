@@ -1,4 +1,4 @@
-"""Value heads on numbers worked out by hand, in agents, and as words."""
+"""Value heads: values computed by hand, use in agents, and intervention specs."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ from pliant.agents.networks import NetworkConfig
 from pliant.interventions.core.spec import SpecError, build
 from pliant.interventions.value_losses import ValueLoss
 from pliant.interventions.value_losses import __dict__ as losses
-from pliant.interventions.value_mapping import ValueMapping as ValueMappingWord
+from pliant.interventions.value_mapping import ValueMapping as ValueMappingIntervention
 
-WORDS: dict[str, Any] = {
+INTERVENTIONS: dict[str, Any] = {
     kind.name: kind
-    for kind in (*losses.values(), ValueMappingWord)
+    for kind in (*losses.values(), ValueMappingIntervention)
     if isinstance(kind, type) and issubclass(kind, ValueLoss) and kind.name
 }
 CATEGORICAL = ("c51", "two_hot", "hl_gauss")
-# Every head, and every form of those that have several.
+# Every head, and every form of the heads that have several.
 FORMS: dict[str, HeadConfig] = {name: HeadConfig(bins=21, quantiles=7) for name in HEADS} | {
     "two_hot, symlog": HeadConfig(bins=21, low=-4.0, high=4.0, symlog=True),
     "value_mapping, log": HeadConfig(mapping="log", clip=0.0),
     "value_mapping, bands": HeadConfig(channels="bands", levels=2),
     "value_mapping, cumulative": HeadConfig(channels="cumulative", levels=2),
 }
-# How long an example takes depends on who else is using the machine.
-patient = settings(deadline=None)
+# The time of an example depends on the load of the machine.
+without_deadline = settings(deadline=None)
 every_form = pytest.mark.parametrize("form", FORMS)
 
 
@@ -72,47 +72,47 @@ def approx(values: Any, tolerance: float = 1e-5) -> Any:
 # ------------------------------------------------------------------------------------------------- mse, huber, symlog
 
 
-def test_half_the_squared_error() -> None:
+def test_the_mse_loss_is_half_the_squared_error() -> None:
     loss = MSE().loss(torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 5.0]))
     assert loss.tolist() == [0.5, 4.5]
 
 
-def test_huber_is_squared_within_delta_and_linear_beyond() -> None:
+def test_huber_is_quadratic_within_delta_and_linear_beyond() -> None:
     logits = torch.tensor([[0.5], [3.0], [-3.0]])
     assert Huber().loss(logits, torch.zeros(3)).tolist() == [0.125, 2.5, 2.5]
     assert Huber(HeadConfig(delta=2.0)).loss(logits, torch.zeros(3)).tolist() == [0.125, 4.0, 4.0]
 
 
-def test_an_ensemble_shares_its_target() -> None:
+def test_all_members_of_an_ensemble_get_the_same_target() -> None:
     logits = torch.tensor([[[1.0], [2.0]], [[3.0], [4.0]]])
     for head in (MSE(), Huber()):
         assert head.loss(logits, torch.zeros(2)).shape == (2, 2)
         assert head.error(logits, torch.ones(2)).tolist() == [[0.0, 1.0], [2.0, 3.0]]
 
 
-def test_a_backup_stops_where_the_discount_is_zero() -> None:
+def test_a_backup_does_not_bootstrap_where_the_discount_is_zero() -> None:
     target = MSE().backup(torch.tensor([[10.0], [10.0]]), torch.tensor([1.0, 1.0]), torch.tensor([0.9, 0.0]))
     assert target.tolist() == [10.0, 1.0]
 
 
-def test_symlog_by_hand() -> None:
+def test_symlog_equals_values_computed_by_hand() -> None:
     assert symlog(torch.tensor([10.0, -10.0, 0.0])).tolist() == approx([2.397895, -2.397895, 0.0])
     head = Symlog()
     assert head.value(torch.tensor([[2.397895], [-2.397895]])).tolist() == approx([10.0, -10.0], 1e-4)
     assert head.loss(torch.tensor([[2.0]]), torch.tensor([10.0])).item() == approx(0.5 * 0.397895**2)
-    # The target is a plain return, and the successor's value is read before it is discounted.
+    # The target is a plain return; the successor's value is mapped back before it is discounted.
     assert head.backup(torch.tensor([[2.397895]]), torch.tensor([1.0]), torch.tensor([0.5])).item() == approx(6.0, 1e-4)
 
 
-@patient
+@without_deadline
 @given(st.floats(-1e4, 1e4))
-def test_symexp_undoes_symlog(x: float) -> None:
+def test_symexp_inverts_symlog(x: float) -> None:
     back = symexp(symlog(torch.tensor([x], dtype=torch.float64)))
     assert back.item() == pytest.approx(x, rel=1e-9, abs=1e-9)
 
 
-def test_values_have_a_slope_at_zero() -> None:
-    """An actor that climbs a value must not stand still where a fresh network's outputs are exactly zero."""
+def test_values_have_a_gradient_at_zero() -> None:
+    """An actor that maximises a value needs a gradient where the outputs of a fresh network are exactly zero."""
     for head, slope in ((Symlog(), [1.0]), (ValueMapping(), [2.0, -2.0]), (MSE(), [1.0])):
         logits = torch.zeros(1, head.outputs, requires_grad=True)
         head.value(logits).sum().backward()
@@ -122,7 +122,7 @@ def test_values_have_a_slope_at_zero() -> None:
 # ------------------------------------------------------------------------------------------------------------ c51
 
 
-def test_c51_projection_by_hand() -> None:
+def test_the_c51_projection_equals_values_computed_by_hand() -> None:
     head = C51(HeadConfig(bins=3, low=-1.0, high=1.0))
     target = head.backup(peaked([0.2, 0.5, 0.3]), torch.tensor([0.25]), torch.tensor([0.5]))
     assert target[0].tolist() == approx([0.05, 0.60, 0.35])
@@ -132,22 +132,22 @@ def test_c51_projection_by_hand() -> None:
 @pytest.mark.parametrize(
     ("reward", "discount", "expected"),
     [
-        (0.0, 1.0, [0.2, 0.5, 0.3]),  # every atom hits an atom
-        (1.0, 1.0, [0.0, 0.2, 0.8]),  # likewise, one step up and stopped by the end
+        (0.0, 1.0, [0.2, 0.5, 0.3]),  # every shifted atom is an atom
+        (1.0, 1.0, [0.0, 0.2, 0.8]),  # the same, one step up and clipped at the end
         (-1.0, 1.0, [0.7, 0.3, 0.0]),
-        (0.0, 0.0, [0.0, 1.0, 0.0]),  # the end of an episode: the reward alone
+        (0.0, 0.0, [0.0, 1.0, 0.0]),  # the end of an episode: only the reward
         (1.0, 0.0, [0.0, 0.0, 1.0]),
         (-7.0, 0.0, [1.0, 0.0, 0.0]),  # beyond the support
         (0.5, 0.0, [0.0, 0.5, 0.5]),
     ],
 )
-def test_c51_keeps_all_mass(reward: float, discount: float, expected: list[float]) -> None:
+def test_c51_projects_all_mass_onto_the_support(reward: float, discount: float, expected: list[float]) -> None:
     head = C51(HeadConfig(bins=3, low=-1.0, high=1.0))
     target = head.backup(peaked([0.2, 0.5, 0.3]), torch.tensor([reward]), torch.tensor([discount]))
     assert target[0].tolist() == approx(expected)
 
 
-@patient
+@without_deadline
 @given(
     st.integers(2, 60),
     st.floats(-50, 50),
@@ -155,7 +155,7 @@ def test_c51_keeps_all_mass(reward: float, discount: float, expected: list[float
     st.integers(0, 10_000),
     st.sampled_from([(-10.0, 10.0), (0.0, 1.0), (-3.0, 7.0)]),
 )
-def test_c51_conserves_mass_and_within_the_support_the_mean(
+def test_c51_conserves_mass_and_the_mean_within_the_support(
     bins: int, reward: float, discount: float, seed: int, ends: tuple[float, float]
 ) -> None:
     head = C51(HeadConfig(bins=bins, low=ends[0], high=ends[1]))
@@ -167,14 +167,14 @@ def test_c51_conserves_mass_and_within_the_support_the_mean(
     assert (target * head.support).sum().item() == approx(expected, 1e-4)
 
 
-def test_c51_has_a_gradient_where_probability_must_grow_from_nothing() -> None:
+def test_c51_has_a_gradient_for_atoms_of_zero_probability() -> None:
     head = C51(HeadConfig(bins=3, low=-1.0, high=1.0))
     logits = torch.tensor([[40.0, 0.0, 0.0]], requires_grad=True)
     head.loss(logits, torch.tensor([[0.0, 0.0, 1.0]])).sum().backward()
     assert logits.grad is not None and logits.grad[0].tolist() == approx([1.0, 0.0, -1.0])
 
 
-def test_c51_error_is_that_of_the_means() -> None:
+def test_the_c51_error_is_the_difference_of_the_means() -> None:
     head = C51(HeadConfig(bins=3, low=-1.0, high=1.0))
     assert head.error(peaked([0.2, 0.5, 0.3]), torch.tensor([[0.5, 0.5, 0.0]])).item() == approx(0.6)
 
@@ -182,7 +182,7 @@ def test_c51_error_is_that_of_the_means() -> None:
 # ------------------------------------------------------------------------------------------------ two-hot, hl-gauss
 
 
-def test_hl_gauss_by_hand() -> None:
+def test_hl_gauss_equals_values_computed_by_hand() -> None:
     def spread(y: float, **config: Any) -> Tensor:
         return HLGauss(HeadConfig(**config)).distribution(torch.tensor([y]))[0]
 
@@ -192,7 +192,7 @@ def test_hl_gauss_by_hand() -> None:
     assert half.tolist() == approx([0.316992, 0.683008])
     assert (half * two.support).sum().item() == approx(0.183008)
     assert spread(0.0, bins=3, low=-3.0, high=3.0).tolist() == approx([0.240694, 0.518612, 0.240694])
-    # Sigma counts in widths of a bin.
+    # Sigma is in units of the bin width.
     assert torch.equal(
         spread(0.2, bins=2, low=-2.0, high=2.0, sigma=0.375), spread(0.1, bins=2, low=-1.0, high=1.0, sigma=0.375)
     )
@@ -203,16 +203,16 @@ def test_hl_gauss_by_hand() -> None:
     assert mean.tolist() == approx([9.69837, 9.72935, 9.72935, 3.21], 2e-5)
 
 
-def test_the_support_of_hl_gauss_is_edges_and_that_of_two_hot_centres() -> None:
+def test_the_support_of_hl_gauss_holds_edges_and_that_of_two_hot_centres() -> None:
     config = HeadConfig(bins=4, low=-2.0, high=2.0)
     assert HLGauss(config).support.tolist() == [-1.5, -0.5, 0.5, 1.5]
     assert TwoHot(replace(config, bins=5)).support.tolist() == [-2.0, -1.0, 0.0, 1.0, 2.0]
     assert C51(replace(config, bins=5)).support.tolist() == [-2.0, -1.0, 0.0, 1.0, 2.0]
 
 
-@patient
+@without_deadline
 @given(st.floats(-1e6, 1e6), st.integers(2, 101), st.floats(0.1, 5.0))
-def test_hl_gauss_sums_to_one_and_mirrors(y: float, bins: int, sigma: float) -> None:
+def test_hl_gauss_sums_to_one_and_is_symmetric(y: float, bins: int, sigma: float) -> None:
     head = HLGauss(HeadConfig(bins=bins, low=-5.0, high=5.0, sigma=sigma))
     p, q = head.distribution(torch.tensor([y, -y]))
     assert p.isfinite().all() and (p >= 0).all() and p.sum().item() == approx(1.0)
@@ -225,18 +225,18 @@ def test_the_mean_of_hl_gauss_grows_with_its_target() -> None:
     assert (mean.diff() > 0).all()
 
 
-def test_two_hot_by_hand() -> None:
+def test_two_hot_equals_values_computed_by_hand() -> None:
     head = TwoHot(HeadConfig(bins=3, low=-1.0, high=1.0))
     spread = head.distribution(torch.tensor([0.25, -1.0, 1.0, 0.0, 7.0, -7.0]))
     expected = [[0, 0.75, 0.25], [1, 0, 0], [0, 0, 1], [0, 1, 0], [0, 0, 1], [1, 0, 0]]
     assert [p.tolist() for p in spread] == [approx(p) for p in expected]
     wide = TwoHot(HeadConfig(bins=3, low=-2.397895, high=2.397895, symlog=True))
     assert wide.support.tolist() == approx([-10.0, 0.0, 10.0], 1e-4)
-    # The weights are those of plain values, whatever the spacing: the mean is the target and not its symlog.
+    # The weights are computed from plain values for any spacing: the mean is the target, not its symlog.
     assert wide.distribution(torch.tensor([2.5]))[0].tolist() == approx([0.0, 0.75, 0.25])
 
 
-@patient
+@without_deadline
 @given(st.floats(-30, 30), st.integers(2, 101), st.booleans())
 def test_the_mean_of_two_hot_is_its_target(y: float, bins: int, spaced: bool) -> None:
     head = TwoHot(HeadConfig(bins=bins, low=-3.0, high=3.5, symlog=spaced))
@@ -246,13 +246,13 @@ def test_the_mean_of_two_hot_is_its_target(y: float, bins: int, spaced: bool) ->
     assert (p * head.support).sum().item() == pytest.approx(min(max(y, low), high), abs=1e-4)
 
 
-def test_zero_logits_of_a_symlog_spaced_head_mean_zero() -> None:
+def test_zero_logits_of_a_symlog_spaced_head_give_the_value_zero() -> None:
     head = TwoHot(HeadConfig(bins=255, low=-20.0, high=20.0, symlog=True))
     assert abs(head.value(torch.zeros(1, 255)).item()) < 1e-12
 
 
 @pytest.mark.parametrize("name", CATEGORICAL)
-def test_the_gradient_of_a_categorical_loss_is_softmax_less_target(name: str) -> None:
+def test_the_gradient_of_a_categorical_loss_is_softmax_minus_target(name: str) -> None:
     head = build_head(name, HeadConfig(bins=11))
     logits = torch.randn(3, 4, 11, generator=torch.Generator().manual_seed(0)).requires_grad_()
     target = torch.tensor([-2.0, 0.3, 8.0, 99.0])
@@ -263,7 +263,7 @@ def test_the_gradient_of_a_categorical_loss_is_softmax_less_target(name: str) ->
 
 
 @pytest.mark.parametrize("name", CATEGORICAL)
-def test_cross_entropy_stays_single_precision(name: str) -> None:
+def test_cross_entropy_stays_in_single_precision(name: str) -> None:
     head = build_head(name)
     logits = torch.randn(4, 51, generator=torch.Generator().manual_seed(0)).bfloat16()
     target = head.backup(logits, torch.linspace(-5, 5, 4), torch.ones(4))
@@ -274,9 +274,9 @@ def test_cross_entropy_stays_single_precision(name: str) -> None:
 # ------------------------------------------------------------------------------------------------------- quantiles
 
 
-def test_quantile_loss_by_hand() -> None:
+def test_the_quantile_loss_equals_values_computed_by_hand() -> None:
     head = Quantile(HeadConfig(quantiles=2))
-    # u = (2, 1), Huber (1.5, 0.5), times tau (0.25, 0.75): summed over those predicted, averaged over the target's.
+    # u = (2, 1), Huber (1.5, 0.5), times tau (0.25, 0.75): summed over predicted, averaged over target quantiles.
     assert head.loss(torch.tensor([[0.0, 1.0]]), torch.tensor([[2.0, 2.0]])).item() == approx(0.75)
     # Two target quantiles: u_11 = 1, u_12 = -1, u_21 = 0, u_22 = -2: (0.25 + 0.75) / 2 * 0.5 + 0.25 / 2 * 1.5.
     assert head.loss(torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, -1.0]])).item() == approx(0.4375)
@@ -288,8 +288,8 @@ def test_quantile_loss_by_hand() -> None:
     assert head.error(torch.tensor([[1.0, 4.0]]), torch.tensor([[1.5, 2.5]])).item() == 0.5
 
 
-def test_quantiles_are_learnt() -> None:
-    """Of returns that are uniform in [0, 1], the quantiles are their own levels."""
+def test_the_quantiles_of_a_uniform_return_are_learnt() -> None:
+    """The quantiles of returns that are uniform in [0, 1] equal their levels."""
     head = Quantile(HeadConfig(quantiles=5, delta=0.01))
     theta = torch.zeros(1, 5, requires_grad=True)
     optimizer = torch.optim.Adam([theta], lr=0.01)
@@ -304,7 +304,7 @@ def test_quantiles_are_learnt() -> None:
 # --------------------------------------------------------------------------------------------------- value mapping
 
 
-def test_the_logarithm_by_hand() -> None:
+def test_the_logarithmic_mapping_equals_values_computed_by_hand() -> None:
     head = ValueMapping(HeadConfig(mapping="log"))
     f = lambda x: head.mapped(torch.tensor([x], dtype=torch.float64)).item()  # noqa: E731
     assert f(0.01687) == approx(-2.041109, 1e-6)
@@ -314,7 +314,7 @@ def test_the_logarithm_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("c", "shift"), [(0.5, 0.0), (0.5, 0.4), (2.0, -1.0)])
-def test_loglin_is_smooth_at_its_knee(c: float, shift: float) -> None:
+def test_loglin_is_smooth_where_its_two_parts_meet(c: float, shift: float) -> None:
     head = ValueMapping(HeadConfig(c=c, shift=shift))
     knee = math.exp(-shift / c)
     x = torch.tensor([knee * (1 - 1e-9), knee * (1 + 1e-9)], dtype=torch.float64, requires_grad=True)
@@ -322,19 +322,19 @@ def test_loglin_is_smooth_at_its_knee(c: float, shift: float) -> None:
     (slope,) = torch.autograd.grad(y.sum(), x)
     assert y.tolist() == approx([0.0, 0.0], 1e-8)
     assert slope.tolist() == approx([c / knee, c / knee], 1e-6)
-    # Above it: the line c exp(shift / c) x - c.
+    # Above the knee: the line c exp(shift / c) x - c.
     assert head.mapped(torch.tensor([3 * knee])).item() == approx(2 * c, 1e-6)
 
 
-@patient
+@without_deadline
 @given(st.floats(0.01687, 100.0), st.floats(0.2, 2.0), st.floats(-1.0, 1.0), st.sampled_from(["log", "loglin"]))
-def test_the_mapping_is_undone(x: float, c: float, shift: float, mapping: Any) -> None:
+def test_the_mapping_is_inverted_exactly(x: float, c: float, shift: float, mapping: Any) -> None:
     head = ValueMapping(HeadConfig(mapping=mapping, c=c, shift=shift))
     back = head.returns(head.mapped(torch.tensor([x], dtype=torch.float64)))
     assert back.item() == pytest.approx(x, rel=1e-9)
 
 
-def test_polar_channels() -> None:
+def test_polar_channels_split_a_reward_by_its_sign() -> None:
     head = ValueMapping()
     assert head.outputs == 2 and head.weights.tolist() == [1.0, -1.0]
     assert head.split(torch.tensor([0.5, 3.0, -0.25, -9.0, 0.0])).tolist() == [
@@ -347,7 +347,7 @@ def test_polar_channels() -> None:
     assert ValueMapping(HeadConfig(clip=0.0)).split(torch.tensor([30.0])).tolist() == [[30.0, 0.0]]
 
 
-def test_channels_by_magnitude() -> None:
+def test_channels_by_magnitude_split_a_reward_by_its_size() -> None:
     bands = ValueMapping(HeadConfig(channels="bands", levels=3))
     assert bands.weights.tolist() == [1, 10, 100, -1, -10, -100]
     assert bands.split(torch.tensor([0.5, 1.0, 5.0, 25.0, 1e4, -2.0])).tolist() == [
@@ -369,7 +369,7 @@ def test_channels_by_magnitude() -> None:
     ]
 
 
-@patient
+@without_deadline
 @given(st.floats(-100, 100), st.sampled_from(["polar", "bands", "cumulative"]))
 def test_channels_add_up_to_the_reward(reward: float, channels: Any) -> None:
     head = ValueMapping(HeadConfig(channels=channels, levels=3, clip=0.0))
@@ -377,7 +377,7 @@ def test_channels_add_up_to_the_reward(reward: float, channels: Any) -> None:
     assert (parts >= 0).all() and head.total(parts).item() == pytest.approx(reward, rel=1e-5, abs=1e-5)
 
 
-def test_value_mapping_by_hand() -> None:
+def test_value_mapping_equals_values_computed_by_hand() -> None:
     head = ValueMapping(HeadConfig(beta=0.5, mapping="log"), gamma=0.9)
     next_logits = head.mapped(torch.tensor([[4.0, 2.0]]))
     target = head.backup(next_logits, torch.tensor([0.5]), torch.tensor([0.9]))
@@ -399,10 +399,10 @@ def test_value_mapping_clips_returns_at_both_ends() -> None:
     head = ValueMapping(HeadConfig(mapping="log", beta=1.0), gamma=0.9)
     target = head.backup(torch.full((1, 2), 5.0), torch.tensor([0.0]), torch.tensor([0.9]))
     assert target[0].tolist() == approx([9.0, 9.0])
-    # A return of zero has no logarithm: it is told as epsilon.
+    # A return of zero has no logarithm: the target is epsilon.
     loss = head.loss(torch.zeros(1, 2), torch.zeros(1, 2, dtype=torch.float64))
     assert loss.item() == approx(2 * (2.041109 - 0.5))
-    # What the network holds is clipped as well before it is averaged.
+    # The network's own values are also clipped before they are averaged.
     still = ValueMapping(HeadConfig(mapping="log", beta=0.5), gamma=0.9)
     goal = 0.5 * math.log(10.0)
     loss = still.loss(torch.full((1, 2), 3.0), torch.full((1, 2), 10.0, dtype=torch.float64))
@@ -423,7 +423,7 @@ def test_freshly_initialised_channels_start_at_the_shift_and_cancel() -> None:
 
 
 @every_form
-def test_shapes_for_actions_and_ensembles(form: str) -> None:
+def test_every_head_has_the_right_shapes_for_actions_and_ensembles(form: str) -> None:
     head, draw = head_of(form), torch.Generator().manual_seed(0)
     logits = torch.randn(3, 4, head.outputs, generator=draw)
     assert head.value(logits).shape == (3, 4)
@@ -433,14 +433,14 @@ def test_shapes_for_actions_and_ensembles(form: str) -> None:
         loss, error = head.loss(some, target), head.error(some, target)
         assert loss.shape == error.shape == some.shape[:-1]
         assert loss.dtype == error.dtype == torch.float32 and (error >= 0).all()
-    # An ensemble's loss is that of its members.
+    # The loss of an ensemble holds the losses of its members.
     torch.testing.assert_close(head.loss(logits, target)[1], head.loss(logits[1], target))
     torch.testing.assert_close(head.error(logits, target)[1], head.error(logits[1], target))
 
 
 @every_form
-def test_no_gradient_enters_by_the_target(form: str) -> None:
-    """The gradient is that of a fixed target, and finite however wrong the value is."""
+def test_no_gradient_flows_through_the_target(form: str) -> None:
+    """The gradient equals that for a fixed target, and is finite for any error of the value."""
     head = head_of(form)
     for size in (0.1, 1.0, 30.0):
         logits = (size * torch.randn(64, head.outputs, generator=torch.Generator().manual_seed(1))).requires_grad_()
@@ -453,7 +453,7 @@ def test_no_gradient_enters_by_the_target(form: str) -> None:
 
 
 @every_form
-def test_the_loss_is_least_where_the_value_is_the_target(form: str) -> None:
+def test_the_loss_is_smallest_where_the_value_is_the_target(form: str) -> None:
     """Descent from a fresh network's outputs leads to the target."""
     head = head_of(form)
     reward, discount = torch.tensor([0.7, -0.4, 0.1, -1.0]), torch.zeros(4)
@@ -464,14 +464,14 @@ def test_the_loss_is_least_where_the_value_is_the_target(form: str) -> None:
         optimizer.zero_grad()
         head.loss(logits, target).sum().backward()
         optimizer.step()
-    # Two channels of logarithms cannot say zero, but epsilon; the channels by magnitude have it in each.
+    # Two channels of logarithms cannot represent zero, only epsilon; channels by magnitude have it in each.
     tolerance = 0.02 + (0.01687 * head.weights.abs().sum().item() / 2 if isinstance(head, ValueMapping) else 0.0)
     assert head.value(logits).tolist() == approx(reward.tolist(), tolerance)
     assert head.error(logits, target).max() < tolerance
 
 
 @every_form
-def test_a_terminal_target_knows_nothing_of_the_successor(form: str) -> None:
+def test_a_terminal_target_does_not_depend_on_the_successor(form: str) -> None:
     head = head_of(form)
     reward, discount = torch.tensor([0.5, -0.5]), torch.zeros(2)
     first, second = (head.backup(torch.randn(2, head.outputs), reward, discount) for _ in range(2))
@@ -479,15 +479,15 @@ def test_a_terminal_target_knows_nothing_of_the_successor(form: str) -> None:
 
 
 @every_form
-def test_heads_hold_nothing_that_a_checkpoint_needs(form: str) -> None:
+def test_heads_hold_no_state_that_a_checkpoint_needs(form: str) -> None:
     head = head_of(form)
     assert not head.state_dict() and not list(head.parameters())
     assert all(not buffer.requires_grad and buffer.dtype == torch.float32 for buffer in head.buffers())
 
 
 @every_form
-def test_moving_a_head_moves_all_it_holds(form: str) -> None:
-    """On the meta device whatever stayed behind would not mix."""
+def test_moving_a_head_to_a_device_moves_all_its_tensors(form: str) -> None:
+    """A tensor that stayed on the CPU could not be combined with tensors on the meta device."""
     head = head_of(form).to("meta")
     logits = torch.zeros(2, 3, head.outputs, device="meta")
     target = head.backup(logits[0], torch.zeros(3, device="meta"), torch.zeros(3, device="meta"))
@@ -496,7 +496,7 @@ def test_moving_a_head_moves_all_it_holds(form: str) -> None:
 
 
 @every_form
-def test_the_host_never_waits(form: str) -> None:
+def test_heads_never_wait_for_the_device(form: str) -> None:
     head = head_of(form)
     logits = torch.randn(2, 3, head.outputs, requires_grad=True)
     with no_wait():
@@ -506,7 +506,7 @@ def test_the_host_never_waits(form: str) -> None:
         head.value(logits).sum().backward()
 
 
-def test_unknown_losses_are_named() -> None:
+def test_unknown_losses_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="unknown value loss 'hubert'; known: mse, huber"):
         build_head("hubert")
     with pytest.raises(ValueError, match="value_mapping splits rewards one by one: n_step must be 1, not 3"):
@@ -536,7 +536,7 @@ def test_unknown_losses_are_named() -> None:
         {"symlog": True, "high": 1e3},
     ],
 )
-def test_senseless_parameters_are_named(wrong: dict[str, Any]) -> None:
+def test_invalid_parameters_are_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError) as refusal:
         HeadConfig(**wrong)
     field = next(reversed(wrong))
@@ -565,7 +565,7 @@ def agent_of(kind: str, form: str, **options: Any) -> Agent:
 
 
 def batch_for(agent: Agent, seed: int, reward: float | None = None, n: int = 16) -> Batch:
-    """Noise; with a reward, transitions that end with it."""
+    """Random transitions; with a reward, terminal transitions with this reward."""
     g = torch.Generator().manual_seed(seed)
     action = torch.randint(2, (n,), generator=g) if agent.action.discrete else torch.rand(n, 2, generator=g) * 2 - 1
     ended = torch.rand(n, generator=g) < 0.3 if reward is None else torch.ones(n, dtype=torch.bool)
@@ -605,7 +605,7 @@ def values(agent: Any, batch: Batch) -> Tensor:
 
 @pytest.mark.parametrize("kind", ["dqn, double dueling prioritised", "sac"])
 @every_form
-def test_every_head_learns(kind: str, form: str) -> None:
+def test_every_head_learns_a_constant_reward(kind: str, form: str) -> None:
     """A constant reward at the end of every transition becomes the value of every state."""
     agent: Any = agent_of(kind, form)
     for group in agent.critic.optimizer.param_groups:
@@ -651,8 +651,8 @@ def test_sac_bootstraps_from_the_critic_of_the_smallest_value(form: str) -> None
     torch.testing.assert_close(target, torch.where(first, both[0], both[1]))
 
 
-def test_the_greedy_action_is_that_of_the_mean() -> None:
-    """Not of the largest logit: action 1 is a sure 0.5, action 0 most likely 1 and else -1."""
+def test_the_greedy_action_has_the_largest_mean() -> None:
+    """Not the largest logit: action 1 always gives 0.5, action 0 most likely 1 and otherwise -1."""
     agent: Any = DQN(
         (3,),
         2,
@@ -666,15 +666,15 @@ def test_the_greedy_action_is_that_of_the_mean() -> None:
     assert agent.act(torch.zeros(1, 3)).tolist() == [1]
 
 
-# --------------------------------------------------------------------------------------------------------- as words
+# ------------------------------------------------------------------------------------------------- intervention specs
 
 
-def configured(config: Any, *words: str) -> Any:
-    return build(words, WORDS).configure(config)
+def configured(config: Any, *specs: str) -> Any:
+    return build(specs, INTERVENTIONS).configure(config)
 
 
 def test_every_head_has_an_intervention() -> None:
-    assert set(WORDS) == set(HEADS)
+    assert set(INTERVENTIONS) == set(HEADS)
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -684,19 +684,19 @@ def test_a_spec_without_arguments_is_the_head_with_its_defaults(name: str, base:
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_specs_of_heads_name_themselves_and_act(name: str) -> None:
-    word = WORDS[name]
-    lines = [line.strip() for line in word.__doc__.splitlines()]
+def test_interventions_of_heads_are_documented_and_set_the_head(name: str) -> None:
+    intervention = INTERVENTIONS[name]
+    lines = [line.strip() for line in intervention.__doc__.splitlines()]
     for part in ("When:", "Paper:", "Differs:", "Excludes:"):
         assert sum(line.startswith(part) for line in lines) == 1
-    agent = DQN((3,), 2, DQN_BASE, interventions=tuple(build([word.example], WORDS)))
+    agent = DQN((3,), 2, DQN_BASE, interventions=tuple(build([intervention.example], INTERVENTIONS)))
     assert type(agent.head) is HEADS[name]
     learn(agent, Clock(), 2)
 
 
 def test_specs_set_their_parameters_and_no_others() -> None:
     base = replace(DQN_BASE, head=HeadConfig(delta=3.0, bins=7), reward_clip=1.0)
-    for word, expected in (
+    for spec, expected in (
         ("huber(2)", {"delta": 2.0}),
         ("c51(bins=21, low=-1, high=4)", {"bins": 21, "low": -1.0, "high": 4.0}),
         ("two_hot(bins=9, low=-5, high=5, symlog=True)", {"bins": 9, "low": -5.0, "high": 5.0, "symlog": True}),
@@ -704,14 +704,14 @@ def test_specs_set_their_parameters_and_no_others() -> None:
         ("quantile(quantiles=32, delta=0.5)", {"quantiles": 32, "delta": 0.5}),
         ("mse", {}),
     ):
-        found = configured(base, word)
-        assert found.head == replace(base.head, **expected) and found.reward_clip == 1.0
-    found = configured(
+        config = configured(base, spec)
+        assert config.head == replace(base.head, **expected) and config.reward_clip == 1.0
+    config = configured(
         base,
         "value_mapping(mapping=log, channels=bands, levels=2, c=1, shift=0.5, epsilon=0.1, beta=1,"
         "delta=2, clip=3, limit=4)",
     )
-    assert found.head == replace(
+    assert config.head == replace(
         base.head,
         mapping="log",
         channels="bands",
@@ -724,19 +724,19 @@ def test_specs_set_their_parameters_and_no_others() -> None:
         clip=3.0,
         limit=4.0,
     )
-    assert found.reward_clip == 0.0  # else there would be no magnitudes to tell apart
+    assert config.reward_clip == 0.0  # otherwise all magnitudes would be equal
 
 
 def test_every_parameter_of_the_heads_is_in_a_spec() -> None:
-    spoken = {name for word in WORDS.values() for name in word().parameters_of_head}
-    assert spoken == {f.name for f in fields(HeadConfig)}
+    parameters = {name for intervention in INTERVENTIONS.values() for name in intervention().parameters_of_head}
+    assert parameters == {f.name for f in fields(HeadConfig)}
 
 
 def test_invalid_specs_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="hl_gauss and c51 exclude each other: both reserve value_loss"):
-        build(["c51", "hl_gauss"], WORDS)
+        build(["c51", "hl_gauss"], INTERVENTIONS)
     with pytest.raises(SpecError, match="c51: bins must be at least 2, not 1"):
-        build(["c51(bins=1)"], WORDS)
+        build(["c51(bins=1)"], INTERVENTIONS)
     with pytest.raises(ValueError, match="value_mapping splits rewards one by one: n_step must be 1, not 3"):
         configured(replace(DQN_BASE, n_step=3), "value_mapping")
     with pytest.raises(ValueError, match="quantile: this agent has no value loss"):

@@ -57,7 +57,7 @@ def test_a_trigger_on_steps_fires_once_for_all_periods_between_two_updates(
     ends=st.lists(st.tuples(st.integers(1, 5), st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60),
     period=st.integers(1, 7),
 )
-def test_episodes_are_a_clock_of_their_own(ends: list[tuple[int, int, int]], period: int) -> None:
+def test_episodes_have_their_own_clock(ends: list[tuple[int, int, int]], period: int) -> None:
     """A trigger on episodes fires at the first update after its period, and once for all ends between two updates."""
     clock, episodes, seen = Clock(), 0, 0
     for stride, ended, updates in ends:
@@ -71,7 +71,7 @@ def test_episodes_are_a_clock_of_their_own(ends: list[tuple[int, int, int]], per
             seen = episodes
 
 
-def test_episodes_are_counted_by_hand() -> None:
+def test_a_trigger_on_episodes_fires_as_computed_by_hand() -> None:
     clock = Clock().stepped(4, episodes=2)
     assert (clock.steps, clock.episodes, clock.last_episodes) == (4, 2, 0)
     clock = clock.updated()
@@ -94,7 +94,7 @@ def test_nothing_fires_at_zero() -> None:
 
 
 @given(st.lists(st.integers(1, 200), max_size=5), st.integers(1, 7))
-def test_moments_fire_once_each(moments: list[int], stride: int) -> None:
+def test_each_moment_fires_once(moments: list[int], stride: int) -> None:
     trigger = At(tuple(moments), of="steps")
     clocks = walk([stride] * 40, 1 / stride)
     fired = [c.steps for c in clocks if trigger(c)]
@@ -104,7 +104,7 @@ def test_moments_fire_once_each(moments: list[int], stride: int) -> None:
 @pytest.mark.parametrize(
     "make", [lambda: Every(0), lambda: Every(5, of="frames"), lambda: At((0,)), lambda: At((1,), of="tasks")]
 )
-def test_senseless_triggers_are_refused(make: Any) -> None:
+def test_invalid_triggers_are_refused(make: Any) -> None:
     with pytest.raises(ValueError, match=r"at least 1|unknown clock"):
         make()
 
@@ -132,17 +132,17 @@ class Setter(Intervention):
         return replace(config, z=self.fields["z"]) if "z" in self.fields else config
 
 
-def test_edits_of_different_fields_add_up() -> None:
+def test_changes_of_different_fields_are_combined() -> None:
     config = Compose([Setter("a", x=1), Setter("b", y=2), Setter("c", z=3)]).configure(Outer())
     assert config == Outer(Inner(1, 2), 3)
 
 
-def test_two_that_set_one_field_are_refused_by_name() -> None:
+def test_two_interventions_that_set_one_field_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"b and a exclude each other: both set agent\.inner\.x"):
         Compose([Setter("a", x=1), Setter("b", x=2)]).configure(Outer())
 
 
-def test_two_that_reserve_one_resource_are_refused_by_name() -> None:
+def test_two_interventions_that_reserve_one_resource_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="b and a exclude each other: both reserve head"):
         Compose([Setter("a", ("head",)), Setter("b", ("encoder", "head"))])
 
@@ -167,7 +167,7 @@ def test_a_former_name_of_a_hook_is_refused_with_the_new_one(former: str, new: s
         Compose([mine])
 
 
-def test_edits_do_not_exclude_each_other_nor_what_one_does_alone() -> None:
+def test_edits_exclude_neither_each_other_nor_the_same_interventions_reservation() -> None:
     assert len(Compose([Setter("a", edits=("head",)), Setter("b", edits=("head",))])) == 2
     assert len(Compose([Setter("a", reserves=("head",), edits=("head",)), Setter("b", edits=("encoder",))])) == 2
 
