@@ -1,4 +1,4 @@
-"""The record of a run: exact over a kill, honest about NaN and full disks, readable by TensorBoard."""
+"""The record of a run: exact after a kill, correct with NaN and on full disks, readable by TensorBoard."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ENVS, SKIP = 3, 4
 
 
 def step(log: Log, i: int) -> None:
-    """What a loop hands to the log at step `i` of every environment: a pure function of `i`."""
+    """Log what a training loop logs at step `i` of every environment: a pure function of `i`."""
     clock = Clock(i * ENVS, 2 * i, (i - 1) * ENVS, 2 * i - 1)
     for k in (1, 2):
         metrics = {"td_loss": torch.tensor(1 / (3 * i + k)), "losses/q_values": torch.tensor(i * 0.1)}
@@ -79,7 +79,7 @@ def accumulator(folder: Path) -> EventAccumulator:
 
 
 def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows, without what depends on the wall clock."""
+    """The points that TensorBoard shows, except those that depend on the wall clock."""
     accumulated = accumulator(folder)
     tags = [t for t in accumulated.Tags()["scalars"] if t != "charts/SPS" and not t.startswith("time/")]
     return {tag: [(e.step, e.value) for e in accumulated.Scalars(tag)] for tag in tags}
@@ -94,14 +94,14 @@ def whole(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a process wrote outlives its kill without syncing; only a power cut needs that, and no test cuts it."""
+    """Skip fsync: it matters only in a power cut, which no test makes. Written data survive a kill without it."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 # Content
 
 
-def test_metrics_hold_means_over_the_updates_that_carried_them(whole: Path) -> None:
+def test_metrics_are_means_over_the_updates_that_report_them(whole: Path) -> None:
     rows = [row for row in read_metrics(whole) if "losses/td_loss" in row]
     assert [row["steps"] for row in rows] == list(range(30, 601, 30))
     row = rows[2]
@@ -122,7 +122,7 @@ def test_means_restart_after_a_flush() -> None:
         assert log.latest["losses/loss"] == value
 
 
-def test_episodes_of_one_step_are_lines_of_their_own_and_a_mean_in_tensorboard(whole: Path) -> None:
+def test_episodes_of_one_step_are_separate_lines_and_one_mean_in_tensorboard(whole: Path) -> None:
     rows = [row for row in read_metrics(whole) if "env" in row]
     at = 14 * ENVS * SKIP
     assert [(r["env"], r["charts/episodic_return"], r["seed"]) for r in rows if r["frames"] == at] == [
@@ -130,11 +130,13 @@ def test_episodes_of_one_step_are_lines_of_their_own_and_a_mean_in_tensorboard(w
     ]
     shown = points(whole)
     assert dict(shown["charts/episodic_return"])[at] == pytest.approx(14 / 3 + 1)
-    assert len(shown["charts/episodic_return"]) == len({r["frames"] for r in rows})  # the last is shown at the close
+    assert len(shown["charts/episodic_return"]) == len(
+        {r["frames"] for r in rows}
+    )  # the last mean is written when the log is closed
     assert [value for _, value in shown["charts/gradient_steps"]] == [2.0 * s for s in range(10, 201, 10)]
 
 
-def test_the_last_episodes_are_shown_at_the_close(tmp_path: Path) -> None:
+def test_closing_the_log_writes_the_last_episodes(tmp_path: Path) -> None:
     log = Log(tmp_path)
     log.episode(Episode(0, 3.0, 5, 1), Clock(10))
     log.episode(Episode(1, 4.0, 5, 1), Clock(10))
@@ -142,7 +144,7 @@ def test_the_last_episodes_are_shown_at_the_close(tmp_path: Path) -> None:
     assert points(tmp_path)["charts/episodic_return"] == [(10, 3.5)]
 
 
-def test_the_wall_clock_stays_out_of_the_metrics(whole: Path) -> None:
+def test_the_metrics_hold_no_wall_clock_times(whole: Path) -> None:
     assert not [k for row in read_metrics(whole) for k in row if k == "charts/SPS" or k.startswith(("time/", "wall"))]
     timing = read_metrics(whole / TIMING)
     assert timing[0].keys() == {"frames", "steps", "updates", "wall_time", "charts/SPS", "time/act", "time/env"}
@@ -150,14 +152,14 @@ def test_the_wall_clock_stays_out_of_the_metrics(whole: Path) -> None:
     assert {"charts/SPS", "time/act"} <= set(accumulator(whole).Tags()["scalars"])
 
 
-def test_numbers_that_are_not_finite_are_valid_json(tmp_path: Path) -> None:
+def test_numbers_that_are_not_finite_are_written_as_valid_json(tmp_path: Path) -> None:
     with Log(tmp_path) as log:
         log.update({"loss": torch.tensor(math.nan)}, Clock(1, 1))
         log.update({"loss": torch.tensor(1.0)}, Clock(1, 2))
         log.flush(Clock(1, 2), {"a": math.inf, "b": -math.inf, "c": 0.1, "d": 2})
 
-    def refuse(word: str) -> None:
-        raise AssertionError(f"{word} is not JSON")
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
 
     row = json.loads((tmp_path / METRICS).read_text(), parse_constant=refuse)
     assert (row["losses/loss"], row["a"], row["b"]) == ("NaN", "Infinity", "-Infinity")
@@ -168,7 +170,7 @@ def test_numbers_that_are_not_finite_are_valid_json(tmp_path: Path) -> None:
     assert math.isnan(points(tmp_path)["losses/loss"][0][1])
 
 
-def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_not_read(tmp_path: Path) -> None:
     (tmp_path / METRICS).write_text('{"frames": 1}\n{"fra')
     assert read_metrics(tmp_path) == [{"frames": 1}]
 
@@ -177,14 +179,14 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
 def test_a_flush_is_due_once_a_period_at_any_stride(stride: int) -> None:
     log, due = Log(None, log_every=30), []
     for steps in range(stride, 3001, stride):
-        clock = Clock(steps, steps, steps, steps - 1)  # as it stands after an update, whose last tick moved no steps
+        clock = Clock(steps, steps, steps, steps - 1)  # the state after an update, whose last tick added no steps
         if log.due(clock):
             log.flush(clock)
             due.append(steps)
-    assert due == sorted({-(-beat // stride) * stride for beat in range(30, 3001, 30)} & set(range(3001)))
+    assert due == sorted({-(-boundary // stride) * stride for boundary in range(30, 3001, 30)} & set(range(3001)))
 
 
-def test_a_tag_never_goes_back() -> None:
+def test_the_step_of_a_tag_never_decreases() -> None:
     log = Log(None)
     log.scalars({"eval/a": 1.0}, Clock(10))
     log.scalars({"eval/a": 2.0}, Clock(10))
@@ -200,7 +202,7 @@ def test_metrics_must_be_scalar_tensors() -> None:
         Log(None).update({"q": 1.0}, Clock())
 
 
-def test_update_never_waits_and_keeps_no_graph() -> None:
+def test_logging_an_update_never_waits_and_keeps_no_graph() -> None:
     log = Log(None)
     weight = torch.ones((), requires_grad=True)
     with no_wait():
@@ -208,7 +210,7 @@ def test_update_never_waits_and_keeps_no_graph() -> None:
             log.update({"loss": weight * i, "count": torch.tensor(i)}, Clock(i, i))
     assert not any(group.total.requires_grad for group in log._sums.values())
     with pytest.raises(HostWaits), no_wait():
-        log.flush(Clock(3, 3))  # this is where it waits
+        log.flush(Clock(3, 3))  # the flush waits for the device
     log.flush(Clock(3, 3))
     assert log.latest == {"losses/loss": 2.0, "losses/count": 2.0, "charts/gradient_steps": 3.0}
 
@@ -228,7 +230,7 @@ def test_a_log_without_a_folder_writes_nothing(tmp_path: Path, monkeypatch: pyte
 # TensorBoard
 
 
-def test_hparams_stand_in_the_runs_own_folder(whole: Path) -> None:
+def test_hparams_are_written_to_the_folder_of_the_run(whole: Path) -> None:
     assert [p.name for p in whole.iterdir() if p.is_dir()] == []
     content = accumulator(whole).summary_metadata
     read = plugin_data_pb2.HParamsPluginData.FromString
@@ -249,7 +251,7 @@ def test_hparams_stand_in_the_runs_own_folder(whole: Path) -> None:
 
 
 @pytest.mark.parametrize(("status", "shown"), [("failed", "STATUS_FAILURE"), ("stopped", None)])
-def test_the_session_ends_as_the_run_did(tmp_path: Path, status: Any, shown: str | None) -> None:
+def test_the_session_ends_with_the_status_of_the_run(tmp_path: Path, status: Any, shown: str | None) -> None:
     start(new_log(tmp_path)).close(status)
     tag = "_hparams_/session_end_info"
     content = accumulator(tmp_path).summary_metadata
@@ -269,7 +271,7 @@ def test_the_layout_matches_tags_that_exist(whole: Path) -> None:
     assert {p.strip("^$") for p in patterns} <= set(accumulated.Tags()["scalars"])
 
 
-def test_text_is_shown_once(tmp_path: Path) -> None:
+def test_text_is_written_once(tmp_path: Path) -> None:
     with Log(tmp_path) as log:
         for text in ("a", "a", "b"):
             log.text("config", text)
@@ -278,11 +280,11 @@ def test_text_is_shown_once(tmp_path: Path) -> None:
     assert [e.tensor_proto.string_val[0] for e in accumulated.Tensors("config")] == [b"a", b"b"]
 
 
-# Stopping and going on
+# Stopping and resuming
 
 
 def kill_and_resume(folder: Path, kept: int, lost: int, last: int = 200) -> None:
-    """A run that saves after step `kept`, is killed after `kept + lost` steps, and goes on from the save."""
+    """A run that saves after step `kept`, is killed after `kept + lost` steps, and resumes from the save."""
     first = start(new_log(folder))
     run(first, 1, kept)
     state = through_disk(first.state_dict())
@@ -293,10 +295,10 @@ def kill_and_resume(folder: Path, kept: int, lost: int, last: int = 200) -> None
     run(start(second), kept + 1, last).close()
 
 
-# 14: three episodes end at that step, and may not be written yet. 100: an evaluation at that very step.
+# 14: three episodes end at that step, and may not be written yet. 100: an evaluation at exactly that step.
 @pytest.mark.parametrize("kept", [0, 1, 14, 57, 100])
 @pytest.mark.parametrize("lost", [0, 3, 60])
-def test_a_resumed_record_is_the_uninterrupted_one(tmp_path: Path, whole: Path, kept: int, lost: int) -> None:
+def test_a_resumed_record_equals_the_uninterrupted_record(tmp_path: Path, whole: Path, kept: int, lost: int) -> None:
     folder = tmp_path / "resumed"
     kill_and_resume(folder, kept, lost)
     assert (folder / METRICS).read_bytes() == (whole / METRICS).read_bytes()
@@ -306,7 +308,7 @@ def test_a_resumed_record_is_the_uninterrupted_one(tmp_path: Path, whole: Path, 
     assert [len(accumulator(folder).Tensors(tag)) for tag in once] == [1, 1, 1, 1]
 
 
-def test_records_survive_many_kills(tmp_path: Path, whole: Path) -> None:
+def test_a_record_survives_many_kills(tmp_path: Path, whole: Path) -> None:
     folder = tmp_path / "resumed"
     state: Mapping[str, Any] | None = None
     saved = 0
@@ -326,7 +328,7 @@ def test_records_survive_many_kills(tmp_path: Path, whole: Path) -> None:
     assert [row["steps"] for row in read_metrics(folder / TIMING)] == list(range(30, 601, 30))
 
 
-def test_a_session_that_was_lost_before_it_saved_leaves_nothing(tmp_path: Path, whole: Path) -> None:
+def test_a_session_killed_before_its_first_save_leaves_no_trace_in_the_record(tmp_path: Path, whole: Path) -> None:
     folder = tmp_path / "resumed"
     log = run(start(new_log(folder)), 1, 57)
     state = through_disk(log.state_dict())
@@ -341,7 +343,7 @@ def test_a_session_that_was_lost_before_it_saved_leaves_nothing(tmp_path: Path, 
     assert points(folder) == points(whole)
 
 
-def test_a_state_is_not_changed_by_what_comes_after() -> None:
+def test_later_logging_does_not_change_a_saved_state() -> None:
     log = run(new_log(None), 1, 57)
     state = log.state_dict()
     before = through_disk(state)
@@ -349,7 +351,7 @@ def test_a_state_is_not_changed_by_what_comes_after() -> None:
     assert str(state) == str(before)
 
 
-def test_a_tensorboard_that_is_open_forgets_what_was_cut_away(tmp_path: Path, whole: Path) -> None:
+def test_an_open_tensorboard_drops_the_points_that_were_cut_off(tmp_path: Path, whole: Path) -> None:
     folder = tmp_path / "resumed"
     first = start(new_log(folder))
     run(first, 1, 100)
@@ -361,7 +363,7 @@ def test_a_tensorboard_that_is_open_forgets_what_was_cut_away(tmp_path: Path, wh
     second.resume(state)
     run(second, 101, 120)
     watching.Reload()
-    # The last evaluation, at the step of the save itself, is not purged; the one that was cut away is.
+    # The evaluation at the step of the save is kept; the later one, which was cut off, is purged.
     assert [e.step for e in watching.Scalars("eval/episodic_return")] == [50 * ENVS * SKIP, 100 * ENVS * SKIP]
 
 
@@ -401,7 +403,7 @@ def test_a_flipped_bit_in_the_record_is_refused_by_name(tmp_path: Path, where: f
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
 
 
-def test_a_bit_that_flips_after_the_checkpoint_is_cut_away(tmp_path: Path, whole: Path) -> None:
+def test_a_flipped_bit_after_the_checkpoint_is_cut_off(tmp_path: Path, whole: Path) -> None:
     folder = tmp_path / "resumed"
     log = run(start(new_log(folder)), 1, 57)
     state = through_disk(log.state_dict())
@@ -415,7 +417,7 @@ def test_a_bit_that_flips_after_the_checkpoint_is_cut_away(tmp_path: Path, whole
     assert (folder / METRICS).read_bytes() == (whole / METRICS).read_bytes()
 
 
-def test_a_checkpoint_without_a_checksum_loads_and_the_next_one_has_it(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_checksum_loads_and_the_next_one_has_a_checksum(tmp_path: Path) -> None:
     log = run(new_log(tmp_path), 1, 50)
     state = through_disk(log.state_dict())
     log.close("stopped")
@@ -426,7 +428,7 @@ def test_a_checkpoint_without_a_checksum_loads_and_the_next_one_has_it(tmp_path:
     log.close("stopped")
 
 
-def test_a_state_is_taken_over_without_touching_a_file(tmp_path: Path) -> None:
+def test_a_state_is_adopted_without_changing_a_file(tmp_path: Path) -> None:
     log = run(new_log(tmp_path), 1, 50)
     state = through_disk(log.state_dict())
     run(log, 51, 60).close()
@@ -444,13 +446,13 @@ def test_a_state_is_taken_over_without_touching_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", [b"{\n", b"3\n", b'{"a": \xff}\n', b"[" * 100_000 + b"\n"])
-def test_a_line_that_is_no_object_is_named(tmp_path: Path, line: bytes) -> None:
+def test_a_line_that_is_not_an_object_is_refused_by_number(tmp_path: Path, line: bytes) -> None:
     (tmp_path / METRICS).write_bytes(b'{"a": 1}\n' + line + b'{"a": 2}\n')
     with pytest.raises(LogDamaged, match=rf"{METRICS} is damaged: its line 2 is no JSON object"):
         read_metrics(tmp_path)
 
 
-def test_a_record_is_durable_before_its_sizes_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_is_synced_before_its_sizes_are_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
     log = run(new_log(tmp_path), 1, 20)
@@ -460,7 +462,7 @@ def test_a_record_is_durable_before_its_sizes_are_taken(tmp_path: Path, monkeypa
     assert all((tmp_path / name).stat().st_size == size for name, size in files.items())
 
 
-def test_views_may_be_deleted(tmp_path: Path, whole: Path) -> None:
+def test_tensorboard_files_may_be_deleted(tmp_path: Path, whole: Path) -> None:
     folder = tmp_path / "resumed"
     log = run(new_log(folder), 1, 57)
     state = log.state_dict()
@@ -477,20 +479,20 @@ def test_views_may_be_deleted(tmp_path: Path, whole: Path) -> None:
     assert [row["steps"] for row in read_metrics(folder / TIMING)] == [s for s in range(30, 601, 30) if s != 150]
 
 
-def test_foreign_event_files_are_left_alone(tmp_path: Path) -> None:
-    foreign = tmp_path / "events.out.tfevents.1.profiler"
-    foreign.write_bytes(b"x")
+def test_event_files_of_other_programs_are_not_touched(tmp_path: Path) -> None:
+    other = tmp_path / "events.out.tfevents.1.profiler"
+    other.write_bytes(b"x")
     log = Log(tmp_path)
     log.scalars({"a": 1.0}, Clock(1))
     state = log.state_dict()
     log.close("stopped")
     Log(tmp_path).resume(state)
     Log(tmp_path).restart()
-    assert foreign.read_bytes() == b"x"
-    assert list(tmp_path.iterdir()) == [foreign]
+    assert other.read_bytes() == b"x"
+    assert list(tmp_path.iterdir()) == [other]
 
 
-def test_a_folder_with_a_record_is_not_written_into_by_accident(tmp_path: Path) -> None:
+def test_a_folder_with_a_record_is_not_written_to_without_a_resume(tmp_path: Path) -> None:
     run(new_log(tmp_path), 1, 50).close()
     before = (tmp_path / METRICS).read_bytes()
     with pytest.raises(FileExistsError, match="holds the record of an earlier run"):
@@ -502,7 +504,7 @@ def test_a_folder_with_a_record_is_not_written_into_by_accident(tmp_path: Path) 
     assert (tmp_path / METRICS).read_bytes() == before and len(event_files(tmp_path)) == 1
 
 
-def test_states_from_the_future_and_late_resumes_are_refused(tmp_path: Path) -> None:
+def test_states_of_a_newer_schema_and_late_resumes_are_refused(tmp_path: Path) -> None:
     state = Log(None).state_dict()
     with pytest.raises(LogDamaged, match="newer pliant"):
         Log(None).resume({**state, "schema": 99})
@@ -534,7 +536,7 @@ FULL = """
 """
 
 
-def test_a_disk_that_takes_no_more_is_an_error_at_once(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_at_once(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(FULL), str(tmp_path)], capture_output=True, text=True, timeout=120
     )
@@ -543,7 +545,7 @@ def test_a_disk_that_takes_no_more_is_an_error_at_once(tmp_path: Path) -> None:
     assert read_metrics(tmp_path)[-1]["steps"] > 10
 
 
-def test_a_failed_write_is_not_hidden_by_the_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_the_log_does_not_hide_a_failed_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = start(Log(tmp_path))
 
     def full(*_: object) -> int:
@@ -589,7 +591,7 @@ def watch(stream: io.StringIO, total: int, steps_a_second: int, seconds: int, re
     return progress
 
 
-def test_lines_in_a_log_file_are_few_and_say_it_all() -> None:
+def test_progress_in_a_log_file_is_a_few_complete_lines() -> None:
     stream = io.StringIO()
     watch(stream, 100_000_000, 1000, 3600).close()  # an hour of a run that takes a day
     lines = stream.getvalue().splitlines()
@@ -597,19 +599,19 @@ def test_lines_in_a_log_file_are_few_and_say_it_all() -> None:
     assert lines[0] == "  0%  10,000/100,000,000 steps  return 21.5  1,000 SPS  1d 03:46 left"
 
 
-def test_a_fast_run_has_no_line_within_ten_seconds_and_a_last_one() -> None:
+def test_progress_lines_in_a_log_file_are_at_least_ten_seconds_apart() -> None:
     stream = io.StringIO()
     watch(stream, 1000, 25, 40).close()
     assert [line.split()[0] for line in stream.getvalue().splitlines()] == ["25%", "50%", "75%", "100%"]
 
 
-def test_speed_counts_from_where_the_run_was_resumed() -> None:
+def test_speed_is_measured_from_the_step_of_the_resume() -> None:
     stream = io.StringIO()
     watch(stream, 10_000, 100, 20, resumed=5000)
     assert stream.getvalue().splitlines()[0].endswith("60%  6,000/10,000 steps  return 21.5  100 SPS  0:40 left")
 
 
-def test_a_terminal_has_one_line_that_never_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_in_a_terminal_is_one_line_that_never_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Terminal()
     monkeypatch.setattr(Progress, "_width", lambda self: 30)
     progress = watch(stream, 1000, 10, 50)
@@ -623,7 +625,7 @@ def test_a_terminal_has_one_line_that_never_wraps(monkeypatch: pytest.MonkeyPatc
     assert "50% ██████████░░" in shown[-1]
 
 
-def test_a_run_that_has_no_return_yet_and_no_speed() -> None:
+def test_progress_without_a_return_or_speed_is_shown() -> None:
     stream = Terminal()
     now = Seconds()
     progress = Progress(100, stream, now)
@@ -632,5 +634,5 @@ def test_a_run_that_has_no_return_yet_and_no_speed() -> None:
     assert "100%" in stream.getvalue() and "return -" in stream.getvalue() and "? left" in stream.getvalue()
 
 
-def test_durations() -> None:
+def test_durations_are_formatted_in_readable_units() -> None:
     assert [duration(s) for s in (0, 42, 3723, 2 * 86400 + 3 * 3600 + 240)] == ["0:00", "0:42", "1:02:03", "2d 03:04"]

@@ -1,4 +1,4 @@
-"""Bricks and bodies: shapes, laws of birth, traces."""
+"""Layers and network bodies: shapes, initialisers, traces."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_pixels_are_scaled_by_their_own_range() -> None:
     assert seen[0].max() == 1.0
 
 
-def test_a_vector_refuses_a_convolutional_body() -> None:
+def test_a_convolutional_body_for_vectors_is_refused() -> None:
     with pytest.raises(ValueError, match=r"reads images.*--agent\.network\.body mlp"):
         QNetwork(VECTOR, 5, 1, replace(CONFIG, body="nature"), generator())
 
@@ -112,15 +112,15 @@ def test_dueling_is_invariant_to_a_shift_of_all_advantages() -> None:
 def test_a_layer_is_reinitialised_from_its_initialiser(init: str) -> None:
     linear = nn.utils.skip_init(nn.Linear, 64, 128)
     layer = Layer(linear, generator(1), init=init, norm="layer_norm")
-    born = {name: p.clone() for name, p in layer.named_parameters()}
+    initial = {name: p.clone() for name, p in layer.named_parameters()}
     fresh = layer.fresh(generator(1))
-    assert fresh.keys() == born.keys()
+    assert fresh.keys() == initial.keys()
     for name, value in fresh.items():
-        assert torch.equal(value, born[name]), name
+        assert torch.equal(value, initial[name]), name
     for name, p in layer.named_parameters():
-        assert torch.equal(p, born[name]), f"drawing changed {name}"
+        assert torch.equal(p, initial[name]), f"drawing changed {name}"
     layer.load_fresh(generator(2))
-    assert not torch.equal(layer.linear.weight, born["linear.weight"])
+    assert not torch.equal(layer.linear.weight, initial["linear.weight"])
     if init == "torch":
         bound = 1 / math.sqrt(64)
         assert layer.linear.weight.abs().max() <= bound
@@ -136,7 +136,7 @@ def test_an_orthogonal_output_layer_has_small_initial_weights() -> None:
     torch.testing.assert_close(gram, torch.eye(5), atol=1e-5, rtol=0)
 
 
-def test_networks_come_from_their_generator_and_leave_the_global_one_alone() -> None:
+def test_networks_are_drawn_from_their_own_generator_only() -> None:
     state = torch.get_rng_state()
     for spec, make in NETWORKS.values():
         first, second = make(), make()
@@ -146,7 +146,7 @@ def test_networks_come_from_their_generator_and_leave_the_global_one_alone() -> 
 
 
 @pytest.mark.parametrize("spec", [VECTOR, ATARI], ids=["vector", "pixels"])
-def test_critics_differ_from_each_other_and_actors_bound_their_spread(spec: ObservationSpec) -> None:
+def test_critics_differ_from_each_other_and_actors_bound_their_deviation(spec: ObservationSpec) -> None:
     critic = Critic(spec, 3, 1, CONFIG, generator(), size=4, projection=8)
     trace: list[torch.Tensor] = []
     values = critic(observe(spec), torch.zeros(3, 3), trace)

@@ -1,5 +1,5 @@
-"""Numbers that are not finite: of environments they stop a run before anything is learnt from them, of an agent they
-stop it before they are saved. And runs that never learnt say so."""
+"""Numbers that are not finite stop a run: from an environment before the agent learns from them, in an agent before
+they are saved. A run without an update reports it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from pliant.common.spaces import Diverged, NotFinite, action_spec, observation_s
 from pliant.envs import make, wrap
 from pliant.scripts.main import main
 
-ODD = "OddForTests-v0"
+FAULTY = "FaultyForTests-v0"
 fault: dict[str, Any] = {}
-"""What goes wrong in the environments: reward or obs at a step of an episode, or first, its first observation."""
+"""The fault of the environments: `reward` or `obs` at a step of an episode, or `first`, its first observation."""
 
 
-class Odd(gymnasium.Env[Any, Any]):
-    """Episodes of nine steps, that are functions of their seeds; in the third one something may go wrong."""
+class FaultyEnv(gymnasium.Env[Any, Any]):
+    """Episodes of nine steps that are functions of their seeds; a fault can occur in the third episode."""
 
     observation_space = Box(-np.inf, np.inf, (3,), np.float32)
     action_space: gymnasium.Space[Any] = Discrete(2)
@@ -56,28 +56,28 @@ class Odd(gymnasium.Env[Any, Any]):
         return obs
 
 
-class OddBox(Odd):
+class FaultyBoxEnv(FaultyEnv):
     action_space = Box(-1, 1, (2,), np.float32)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def registered() -> Iterator[None]:
-    gymnasium.register(ODD, Odd)
+    gymnasium.register(FAULTY, FaultyEnv)
     yield
-    del gymnasium.registry[ODD]
+    del gymnasium.registry[FAULTY]
 
 
 @pytest.fixture(autouse=True)
-def nothing_wrong() -> Iterator[None]:
+def no_fault() -> Iterator[None]:
     fault.clear()
     yield
     fault.clear()
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run in which nothing goes wrong."""
-    folder = tmp_path_factory.mktemp("sound")
+def faultless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run without a fault."""
+    folder = tmp_path_factory.mktemp("faultless")
     assert train(folder) == 0
     return folder
 
@@ -88,9 +88,9 @@ def third_seed(env: int = 1, seed: int = 0) -> int:
     return episode_seed(seed, env, 2)
 
 
-WORDS = (
+OPTIONS = (
     "--env",
-    ODD,
+    FAULTY,
     "--num-envs",
     "2",
     "--steps",
@@ -114,12 +114,12 @@ WORDS = (
 )
 
 
-def train(folder: Path, *words: str) -> int:
-    return main(["train", "--run", str(folder), "--agent", "dqn", *WORDS, *words])
+def train(folder: Path, *options: str) -> int:
+    return main(["train", "--run", str(folder), "--agent", "dqn", *OPTIONS, *options])
 
 
-def told(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line of error that was printed."""
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The printed line of error, of which there must be exactly one."""
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     return lines[0]
@@ -131,7 +131,7 @@ def weights(folder: Path) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("what", "value", "said", "steps"),
+    ("place", "value", "message", "steps"),
     [
         ("reward", None, "step 5 of the episode (environment step 46 of the run): the reward is None", 44),
         ("reward", "high", "the reward is 'high'", 44),
@@ -142,46 +142,52 @@ def weights(folder: Path) -> list[torch.Tensor]:
         ("first", float("inf"), "step 0 of the episode (environment step 36 of the run): the first observation", 34),
     ],
 )
-def test_what_an_environment_should_not_give_stops_the_run_and_it_goes_on_once_it_is_mended(
-    what: str, value: Any, said: str, steps: int, sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_an_invalid_reward_or_observation_stops_the_run_which_resumes_once_it_is_repaired(
+    place: str,
+    value: Any,
+    message: str,
+    steps: int,
+    faultless: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     capsys.readouterr()
-    fault.update({"seed": third_seed(), what: value})
+    fault.update({"seed": third_seed(), place: value})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert train(tmp_path / "faulty") == 1
-    error = told(capsys)
-    assert error.startswith(f"error: {ODD}, environment 1, episode 2, ")
-    assert said in error and f"saved as of environment step {steps}, before this step" in error
+    error = error_line(capsys)
+    assert error.startswith(f"error: {FAULTY}, environment 1, episode 2, ")
+    assert message in error and f"saved as of environment step {steps}, before this step" in error
     assert not (tmp_path / "faulty" / "DONE").exists()
     assert all(torch.isfinite(t).all() for t in weights(tmp_path / "faulty") if t.is_floating_point())
-    assert train(tmp_path / "faulty") == 1, "the environment is as it was"
-    assert said in told(capsys)
+    assert train(tmp_path / "faulty") == 1, "the fault is still there"
+    assert message in error_line(capsys)
     fault.clear()
     assert train(tmp_path / "faulty") == 0
     for file in ("metrics.jsonl", "DONE"):
-        assert (tmp_path / "faulty" / file).read_bytes() == (sound / file).read_bytes()
-    pairs = zip(weights(tmp_path / "faulty"), weights(sound), strict=True)
+        assert (tmp_path / "faulty" / file).read_bytes() == (faultless / file).read_bytes()
+    pairs = zip(weights(tmp_path / "faulty"), weights(faultless), strict=True)
     assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
 
 
 @pytest.mark.parametrize("form", ["list", "vector"])
 @pytest.mark.parametrize("value", [None, "high", 1e300, float("-inf")])
-def test_the_state_is_that_before_the_step_that_went_wrong(form: str, value: Any) -> None:
+def test_the_saved_state_is_that_before_the_faulty_step(form: str, value: Any) -> None:
     def envs() -> Any:
-        made = [Odd(), Odd()]
-        return wrap(made if form == "list" else SyncVectorEnv([lambda e=e: e for e in made]), name="odd")  # type: ignore[misc]
+        made = [FaultyEnv(), FaultyEnv()]
+        return wrap(made if form == "list" else SyncVectorEnv([lambda e=e: e for e in made]), name="faulty")  # type: ignore[misc]
 
     actions = [np.array([i % 2, 1]) for i in range(60)]
-    sound = envs()
-    straight = [sound.reset(), *(sound.step(a).obs for a in actions)]
+    faultless = envs()
+    straight = [faultless.reset(), *(faultless.step(a).obs for a in actions)]
     fault.update(seed=third_seed(), reward=value)
     if form == "vector" and value in (None, "high"):
-        fault["reward"] = float("nan")  # gymnasium's own vector environments take no others
+        fault["reward"] = float("nan")  # gymnasium's own vector environments accept no other values
     stopped = envs()
     stopped.reset()
     done = 0
-    with pytest.raises(NotFinite, match="odd, environment 1, episode 2, step 5"):
+    with pytest.raises(NotFinite, match="faulty, environment 1, episode 2, step 5"):
         for a in actions:
             stopped.step(a)
             done += 1
@@ -194,8 +200,8 @@ def test_the_state_is_that_before_the_step_that_went_wrong(form: str, value: Any
         np.testing.assert_array_equal(resumed.step(actions[i]).obs, straight[i + 1])
 
 
-def test_large_numbers_are_numbers() -> None:
-    class Large(Odd):
+def test_large_finite_numbers_are_accepted() -> None:
+    class Large(FaultyEnv):
         def _show(self, when: str) -> Any:
             return np.array([3e38, -1e30, 0], np.float32)
 
@@ -207,17 +213,17 @@ def test_large_numbers_are_numbers() -> None:
     assert envs.step(np.array([0])).reward[0] == np.float32(-3.4e38)
 
 
-def test_the_first_observation_of_a_run_is_checked_too() -> None:
+def test_the_first_observation_of_a_run_is_checked() -> None:
     from pliant.envs import episode_seed
 
     fault.update(seed=episode_seed(0, 0, 0), first=float("nan"))
-    with pytest.raises(NotFinite, match=r"Odd, environment 0, episode 0, step 0 .*first observation has nan at"):
-        wrap([Odd()]).reset()
+    with pytest.raises(NotFinite, match=r"FaultyEnv, environment 0, episode 0, step 0 .*first observation has nan at"):
+        wrap([FaultyEnv()]).reset()
 
 
 @pytest.mark.parametrize("agent_class", [SAC, PPO])
-def test_actions_of_an_agent_that_has_diverged_are_not_taken(agent_class: Any) -> None:
-    for envs in (wrap([OddBox()]), make("stream/RandomTargets")):
+def test_environments_refuse_actions_of_a_diverged_agent(agent_class: Any) -> None:
+    for envs in (wrap([FaultyBoxEnv()]), make("stream/RandomTargets")):
         agent = agent_class(envs.observation, envs.action)
         with torch.no_grad():
             for component in agent.components.values():
@@ -238,7 +244,7 @@ def test_a_diverged_run_reports_it_and_keeps_its_good_checkpoints(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(tmp_path, *DIVERGES) == 1
-    error = told(capsys)
+    error = error_line(capsys)
     assert "error: the agent has diverged: at environment step 60 and update " in error
     assert "saved as of environment step 30" in error and "a smaller learning rate" in error
     assert not (tmp_path / "DONE").exists()
@@ -246,29 +252,29 @@ def test_a_diverged_run_reports_it_and_keeps_its_good_checkpoints(
     assert all(torch.isfinite(t).all() for t in weights(tmp_path) if t.is_floating_point())
 
 
-def lost_agent() -> tuple[DQN, Any]:
-    envs = wrap([Odd(), Odd()])
+def small_agent() -> tuple[DQN, Any]:
+    envs = wrap([FaultyEnv(), FaultyEnv()])
     return DQN(envs.observation, envs.action, DQNConfig(batch_size=4, learning_starts=10, update_every=1)), envs
 
 
-def test_a_loss_that_is_no_number_stops_the_run_where_the_log_is_written(tmp_path: Path) -> None:
-    agent, envs = lost_agent()
+def test_a_loss_that_is_nan_stops_the_run_when_the_log_is_written(tmp_path: Path) -> None:
+    agent, envs = small_agent()
     run = Run(agent, envs)
     run.log.log_every = 20
 
-    def losing() -> bool:
+    def corrupt_weights() -> bool:
         if run.clock.steps == 30:
             with torch.no_grad():
                 next(iter(agent.components["critic"].online.parameters()))[0] = torch.nan
         return False
 
     with pytest.raises(Diverged, match=r"at environment step 40 and update .* the weights .* of the critic"):
-        run.train(100, losing)
-    assert not np.isfinite(run.log.latest["losses/td_loss"]), "the record shows what happened"
+        run.train(100, corrupt_weights)
+    assert not np.isfinite(run.log.latest["losses/td_loss"]), "the record must show the loss"
 
 
-def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path) -> None:
-    agent, envs = lost_agent()
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    agent, envs = small_agent()
     run = Run(agent, envs, checkpoints=Checkpoints(tmp_path))
     run.train(8)
     before = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
@@ -279,8 +285,8 @@ def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == before
 
 
-def test_a_measurement_that_overflows_alone_stops_nothing() -> None:
-    agent, envs = lost_agent()
+def test_an_overflow_of_a_metric_that_is_not_a_loss_stops_nothing() -> None:
+    agent, envs = small_agent()
     run = Run(agent, envs)
     run.log.update({"losses/approx_kl": torch.tensor(torch.inf), "losses/td_loss": torch.tensor(1.0)}, run.clock)
     run.flush()
@@ -289,21 +295,23 @@ def test_a_measurement_that_overflows_alone_stops_nothing() -> None:
         run.flush()
 
 
-# ------------------------------------------------------------------------------------------- what never learnt
+# ----------------------------------------------------------------------------------------- runs without updates
 
 
-@pytest.mark.parametrize("words", [("--agent.learning-starts", "5000"), ("--agent.replay-ratio", "0.001")])
+@pytest.mark.parametrize("options", [("--agent.learning-starts", "5000"), ("--agent.replay-ratio", "0.001")])
 def test_a_run_without_an_update_reports_it(
-    words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train(tmp_path, *words) == 0
+    assert train(tmp_path, *options) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
-    assert len(lines) == 1 and "no gradient update in 120 environment steps" in lines[0] and " ".join(words) in lines[0]
+    assert (
+        len(lines) == 1 and "no gradient update in 120 environment steps" in lines[0] and " ".join(options) in lines[0]
+    )
     done = json.loads((tmp_path / "DONE").read_text())
     assert done["updates"] == 0 and [f"warning: {text}" for text in done["warnings"]] == lines
 
 
-def test_a_run_with_updates_has_nothing_to_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_with_updates_prints_no_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(tmp_path) == 0
     assert "warning" not in capsys.readouterr().err
     assert "warnings" not in json.loads((tmp_path / "DONE").read_text())
@@ -314,7 +322,7 @@ def test_a_run_with_updates_has_nothing_to_say(tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(
-    ("space", "said"),
+    ("space", "message"),
     [
         (MultiBinary(3), r"MultiBinary\(3\), of several choices at once.*np.unravel_index"),
         (MultiBinary([2, 2]), r"MultiBinary\(.*of several choices"),
@@ -326,21 +334,21 @@ def test_a_run_with_updates_has_nothing_to_say(tmp_path: Path, capsys: pytest.Ca
         ),
     ],
 )
-def test_actions_that_an_agent_cannot_choose_are_refused_by_name(space: Any, said: str) -> None:
-    with pytest.raises(ValueError, match=said) as refused:
+def test_actions_that_an_agent_cannot_choose_are_refused_by_name(space: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as refused:
         action_spec(space)
     assert "RescaleAction" not in str(refused.value)
-    env = Odd()
+    env = FaultyEnv()
     env.action_space = space
     for form in ([env], SyncVectorEnv([lambda: env])):
-        with pytest.raises(ValueError, match=f"my task: .*{said}"):
+        with pytest.raises(ValueError, match=f"my task: .*{message}"):
             wrap(form, name="my task")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         DQN(env.observation_space, space)
 
 
 def test_an_action_of_one_value_is_refused_by_make() -> None:
-    class Fixed(Odd):
+    class Fixed(FaultyEnv):
         action_space = Box(2.0, 2.0, (1,), np.float32)
 
     gymnasium.register("FixedForTests-v0", Fixed)
@@ -351,21 +359,21 @@ def test_an_action_of_one_value_is_refused_by_make() -> None:
         del gymnasium.registry["FixedForTests-v0"]
 
 
-def test_images_of_nothing_are_refused() -> None:
-    black = Odd()
+def test_images_whose_range_is_zero_are_refused() -> None:
+    black = FaultyEnv()
     black.observation_space = Box(0, 0, (3, 10, 10), np.uint8)
     with pytest.raises(ValueError, match="black: observations are divided by high"):
         wrap([black], name="black")
 
 
 @pytest.mark.parametrize("space", [Box(0, 255, (96, 96, 3), np.uint8), (96, 96, 3), Box(0, 255, (96, 96), np.uint8)])
-def test_images_whose_channels_are_not_first_are_refused_with_the_way_out(space: Any) -> None:
+def test_images_whose_channels_are_not_first_are_refused_with_the_solution(space: Any) -> None:
     channels = 1 if getattr(space, "shape", space) == (96, 96) else 3
     with pytest.raises(ValueError, match=rf"agents read channels, height, width.*\(\({channels}, 96, 96\)"):
         DQN(space, 4)
 
 
-def test_the_way_out_is_one() -> None:
+def test_the_suggested_observation_specs_are_accepted() -> None:
     for shape in ((3, 96, 96), (4, 84, 84), (10, 10, 10)):
         assert observation_spec(Box(0, 255, shape, np.uint8)).shape == shape == observation_spec(shape).shape
     spec = ObservationSpec((9, 8, 8), torch.uint8, 255.0)
@@ -374,9 +382,9 @@ def test_the_way_out_is_one() -> None:
 
 
 def test_a_given_spec_decides_the_position_of_the_channels() -> None:
-    """Nine channels of eight by eight are fewer in the last axis than in the first."""
+    """With nine channels of eight by eight the last axis is smaller than the first."""
 
-    class Many(Odd):
+    class Many(FaultyEnv):
         observation_space = Box(0, 255, (9, 8, 8), np.uint8)
 
         def _show(self, when: str) -> Any:
@@ -393,7 +401,7 @@ def pixels(side: int) -> Any:
     return EnvConfig(pixels=side)
 
 
-def test_the_colours_of_car_racing() -> None:
+def test_car_racing_is_observed_with_channels_first() -> None:
     pytest.importorskip("Box2D")
     envs = make("CarRacing-v3")
     try:

@@ -37,7 +37,7 @@ def test_adam_is_torchs_fused_adamw(decay: float) -> None:
             assert torch.equal(ours.state[a][key], reference.state[b][key]), key
 
 
-def test_its_memory_is_there_before_the_first_step_and_survives_saving() -> None:
+def test_its_state_exists_before_the_first_step_and_is_saved() -> None:
     with torch.random.fork_rng():
         mine = network()
     optimizer = Adam(mine.parameters(), OptimizerConfig())
@@ -49,7 +49,7 @@ def test_its_memory_is_there_before_the_first_step_and_survives_saving() -> None
     assert all(optimizer.state[p]["step"] == 2 for p in mine.parameters())
 
 
-def test_a_step_trains_what_the_optimizer_holds_and_nothing_else() -> None:
+def test_a_step_trains_only_the_optimizers_parameters() -> None:
     with torch.random.fork_rng():
         first, second = nn.Linear(3, 3), nn.Linear(3, 1)
     before = [p.clone() for p in second.parameters()]
@@ -60,7 +60,7 @@ def test_a_step_trains_what_the_optimizer_holds_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.01, 100.0])
-def test_clipping_is_torchs(scale: float) -> None:
+def test_gradient_clipping_equals_torchs(scale: float) -> None:
     gradients = [torch.randn(n, generator=torch.Generator().manual_seed(n)) * scale for n in (3, 40)]
     parameters = [nn.Parameter(torch.zeros_like(g)) for g in gradients]
     for p, g in zip(parameters, gradients, strict=True):
@@ -71,7 +71,7 @@ def test_clipping_is_torchs(scale: float) -> None:
         torch.testing.assert_close(p.grad, g)
 
 
-# -------------------------------------------------------------------------------------------- an age for each weight
+# ------------------------------------------------------------------------------------------ step counts per weight
 
 CONFIG = OptimizerConfig(lr=1e-2, beta1=0.9, beta2=0.999, eps=1e-8)
 
@@ -85,17 +85,17 @@ def weight(value: float = 0.5) -> nn.Parameter:
     return nn.Parameter(torch.full((4, 3), value))
 
 
-def follow(optimizer: torch.optim.Optimizer, parameter: Tensor, along: list[Tensor]) -> list[Tensor]:
+def follow(optimizer: torch.optim.Optimizer, parameter: Tensor, grads: list[Tensor]) -> list[Tensor]:
     """The parameter after each step."""
     seen = []
-    for gradient in along:
+    for gradient in grads:
         parameter.grad = gradient
         optimizer.step()
         seen.append(parameter.detach().clone())
     return seen
 
 
-def forget(optimizer: torch.optim.Optimizer, parameter: Tensor, place: tuple[int, int]) -> None:
+def forget_(optimizer: torch.optim.Optimizer, parameter: Tensor, place: tuple[int, int]) -> None:
     for name, value in optimizer.state[parameter].items():
         if name != "step":
             value[place] = 0.0
@@ -103,47 +103,49 @@ def forget(optimizer: torch.optim.Optimizer, parameter: Tensor, place: tuple[int
 
 @pytest.mark.parametrize("decay", [0.0, 0.3])
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.99, 0.99), (0.0, 0.9)])
-def test_ages_that_are_never_reset_change_nothing(betas: tuple[float, float], decay: float) -> None:
-    """Hundreds of steps stay those of torch's AdamW, up to the rounding of single precision; the eps counts."""
+def test_step_counts_per_weight_that_are_never_reset_change_nothing(betas: tuple[float, float], decay: float) -> None:
+    """Hundreds of steps equal those of torch's AdamW, up to the rounding of single precision, with a large eps."""
     config = OptimizerConfig(lr=1e-2, beta1=betas[0], beta2=betas[1], eps=0.05, weight_decay=decay)
     mine, theirs = weight(), weight()
     ours = Adam([mine], config)
     ours.give_age(mine)
     reference = torch.optim.AdamW([theirs], lr=1e-2, betas=betas, eps=0.05, weight_decay=decay)
-    along = gradients(600)
-    for k, (a, b) in enumerate(zip(follow(ours, mine, along), follow(reference, theirs, along), strict=True)):
+    grads = gradients(600)
+    for k, (a, b) in enumerate(zip(follow(ours, mine, grads), follow(reference, theirs, grads), strict=True)):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-6, msg=lambda m, k=k: f"step {k}: {m}")
     assert ours.state[mine]["step"] == 600
 
 
 @pytest.mark.parametrize("after", [1, 7, 400])
 def test_a_reinitialised_weight_steps_like_a_new_one_and_its_neighbours_are_unaffected(after: int) -> None:
-    along, place = gradients(after + 200), (1, 2)
-    undisturbed, disturbed, born = weight(), weight(), weight()
-    optimizers = [Adam([p], CONFIG) for p in (undisturbed, disturbed, born)]
-    for optimizer, p in zip(optimizers, (undisturbed, disturbed, born), strict=True):
+    grads, place = gradients(after + 200), (1, 2)
+    undisturbed, disturbed, fresh = weight(), weight(), weight()
+    optimizers = [Adam([p], CONFIG) for p in (undisturbed, disturbed, fresh)]
+    for optimizer, p in zip(optimizers, (undisturbed, disturbed, fresh), strict=True):
         optimizer.give_age(p)
-    whole = follow(optimizers[0], undisturbed, along)
-    follow(optimizers[1], disturbed, along[:after])
+    whole = follow(optimizers[0], undisturbed, grads)
+    follow(optimizers[1], disturbed, grads[:after])
     with torch.no_grad():
         disturbed[place] = 0.5
-    forget(optimizers[1], disturbed, place)
-    rest = follow(optimizers[1], disturbed, along[after:])
-    new = follow(optimizers[2], born, along[after:])
+    forget_(optimizers[1], disturbed, place)
+    rest = follow(optimizers[1], disturbed, grads[after:])
+    new = follow(optimizers[2], fresh, grads[after:])
     others = torch.ones(4, 3, dtype=torch.bool)
     others[place] = False
-    for here, before, fresh in zip(rest, whole[after:], new, strict=True):
+    for here, before, expected in zip(rest, whole[after:], new, strict=True):
         assert torch.equal(here[others], before[others])
-        assert torch.equal(here[place], fresh[place])
-    assert rest[0][place].item() == pytest.approx(0.5 - 0.01 * along[after][place].sign().item(), abs=1e-6)
+        assert torch.equal(here[place], expected[place])
+    assert rest[0][place].item() == pytest.approx(0.5 - 0.01 * grads[after][place].sign().item(), abs=1e-6)
     assert optimizers[1].state[disturbed]["step"] == after + 200
 
 
 @pytest.mark.parametrize(
     ("betas", "factor"), [((0.9, 0.999), 3.162278), ((0.99, 0.99), 0.1)], ids=["default", "0.99, 0.99"]
 )
-def test_the_first_step_of_a_reset_weight(betas: tuple[float, float], factor: float) -> None:
-    """Golden: with the shared counter kept it is (1 - beta1) / sqrt(1 - beta2) rates, with an age exactly one."""
+def test_the_first_step_of_a_reset_weight_is_one_learning_rate_with_its_own_count(
+    betas: tuple[float, float], factor: float
+) -> None:
+    """With the shared step count it is (1 - beta1) / sqrt(1 - beta2) learning rates, with its own count exactly one."""
     for aged, expected in ((False, factor), (True, 1.0)):
         p = nn.Parameter(torch.zeros(4, 3))
         optimizer = Adam([p], OptimizerConfig(lr=1.0, beta1=betas[0], beta2=betas[1], eps=1e-12))
@@ -151,20 +153,20 @@ def test_the_first_step_of_a_reset_weight(betas: tuple[float, float], factor: fl
             optimizer.give_age(p)
         for name, value in optimizer.state[p].items():
             value.fill_(1e6 if name == "step" else 1.0)
-        forget(optimizer, p, (0, 0))
+        forget_(optimizer, p, (0, 0))
         p.grad = torch.ones(4, 3)
         optimizer.step()
         assert -p[0, 0].item() == pytest.approx(expected, rel=1e-5)
         assert -p[1, 1].item() == pytest.approx(1.0, rel=1e-5)
 
 
-def test_the_bias_correction_is_that_of_an_age() -> None:
-    """What is kept instead of an age a is 1 - beta^a, to the rounding of single precision, however old."""
+def test_the_bias_correction_follows_the_step_count_of_each_weight() -> None:
+    """The state holds 1 - beta^count instead of a count, accurate to single precision for any count."""
     p = weight()
     optimizer = Adam([p], CONFIG)
     optimizer.give_age(p)
     follow(optimizer, p, gradients(50))
-    forget(optimizer, p, (0, 0))
+    forget_(optimizer, p, (0, 0))
     follow(optimizer, p, gradients(3000))
     ages = torch.full((4, 3), 3050.0, dtype=torch.float64)
     ages[0, 0] = 3000.0
@@ -176,7 +178,7 @@ def test_one_optimizer_holds_parameters_with_and_without_step_counts_per_weight(
     """Parameters without step counts per weight make bitwise the reference's steps; those with them the same steps."""
     mine, theirs = [weight(), weight()], [weight(), weight()]
     ours, reference = Adam(mine, CONFIG), Adam(theirs, CONFIG)
-    for _ in range(2):  # twice is once
+    for _ in range(2):  # a second call changes nothing
         ours.give_age(mine[1])
     for first, second in zip(gradients(40), reversed(gradients(40)), strict=True):
         for pair, optimizer in ((mine, ours), (theirs, reference)):
@@ -188,26 +190,26 @@ def test_one_optimizer_holds_parameters_with_and_without_step_counts_per_weight(
     assert ours.state[mine[0]]["step"] == ours.state[mine[1]]["step"] == 40
 
 
-def test_ages_survive_saving(tmp_path: Path) -> None:
-    along = gradients(60)
+def test_step_counts_per_weight_are_saved_and_loaded(tmp_path: Path) -> None:
+    grads = gradients(60)
     straight, stopped, resumed = weight(), weight(), weight()
     optimizers = [Adam([p], CONFIG) for p in (straight, stopped, resumed)]
     for optimizer, p in zip(optimizers, (straight, stopped, resumed), strict=True):
         optimizer.give_age(p)
-    follow(optimizers[0], straight, along[:30])
-    follow(optimizers[1], stopped, along[:30])
+    follow(optimizers[0], straight, grads[:30])
+    follow(optimizers[1], stopped, grads[:30])
     for optimizer, p in zip(optimizers[:2], (straight, stopped), strict=True):
-        forget(optimizer, p, (0, 0))
+        forget_(optimizer, p, (0, 0))
     torch.save(optimizers[1].state_dict(), tmp_path / "optimizer.pt")
     optimizers[2].load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
     with torch.no_grad():
         resumed.copy_(stopped)
-    rest = [follow(optimizers[k], p, along[30:]) for k, p in ((0, straight), (2, resumed))]
+    rest = [follow(optimizers[k], p, grads[30:]) for k, p in ((0, straight), (2, resumed))]
     assert all(torch.equal(a, b) for a, b in zip(*rest, strict=True))
 
 
-def test_a_state_without_ages_is_taken_as_old_as_it_is() -> None:
-    """So that a run without a method that resets units can be forked into one with it."""
+def test_a_state_without_step_counts_per_weight_continues_with_its_shared_count() -> None:
+    """A run without a method that resets units can thus be forked into a run with one."""
     with torch.random.fork_rng():
         first, second = nn.Linear(4, 3), nn.Linear(4, 3)
     config = OptimizerConfig(lr=1e-2)
