@@ -2,7 +2,7 @@
 
 A subcommand is a function `main(argv) -> int` in a module that is imported only when the subcommand is used. Exit
 codes: 0 done, 2 bad input, 75 stopped by a signal after saving, 130 or 143 ended by SIGINT or SIGTERM with nothing to
-save, 1 any other error.
+save, 141 the output's pipe was closed, 1 any other error.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console command. Returns the exit code."""
-    line = list(sys.argv[1:] if argv is None else argv)
+    return exit_code(lambda: _dispatch(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _dispatch(line: list[str]) -> int:
     if not line:
         print(_help(), file=sys.stderr)
         return BAD_INPUT
@@ -52,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BAD_INPUT
     bound_spinning()
     module, _, function = COMMANDS[name][0].partition(":")
-    return exit_code(lambda: getattr(import_module(module), function)(rest))
+    code: int = getattr(import_module(module), function)(rest)
+    return code
 
 
 def script(*line: str) -> int:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
-FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+FAILED, BAD_INPUT, INTERRUPTED, PIPE_CLOSED, TERMINATED = 1, 2, 130, 141, 143
 LONGEST_LINE = 2_000  # characters of an error message
 
 
@@ -20,10 +22,47 @@ def exit_code(command: Callable[[], int]) -> int:
     unknown environments, a replay that does not fit into memory). A plain ValueError may come from anywhere and
     counts as a bug, unless it was raised within `pliant.lab.errors.bad_input`. Other errors that pliant defines (a
     full disk, a folder in use, no good checkpoint) also give one line, but exit code 1.
+
+    A command whose output goes to a pipe that has been closed (`pliant monitors | head -1`) ends without a message.
     """
+    try:
+        code = _run(command)
+    except SystemExit:  # argparse, after --help
+        if not _output_closed():
+            raise
+        return PIPE_CLOSED
+    except BrokenPipeError:
+        if not _output_closed():  # another pipe
+            raise
+        return PIPE_CLOSED
+    return code or (PIPE_CLOSED if _output_closed() else 0)
+
+
+def _output_closed() -> bool:
+    """Whether the reading end of standard output has been closed. If so, remaining output is discarded, so that Python
+    does not report it when the process ends."""
+    try:
+        with suppress(BrokenPipeError):
+            sys.stdout.flush()
+        descriptor = sys.stdout.fileno()
+        pipe = select.poll()
+        pipe.register(descriptor, 0)
+        closed = any(event & (select.POLLERR | select.POLLHUP) for _, event in pipe.poll(0))
+    except (AttributeError, OSError, ValueError):  # no standard output, or one without a descriptor
+        return False
+    if closed:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+    return closed
+
+
+def _run(command: Callable[[], int]) -> int:
     try:
         with _terminable():
             return command()
+    except BrokenPipeError:
+        raise
     except (ValueError, ImportError) as error:
         return _reported(error, BAD_INPUT)
     except (RuntimeError, OSError) as error:
