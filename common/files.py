@@ -43,10 +43,10 @@ def read_json(file: Path, kind: type[Kind], way_out: str) -> Kind | None:
     except OSError as error:
         raise FileDamaged(f"{file} cannot be read: {error.strerror}. {way_out}") from error
     except (ValueError, RecursionError) as error:
-        state = f"is no JSON ({error})" if data.strip() else "is empty"
+        state = f"is not JSON ({error})" if data.strip() else "is empty"
         raise FileDamaged(f"{file} {state}. {way_out}") from error
     if not isinstance(content, kind):
-        raise FileDamaged(f"{file} must hold {_KINDS[kind]}, and holds {type(content).__name__}. {way_out}")
+        raise FileDamaged(f"{file} must contain {_KINDS[kind]}, not {type(content).__name__}. {way_out}")
     return content
 
 
@@ -57,13 +57,13 @@ def steps_done(folder: Path) -> int | None:
         FileDamaged: `DONE` is not a JSON object with a number of steps.
     """
     file = folder / DONE
-    way_out = "Delete it, and the same command goes on from the last checkpoint"
+    way_out = "Delete it; the same command then continues from the last checkpoint"
     content: dict[str, Any] | None = read_json(file, dict, way_out)
     if content is None:
         return None
     steps = content.get("steps")
     if not is_count(steps):
-        raise FileDamaged(f"{file} does not say how many steps were done. {way_out}")
+        raise FileDamaged(f"{file} does not contain the number of steps. {way_out}")
     return steps
 
 

@@ -88,8 +88,8 @@ class ActionSpec:
         for i, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
             if low >= high:
                 raise ValueError(
-                    f"dimension {i} of the action space has low {low:g} and high {high:g}, so there is nothing to "
-                    "choose: leave it out (gymnasium.wrappers.TransformAction can put the constant in)"
+                    f"dimension {i} of the action space has low {low:g} and high {high:g}, so it has only "
+                    "one value: remove it (gymnasium.wrappers.TransformAction can insert the constant)"
                 )
 
 
@@ -173,9 +173,9 @@ def observation_spec(space: Any) -> ObservationSpec:
         (channels, height, width), given = image[0], shape or tuple(space.shape)
         what = "no axis of channels" if image[1] == "none" else "the order height, width, channels"
         raise ValueError(
-            f"images of shape {given} have {what}, and agents read channels, height, width: build the agent from "
-            f"pliant.envs.make(...).observation or pliant.envs.wrap(...).observation, which turn the images too, or "
-            f"turn them yourself and give ObservationSpec(({channels}, {height}, {width}), torch.uint8, 255.0)"
+            f"images of shape {given} have {what}, but agents read channels, height, width: build the agent from "
+            f"pliant.envs.make(...).observation or pliant.envs.wrap(...).observation, which transpose images too, or "
+            f"transpose them yourself and give ObservationSpec(({channels}, {height}, {width}), torch.uint8, 255.0)"
         )
     if shape is not None:
         return ObservationSpec(shape, torch.uint8, 255.0) if len(shape) == 3 else ObservationSpec(shape)

@@ -6,7 +6,7 @@
 A spec is a name, or a call of that name with literals. Specs are parsed with `ast` and never evaluated, so that they
 can come from a command line, a file or an untrusted source. A bare identifier is a string (`layers=head`), and a list
 is a tuple. The first value may be given without its key if the named object has a first parameter (`replay_ratio(8)`).
-Every error in a spec is a `SpecError` with a message of one line that says what to write instead.
+Every error in a spec is a `SpecError` with a message of one line that gives a valid form.
 """
 
 from __future__ import annotations
@@ -59,38 +59,38 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def parse(word: str, what: str = "intervention", example: str = EXAMPLE) -> Spec:
+def parse(text: str, what: str = "intervention", example: str = EXAMPLE) -> Spec:
     """Parse one spec, without a lookup of its name.
 
     Args:
-        word: The text of the spec.
+        text: The text of the spec.
         what: The kind of named object, for messages.
         example: A valid spec, for messages.
 
     Raises:
         SpecError: The text is not a spec.
     """
-    shown = shorten(word)
-    if len(word) > LONGEST:
+    shown = shorten(text)
+    if len(text) > LONGEST:
         raise SpecError(f"{shown}: a spec cannot be longer than {LONGEST} characters")
     article = "an" if what[0] in "aeiou" else "a"
-    if not word.strip():
+    if not text.strip():
         raise SpecError(f"an empty spec is not {article} {what}; write one like {example}")
-    if (hidden := control_character(word.strip())) is not None:
+    if (hidden := control_character(text.strip())) is not None:
         raise SpecError(f"cannot read {shown}: it contains {hidden}, and a spec is written on one line")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # for example, about '\d' in a string
-            tree = ast.parse(word.strip(), mode="eval").body
+            tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
-        raise SpecError(f"cannot read {shown}: {_likely_mistake(word, example)}") from None
+        raise SpecError(f"cannot read {shown}: {_likely_mistake(text, example)}") from None
     if isinstance(tree, ast.Name):
         return Spec(tree.id)
     if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)):
         raise SpecError(f"{shown} is not {article} {what}: write a name, or a call like {example}")
     name = tree.func.id
     if len(tree.args) > 1:
-        raise SpecError(f"{shown}: at most one value may stand without its name; write {name}(key=value, ...)")
+        raise SpecError(f"{shown}: at most one value may be given without its name; write {name}(key=value, ...)")
     arguments: dict[str, Value] = {}
     for argument in tree.keywords:
         if argument.arg is None:
@@ -102,12 +102,12 @@ def parse(word: str, what: str = "intervention", example: str = EXAMPLE) -> Spec
 
 
 def resolve(
-    word: Spec, registry: Mapping[str, Callable[..., Any]], what: str = "intervention", skip: Iterable[str] = ()
+    spec: Spec, registry: Mapping[str, Callable[..., Any]], what: str = "intervention", skip: Iterable[str] = ()
 ) -> dict[str, Any]:
     """Check and convert the arguments of a spec; return them by key.
 
     Args:
-        word: The parsed spec.
+        spec: The parsed spec.
         registry: The named classes or functions.
         what: The kind of named object, for messages.
         skip: Names of arguments that are checked by the caller.
@@ -115,34 +115,34 @@ def resolve(
     Raises:
         SpecError: The name or a parameter is unknown, or a value does not fit.
     """
-    if word.name not in registry:
+    if spec.name not in registry:
         known = f"known {what}s: {', '.join(sorted(registry))}" if registry else "none are installed"
-        raise SpecError(f"unknown {what} {word.name!r}.{did_you_mean(word.name, registry)} {known}")
-    named = registry[word.name]
-    parameters, usage = parameters_of(named), signature(word.name, named)
+        raise SpecError(f"unknown {what} {spec.name!r}.{did_you_mean(spec.name, registry)} {known}")
+    named = registry[spec.name]
+    parameters, usage = parameters_of(named), signature(spec.name, named)
     skipped = set(skip)
-    given = {key: value for key, value in word.arguments.items() if key not in skipped}
-    if word.positional:
+    given = {key: value for key, value in spec.arguments.items() if key not in skipped}
+    if spec.positional:
         first = next(iter(parameters), None)
         if first is None or parameters[first].kind is inspect.Parameter.KEYWORD_ONLY:
-            raise SpecError(f"{word}: a value needs its parameter's name: {usage}")
+            raise SpecError(f"{spec}: a value needs its parameter's name: {usage}")
         if first in given:
-            raise SpecError(f"{word}: {first!r} is given twice: {usage}")
-        given = {first: word.positional[0], **given}
+            raise SpecError(f"{spec}: {first!r} is given twice: {usage}")
+        given = {first: spec.positional[0], **given}
     hints = parameter_hints(named)
     converted = {}
     for key, value in given.items():
         if key not in parameters:
-            raise SpecError(f"{word.name} has no parameter {key!r}.{did_you_mean(key, parameters)} Usage: {usage}")
+            raise SpecError(f"{spec.name} has no parameter {key!r}.{did_you_mean(key, parameters)} Usage: {usage}")
         try:
             converted[key] = convert(value, hints[key])
         except OutOfRange as error:
-            raise SpecError(f"{word.name}: {key} {error.complaint}. Usage: {usage}") from None
+            raise SpecError(f"{spec.name}: {key} {error.complaint}. Usage: {usage}") from None
         except ValueError as error:
-            raise SpecError(f"{word.name}({key}=...) {error}. Usage: {usage}") from None
+            raise SpecError(f"{spec.name}({key}=...) {error}. Usage: {usage}") from None
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in converted:
-            raise SpecError(f"{word.name} needs a value for {key!r}. Usage: {usage}")
+            raise SpecError(f"{spec.name} needs a value for {key!r}. Usage: {usage}")
     return converted
 
 
@@ -175,7 +175,7 @@ def convert(value: Any, annotation: Any, *, text: bool = False) -> Any:
 
     Raises:
         OutOfRange: A number is not in a range that the annotation declares (a ValueError).
-        ValueError: The value does not fit; the message says what was expected.
+        ValueError: The value does not fit; the message gives the expected type.
     """
     if typing.get_origin(annotation) is typing.Annotated:
         converted = convert(value, _bare(annotation), text=text)
@@ -273,11 +273,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _likely_mistake(word: str, example: str) -> str:
-    if word.count("(") != word.count(")"):
+def _likely_mistake(text: str, example: str) -> str:
+    if text.count("(") != text.count(")"):
         return f"its parentheses do not match; quote the whole spec for the shell, like '{example}'"
-    if len(word.split()) > 1 and all(part.isidentifier() for part in word.split()):
-        return f"quote each spec separately: {' '.join(word.split())}"
+    if len(text.split()) > 1 and all(part.isidentifier() for part in text.split()):
+        return f"quote each spec separately: {' '.join(text.split())}"
     return f"write a name, or a call like {example}, and quote each spec separately"
 
 
@@ -295,7 +295,7 @@ def _value(node: ast.expr, where: str) -> Value:
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
         sign, node = (-1 if isinstance(node.op, ast.USub) else 1), node.operand
         if not (isinstance(node, ast.Constant) and type(node.value) in (int, float)):
-            _refuse("a sign before what is no number", where)
+            _refuse("a sign before something that is not a number", where)
     if not isinstance(node, ast.Constant):
         _refuse(_kind(node), where)
     value = node.value

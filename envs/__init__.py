@@ -106,14 +106,14 @@ def _made(
             config,
             evaluation,
             level_seed=seed if drift_seed is None else drift_seed,
-            stands=0 if at_steps is None and evaluation else at_steps,
+            fixed_at=0 if at_steps is None and evaluation else at_steps,
         )
     drift = None
     if config.drift:
         from .drift import Drifts
 
-        stands = 0 if at_steps is None and evaluation else at_steps
-        drift = Drifts(config.drift, seed if drift_seed is None else drift_seed, num_envs, stands)
+        fixed_at = 0 if at_steps is None and evaluation else at_steps
+        drift = Drifts(config.drift, seed if drift_seed is None else drift_seed, num_envs, fixed_at)
     if kind == "atari":
         from .atari import make_atari as build
     elif kind == "minatar":

@@ -48,7 +48,7 @@ SQUARES = 1e76  # a sum of squares below this has only terms whose roots fit flo
 
 
 class NotReproduced(RuntimeError):
-    """A simulator did not repeat an episode from its seed and actions, so that a run cannot go on where it stopped."""
+    """A simulator did not repeat an episode from its seed and actions, so a run cannot continue from its checkpoint."""
 
 
 def episode_seed(run_seed: int, env_index: int, episode: int, evaluation: bool = False) -> int:
@@ -209,7 +209,7 @@ class Envs(ABC):
         obs = self._new_obs()
         self._next_episode(everyone)
         self._begin(everyone, self._seeds, obs)
-        if not self._sound(obs):
+        if not self._all_finite(obs):
             self._refuse_obs(obs, "the first observation")
         self._obs = obs
         return obs
@@ -262,7 +262,7 @@ class Envs(ABC):
             obs = final_obs.copy()
             try:
                 self._begin(ended, [self._seeds[i] for i in ended], obs)
-                if not self._sound(obs):
+                if not self._all_finite(obs):
                     self._refuse_obs(obs, "the first observation")
             except NotFinite:
                 assert before is not None
@@ -279,7 +279,7 @@ class Envs(ABC):
         obs = self.obs.copy()
         self._next_episode(which)
         self._begin(which, [self._seeds[i] for i in which], obs)
-        if not self._sound(obs):
+        if not self._all_finite(obs):
             self._refuse_obs(obs, "the first observation")
         self._obs = obs
         return episodes
@@ -308,7 +308,7 @@ class Envs(ABC):
         """
         if (state["name"], len(state["episode"])) != (self.name, self.num_envs):
             raise ValueError(
-                f"the saved state is of {len(state['episode'])} x {state['name']}, "
+                f"the saved state belongs to {len(state['episode'])} x {state['name']} "
                 f"and cannot be loaded into {self.num_envs} x {self.name}"
             )
         self._run_seed, self._evaluation = state["seed"], state["evaluation"]
@@ -327,9 +327,9 @@ class Envs(ABC):
         obs, self._returns = self._simulate_again(actions)
         for i, checksum in enumerate(state["checksum"]):
             if _checksum(obs[i]) != checksum:
-                self._not_reproduced(i, "shows another observation than when the state was saved")
+                self._not_reproduced(i, "gives another observation than when the state was saved")
             if self._returns[i] != state["return"][i]:
-                self._not_reproduced(i, f"has the score {self._returns[i]}, and had {state['return'][i]}")
+                self._not_reproduced(i, f"gives the score {self._returns[i]}, not {state['return'][i]}")
         self._obs = obs
 
     def reseed(self, seed: int) -> None:
@@ -384,14 +384,14 @@ class Envs(ABC):
             self._returns[i] = 0.0
             self._log.restart(i)
 
-    def _sound(self, obs: Array) -> bool:
+    def _all_finite(self, obs: Array) -> bool:
         """Return whether all numbers are finite. May return False for very large finite numbers."""
         return self._pictures or math.isfinite(np.vdot(obs, obs))
 
     def _refuse_reward(self, reward: Array) -> None:
         """Refuse a reward that is not a finite float32 number, the type in which agents use it (NotFinite)."""
         for i in np.flatnonzero(~(np.abs(reward) <= LARGEST)).tolist():
-            self._not_finite(i, f"the reward is {float(reward[i])!r}, which is no finite float32 number")
+            self._not_finite(i, f"the reward is {float(reward[i])!r}, which is not a finite float32 number")
 
     def _refuse_obs(self, obs: Array, what: str) -> None:
         """Refuse observations [E, *obs] with a number that is not finite (NotFinite)."""
@@ -400,7 +400,7 @@ class Envs(ABC):
             if len(bad):
                 place = ", ".join(map(str, bad[0].tolist()))
                 value = float(obs[i][tuple(bad[0])])
-                self._not_finite(i, f"{what} has {value!r} at [{place}], which is no finite float32 number")
+                self._not_finite(i, f"{what} has {value!r} at [{place}], which is not a finite float32 number")
 
     def _not_finite(self, env: int, what: str) -> NoReturn:
         """Raise NotFinite for the present step, whose action is in the log already, or for a starting episode."""
@@ -411,7 +411,7 @@ class Envs(ABC):
             f"step {steps:,} of the run): {what}"
         )
 
-    def _no_number(self, env: int, reward: Any) -> NoReturn:
+    def _not_a_number(self, env: int, reward: Any) -> NoReturn:
         self._not_finite(env, f"the reward is {reward!r}, not a number")
 
     def _mark(self) -> tuple[Any, ...]:
@@ -495,7 +495,7 @@ class ListAdapter(Envs):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self._drift is not None:
             if "drift_seed" not in state:
-                raise ValueError(f"the saved state is of {self.name} without drift, and cannot go on with it")
+                raise ValueError(f"the saved state belongs to {self.name} without drift and cannot continue with drift")
             self._drift.reseed(state["drift_seed"])
         super().load_state_dict(state)
 
@@ -513,7 +513,10 @@ class ListAdapter(Envs):
                 first, info = self.envs[i].reset(seed=seed, options={"steps": self._begun[i]})
                 self._tasks[i] = info["task"]
             if np.shape(first) != self._raw_shape:
-                raise ValueError(f"{self.name} shows {np.shape(first)} where its space says {self._raw_shape}")
+                raise ValueError(
+                    f"{self.name} returned an observation of shape {np.shape(first)}, but its space has "
+                    f"{self._raw_shape}"
+                )
             with np.errstate(over="ignore"):
                 laid_out[i] = first
 
@@ -536,9 +539,9 @@ class ListAdapter(Envs):
             try:
                 reward[i] = gained
             except (TypeError, ValueError):
-                self._no_number(i, gained)
+                self._not_a_number(i, gained)
             if gained is None or gained.__class__ is str:  # numpy would convert these to numbers
-                self._no_number(i, gained)
+                self._not_a_number(i, gained)
             if over or cut:
                 terminated[i], truncated[i] = over, cut
                 ended.append(i)
@@ -618,7 +621,7 @@ class VectorAdapter(Envs):
         except Exception as error:
             raise RuntimeError(
                 f"{self.name}: this vector environment cannot reset its environments one by one, each with a seed of "
-                "its own, so its episodes could not be repeated; give a list of single environments instead"
+                "its own, so its episodes cannot be repeated; give a list of single environments instead"
             ) from error
         new = self._received(raw)
         if partial and not np.array_equal(new[~mask], obs[~mask], equal_nan=self._dtype is np.float32):
@@ -646,7 +649,7 @@ class VectorAdapter(Envs):
         except (TypeError, ValueError):
             for i, each in enumerate(reward):
                 if not isinstance(each, int | float | np.number):
-                    self._no_number(i, each)
+                    self._not_a_number(i, each)
             raise
 
     def _simulate_again(self, actions: list[Array]) -> tuple[Array, Array]:
@@ -676,7 +679,9 @@ class VectorAdapter(Envs):
     def _received(self, raw: Any) -> Array:
         """The simulator's observations as arrays of the spec's type, which the simulator does not overwrite."""
         if np.shape(raw) != self._raw_shape:
-            raise ValueError(f"{self.name} shows {np.shape(raw)} where its space says {self._raw_shape}")
+            raise ValueError(
+                f"{self.name} returned observations of shape {np.shape(raw)}, but its space has {self._raw_shape}"
+            )
         if self._fresh:
             return np.asarray(raw)
         obs = self._new_obs()
@@ -696,5 +701,7 @@ def _name_of(env: Any) -> str:
 
 def _override(described: ObservationSpec, given: ObservationSpec | None, name: str) -> ObservationSpec:
     if given is not None and (given.shape, given.dtype) != (described.shape, described.dtype):
-        raise ValueError(f"{name} shows {described.shape} {described.dtype}, not {given.shape} {given.dtype}")
+        raise ValueError(
+            f"{name} has observations of {described.shape} {described.dtype}, not {given.shape} {given.dtype}"
+        )
     return given or described

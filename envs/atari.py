@@ -228,7 +228,7 @@ def _one_by_one(
     from .drift_games import Games, Several
 
     if config.continuous:
-        raise ValueError(f"{name}: modes, difficulties and drift are for the joystick, not for continuous actions")
+        raise ValueError(f"{name}: modes, difficulties and drift are not available with continuous actions")
     known = {rom_name.removeprefix("ALE/").removesuffix("-v5"): rom for rom_name, rom in roms().items()}
     own = name.removeprefix("ALE/").removesuffix("-v5")
 
@@ -241,14 +241,12 @@ def _one_by_one(
     games: Games | None = None if drift is None else drift.part(Games)
     envs: list[gymnasium.Env[Any, Any]]
     if games is not None and (config.mode is not None or config.difficulty is not None):
-        raise ValueError(f"{name}: games in a row have modes of their own: leave mode and difficulty out")
+        raise ValueError(f"{name}: a sequence of games excludes mode and difficulty: remove them")
     if games is None:
         envs = [one(own) for _ in range(num_envs)]
     else:
         if not config.full_action_space:
-            raise ValueError(
-                f"{name}: games have different actions; a row of games needs all 18: set full_action_space"
-            )
+            raise ValueError(f"{name}: a sequence of games needs all 18 actions: set full_action_space")
         played = games.played(own, list(known))
         envs = [Several(played, one) for _ in range(num_envs)]
     if drift is not None:

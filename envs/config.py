@@ -84,8 +84,8 @@ class EnvConfig:
         if self.drift:
             from .drift import check
 
-            words = (self.drift,) if isinstance(self.drift, str) else self.drift
-            object.__setattr__(self, "drift", check(words))  # one spelling, so that configurations can be compared
+            specs = (self.drift,) if isinstance(self.drift, str) else self.drift
+            object.__setattr__(self, "drift", check(specs))  # one spelling, so that configurations can be compared
 
 
 OPTIONS: dict[str, str] = {

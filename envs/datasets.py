@@ -43,7 +43,7 @@ def load(name: str, data: str) -> Images:
     if name == "Digits":
         return _digits()
     if not data:
-        raise ValueError(f"{name} is read from files of yours, and none is downloaded: give their folder, --env.data")
+        raise ValueError(f"{name} reads your own files and downloads none: give their folder with --env.data")
     folder = Path(data).expanduser()
     if not folder.is_dir():
         raise ValueError(f"{name}: there is no folder {folder}")
@@ -52,7 +52,7 @@ def load(name: str, data: str) -> Images:
 
 @lru_cache(maxsize=2)
 def _read(name: str, folder: Path) -> Images:
-    return CONSUMERS[name](name, folder)
+    return LOADERS[name](name, folder)
 
 
 def _made(name: str, train: Array, train_labels: Array, test: Array, test_labels: Array, classes: int) -> Images:
@@ -63,7 +63,7 @@ def _made(name: str, train: Array, train_labels: Array, test: Array, test_labels
         if not len(images):
             raise ValueError(f"{name}: there are no {what} images")
         if labels.min() < 0 or labels.max() >= classes:
-            raise ValueError(f"{name}: a {what} label is none of 0 … {classes - 1}")
+            raise ValueError(f"{name}: a {what} label is not in 0 … {classes - 1}")
     return Images(train, train_labels.astype(np.int64), test, test_labels.astype(np.int64), 255.0, classes)
 
 
@@ -82,7 +82,7 @@ def _divided(name: str, images: Array, labels: Array, classes: int) -> Images:
 def _digits() -> Images:
     """1,797 handwritten digits of 8 x 8 pixels with 17 shades (Alpaydin and Kaynak 1998, UCI)."""
     if find_spec("sklearn") is None:
-        raise ValueError("the digits come with scikit-learn, which is missing: pip install 'pliant[digits]'")
+        raise ValueError("the digits need scikit-learn, which is not installed: pip install 'pliant[digits]'")
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
@@ -90,7 +90,7 @@ def _digits() -> Images:
     return _divided("Digits", images, labels.astype(np.int64), 10)._replace(high=16.0)
 
 
-# ------------------------------------------------------------------------------------------------ MNIST and its kin
+# -------------------------------------------------------------------------------------------- MNIST and FashionMNIST
 
 
 def _mnist(name: str, folder: Path) -> Images:
@@ -121,7 +121,7 @@ def _idx(file: Path, dimensions: int) -> Array:
         raise ValueError(f"{file} cannot be read: {error}") from None
     start = 4 + 4 * dimensions
     if len(content) < start or content[:4] != bytes((0, 0, 8, dimensions)):
-        raise ValueError(f"{file} is no idx file of bytes in {dimensions} dimensions")
+        raise ValueError(f"{file} is not an idx file of bytes with {dimensions} dimensions")
     shape = struct.unpack(f">{dimensions}I", content[4:start])
     data = np.frombuffer(content, np.uint8, offset=start)
     if data.size != int(np.prod(shape, dtype=np.int64)):
@@ -142,7 +142,7 @@ class _ArraysOnly(pickle.Unpickler):
             return np._core.multiarray._reconstruct  # type: ignore[attr-defined]
         if module == "numpy" and name in ("ndarray", "dtype"):
             return getattr(np, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        raise pickle.UnpicklingError(f"it needs {module}.{name}")
 
 
 def _bytes(text: str, encoding: str) -> bytes:
@@ -158,9 +158,9 @@ def _pickled(file: Path) -> dict[bytes, Any]:
         raise ValueError(f"there is no file {file}") from None
     except Exception as error:  # a damaged pickle can fail in any way
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{file} is no batch of CIFAR: {reason}") from None
+        raise ValueError(f"{file} is not a CIFAR batch: {reason}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{file} is no batch of CIFAR: it holds no dictionary")
+        raise ValueError(f"{file} is not a CIFAR batch: it does not contain a dictionary")
     return {key.encode() if isinstance(key, str) else key: value for key, value in content.items()}
 
 
@@ -177,9 +177,9 @@ def _cifar(name: str, folder: Path) -> Images:
             content = _pickled(place / file)
             data = content.get(b"data")
             if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):
-                raise ValueError(f"{place / file} is no batch of CIFAR: its data are not bytes [N, 3072]")
+                raise ValueError(f"{place / file} is not a CIFAR batch: its data are not bytes [N, 3072]")
             if key not in content:
-                raise ValueError(f"{place / file} is no batch of CIFAR: it has no {key.decode()}")
+                raise ValueError(f"{place / file} is not a CIFAR batch: it has no {key.decode()}")
             images.append(data.reshape(-1, 3, 32, 32))
             labels.append(np.asarray(content[key], np.int64))
         parts += [np.concatenate(images), np.concatenate(labels)]
@@ -217,7 +217,7 @@ def _size(images: Array) -> str:
 def _pictures(folder: Path, classes: list[str]) -> tuple[Array, Array]:
     """All images of some classes, [N, C, H, W] uint8, and their labels [N]."""
     if find_spec("PIL") is None:
-        raise ValueError("a folder of images is read by Pillow, which is missing: pip install pillow")
+        raise ValueError("a folder of images needs Pillow, which is not installed: pip install pillow")
     from PIL import Image, UnidentifiedImageError
 
     images: list[Array] = []
@@ -229,7 +229,9 @@ def _pictures(folder: Path, classes: list[str]) -> tuple[Array, Array]:
                     grey = picture.mode in ("1", "L")
                     pixels = np.asarray(picture.convert("L" if grey else "RGB"))
             except (UnidentifiedImageError, OSError) as error:
-                raise ValueError(f"{file} is no image that Pillow can read: {' '.join(str(error).split())}") from None
+                raise ValueError(
+                    f"{file} is not an image that Pillow can read: {' '.join(str(error).split())}"
+                ) from None
             image = pixels[None] if grey else np.moveaxis(pixels, -1, 0)
             if images and image.shape != images[0].shape:
                 raise ValueError(
@@ -239,15 +241,15 @@ def _pictures(folder: Path, classes: list[str]) -> tuple[Array, Array]:
             images.append(image)
             labels.append(label)
     if not images:
-        raise ValueError(f"{folder} holds no images")
+        raise ValueError(f"{folder} contains no images")
     return np.stack(images), np.asarray(labels, np.int64)
 
 
-CONSUMERS: dict[str, Callable[[str, Path], Images]] = {
+LOADERS: dict[str, Callable[[str, Path], Images]] = {
     "MNIST": _mnist,
     "FashionMNIST": _mnist,
     "CIFAR10": _cifar,
     "CIFAR100": _cifar,
     "Images": _folder,
 }
-NAMES = ("Digits", *CONSUMERS)
+NAMES = ("Digits", *LOADERS)

@@ -35,16 +35,16 @@ class Drifts:
     """The drift specs of a run, and the run's position in their schedules.
 
     Args:
-        words: Specs as in `EnvConfig.drift`; at least one.
+        specs: Specs as in `EnvConfig.drift`; at least one.
         seed: Seed of the levels.
         num_envs: Number of parallel environments: each step advances the environment steps by this number.
         at_steps: Environment steps of the run at which the problem is fixed; None: it advances with the steps taken.
     """
 
-    def __init__(self, words: Sequence[str], seed: int, num_envs: int, at_steps: int | None = None) -> None:
+    def __init__(self, specs: Sequence[str], seed: int, num_envs: int, at_steps: int | None = None) -> None:
         if at_steps is not None and at_steps < 0:
-            raise ValueError(f"a run has taken no fewer than 0 steps: {at_steps}")
-        self.parts = build(words)
+            raise ValueError(f"at_steps must not be negative: {at_steps}")
+        self.parts = build(specs)
         self.begin = at_steps or 0
         self.stride = num_envs if at_steps is None else 0
         self.seed = seed
@@ -101,31 +101,31 @@ DRIFTS: dict[str, type[Drift]] = {
 """Every kind of drift by its name in specs."""
 
 
-def build(words: Iterable[str]) -> list[Drift]:
+def build(specs: Iterable[str]) -> list[Drift]:
     """The drifts of these specs (SpecError)."""
     parts: list[Drift] = []
-    for word, arguments in _resolved(words):
+    for spec, arguments in _resolved(specs):
         try:
-            part = DRIFTS[word.name](**arguments)
+            part = DRIFTS[spec.name](**arguments)
         except ValueError as error:
-            raise SpecError(f"{Spec(word.name, arguments)}: {one_line(error)}") from error
+            raise SpecError(f"{Spec(spec.name, arguments)}: {one_line(error)}") from error
         for other in parts:
             if other.name == part.name:
-                raise SpecError(f"{part.name} is given twice; one word says all of its levels")
+                raise SpecError(f"{part.name} is given twice; give all of its levels in one spec")
             if other.name in part.excludes or part.name in other.excludes:
                 raise SpecError(f"{other.name} and {part.name} exclude each other")
         parts.append(part)
     return parts
 
 
-def check(words: Iterable[str]) -> tuple[str, ...]:
+def check(specs: Iterable[str]) -> tuple[str, ...]:
     """The specs in canonical spelling; every name, parameter and schedule is checked (SpecError)."""
-    words = tuple(words)
-    build(words)
-    return tuple(str(Spec(word.name, arguments)) for word, arguments in _resolved(words))
+    specs = tuple(specs)
+    build(specs)
+    return tuple(str(Spec(spec.name, arguments)) for spec, arguments in _resolved(specs))
 
 
-def _resolved(words: Iterable[str]) -> list[tuple[Spec, dict[str, Any]]]:
+def _resolved(specs: Iterable[str]) -> list[tuple[Spec, dict[str, Any]]]:
     registry: Mapping[str, Callable[..., Any]] = DRIFTS
-    read = [parse(word, "drift", ObservationOffset.example) for word in words]
-    return [(word, resolve(word, registry, "drift")) for word in read]
+    read = [parse(spec, "drift", ObservationOffset.example) for spec in specs]
+    return [(spec, resolve(spec, registry, "drift")) for spec in read]

@@ -92,27 +92,29 @@ class Games(Drift):
     ) -> None:
         levels = tuple(map(_bare, levels))
         if twice := [game for game in levels if levels.count(game) > 1]:
-            raise ValueError(f"{twice[0]} is given twice; order=(0, 1, 0) says what comes back")
+            raise ValueError(f"{twice[0]} is given twice; order=(0, 1, 0) repeats a game")
         if len(levels) == 1:
-            raise ValueError("one game alone does not change")
+            raise ValueError("give at least two games")
         super().__init__(every, at, order, abruptness, levels, None)
 
     def played(self, own: str, known: Sequence[str]) -> tuple[str, ...]:
         """The sequence of games, checked against the known games; `own` is the environment's game."""
         if not self.levels:
             if len(known) > 5:
-                raise ValueError(f"games: say which ones, such as games(levels=({own}, Pong), every=5000000)")
+                raise ValueError(f"games: name them, such as games(levels=({own}, Pong), every=5000000)")
             first = known.index(own)
             self.levels = (*known[first:], *known[:first])
             if self.schedule.order and max(self.schedule.order) >= len(self.levels):
-                raise ValueError(f"games: order shows level {max(self.schedule.order)}, and there are five games")
+                raise ValueError(
+                    f"games: order has the level {max(self.schedule.order)}, but there are only five games"
+                )
             if not self.schedule.order:
                 self.schedule = replace(self.schedule, order=tuple(range(len(self.levels))))
         for game in self.levels:
             if game not in known:
                 raise ValueError(f"games: there is no game {game!r}.{did_you_mean(game, known)}")
         if self.levels[0] != own:
-            raise ValueError(f"games: the row begins with {self.levels[0]}, the environment is {own}: let them agree")
+            raise ValueError(f"games: the first must be the environment's own, {own}, not {self.levels[0]}")
         return self.levels
 
     def bind(self, target: Target) -> None:
@@ -120,7 +122,7 @@ class Games(Drift):
             raise ValueError("only Atari and MinAtar have games that share an action space")
 
     def draw(self, level: int) -> str:
-        raise AssertionError("games are given")
+        raise AssertionError("games are never drawn")
 
     def enter(self, env: gymnasium.Env[Any, Any], value: str) -> None:
         env.unwrapped.choose(value)  # type: ignore[attr-defined]
@@ -161,18 +163,18 @@ class Modes(Drift):
     def bind(self, target: Target) -> None:
         game: Any = target.env.unwrapped
         if not hasattr(game, "modes"):
-            raise ValueError("only games of Atari have modes")
+            raise ValueError("only Atari games have modes")
         if game.mode is not None:
-            raise ValueError(f"the environment's mode is {game.mode} for good: leave one of the two out")
+            raise ValueError(f"the environment has the fixed mode {game.mode}: remove it, or this drift")
         self._modes, self._difficulties = game.modes, game.difficulties
         self._difficulty = game.difficulty
         if not self.levels:
             if len(game.modes) == 1:
-                raise ValueError(f"the game has one mode alone, and the difficulties {game.difficulties}: name levels")
+                raise ValueError(f"the game has only one mode, and the difficulties {game.difficulties}: give levels")
             self.levels = tuple(game.modes)
             last = max(self.schedule.order, default=0)
             if last >= len(self.levels):
-                raise ValueError(f"order shows level {last}, and the game has {len(game.modes)} modes")
+                raise ValueError(f"order has the level {last}, but the game has only {len(game.modes)} modes")
             self.schedule = replace(self.schedule, order=self.schedule.order or tuple(range(len(self.levels))))
 
     def given(self, level: int | tuple[int, int]) -> tuple[int, int | None]:
@@ -183,7 +185,7 @@ class Modes(Drift):
         return mode, difficulty
 
     def draw(self, level: int) -> tuple[int, int | None]:
-        raise AssertionError("modes are given")
+        raise AssertionError("modes are never drawn")
 
     def enter(self, env: gymnasium.Env[Any, Any], value: tuple[int, int | None]) -> None:
         game: Any = env.unwrapped

@@ -2,60 +2,14 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-from ..common.ranges import EnvSteps, NotNegative, Positive, Seed, Share, SomeEnvSteps
 from .adapter import Array
-from .drifting import Changes, Drift, First, Target
-from .schedule import Level
-
-
-class _Physics(Drift):
-    """A positive parameter of the simulator, drawn log-uniformly."""
-
-    unit = "factors"
-
-    def __init__(
-        self,
-        low: float,
-        high: float,
-        every: int,
-        at: tuple[int, ...],
-        order: tuple[int, ...],
-        abruptness: float,
-        levels: tuple[float, ...],
-        first: First,
-        changes: Changes,
-        seed: int | None,
-    ) -> None:
-        super().__init__(every, at, order, abruptness, levels, seed, changes)
-        if low > high:
-            raise ValueError(f"levels are drawn between low and high, which rise: {low}, {high}")
-        self.low, self.high, self.first = low, high, first
-
-    def draw(self, level: int) -> Any:
-        if level == 0 and self.first == "none":
-            return self.own()
-        return self.given(float(np.exp(self.generator(level).uniform(np.log(self.low), np.log(self.high)))))
-
-    @abstractmethod
-    def own(self) -> Any:
-        """The simulator's own level."""
-
-
-class _Factor(_Physics):
-    """A factor that multiplies the simulator's own value."""
-
-    def own(self) -> float:
-        return 1.0
-
-    def given(self, level: float) -> float:
-        return float(level)
+from .drifting import LogUniform, Target
 
 
 def _model(env: gymnasium.Env[Any, Any]) -> Any:
@@ -64,7 +18,7 @@ def _model(env: gymnasium.Env[Any, Any]) -> Any:
     return model if hasattr(model, "geom_friction") else None
 
 
-class Friction(_Physics):
+class Friction(LogUniform, low=0.02, high=2.0, first="drawn"):
     """Set the sliding friction of all geoms in a MuJoCo world.
 
     When: Slippery Ant and similar tasks: continual locomotion in which PPO and SAC learn less and less.
@@ -89,31 +43,15 @@ class Friction(_Physics):
 
     name = "friction"
     example = "friction(every=2000000)"
-    unit = "coefficients of friction"
-
-    def __init__(
-        self,
-        low: Positive = 0.02,
-        high: Positive = 2.0,
-        every: EnvSteps = 0,
-        at: tuple[SomeEnvSteps, ...] = (),
-        order: tuple[Level, ...] = (),
-        abruptness: Share = 1.0,
-        levels: tuple[NotNegative, ...] = (),
-        first: First = "drawn",
-        changes: Changes = "episode",
-        seed: Seed | None = None,
-    ) -> None:
-        super().__init__(low, high, every, at, order, abruptness, levels, first, changes, seed)
 
     def bind(self, target: Target) -> None:
         model = _model(target.env)
         if model is None:
-            raise ValueError("this simulator has no friction that can be set; MuJoCo's have")
+            raise ValueError("the friction of this simulator cannot be set; MuJoCo's can")
         touching = (model.geom_contype[:, None] & model.geom_conaffinity[None, :]) != 0
         touching = (touching | touching.T) & (model.geom_bodyid[:, None] != model.geom_bodyid[None, :])
         if not touching.any() and not model.npair:
-            raise ValueError("nothing ever touches in this world, so friction would change nothing")
+            raise ValueError("no two bodies of this world can touch, so friction has no effect")
         self._own: Array = model.geom_friction[:, 0].copy()
 
     def own(self) -> Array:
@@ -126,7 +64,7 @@ class Friction(_Physics):
         _model(env).geom_friction[:, 0] = value
 
 
-class Gravity(_Factor):
+class Gravity(LogUniform, low=0.5, high=2.0):
     """Multiply gravity.
 
     When: To change the dynamics while observations and rewards keep their meaning. Works in MuJoCo, CartPole, Pendulum,
@@ -152,21 +90,6 @@ class Gravity(_Factor):
     name = "gravity"
     example = "gravity(every=500000)"
 
-    def __init__(
-        self,
-        low: Positive = 0.5,
-        high: Positive = 2.0,
-        every: EnvSteps = 0,
-        at: tuple[SomeEnvSteps, ...] = (),
-        order: tuple[Level, ...] = (),
-        abruptness: Share = 1.0,
-        levels: tuple[NotNegative, ...] = (),
-        first: First = "none",
-        changes: Changes = "episode",
-        seed: Seed | None = None,
-    ) -> None:
-        super().__init__(low, high, every, at, order, abruptness, levels, first, changes, seed)
-
     def bind(self, target: Target) -> None:
         plain: Any = target.env.unwrapped
         if (model := _model(target.env)) is not None:
@@ -176,9 +99,9 @@ class Gravity(_Factor):
             self._set = lambda env, value: _set_attribute(env, attribute, value)
             self._gravity = getattr(plain, attribute)
         else:
-            raise ValueError("this simulator has no gravity that can be set")
+            raise ValueError("the gravity of this simulator cannot be set")
         if not np.any(self._gravity):
-            raise ValueError("there is no gravity in this world")
+            raise ValueError("this world has no gravity")
 
     def enter(self, env: gymnasium.Env[Any, Any], value: float) -> None:
         self._set(env.unwrapped, value * self._gravity)
@@ -195,7 +118,7 @@ def _set_attribute(env: Any, attribute: str, gravity: float) -> None:
         env.world.gravity = (0, gravity)
 
 
-class ActuatorStrength(_Factor):
+class ActuatorStrength(LogUniform, low=0.3, high=1.5):
     """Multiply the strength of a MuJoCo body's actuators (`actuator_gear`).
 
     When: To model wear and repair of a body: dynamics change, observations and rewards keep their meaning.
@@ -221,25 +144,10 @@ class ActuatorStrength(_Factor):
     name = "actuator_strength"
     example = "actuator_strength(every=500000)"
 
-    def __init__(
-        self,
-        low: Positive = 0.3,
-        high: Positive = 1.5,
-        every: EnvSteps = 0,
-        at: tuple[SomeEnvSteps, ...] = (),
-        order: tuple[Level, ...] = (),
-        abruptness: Share = 1.0,
-        levels: tuple[NotNegative, ...] = (),
-        first: First = "none",
-        changes: Changes = "episode",
-        seed: Seed | None = None,
-    ) -> None:
-        super().__init__(low, high, every, at, order, abruptness, levels, first, changes, seed)
-
     def bind(self, target: Target) -> None:
         model = _model(target.env)
         if model is None or not model.nu:
-            raise ValueError("this simulator has no actuators whose strength can be set; MuJoCo's have")
+            raise ValueError("the strength of this simulator's actuators cannot be set; MuJoCo's can")
         self._gear: Array = model.actuator_gear.copy()
 
     def enter(self, env: gymnasium.Env[Any, Any], value: float) -> None:

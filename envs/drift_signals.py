@@ -8,11 +8,11 @@ import numpy as np
 
 from ..common.ranges import EnvSteps, NotNegative, Number, Positive, Seed, Share, SomeEnvSteps, above, at_least, between
 from .adapter import Array
-from .drifting import Changes, Drift, First, Target
+from .drifting import Changes, Drift, First, LogUniform, Target
 from .schedule import Level
 
 Sign: TypeAlias = Annotated[int, between(-1, 1, hint="levels are signs, 1 or -1; scale_rewards takes other factors")]
-Factor: TypeAlias = Annotated[float, above(0, hint="flip_rewards turns the sign")]
+Factor: TypeAlias = Annotated[float, above(0, hint="flip_rewards changes the sign")]
 Place: TypeAlias = Annotated[int, at_least(0)]
 """An index in a permutation."""
 
@@ -21,7 +21,9 @@ def _vector(target: Target, verb: str) -> int:
     """The length of the observation, if it is a vector of numbers."""
     space = target.env.observation_space
     if target.pixels or space.shape is None or len(space.shape) != 1 or not np.issubdtype(space.dtype, np.floating):
-        raise ValueError(f"it {verb} the numbers of a vector, and this environment shows no such thing, but pixels")
+        raise ValueError(
+            f"it {verb} vectors of numbers, but the observations of this environment are pixels or integers"
+        )
     return int(space.shape[0])
 
 
@@ -76,7 +78,9 @@ class ObservationOffset(Drift):
 
     def given(self, level: tuple[float, ...]) -> Array:
         if len(level) != self.size:
-            raise ValueError(f"an offset has {self.size} numbers, one for each of an observation, not {len(level)}")
+            raise ValueError(
+                f"an offset needs {self.size} numbers, one for each entry of an observation, not {len(level)}"
+            )
         return np.asarray(level, np.float64)
 
     def observe(self, obs: Array, value: Array) -> Array:
@@ -128,7 +132,9 @@ class _Permutation(Drift):
 
     def given(self, level: tuple[int, ...]) -> tuple[Array, Array]:
         if sorted(level) != list(range(self.size)):
-            raise ValueError(f"an order of {self.size} holds each of 0 … {self.size - 1} once, and {level} does not")
+            raise ValueError(
+                f"a permutation of {self.size} items contains each of 0 … {self.size - 1} once; {level} does not"
+            )
         return np.asarray(level), np.ones(self.size, np.float32)
 
 
@@ -171,7 +177,7 @@ class PermuteObservations(_Permutation):
     def bind(self, target: Target) -> None:
         self.size = _vector(target, "permutes")
         if self.size < 2:
-            raise ValueError("one number alone has no other order")
+            raise ValueError("a single number cannot be permuted")
 
     def observe(self, obs: Array, value: tuple[Array, Array]) -> Array:
         return obs[value[0]]
@@ -216,7 +222,7 @@ class PermuteActions(_Permutation):
     ) -> None:
         super().__init__(every, at, order, abruptness, levels, first, seed)
         if signs and levels:
-            raise ValueError("signs are drawn, and the levels are given: leave one of the two out")
+            raise ValueError("signs=True excludes given levels: remove one of the two")
         self.signs = signs
 
     def bind(self, target: Target) -> None:
@@ -227,11 +233,11 @@ class PermuteActions(_Permutation):
             raise ValueError("discrete actions have no signs")
         if not self.discrete:
             if len({*space.low.tolist()}) > 1 or len({*space.high.tolist()}) > 1:
-                raise ValueError("the actions have different bounds, and cannot stand for one another")
+                raise ValueError("the actions have different bounds, so they cannot be permuted")
             if self.signs and (space.low != -space.high).any():
-                raise ValueError("the actions' bounds are not symmetric, so that signs cannot be turned")
+                raise ValueError("the actions' bounds are not symmetric, so their signs cannot be flipped")
         if self.size < 2 and not self.signs:
-            raise ValueError("one action alone has no other order" + ("" if self.discrete else "; signs=True turns it"))
+            raise ValueError("a single action cannot be permuted" + ("" if self.discrete else "; signs=True flips it"))
 
     def act(self, action: Any, value: tuple[Array, Array]) -> Any:
         return int(value[0][action]) if self.discrete else action[value[0]] * value[1]
@@ -274,7 +280,7 @@ class FlipRewards(Drift):
         if any(level not in (-1, 1) for level in levels):
             raise ValueError(f"levels are signs, 1 or -1, not {levels}; scale_rewards takes other factors")
         if len({self.levels[k] if levels else k % 2 for k in self.schedule.order}) == 1:
-            raise ValueError("all levels have the same sign, so that nothing would ever be flipped")
+            raise ValueError("all levels have the same sign, so no reward would be flipped")
 
     def bind(self, target: Target) -> None:
         """Every problem has rewards."""
@@ -286,7 +292,7 @@ class FlipRewards(Drift):
         return value * float(reward)
 
 
-class ScaleRewards(Drift):
+class ScaleRewards(LogUniform):
     """Multiply every reward.
 
     When: To make targets grow and shrink: values have to change by large factors.
@@ -324,18 +330,10 @@ class ScaleRewards(Drift):
         changes: Changes = "episode",
         seed: Seed | None = None,
     ) -> None:
-        super().__init__(every, at, order, abruptness, levels, seed, changes)
-        if low > high:
-            raise ValueError(f"factors are drawn between low and high, which rise: {low}, {high}")
-        self.low, self.high, self.first = low, high, first
+        super().__init__(low, high, every, at, order, abruptness, levels, first, changes, seed)
 
     def bind(self, target: Target) -> None:
         """Every problem has rewards."""
-
-    def draw(self, level: int) -> float:
-        if level == 0 and self.first == "none":
-            return 1.0
-        return float(np.exp(self.generator(level).uniform(np.log(self.low), np.log(self.high))))
 
     def reward(self, reward: Any, value: float) -> Any:
         return value * float(reward)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import gymnasium
 import numpy as np
 
-from ..common.ranges import EnvSteps, Seed, Share, SomeEnvSteps, checked
+from ..common.ranges import EnvSteps, NotNegative, Positive, Seed, Share, SomeEnvSteps, checked
 from .adapter import Array
 from .schedule import Level, Moment, Schedule
 
@@ -45,9 +47,13 @@ class Drift(ABC):
     numeric: ClassVar[bool] = True
     """Whether levels are numbers, which can be interpolated; other levels are drawn for each episode."""
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "__init__" in cls.__dict__:  # numbers are checked by the ranges that the annotations declare
+    def __init_subclass__(cls, **defaults: Any) -> None:
+        """Check the numbers of a subclass's constructor against their ranges. `class Gravity(LogUniform, low=0.5)`
+        inherits the constructor, with this default."""
+        super().__init_subclass__()
+        if defaults:
+            cls.__init__ = _with_defaults(cls.__init__, defaults)  # type: ignore[method-assign]
+        elif "__init__" in cls.__dict__:
             cls.__init__ = checked(cls.__dict__["__init__"])  # type: ignore[method-assign]
 
     def __init__(
@@ -61,7 +67,9 @@ class Drift(ABC):
         changes: Changes = "episode",
     ) -> None:
         if levels and order and max(order) >= len(levels):
-            raise ValueError(f"order shows level {max(order)}, and the last of the {len(levels)} is {len(levels) - 1}")
+            raise ValueError(
+                f"order has the level {max(order)}, but the last of the {len(levels)} levels is {len(levels) - 1}"
+            )
         self.schedule = Schedule(every, tuple(at), tuple(order) or tuple(range(len(levels))), abruptness)
         self.levels = tuple(levels)
         self.changes = changes
@@ -121,6 +129,53 @@ class Drift(ABC):
         return reward
 
 
+def _with_defaults(constructor: Callable[..., None], defaults: dict[str, Any]) -> Callable[..., None]:
+    """The same constructor with other defaults, which its signature shows."""
+    signature = inspect.signature(constructor)
+    parameters = [p.replace(default=defaults.get(key, p.default)) for key, p in signature.parameters.items()]
+    changed = signature.replace(parameters=parameters)
+
+    @functools.wraps(constructor)
+    def construct(self: Any, *args: Any, **kwargs: Any) -> None:
+        given = changed.bind(self, *args, **kwargs)
+        given.apply_defaults()
+        constructor(*given.args, **given.kwargs)
+
+    construct.__signature__ = changed  # type: ignore[attr-defined]
+    return construct
+
+
+class LogUniform(Drift):
+    """A positive number for each level, drawn log-uniformly. Level 0 is `own()` if `first` is "none"."""
+
+    def __init__(
+        self,
+        low: Positive,
+        high: Positive,
+        every: EnvSteps = 0,
+        at: tuple[SomeEnvSteps, ...] = (),
+        order: tuple[Level, ...] = (),
+        abruptness: Share = 1.0,
+        levels: tuple[NotNegative, ...] = (),
+        first: First = "none",
+        changes: Changes = "episode",
+        seed: Seed | None = None,
+    ) -> None:
+        super().__init__(every, at, order, abruptness, levels, seed, changes)
+        if low > high:
+            raise ValueError(f"levels are drawn between low and high: {low} is above {high}")
+        self.low, self.high, self.first = low, high, first
+
+    def draw(self, level: int) -> Any:
+        if level == 0 and self.first == "none":
+            return self.own()
+        return self.given(float(np.exp(self.generator(level).uniform(np.log(self.low), np.log(self.high)))))
+
+    def own(self) -> Any:
+        """The simulator's own level: 1 for a factor."""
+        return 1.0
+
+
 def _key(name: str) -> int:
     return zlib.crc32(name.encode())
 
@@ -157,7 +212,7 @@ class Drifting(gymnasium.Wrapper[Array, Any, Any, Any]):
         self._begun, self._taken, self._seed = (options or {}).get("steps", 0), 0, seed or 0
         self._move(range(len(self._values)), self._begun)
         obs, info = self.env.reset(seed=seed)
-        return self._told(obs, info)
+        return self._for_agent(obs, info)
 
     def step(self, action: Any) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
         """Act under the present values; the observation has the next values."""
@@ -186,7 +241,7 @@ class Drifting(gymnasium.Wrapper[Array, Any, Any, Any]):
                 part.enter(self.env, self._values[i])
         self._tasks, self._task = tasks, tasks[self._drifts.parts[0].name]
 
-    def _told(self, obs: Array, info: dict[str, Any]) -> tuple[Array, dict[str, Any]]:
+    def _for_agent(self, obs: Array, info: dict[str, Any]) -> tuple[Array, dict[str, Any]]:
         for i in self._observing:
             obs = self._drifts.parts[i].observe(obs, self._values[i])
         return obs, info | {"task": self._task, "tasks": self._tasks}

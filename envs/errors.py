@@ -8,7 +8,7 @@ class UnknownEnvironment(ValueError):
 
 
 class MissingPackage(UnknownEnvironment):
-    """The environment's package is not installed; the message says how to install it."""
+    """The environment's package is not installed; the message gives the command that installs it."""
 
 
 class RenderingUnavailable(ValueError):

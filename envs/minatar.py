@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .config import EnvConfig
     from .drift import Drifts
 
-HOW_TO_INSTALL = "MinAtar is missing: pip install 'pliant[minatar]'"
+HOW_TO_INSTALL = "MinAtar is not installed: pip install 'pliant[minatar]'"
 GAMES = {
     "Asterix": "asterix",
     "Breakout": "breakout",
@@ -64,7 +64,7 @@ class MinAtarGame(gymnasium.Env[Array, Any]):
     def step(self, action: int) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         """One frame."""
         if not 0 <= action < len(self.actions):
-            raise ValueError(f"action {action} is none of 0 … {len(self.actions) - 1}")
+            raise ValueError(f"action {action} is not in 0 … {len(self.actions) - 1}")
         reward, terminated = self.game.act(self.actions[action])
         return self._state(), float(reward), bool(terminated), False, {}
 
@@ -99,7 +99,7 @@ def make_minatar(
     else:
         if version == "1":
             raise ValueError(
-                f"{name} has the actions that do something in {game}; a row of games needs all six: use "
+                f"{name} has only the actions with an effect in {game}; a sequence of games needs all six: use "
                 f"MinAtar/{game}-v0"
             )
         played = games.played(game, list(GAMES))

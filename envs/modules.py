@@ -76,8 +76,8 @@ def load(module: str, name: str) -> Any:
             sys.path.remove(here)
         if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
             raise MissingModule(
-                f"{name}: {_line(error)}. It is looked for in the current folder, {here}, and where Python looks for "
-                "modules; go to the folder that holds it, or put that folder into PYTHONPATH"
+                f"{name}: {_line(error)}. Python searched the current folder, {here}, and its module path; "
+                "change to the folder that contains it, or add that folder to PYTHONPATH"
             ) from error
         what = f"it calls sys.exit({error.code!r})" if isinstance(error, SystemExit) else _line(error, named=True)
         raise FailedImport(f"{name}: the module {module} cannot be imported: {what}{_place(error)}") from error

@@ -44,9 +44,9 @@ class Schedule:
     def __post_init__(self) -> None:
         check_numbers(self)
         if bool(self.every) == bool(self.at):
-            raise ValueError("tasks last for every=STEPS, or begin at=(STEPS, ...): give one of the two")
+            raise ValueError("give exactly one of every=STEPS (length of a task) and at=(STEPS, ...) (starts of tasks)")
         if any(b <= a for a, b in zip(self.at, self.at[1:], strict=False)):
-            raise ValueError(f"tasks overlap: each begins after the one before it, and at={self.at} does not rise")
+            raise ValueError(f"tasks overlap: the steps in at={self.at} must increase")
 
     def task(self, steps: int) -> int:
         """The number of the task at these environment steps, from 0."""

@@ -69,7 +69,8 @@ class Stream(Envs):
     Args:
         seed: Seed of the order of the samples.
         level_seed: Seed of the levels: of labels, permutations and bits.
-        stands: Environment steps at which time is fixed, so that one task is shown for ever; None lets it advance.
+        fixed_at: Environment steps at which the schedule is fixed, so that one task is shown throughout; None lets it
+            advance.
         evaluation: Use test samples if there are any, or different samples if each one is new; every environment has
             its own episodes.
     """
@@ -87,11 +88,11 @@ class Stream(Envs):
         seed: int,
         level_seed: int,
         evaluation: bool,
-        stands: int | None,
+        fixed_at: int | None,
     ) -> None:
         super().__init__(name, num_envs, observation, action, seed=seed, evaluation=evaluation)
-        self.tells_targets = True
-        self.level_seed, self.stands = level_seed, stands
+        self.provides_targets = True
+        self.level_seed, self.fixed_at = level_seed, fixed_at
         self.schedule = self._schedule(config)
         if self.schedule.every and self.schedule.every < num_envs:
             raise ValueError(
@@ -176,14 +177,14 @@ class Stream(Envs):
 
     def moment(self) -> Moment:
         """The state of the schedule for the present samples."""
-        return self.schedule.moment(self.taken * self.num_envs if self.stands is None else self.stands)
+        return self.schedule.moment(self.taken * self.num_envs if self.fixed_at is None else self.fixed_at)
 
     def _show(self) -> Array:
         """Draw the present samples; they depend only on the position in the stream."""
         task, level, next_level, blend = self.moment()
         if task != self._task:
             self._task = task
-            if self.stands is None:
+            if self.fixed_at is None:
                 # In steps of each environment; a task that would begin within a minibatch begins with the next one.
                 self._begin_at = -(-self.schedule.begin(task) // self.num_envs)
                 last = self.schedule.at and task == len(self.schedule.at)
@@ -203,8 +204,8 @@ class Stream(Envs):
 
     def of_order(self, purpose: str, *numbers: int) -> np.random.Generator:
         """The random stream of the samples' order; evaluation has a separate stream."""
-        words = " ".join([purpose, *map(str, numbers), *(["evaluation"] if self._evaluation else [])])
-        return np.random.default_rng(derive_seed(self._run_seed, words))
+        key = " ".join([purpose, *map(str, numbers), *(["evaluation"] if self._evaluation else [])])
+        return np.random.default_rng(derive_seed(self._run_seed, key))
 
     def walk(self, wanted: Draw, size: int) -> Array:
         """Indices [count] int64 into a set of `size` samples that is traversed in one random order after another."""
@@ -269,7 +270,7 @@ class Stream(Envs):
         mine = self.state_dict()
         for key in ("name", "num_envs", "level_seed", "evaluation"):
             if state[key] != mine[key]:
-                raise ValueError(f"the saved state is of a stream whose {key} is {state[key]}, and not {mine[key]}")
+                raise ValueError(f"the saved state belongs to a stream with {key} {state[key]}, not {mine[key]}")
         self._run_seed = state["seed"]
         self.taken, self._length = state["taken"], state["length"]
         self._drawn.clear()
@@ -436,7 +437,7 @@ class SlowRegression(Stream):
 
         return self.kept("slow", level, flipped)
 
-    def said_by_target(self, bits: Array) -> Array:
+    def target_output(self, bits: Array) -> Array:
         """The output of the target network [N, 1] float32 for bits [N, 20]."""
         active = (bits @ self.weights.T + self.bias >= self.threshold).astype(np.float32)
         return (active @ self.out + self.out_bias)[:, None]
@@ -453,7 +454,7 @@ class SlowRegression(Stream):
         if wanted.blend:
             slow = np.where(drawn[:, fast:] < wanted.blend, self.slow_bits(wanted.next_level), slow)
         bits = np.concatenate([slow, drawn[:, :fast]], axis=1)
-        return bits, self.said_by_target(bits)
+        return bits, self.target_output(bits)
 
 
 class ShiftingPairs(Stream):
@@ -629,7 +630,7 @@ class WarmStart(ImageStream):
 
     def _schedule(self, config: EnvConfig) -> Schedule:
         if len(config.at) > 1:
-            raise ValueError(f"{self.name} has two tasks, and at={config.at} begins more")
+            raise ValueError(f"{self.name} has only two tasks, but at={config.at} begins more")
         if any(level > 1 for level in config.order):
             raise ValueError(f"{self.name} has the levels 0 (half of the images) and 1 (all), not {config.order}")
         order = config.order or (0, 1)
@@ -705,7 +706,7 @@ def names() -> list[str]:
 
 
 def make_stream(
-    name: str, num_envs: int, seed: int, config: EnvConfig, evaluation: bool, *, level_seed: int, stands: int | None
+    name: str, num_envs: int, seed: int, config: EnvConfig, evaluation: bool, *, level_seed: int, fixed_at: int | None
 ) -> Stream:
     """Create a stream by name; see `pliant.envs.make`.
 
@@ -727,4 +728,4 @@ def make_stream(
             raise ValueError(
                 f"{name} has no option {option} (given: {given}); it belongs to {', '.join(having[:4])}{others}"
             )
-    return build(name, num_envs, config, seed=seed, level_seed=level_seed, evaluation=evaluation, stands=stands)
+    return build(name, num_envs, config, seed=seed, level_seed=level_seed, evaluation=evaluation, fixed_at=fixed_at)

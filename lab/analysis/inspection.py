@@ -181,10 +181,10 @@ def observed(agent: Agent, path: Path) -> Given:
     return Given(Batch(obs, agent.act(obs), zeros, zeros, obs, zeros + 1, index))
 
 
-def played(agent: Agent, env: str, config: EnvConfig, samples: int, n_step: int, seed: int, **stands: Any) -> Any:
+def played(agent: Agent, env: str, config: EnvConfig, samples: int, n_step: int, seed: int, **moment: Any) -> Any:
     """A replay of transitions that the agent collects in an environment, with the exploration of the end of training:
     `samples` transitions with complete windows of `n_step` steps, or one rollout if the agent learns from rollouts."""
-    envs = make(env, num_envs=1, seed=seed, config=config, evaluation=True, **stands)
+    envs = make(env, num_envs=1, seed=seed, config=config, evaluation=True, **moment)
     try:
         check_fits(agent, envs)
         memory = agent.memory(1)
@@ -480,9 +480,9 @@ def report_on_agent(arguments: argparse.Namespace) -> Report:
     if env is not None and run is not None and run.env == env:
         refuse_others(arguments.path, env)
     # A drifting environment is frozen as the agent last saw it.
-    stands: dict[str, Any] = {}
+    moment: dict[str, Any] = {}
     if run is not None and saved.found is not None:
-        stands = {"at_steps": max(0, saved.clock.steps - 1), "drift_seed": run.seed}
+        moment = {"at_steps": max(0, saved.clock.steps - 1), "drift_seed": run.seed}
     if arguments.observations is not None:
         saved.memory = observed(agent, arguments.observations)
         report.about["states"] = f"{len(saved.memory.batch.obs)} from {arguments.observations}"
@@ -493,7 +493,7 @@ def report_on_agent(arguments: argparse.Namespace) -> Report:
         report.about["states"] = f"the replay's {len(saved.memory):,}"
     elif env is not None:
         n_step = agent.sampling(saved.clock).n_step
-        saved.memory = played(agent, env, config, arguments.samples, n_step, arguments.seed, **stands)
+        saved.memory = played(agent, env, config, arguments.samples, n_step, arguments.seed, **moment)
         steps = saved.memory.length if isinstance(saved.memory, Rollout) else arguments.samples
         report.about["states"] = f"{steps:,} steps in {env}"
     else:
@@ -508,7 +508,7 @@ def report_on_agent(arguments: argparse.Namespace) -> Report:
     fresh: Callable[[], Any] | None = None
     if env is not None:
         fresh = lambda: make(  # noqa: E731
-            env, num_envs=1, seed=arguments.seed, config=config, evaluation=True, **stands
+            env, num_envs=1, seed=arguments.seed, config=config, evaluation=True, **moment
         )
     inspect_agent(saved, monitors, report, seed=arguments.seed, fresh_envs=fresh)
     return report

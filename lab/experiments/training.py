@@ -132,7 +132,7 @@ def born(config: RunConfig, envs: Envs) -> Agent:
             seed=config.seed,
             device=config.device,
         )
-        if agent.learns_from_targets and not getattr(envs, "tells_targets", False):
+        if agent.learns_from_targets and not getattr(envs, "provides_targets", False):
             raise ValueError(NO_TARGETS.format(agent=config.agent, env=config.env))
     return agent
 

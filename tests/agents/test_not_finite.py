@@ -330,7 +330,7 @@ def test_a_run_with_updates_prints_no_warning(tmp_path: Path, capsys: pytest.Cap
         (Box(0, 5, (2,), np.int64), "of whole numbers: agents give a Box real numbers"),
         (
             Box(np.array([0, 1], np.float32), np.array([1, 1], np.float32)),
-            "dimension 1 of the action space has low 1 and high 1.*leave it out",
+            "dimension 1 of the action space has low 1 and high 1.*remove it",
         ),
     ],
 )

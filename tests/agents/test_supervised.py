@@ -361,7 +361,7 @@ def test_a_stopped_run_goes_on_at_the_edge_of_a_task(tmp_path: Path) -> None:
         (["--agent", "supervised", "--env", "stream/RandomLabel"], "did you mean stream/RandomLabels"),
         (["--agent", "supervised", "--env", "stream/RandomLabels", "--env.at", "200", "100"], "tasks overlap"),
         (["--agent", "supervised", "--env", "stream/RandomLabels", "--env.frame-skip", "2"], "Labels has no option"),
-        (["--agent", "supervised", "--env", "stream/PermutedMNIST"], "give their folder, --env.data"),
+        (["--agent", "supervised", "--env", "stream/PermutedMNIST"], "give their folder with --env.data"),
         (["--agent", "supervised", "--env", "stream/RandomLabels", "--agent.gamma", "0.9"], "--agent.gamma"),
     ],
 )

@@ -93,8 +93,8 @@ def test_literally() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({}, "one of the two"),
-        ({"every": 5, "at": (5,)}, "one of the two"),
+        ({}, "give exactly one of every"),
+        ({"every": 5, "at": (5,)}, "give exactly one of every"),
         ({"every": -5}, "every must be at least 0"),
         ({"at": (5, 5)}, "overlap"),
         ({"at": (7, 5)}, "overlap"),

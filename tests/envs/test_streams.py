@@ -128,7 +128,7 @@ def test_a_stream_resumes_exactly(name: str, stop: int, abruptness: float) -> No
 def test_a_state_of_another_stream_is_refused() -> None:
     state = stream("RandomLabels").state_dict()
     for other in (stream("RandomTargets"), stream("RandomLabels", 4), stream("RandomLabels", seed=9)):
-        with pytest.raises(ValueError, match="the saved state is of a stream whose"):
+        with pytest.raises(ValueError, match="the saved state belongs to a stream with"):
             other.load_state_dict(state)
 
 
@@ -596,7 +596,7 @@ def test_odd_files_are_refused_in_one_line(tmp_path: Path, capsys: pytest.Captur
             stream(name, data=str(data), **options)
         assert "\n" not in str(error.value)
 
-    refused("give their folder, --env.data", data="")
+    refused("give their folder with --env.data", data="")
     refused("there is no folder", data=tmp_path / "nowhere")
     refused("there is no train-images-idx3-ubyte")
     parts = write_mnist(tmp_path)
@@ -606,10 +606,10 @@ def test_odd_files_are_refused_in_one_line(tmp_path: Path, capsys: pytest.Captur
         (gzip.compress(idx(parts["train-labels"])[:-3]), "cut short"),
         (good[:-9], "cannot be read"),
         (b"x", "cannot be read"),
-        (gzip.compress(idx(np.zeros((3, 2)))), "no idx file of bytes in 1 dim"),
-        (gzip.compress(b""), "no idx file"),
+        (gzip.compress(idx(np.zeros((3, 2)))), "not an idx file of bytes with 1 dim"),
+        (gzip.compress(b""), "not an idx file"),
         (gzip.compress(idx(np.zeros(59))), "60 training images and 59 labels"),
-        (gzip.compress(idx(np.full(60, 10))), "a training label is none of 0 … 9"),
+        (gzip.compress(idx(np.full(60, 10))), "a training label is not in 0 … 9"),
     ):
         file.write_bytes(content)
         refused(match)
@@ -624,10 +624,10 @@ def test_odd_files_are_refused_in_one_line(tmp_path: Path, capsys: pytest.Captur
         (cifar / f"data_batch_{i}").write_bytes(pickle.dumps(batch))
     (cifar / "test_batch").write_bytes(pickle.dumps(batch))
     for content, match in (
-        (pickle.dumps({b"data": Evil()}), "it asks for builtins.print"),
-        (b"junk", "no batch of CIFAR"),
-        (pickle.dumps(batch)[:-20], "no batch of CIFAR"),
-        (pickle.dumps([1]), "holds no dictionary"),
+        (pickle.dumps({b"data": Evil()}), "it needs builtins.print"),
+        (b"junk", "not a CIFAR batch"),
+        (pickle.dumps(batch)[:-20], "not a CIFAR batch"),
+        (pickle.dumps([1]), "does not contain a dictionary"),
         (pickle.dumps(batch | {b"data": np.zeros((2, 3073), np.uint8)}), "its data are not bytes"),
         (pickle.dumps({b"data": batch[b"data"]}), "it has no labels"),
     ):
@@ -641,12 +641,12 @@ def test_odd_files_are_refused_in_one_line(tmp_path: Path, capsys: pytest.Captur
     (pictures / "a").mkdir(parents=True)
     refused("at least two classes", "ShuffledImages", pictures)
     (pictures / "b").mkdir()
-    refused("holds no images", "ShuffledImages", pictures)
+    refused("contains no images", "ShuffledImages", pictures)
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(pictures / "a" / "0.png")
     Image.fromarray(np.zeros((4, 5), np.uint8)).save(pictures / "b" / "0.png")
     refused("make them alike first", "ShuffledImages", pictures)
     (pictures / "b" / "0.png").write_text("no picture")
-    refused("is no image that Pillow can read", "ShuffledImages", pictures)
+    refused("is not an image that Pillow can read", "ShuffledImages", pictures)
 
 
 @pytest.mark.parametrize(
@@ -682,7 +682,7 @@ def test_names() -> None:
     ("name", "options", "match"),
     [
         ("RandomLabels", dict(at=(200, 100)), "tasks overlap"),
-        ("RandomLabels", dict(at=(100,), period=50), "give one of the two"),
+        ("RandomLabels", dict(at=(100,), period=50), "give exactly one of every"),
         ("RandomLabels", dict(abruptness=1.5), "abruptness must be between 0 and 1, not 1.5"),
         ("RandomLabels", dict(order=(0, -1)), "order must be at least 0, not -1"),
         ("RandomLabels", dict(period=7), "shorter than a minibatch of 8"),
@@ -696,8 +696,8 @@ def test_names() -> None:
         ("RandomLabels", dict(frame_skip=2), "it belongs to atari"),
         ("RandomLabels", dict(drift=("gravity(every=5)",)), "drift"),
         ("WarmStart", dict(order=(0, 2)), "has the levels 0"),
-        ("WarmStart", dict(at=(100, 200)), "has two tasks"),
-        ("WarmStart", dict(at=(100,), period=50), "give one of the two"),
+        ("WarmStart", dict(at=(100, 200)), "has only two tasks"),
+        ("WarmStart", dict(at=(100,), period=50), "give exactly one of every"),
     ],
 )
 def test_refusals(name: str, options: dict[str, Any], match: str) -> None:
