@@ -35,6 +35,7 @@ from ..common.spaces import ActionSpec, ObservationSpec, action_spec, observatio
 from .clock import Clock, Sampling, Update
 from .heads import precise
 from .hooks import Compose, Intervention, restore_stream_
+from .memory import Memory
 from .networks import Dropout, Trace
 from .replay import Batch, Replay
 from .saved import BadFile, check_is_agent, read_agent
@@ -286,8 +287,8 @@ class Agent(ABC):
         c = self.config
         return self.interventions.schedule(Sampling(c.batch_size, c.n_step, c.gamma, c.replay_ratio), clock)
 
-    def memory(self, num_envs: int = 1, seed: int | None = None) -> Replay:
-        """The replay that the configuration describes, on the agent's device.
+    def memory(self, num_envs: int = 1, seed: int | None = None) -> Memory:
+        """The memory that the configuration describes, on the agent's device: by default a replay.
 
         Raises:
             ValueError: The replay does not fit into memory, or no window of `n_step` rewards fits into the replay.

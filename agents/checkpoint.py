@@ -38,7 +38,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -101,6 +101,7 @@ class FolderMoved(RuntimeError):
         self.place = place
 
 
+@runtime_checkable
 class Chunked(Protocol):
     """An object that is saved in named chunks, each with a version that changes whenever its content changes."""
 
@@ -152,19 +153,22 @@ class Found:
             raise CheckpointDamaged(f"{self.path / part}.pt holds {type(state).__name__}, not a dict")
         return state
 
-    def restore(self, replay: Chunked) -> None:
-        """Load the content of all chunks into `replay`; call its `load_state_dict` first.
+    def restore(self, memory: object) -> None:
+        """Load the content of all chunks into `memory`; call its `load_state_dict` first.
 
         Raises:
             CheckpointDamaged: The file of a chunk is damaged.
+            TypeError: The checkpoint has chunks, and `memory` is not `Chunked`.
         """
         for entry in self.manifest["chunks"]:
+            if not isinstance(memory, Chunked):
+                raise TypeError(f"{self.path} holds chunks of a replay, and {type(memory).__name__} has none")
             path = _run_folder(self.path) / "replay" / entry["file"]
             try:
                 content = _unpack(_load(path, entry, "cpu"))
             except (KeyError, TypeError, ValueError, zlib.error) as error:
                 raise CheckpointDamaged(f"{path} is no replay chunk: {error!r}") from error
-            replay.load_chunk(entry["name"], content)
+            memory.load_chunk(entry["name"], content)
 
 
 class Checkpoints:

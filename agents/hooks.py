@@ -23,6 +23,7 @@ from .clock import Clock, Never, Sampling, Trigger, When
 
 if TYPE_CHECKING:
     from .agent import Agent
+    from .memory import Memory
     from .replay import Batch
 
 Effect = Literal[
@@ -59,18 +60,6 @@ class Run(Learning, Protocol):
     def firing(self, part: Intervention) -> AbstractContextManager[None]:
         """Record that an intervention fires within the block, and what the firing changes."""
         ...
-
-
-class Memory(Protocol):
-    """The part of a run's memory that an intervention may use.
-
-    `clear` forgets all transitions. `sample` with a generator draws a batch without changing the memory's state.
-    """
-
-    def clear(self) -> None: ...
-    def sample(
-        self, batch_size: int, n_step: int = 1, gamma: float = 0.99, generator: Generator | None = None
-    ) -> Batch: ...
 
 
 def sample_like_training(run: Learning, samples: int, generator: Generator) -> Batch:

@@ -314,7 +314,7 @@ class PPO(Agent):
         c = self.config
         return self.interventions.schedule(Sampling(c.batch_size, 1, c.gamma, c.epochs / c.batch_size), clock)
 
-    def memory(self, num_envs: int = 1, seed: int | None = None) -> Rollout:  # type: ignore[override]
+    def memory(self, num_envs: int = 1, seed: int | None = None) -> Rollout:
         """The rollout that the configuration describes, on the agent's device."""
         c = self.config
         return Rollout(

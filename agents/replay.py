@@ -31,6 +31,7 @@ from torch import Tensor
 from ..common.memory import HEADROOM, TooLarge, available_memory, in_bytes
 from ..common.spaces import ActionSpec, ObservationSpec, Step
 from .clock import Sampling
+from .memory import Batch, Memory
 from .priorities import Priorities, PrioritisedConfig
 
 __all__ = ["Batch", "PrioritisedConfig", "Replay", "ReplayTooLarge"]
@@ -38,44 +39,6 @@ __all__ = ["Batch", "PrioritisedConfig", "Replay", "ReplayTooLarge"]
 SHORT_EPISODE = 64  # minimum mean episode length at which final frames fit in addition to `capacity` transitions
 NOBODY = np.empty(0, np.int64)
 AT_ONCE = 256  # maximum number of updates between two checks for a stop request
-
-
-class Batch(NamedTuple):
-    """B sampled transitions, on the replay's device."""
-
-    obs: Tensor  # [B, *obs], as stored: uint8 pixels or float32
-    action: Tensor  # [B] int64 or [B, A] float32
-    reward: Tensor  # [B] float32, sum of gamma^j clip(r_j) over the window's m <= n steps
-    discount: Tensor  # [B] float32, gamma^m, or 0 where the window ends by termination
-    next_obs: Tensor  # [B, *obs], m steps later; an episode's final observation where the window ends by truncation
-    weight: Tensor  # [B] float32 importance weights, ones if sampled uniformly
-    index: Tensor  # type: ignore[assignment]  # [B] int64 ordinals, for `Replay.update_priorities`
-
-    def take(self, index: slice | Tensor) -> Batch:
-        """The transitions at `index`."""
-        return Batch(*(part[index] for part in self))
-
-    @classmethod
-    def of(
-        cls,
-        obs: Any,
-        action: Any,
-        reward: Any,
-        next_obs: Any,
-        terminated: Any,
-        *,
-        gamma: float = 0.99,
-        device: torch.device | str = "cpu",
-    ) -> Batch:
-        """A batch of one-step transitions from arrays, such as those of another library's replay; `terminated` stops
-        bootstrapping."""
-        obs, next_obs = (torch.as_tensor(x, device=device) for x in (obs, next_obs))
-        action = torch.as_tensor(action, device=device)
-        action = action.float() if action.is_floating_point() else action.long()
-        reward = torch.as_tensor(reward, dtype=torch.float32, device=device)
-        discount = gamma * (1.0 - torch.as_tensor(terminated, dtype=torch.float32, device=device))
-        index = torch.arange(len(reward), device=device)
-        return cls(obs, action, reward, discount, next_obs, torch.ones_like(reward), index)
 
 
 class ReplayTooLarge(TooLarge):
@@ -108,7 +71,7 @@ def _layout(observation: ObservationSpec, action: ActionSpec, capacity: int, env
     return _Layout(transitions, slots, frame, row, steps + 1, nbytes)
 
 
-class Replay:
+class Replay(Memory):
     """A replay of the newest `capacity` transitions of `num_envs` environments that step together.
 
     It holds exactly the newest `capacity` transitions if at most `capacity` / 64 episodes end among them (mean episode
@@ -456,7 +419,7 @@ class Replay:
 
     def batches(self, sampling: Sampling) -> Iterator[Batch]:
         """Yield one batch for each pending update: `replay_ratio` for every transition stored since the last call, and
-        the growth of `extra_updates`. At most `AT_ONCE` per call; later calls yield the rest (`owes`).
+        the growth of `extra_updates`. At most `AT_ONCE` per call; later calls yield the rest (`has_pending`).
 
         Transitions before `learning_starts` do not count. The ratio applies to new transitions only, so a change takes
         effect at once; fractions are kept. Each batch is drawn just before its update, so that it uses the priorities
@@ -472,7 +435,7 @@ class Replay:
         new = self._head - max(self._credited, self._begin + self.learning_starts)
         return self._credit + sampling.replay_ratio * max(0, new) + max(0, sampling.extra_updates - self._extra)
 
-    def coming(self, sampling: Sampling) -> int:
+    def pending(self, sampling: Sampling) -> int:
         """The number of batches that the next call of `batches` yields, if nothing changes before it."""
         return min(AT_ONCE, int(self._due(sampling) + 1e-9)) if self.available(sampling.n_step) else 0
 
@@ -487,7 +450,7 @@ class Replay:
         # The tolerance absorbs rounding: ten times 0.1 is a little less than 1.
         return self._credit >= 1 - 1e-9 and self.available(sampling.n_step) > 0
 
-    def owes(self, sampling: Sampling) -> bool:
+    def has_pending(self, sampling: Sampling) -> bool:
         """True if updates are pending that must be made before the next step: the rest of a large number, or extra
         updates."""
         return self._can_update(sampling) or sampling.extra_updates > self._extra

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,28 +18,21 @@ from torch import Generator, Tensor
 from ..common.memory import refuse_too_large
 from ..common.spaces import ActionSpec, ObservationSpec, Step
 from .clock import Sampling
+from .memory import Batch, Memory
 
 
-class RolloutBatch(NamedTuple):
-    """B steps of the present rollout, on its device: the fields of `Batch`, and those that the policy loss needs."""
+@dataclass(frozen=True, eq=False)
+class RolloutBatch(Batch):
+    """B steps of the present rollout: a batch of one-step transitions, and the values that the policy loss needs.
 
-    obs: Tensor  # [B, *obs]
-    action: Tensor  # [B] int64 or [B, A] float32, as sampled, not clipped to the environment's bounds
-    reward: Tensor  # [B] float32, as used for training (clipped or scaled)
-    discount: Tensor  # [B] float32, gamma, or 0 where the step terminated
-    next_obs: Tensor  # [B, *obs]; an episode's final observation where it ended
-    weight: Tensor  # [B] ones
-    index: Tensor  # type: ignore[assignment]  # [B] int64
+    Actions are as sampled, not clipped to the environment's bounds. Rewards are as used for training (clipped or
+    scaled). Weights are ones.
+    """
+
     log_prob: Tensor  # [B], of the action under the policy that took it
     value: Tensor  # [B], of the observation, by the critic before the updates of this rollout
     advantage: Tensor  # [B]
     ret: Tensor  # [B], target of the value: advantage + value
-
-    def take(self, index: slice | Tensor) -> RolloutBatch:
-        """The steps at `index`."""
-        if isinstance(index, slice):
-            return RolloutBatch(*(part[index] for part in self))
-        return RolloutBatch(*(part.index_select(0, index) for part in self))
 
 
 class Judged(NamedTuple):
@@ -50,7 +44,7 @@ class Judged(NamedTuple):
     next_value: Tensor  # [T, E], of next_obs
 
 
-class Rollout:
+class Rollout(Memory):
     """The latest `length` steps of `num_envs` environments.
 
     Args:
@@ -158,14 +152,9 @@ class Rollout:
         self.finish(whole.obs)
         self.filled = 0
 
-    def coming(self, sampling: Sampling) -> int:
-        """Maximum number of batches that the next call of `batches` yields."""
+    def pending(self, sampling: Sampling) -> int:
         size = self.length * self.num_envs
         return self.epochs * -(-size // self.batch_size) if self.filled == self.length else 0
-
-    def owes(self, sampling: Sampling) -> bool:
-        """False: one call of `batches` makes all pending updates."""
-        return False
 
     def clear(self) -> None:
         """Forget the steps recorded so far, and the remaining minibatches of a rollout in use. Observers can still
@@ -213,9 +202,6 @@ class Rollout:
         # Only copies from pinned memory are asynchronous; the allocator keeps the memory until the copy is done.
         pinned = self.device.type == "cuda"
         return (record.pin_memory() if pinned else record.clone()).to(self.device, non_blocking=pinned)
-
-    def update_priorities(self, index: Tensor, td_error: Tensor) -> None:
-        """On-policy batches have no priorities."""
 
     def sample(
         self, batch_size: int, n_step: int = 1, gamma: float = 0.99, generator: Generator | None = None
@@ -275,16 +261,6 @@ class Rollout:
 
     def _made_for(self) -> dict[str, int]:
         return {"length": self.length, "num_envs": self.num_envs}
-
-    def chunks(self) -> list[tuple[str, int]]:
-        """Empty: a rollout is small, so all of it is in `state_dict`."""
-        return []
-
-    def chunk(self, name: str) -> dict[str, Tensor]:
-        raise KeyError(name)
-
-    def load_chunk(self, name: str, content: dict[str, Tensor]) -> None:
-        raise KeyError(name)
 
 
 NAMES = ("obs", "next_obs", "action", "reward", "terminated", "over")

@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 
 from ..common.spaces import LONGEST_EPISODE, ActionSpec, Diverged, Episode, NotFinite, ObservationSpec, Step
 from .agent import Agent
-from .checkpoint import Checkpoints, Found, saved_steps
+from .checkpoint import Checkpoints, Chunked, Found, saved_steps
 from .clock import Clock, Update, When
 from .hooks import Intervention
 from .log import Log
 from .progress import Progress
-from .replay import AT_ONCE, Batch
+from .replay import Batch
 from .stopping import Asked, Interrupted, graceful_stop, heed, interruptible, never
 
 __all__ = ["Environments", "Run", "Watch", "graceful_stop", "play", "run_files"]
@@ -165,7 +165,7 @@ class Run:
             else:
                 assert self.checkpoints is not None
                 self.spent = True
-                self.checkpoints.save(*self.rescue, self.memory)
+                self.checkpoints.save(*self.rescue, self._chunks())
             return False
         finally:
             self.asked = None
@@ -177,7 +177,7 @@ class Run:
     @property
     def owing(self) -> bool:
         """True if updates are pending that must be made before the next step."""
-        return self.memory.owes(self.agent.sampling(self.clock))
+        return self.memory.has_pending(self.agent.sampling(self.clock))
 
     def step(self) -> None:
         """Take one step in every environment and make the pending updates.
@@ -232,8 +232,7 @@ class Run:
         if self.asked is None or self.checkpoints is None or self.monitors is None:
             yield
             return
-        coming = getattr(self.memory, "coming", None)  # not every memory has this method
-        if not self.monitors.heavy(self.clock, AT_ONCE if coming is None else coming(self.agent.sampling(self.clock))):
+        if not self.monitors.heavy(self.clock, self.memory.pending(self.agent.sampling(self.clock))):
             yield
             return
         self.refuse_lost_weights()
@@ -386,7 +385,11 @@ class Run:
         self.refuse_lost_weights()
         if self.checkpoints is None or self.obs is None:
             return
-        self.checkpoints.save(self.clock.steps, self._parts(), self.memory)
+        self.checkpoints.save(self.clock.steps, self._parts(), self._chunks())
+
+    def _chunks(self) -> Chunked | None:
+        """The memory, if it is saved in chunks."""
+        return self.memory if isinstance(self.memory, Chunked) else None
 
     def _parts(self) -> dict[str, Any]:
         """Everything in a checkpoint except the replay's chunks."""

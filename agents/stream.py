@@ -18,10 +18,10 @@ from torch import Generator, Tensor
 from ..common.memory import refuse_too_large
 from ..common.spaces import ActionSpec, ObservationSpec, Step
 from .clock import Sampling
-from .replay import Batch
+from .memory import Batch, Memory
 
 
-class Samples:
+class Samples(Memory):
     """A ring buffer of the latest `capacity` samples of a stream, in complete minibatches.
 
     A sample is a row of a `Batch` whose `action` is the target: a class, or a vector of numbers. A sample has no
@@ -68,7 +68,7 @@ class Samples:
         # Steps are written through numpy views of the same memory, which takes a tenth of copies between tensors.
         self._views = (self.obs.numpy(), self.target.numpy()) if device.type == "cpu" else None
         self.seen = 0  # minibatches so far
-        self.owed = 0  # pending updates on the newest minibatch
+        self._pending = 0  # pending updates on the newest minibatch
         self.latest: NDArray[Any] | None = None
         self._zeros = torch.zeros(num_envs, device=device)
         self._ones = torch.ones(num_envs, device=device)
@@ -98,35 +98,27 @@ class Samples:
                 place[row].copy_(torch.from_numpy(np.ascontiguousarray(content)), non_blocking=True)
         self.latest = step.obs.copy()
         self.seen += 1
-        self.owed = self.updates
+        self._pending = self.updates
 
     def batches(self, sampling: Sampling) -> Iterator[Batch]:
         """Yield the newest minibatch once for each of its pending updates."""
         row = (self.seen - 1) % self.rows
-        while self.owed:
-            self.owed -= 1
+        while self._pending:
+            self._pending -= 1
             obs, target = self.obs[row], self.target[row]
             yield Batch(obs, target, _number(target), self._zeros, obs, self._ones, self._index)
 
-    def coming(self, sampling: Sampling) -> int:
-        """The number of batches that the next call of `batches` yields."""
-        return self.owed
-
-    def owes(self, sampling: Sampling) -> bool:
-        """False: one call of `batches` makes all pending updates."""
-        return False
+    def pending(self, sampling: Sampling) -> int:
+        return self._pending
 
     def clear(self) -> None:
         """Forget all samples and pending updates; only the newest minibatch stays, for observers."""
-        self.owed = 0
+        self._pending = 0
         if self.seen:
             newest = (self.seen - 1) % self.rows
             self.obs[0].copy_(self.obs[newest])
             self.target[0].copy_(self.target[newest])
             self.seen = 1
-
-    def update_priorities(self, index: Tensor, td_error: Tensor) -> None:
-        """Does nothing: samples have no priorities."""
 
     def sample(
         self, batch_size: int, n_step: int = 1, gamma: float = 0.99, generator: Generator | None = None
@@ -154,7 +146,7 @@ class Samples:
             "obs": self.obs[:filled].clone(),
             "target": self.target[:filled].clone(),
             "seen": self.seen,
-            "owed": self.owed,
+            "owed": self._pending,
             "generator": self.generator.get_state(),
             "made_for": self._made_for(),
             "latest": None if self.latest is None else torch.from_numpy(self.latest.copy()),
@@ -174,7 +166,7 @@ class Samples:
         filled = min(state["seen"], self.rows)
         self.obs[:filled].copy_(state["obs"])
         self.target[:filled].copy_(state["target"])
-        self.seen, self.owed = state["seen"], state["owed"]
+        self.seen, self._pending = state["seen"], state["owed"]
         self.generator.set_state(state["generator"].cpu())
         self.latest = None if state["latest"] is None else state["latest"].numpy()
 
@@ -184,16 +176,6 @@ class Samples:
 
     def _made_for(self) -> dict[str, Any]:
         return {"num_envs": self.num_envs, "rows": self.rows, "device": self.device.type}
-
-    def chunks(self) -> list[tuple[str, int]]:
-        """Empty: the samples are few, so all of them are in `state_dict`."""
-        return []
-
-    def chunk(self, name: str) -> dict[str, Tensor]:
-        raise KeyError(name)
-
-    def load_chunk(self, name: str, content: dict[str, Tensor]) -> None:
-        raise KeyError(name)
 
 
 NO_TARGETS = (

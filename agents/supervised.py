@@ -151,7 +151,7 @@ class Supervised(Agent):
             Sampling(self.batch_size, 1, 0.0, float(self.config.updates_per_step)), clock
         )
 
-    def memory(self, num_envs: int = 1, seed: int | None = None) -> Samples:  # type: ignore[override]
+    def memory(self, num_envs: int = 1, seed: int | None = None) -> Samples:
         """The memory of the latest samples, on the agent's device."""
         c = self.config
         return Samples(

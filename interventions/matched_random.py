@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..agents.agent import Agent
 from ..agents.clock import Clock, Sampling, When
-from ..agents.hooks import Intervention, Memory, Run, firing
+from ..agents.hooks import Intervention, Run, firing
+from ..agents.memory import Memory
 from ..agents.replay import Batch
 from ..common.seeds import derive_seed
 from .core.recycling import Recycler

@@ -46,7 +46,7 @@ class RandomShift(Intervention):
             )
 
     def transform_batch(self, batch: Batch) -> Batch:
-        return batch._replace(obs=self.shift(batch.obs), next_obs=self.shift(batch.next_obs))
+        return batch.replace(obs=self.shift(batch.obs), next_obs=self.shift(batch.next_obs))
 
     def shift(self, images: Tensor) -> Tensor:
         """[B, C, H, W] → the same shape; every image is a random crop of its padded original."""

@@ -76,7 +76,7 @@ class Kernel(Monitor):
         batch = context.batch(n, "kernel")
         singles = [slice(i, i + 1) for i in range(n)]
 
-        followed = batch._replace(obs=batch.next_obs, action=agent.act(batch.next_obs))
+        followed = batch.replace(obs=batch.next_obs, action=agent.act(batch.next_obs))
         of_values = [partial(_joint_value, agent, b.take(i)) for b in (batch, followed) for i in singles]
         products = gram(of_values, trained(agent.components["critic"]))
         yield "critic/ntk", products[:n, :n]

@@ -357,7 +357,7 @@ def subjects(
 @torch.no_grad()
 def temporal_difference_targets(agent: Agent, batch: Batch) -> Tensor:
     """r + gamma^n min Q⁻(s', a'), a' the greedy action, without an entropy bonus [N]; it draws no random number."""
-    following = batch._replace(obs=batch.next_obs, action=agent.act(batch.next_obs))
+    following = batch.replace(obs=batch.next_obs, action=agent.act(batch.next_obs))
     return torch.addcmul(batch.reward, batch.discount, agent.values(following, target=True).amin(dim=0))
 
 

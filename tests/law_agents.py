@@ -24,6 +24,7 @@ from pliant.agents import (
     Supervised,
     SupervisedConfig,
 )
+from pliant.agents.checkpoint import Chunked
 from pliant.agents.networks import NetworkConfig
 from pliant.agents.optimizers import OptimizerConfig
 from pliant.agents.run import Run
@@ -233,7 +234,9 @@ def current_state(run: Run) -> Any:
     content = {
         "agent": run.agent.state_dict(),
         "memory": run.memory.state_dict(),
-        "chunks": {name: run.memory.chunk(name) for name, _ in run.memory.chunks()},
+        "chunks": {name: run.memory.chunk(name) for name, _ in run.memory.chunks()}
+        if isinstance(run.memory, Chunked)
+        else {},
         "clock": asdict(run.clock),
         "monitors": None if run.monitors is None else run.monitors.state_dict(),
     }
@@ -255,7 +258,7 @@ def resume(run: Run, state: Any) -> None:
     run.agent.load_state_dict(content["agent"])
     run.memory.load_state_dict(content["memory"])
     for name, chunk in content["chunks"].items():
-        run.memory.load_chunk(name, chunk)
+        run.memory.load_chunk(name, chunk)  # type: ignore[attr-defined]
     run.clock = type(run.clock)(**content["clock"])
     if run.monitors is not None:
         run.monitors.load_state_dict(content["monitors"])

@@ -246,7 +246,7 @@ def test_dqn_loss_and_error_equal_values_computed_by_hand() -> None:
 
 def test_importance_weights_scale_the_loss() -> None:
     batch = transition([1.0, 2.0], 0, 0.5, [1.0, 2.0], 0.9)
-    loss = linear_dqn().loss(batch._replace(weight=torch.tensor([0.25])))[0]
+    loss = linear_dqn().loss(batch.replace(weight=torch.tensor([0.25])))[0]
     assert loss.item() == pytest.approx(0.25 * 0.5 * 4.9**2)
 
 
@@ -327,7 +327,7 @@ def test_redq_draws_its_subset_uniformly() -> None:
         with torch.no_grad():
             member.output.linear.weight.zero_()
             member.output.linear.bias.fill_(float(k))
-    batch = batch_for(agent)._replace(reward=torch.zeros(8), discount=torch.ones(8))
+    batch = batch_for(agent).replace(reward=torch.zeros(8), discount=torch.ones(8))
     picks = [round(agent.target(batch)[0].item()) for _ in range(400)]
     counts = np.bincount(picks, minlength=4)
     assert counts.sum() == 400 and counts.min() > 60
@@ -356,7 +356,7 @@ def test_the_actor_maximises_the_critics_value() -> None:
         member.forward = lambda features, action, trace=None: 5.0 * action[:, :1]
     obs = observations(agent, 64, 0)
     for _ in range(60):
-        loss = agent.actor_loss(batch_for(agent, 64)._replace(obs=obs))[0]
+        loss = agent.actor_loss(batch_for(agent, 64).replace(obs=obs))[0]
         agent.actor.optimizer.zero_grad()
         loss.backward()
         agent.actor.optimizer.step()
@@ -375,7 +375,7 @@ def test_actions_are_normalised_for_the_critic() -> None:
     agent = SAC((5,), BOX, SAC_SMALL)
     seen: list[torch.Tensor] = []
     agent.critic.online.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[1]))
-    batch = batch_for(agent)._replace(action=torch.tensor([BOX.low, BOX.high] * 4))
+    batch = batch_for(agent).replace(action=torch.tensor([BOX.low, BOX.high] * 4))
     agent.critic_loss(batch)
     assert seen[0].tolist() == [[-1.0, -1.0], [1.0, 1.0]] * 4
 

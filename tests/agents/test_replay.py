@@ -17,6 +17,7 @@ from pliant.agents import replay as replay_module
 from pliant.agents.clock import Sampling
 from pliant.agents.priorities import BLOCK, Priorities, PrioritisedConfig
 from pliant.agents.replay import Batch, Replay, ReplayTooLarge
+from pliant.agents.rollout import RolloutBatch
 from pliant.common import memory
 from pliant.common.spaces import ActionSpec, ObservationSpec, Step
 
@@ -589,7 +590,7 @@ def test_extra_updates_are_made_once_and_in_slices(monkeypatch: pytest.MonkeyPat
     for steps, extra in ((0, 0), (0, 10), (0, 10), (0, 10), (0, 10), (1, 10), (1, 12), (0, 12), (0, 12)):
         stream.feed(replay, steps)
         sampling = Sampling(2, 1, 0.99, 0.5, extra)
-        owing = replay.owes(sampling)
+        owing = replay.has_pending(sampling)
         made.append((owing, sum(1 for _ in replay.batches(sampling))))
     # Ten, four at a time; half of a transition's; two more, and the halves of three.
     assert made == [
@@ -603,11 +604,11 @@ def test_extra_updates_are_made_once_and_in_slices(monkeypatch: pytest.MonkeyPat
         (False, 0),
         (False, 0),
     ]
-    assert not replay.owes(Sampling(2, 1, 0.99, 0.5, 12)) and replay.owes(Sampling(2, 1, 0.99, 0.5, 13))
+    assert not replay.has_pending(Sampling(2, 1, 0.99, 0.5, 12)) and replay.has_pending(Sampling(2, 1, 0.99, 0.5, 13))
     empty = begin(stream, 100)
     assert owed(empty, 1.0) == 0
     assert sum(1 for _ in empty.batches(Sampling(2, 1, 0.99, 1.0, 5))) == 0
-    assert not empty.owes(Sampling(2, 1, 0.99, 1.0, 5)), "nobody waits for what cannot be drawn"
+    assert not empty.has_pending(Sampling(2, 1, 0.99, 1.0, 5)), "nobody waits for what cannot be drawn"
 
 
 # What is forgotten
@@ -1002,3 +1003,21 @@ def test_bad_settings_are_refused() -> None:
     action, step = stream.step()
     with pytest.raises(ValueError, match=r"actions should be \(1, 2\) floats"):
         box.add(action[:, :1], step)
+
+
+# Batches
+
+
+def test_a_batch_of_a_rollout_is_a_batch_and_both_yield_their_tensors_in_order() -> None:
+    parts = [torch.full((3,), float(i)) for i in range(11)]
+    plain, whole = Batch(*parts[:7]), RolloutBatch(*parts)
+    assert isinstance(whole, Batch) and all(a is b for a, b in zip(whole, parts, strict=True))
+    assert all(a is b for a, b in zip(plain, parts, strict=False))
+    taken = whole.take(torch.tensor([2, 0]))
+    assert type(taken) is RolloutBatch and [len(part) for part in taken] == [2] * 11
+    changed = whole.replace(reward=parts[9])
+    assert type(changed) is RolloutBatch and changed.reward is parts[9] and whole.reward is parts[2]
+    with pytest.raises(AttributeError, match=r"Batch\._replace has a new name: use Batch\.replace"):
+        whole._replace(reward=parts[9])
+    with pytest.raises(AttributeError, match="'Batch' object has no attribute 'log_prob'"):
+        plain.log_prob  # noqa: B018

@@ -163,7 +163,7 @@ def test_each_minibatch_is_learnt_from_once(updates: int) -> None:
     for number in range(1, 9):
         held.add(np.zeros(2), told(number))
         given = list(held.batches(SAMPLING))
-        assert len(given) == updates and not list(held.batches(SAMPLING)) and not held.owes(SAMPLING)
+        assert len(given) == updates and not list(held.batches(SAMPLING)) and not held.has_pending(SAMPLING)
         for batch in given:
             assert batch.obs.tolist() == [[number - 1, 0], [number - 1, 1]], "what was acted on, not what came next"
             assert batch.action.tolist() == [number % 3, (number + 1) % 3] and batch.action.dtype == torch.int64

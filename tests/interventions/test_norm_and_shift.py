@@ -220,7 +220,7 @@ def test_the_middle_is_no_shift() -> None:
 def shifted(pad: int = 3, seed: int = 0, batch: int = 256) -> tuple[Agent, Any, Any]:
     agent = DQN(SMALL_PIXELS, 3, DQN_SMALL, interventions=[RandomShift(pad)], seed=seed)
     before = batch_for(agent, batch)
-    before = before._replace(next_obs=before.obs.clone())
+    before = before.replace(next_obs=before.obs.clone())
     return agent, before, agent.interventions.transform_batch(before)
 
 
@@ -242,7 +242,7 @@ def test_an_observation_and_its_successor_are_shifted_apart_and_nothing_else_cha
     first, second = offsets(before.obs, after.obs, 3), offsets(before.next_obs, after.next_obs, 3)
     alike = sum(a == b for a, b in zip(first, second, strict=True))
     assert alike < 20, "independent shifts agree once in 49 times"
-    for name in before._fields:
+    for name in vars(before):
         if name not in ("obs", "next_obs"):
             assert torch.equal(getattr(before, name), getattr(after, name))
 

@@ -49,7 +49,7 @@ def on_pixels(*parts: Intervention, **network: Any) -> DQN:
 def seeing(agent: DQN, obs: Sequence[Any]) -> Stand:
     """A stand whose memory holds these observations."""
     batch = batch_for(agent, len(obs))
-    return Stand(agent, batch._replace(obs=torch.tensor(obs, dtype=torch.float32)))
+    return Stand(agent, batch.replace(obs=torch.tensor(obs, dtype=torch.float32)))
 
 
 def layer_of(agent: Agent, name: str) -> Layer:
@@ -369,7 +369,7 @@ def two_units(mode: Any, weight: Sequence[Any], bias: Sequence[float], outgoing:
     agent = dqn(ReGraMa(tau=0.0, every=1, mode=mode), inputs=1, hidden=(2,))
     put_(layer_of(agent, FIRST), weight, bias)
     put_(layer_of(agent, OUT), outgoing)
-    batch = batch_for(agent, 2)._replace(
+    batch = batch_for(agent, 2).replace(
         obs=torch.tensor([[1.0], [1.0]]),
         action=torch.tensor([0, 0]),
         reward=torch.tensor([10.0, 10.0]),
@@ -408,7 +408,7 @@ def test_samples_that_cancel_make_an_active_unit_look_inactive_by_its_weights(mo
     agent, stand = two_units(mode, [[1.0], [0.0]], [0.0, 1.0], [[1.0, 1.0], [1.0, 1.0]])
     # Inputs 1 and -1 give h = (1, 1) and (0, 1), q = 2 and 1: errors of -8 and -8 pull unit 1's weight by -8 and +8.
     obs, reward = torch.tensor([[1.0], [-1.0]]), torch.tensor([10.0, 9.0])
-    stand.memory.batch = stand.memory.batch._replace(obs=obs, reward=reward)
+    stand.memory.batch = stand.memory.batch.replace(obs=obs, reward=reward)
     agent.update(stand.memory.batch, stand.tick().clock)
     gradient = layer_of(agent, FIRST).linear.weight.grad
     assert gradient is not None and gradient.flatten().tolist() == [-4.0, 0.0]
@@ -418,7 +418,7 @@ def test_samples_that_cancel_make_an_active_unit_look_inactive_by_its_weights(mo
 def test_the_gradient_of_a_unit_by_hand() -> None:
     """Mean over samples of |error * outgoing weight| / B."""
     agent, stand = two_units("unit", [[1.0], [2.0]], [0.0, 0.0], [[1.0, 3.0], [-1.0, 0.5]])
-    stand.memory.batch = stand.memory.batch._replace(action=torch.tensor([0, 1]), reward=torch.tensor([10.0, 4.0]))
+    stand.memory.batch = stand.memory.batch.replace(action=torch.tensor([0, 1]), reward=torch.tensor([10.0, 4.0]))
     # q(a=0) = 1 + 6 = 7, error -3; q(a=1) = -1 + 1 = 0, error -4.
     sizes = only(agent).unit_gradients(stand)
     expected = [(3 * 1 + 4 * 1) / 2 / 2, (3 * 3 + 4 * 0.5) / 2 / 2]

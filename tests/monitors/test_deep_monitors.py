@@ -319,12 +319,12 @@ class TestKernel:
         twin, wide = doubled(agent, batch)
         critic = [p for p in twin.components["critic"].online.parameters() if p.requires_grad]
         if agent.action.discrete:
-            each = (wide._replace(obs=wide.next_obs, action=torch.full((n,), a)) for a in range(3))
+            each = (wide.replace(obs=wide.next_obs, action=torch.full((n,), a)) for a in range(3))
             action = torch.stack([twin.values(b)[0] for b in each]).argmax(0)
         else:
             mean = twin.actor.online(twin.critic.online.encoder(wide.next_obs))[0].tanh()
             action = twin.center + twin.scale * mean
-        followed = wide._replace(obs=wide.next_obs, action=action)
+        followed = wide.replace(obs=wide.next_obs, action=action)
         parts = [jacobian(lambda b=b: twin.values(b), critic) for b in (wide, followed)]  # each [N * n, P]
         parts = [part.view(-1, n, part.shape[1]) for part in parts]
         kernel = torch.stack([part @ part.T for part in parts[0]]).mean(0)
@@ -366,7 +366,7 @@ class TestKernel:
         """Two that are the same: every cosine is 1, every rank 1."""
         agent = trained_agent("dqn")
         batch = batch_for(agent, 1).take(torch.zeros(4, dtype=torch.int64))
-        batch = batch._replace(discount=torch.full((4,), 0.9))
+        batch = batch.replace(discount=torch.full((4,), 0.9))
         found = read(Kernel(samples=4), context_of(agent, batch))
         assert found["critic/gradient_cosine"] == found["critic/gradient_cosine_abs"] == pytest.approx(1)
         assert found["critic/gradient_covariance_rank"] == pytest.approx(1)
@@ -377,13 +377,13 @@ class TestKernel:
         """A transition that leads to where it began, with the action that is taken there, interferes wholly."""
         agent = trained_agent("dqn")
         batch = batch_for(agent, 6)
-        batch = batch._replace(next_obs=batch.obs, action=agent.act(batch.obs), discount=torch.full((6,), 0.9))
+        batch = batch.replace(next_obs=batch.obs, action=agent.act(batch.obs), discount=torch.full((6,), 0.9))
         found = read(Kernel(samples=6), context_of(agent, batch))
         assert found["critic/interference_successor"] == pytest.approx(1)
         assert found["critic/interference_random"] < 0.99
 
     def test_all_episodes_ended(self) -> None:
-        batch = batch_for(trained_agent("dqn"), 4)._replace(discount=torch.zeros(4))
+        batch = batch_for(trained_agent("dqn"), 4).replace(discount=torch.zeros(4))
         found = read(Kernel(samples=4), context_of(trained_agent("dqn"), batch))
         assert found["critic/interference_successor"] == found["critic/interference_random"] == 0
 
@@ -396,7 +396,7 @@ class TestKernel:
                 for p in module.parameters():
                     p.zero_()
         batch = batch_for(agent, 6)
-        batch = batch._replace(reward=torch.tensor([0.0, 1, -2, 0, 3, 0]), action=torch.tensor([0, 0, 0, 1, 2, 2]))
+        batch = batch.replace(reward=torch.tensor([0.0, 1, -2, 0, 3, 0]), action=torch.tensor([0, 0, 0, 1, 2, 2]))
         found = read(Kernel(samples=6), context_of(agent, batch))
         assert found["critic/gradient_zero_fraction_samples"] == 0.5
         assert found["critic/gradient_cosine"] == pytest.approx(-2 / 30)  # one pair, which pulls both ways
@@ -409,7 +409,7 @@ class TestKernel:
         agent, broken = (trained_agent("dqn", made=AGENTS["dqn"]) for _ in range(2))
         with torch.no_grad():
             broken.components["critic"].online.head.layers[0].linear.weight.mul_(1e-4)
-        batch = batch_for(agent, 8)._replace(action=torch.zeros(8, dtype=torch.int64))
+        batch = batch_for(agent, 8).replace(action=torch.zeros(8, dtype=torch.int64))
         plain, collapsed = (read(Kernel(samples=8), context_of(a, batch)) for a in (agent, broken))
         assert collapsed["critic/gradient_cosine_abs"] > 1.1 * plain["critic/gradient_cosine_abs"]
         for metric in ("ntk_effective_rank", "gradient_covariance_rank"):
@@ -646,8 +646,8 @@ class TestOverestimation:
         constant_(agent.actor.online, [0.3, -0.2, -0.5, 0.1])
         critic = agent.critic
         assert critic.target is not None
-        value, lots = 0.0, batch_for(agent, 4000)._replace(reward=torch.full((4000,), sum(0.8**k for k in range(n))))
-        lots = lots._replace(discount=torch.full((4000,), 0.8**n))
+        value, lots = 0.0, batch_for(agent, 4000).replace(reward=torch.full((4000,), sum(0.8**k for k in range(n))))
+        lots = lots.replace(discount=torch.full((4000,), 0.8**n))
         for _ in range(60):  # the fixed point of the agent's own targets
             for network in (critic.online, critic.target):
                 for member in network.members:
@@ -811,7 +811,7 @@ class TestCriticality:
 
     def test_criticality_grows_with_training(self) -> None:
         agent, learnt = trained_agent("dqn", 1), trained_agent("dqn", 1)
-        batch = batch_for(agent)._replace(discount=torch.zeros(8), reward=torch.linspace(5, 9, 8))
+        batch = batch_for(agent).replace(discount=torch.zeros(8), reward=torch.linspace(5, 9, 8))
         for i in range(200):
             learnt.update(batch, Clock(i + 1, i + 1, i, i))
         few, many = (read(Criticality(samples=8), context_of(a, batch)) for a in (agent, learnt))

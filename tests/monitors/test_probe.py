@@ -390,7 +390,7 @@ def test_standardised() -> None:
 def test_a_target_that_does_not_vary_gives_no_ratio() -> None:
     agent = AGENTS["dqn"](seed=1)
     batch = states(agent)
-    batch = batch._replace(reward=torch.zeros_like(batch.reward), discount=torch.zeros_like(batch.discount))
+    batch = batch.replace(reward=torch.zeros_like(batch.reward), discount=torch.zeros_like(batch.discount))
     p = probe(agent, batch, targets=("replay",), **TINY)["critic", "replay"]
     assert math.isnan(p.ratio) and all(map(math.isnan, p.interval)) and p.json()["ratio"] is None
 
