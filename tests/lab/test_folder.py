@@ -1,4 +1,4 @@
-"""The folder of a run: what is refused leaves it as it was, and what was lost or moved is named."""
+"""The folder of a run: a refused command leaves it unchanged, and errors name lost and moved files."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from refusals import contents, error_line
 
 from pliant.agents import checkpoint
 from pliant.agents.checkpoint import Checkpoints, saved_steps
@@ -28,31 +29,14 @@ STEPS = 320
 QUIET = ["--monitors", "none"]
 
 
-def call(folder: Path | str, *words: str, steps: int = STEPS, watched: list[str] | None = None) -> int:
+def call(folder: Path | str, *arguments: str, steps: int = STEPS, monitors: Sequence[str] = QUIET) -> int:
     """`pliant train` in this process; the exit code."""
-    return main([*LINE, "--run", str(folder), "--steps", str(steps), *(QUIET if watched is None else watched), *words])
-
-
-def tree(folder: Path) -> dict[str, tuple[int, int, bytes]]:
-    """Everything in a folder, hidden files and folders too: inode, time of a file's change, content."""
-    everything = {}
-    for path in folder.rglob("*"):
-        there, file = path.lstat(), path.is_file()
-        content = path.read_bytes() if file else b""
-        everything[str(path.relative_to(folder))] = (there.st_ino, there.st_mtime_ns if file else 0, content)
-    return everything
-
-
-def one_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one error that was told."""
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, errors
-    return errors[0]
+    return main([*LINE, "--run", str(folder), "--steps", str(steps), *monitors, *arguments])
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that is done, and says so."""
+    """A run that is done, with its DONE file."""
     folder = tmp_path_factory.mktemp("runs") / "done"
     assert call(folder) == 0
     (folder / ".lock").unlink()  # as in a copy that was made without hidden files
@@ -66,7 +50,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
     return tmp_path / "runs" / "run"
 
 
-# What is refused changes nothing
+# A refused command changes nothing
 
 
 def flip(path: Path, at: int = 10) -> None:
@@ -85,7 +69,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], list[str], int, str]] = {
     "no versions": (lambda f: (f / "versions.json").write_text(""), ["none"], 1, "versions.json is empty"),
     "DONE, torn": (lambda f: (f / "DONE").write_text('{"steps": 3'), ["none"], 1, "DONE is not JSON"),
     "DONE, empty": (lambda f: (f / "DONE").write_text(""), ["none"], 1, "DONE is empty"),
-    "DONE, foreign": (lambda f: (f / "DONE").write_text('{"steps": "3"}'), ["none"], 1, "DONE does not say how many"),
+    "DONE, a text": (lambda f: (f / "DONE").write_text('{"steps": "3"}'), ["none"], 1, "DONE does not say how many"),
     "DONE, a list": (lambda f: (f / "DONE").write_text("[3]"), ["none"], 1, "DONE must hold an object"),
     "DONE, no text": (lambda f: (f / "DONE").write_bytes(b"\xff\xfe"), ["none"], 1, "DONE is not JSON"),
     "DONE, nested": (lambda f: (f / "DONE").write_text("[" * 100_000), ["none"], 1, "DONE is not JSON"),
@@ -106,18 +90,18 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], list[str], int, str]] = {
 def test_a_refused_command_leaves_the_folder_unchanged(
     what: str, copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    damage, words, code, message = REFUSED[what]
+    damage, arguments, code, message = REFUSED[what]
     damage(copy)
     (copy / "FAILED").write_text("killed by SIGKILL\n")
-    before = tree(copy.parent)
-    assert call(copy, steps=2 * STEPS, watched=["--monitors", *words]) == code
-    told = one_line(capsys)
-    assert message in told and (what == "a monitor" or str(copy) in told)
-    assert tree(copy.parent) == before
+    before = contents(copy.parent)
+    assert call(copy, steps=2 * STEPS, monitors=["--monitors", *arguments]) == code
+    error = error_line(capsys)
+    assert message in error and (what == "a monitor" or str(copy) in error)
+    assert contents(copy.parent) == before
 
 
 def test_after_a_refusal_the_right_command_continues_the_run(copy: Path, tmp_path: Path) -> None:
-    assert call(copy, steps=2 * STEPS, watched=["--monitors", "tandem"]) == 2
+    assert call(copy, steps=2 * STEPS, monitors=["--monitors", "tandem"]) == 2
     assert call(copy, steps=2 * STEPS) == 0
     assert call(tmp_path / "straight", steps=2 * STEPS) == 0
     same = [(folder / "metrics.jsonl").read_bytes() for folder in (copy, tmp_path / "straight")]
@@ -126,7 +110,7 @@ def test_after_a_refusal_the_right_command_continues_the_run(copy: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("options", "message"),
     [
         (["--monitors", "tandem"], "tandem"),
         ([*QUIET, "--interventions", "redo(tau=0.1, when='critic/nothing > 1')"], "critic/nothing"),
@@ -134,20 +118,24 @@ def test_after_a_refusal_the_right_command_continues_the_run(copy: Path, tmp_pat
         ([*QUIET, "--env", "CartPole-v9"], "CartPole"),
     ],
 )
-def test_a_run_that_cannot_begin_leaves_nothing_on_disk(
-    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_run_that_cannot_begin_leaves_nothing_on_the_disk(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    line = [word for word in LINE if not ("--agent" in words and word.startswith("--agent"))]
-    if "--agent" in words:
+    line = [part for part in LINE if not ("--agent" in options and part.startswith("--agent"))]
+    if "--agent" in options:
         line = ["train", "--env", "CartPole-v1", "--device", "cpu"]
     for place in ([], ["--run", "new/deep/run"]):
-        assert main([*line, *words, "--steps", "100", *place]) == 2
-        assert message in one_line(capsys)
-        assert tree(tmp_path) == {}
+        assert main([*line, *options, "--steps", "100", *place]) == 2
+        assert message in error_line(capsys)
+        assert contents(tmp_path) == {}
 
 
-# Where a folder can be
+# Paths of folders
 
 
 @pytest.mark.parametrize(
@@ -158,7 +146,7 @@ def test_a_run_that_cannot_begin_leaves_nothing_on_disk(
         ("new/" + "x" * 300, "a name of 300 bytes"),
         ("new/" + "ü" * 140, "a name of 280 bytes"),
         ("new/" + "x/" * 2100, "a path of 4,"),
-        ("new/" + ("x" * 200 + "/") * 20, "file systems take 4,095"),
+        ("new/" + ("x" * 200 + "/") * 21, "file systems take 4,095"),
         ("loop/x", "cannot be used: Too many levels"),
     ],
 )
@@ -167,27 +155,27 @@ def test_a_path_that_cannot_be_a_folder_is_named(
 ) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "loop").symlink_to("loop")
-    before = tree(tmp_path)
+    before = contents(tmp_path)
     assert call(tmp_path / name) == 2
-    told = one_line(capsys)
-    assert told.startswith("error: --run ") and message in told and len(told) < 500
-    assert "Choose another --run" in told or "file systems take" in told
-    assert tree(tmp_path) == before
+    error = error_line(capsys)
+    assert error.startswith("error: --run ") and message in error and len(error) < 500
+    assert "Choose another --run" in error or "file systems take" in error
+    assert contents(tmp_path) == before
 
 
 def test_names_that_no_file_system_allows_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("~nobody-of-this-name/x") == 2
-    assert (told := one_line(capsys)).startswith("error: --run ") and "~nobody-of-this-name/x" in told
+    assert call("~no-user-of-this-name/x") == 2
+    assert (error := error_line(capsys)).startswith("error: --run ") and "~no-user-of-this-name/x" in error
     file = tmp_path / "config.yaml"
     file.write_text('run: "a\\0b"\n')
     assert main([*LINE, *QUIET, "--config", str(file)]) == 2
-    assert "U+0000" in one_line(capsys)
+    assert "U+0000" in error_line(capsys)
     assert main([*LINE, *QUIET, "--config", "x" * 5000]) == 2
-    assert one_line(capsys).startswith("error: --config")
+    assert error_line(capsys).startswith("error: --config")
 
 
 def read_only(monkeypatch: pytest.MonkeyPatch, number: int = errno.EROFS) -> None:
-    """Let every call that would change the disk fail, as on a disk that can only be read."""
+    """Let every call that would change the disk fail, as on a read-only disk."""
 
     def refuse(*arguments: Any, **more: Any) -> Any:
         raise OSError(number, os.strerror(number), str(arguments[0]))
@@ -208,30 +196,30 @@ def read_only(monkeypatch: pytest.MonkeyPatch, number: int = errno.EROFS) -> Non
         monkeypatch.setattr(os, name, refuse)
 
 
-def test_a_run_that_is_done_is_done_on_a_disk_that_can_only_be_read(
+def test_a_finished_run_is_reported_as_done_from_a_read_only_disk(
     copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     read_only(monkeypatch)
     assert call(copy) == 0
     assert "is done already" in capsys.readouterr().out
     assert call(copy, steps=2 * STEPS) == 2
-    told = one_line(capsys)
-    assert str(copy) in told and "Read-only file system" in told and "another --run" in told
+    error = error_line(capsys)
+    assert str(copy) in error and "Read-only file system" in error and "another --run" in error
 
 
 @pytest.mark.parametrize(("number", "code"), [(errno.EROFS, 2), (errno.EACCES, 2), (errno.ENOSPC, 1)])
-def test_a_new_folder_on_a_disk_that_takes_nothing(
+def test_a_new_folder_on_a_disk_that_cannot_be_written_is_refused_by_name(
     number: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
         read_only(patch, number)
         assert call(tmp_path / "a" / "b") == code
-    told = one_line(capsys)
-    assert str(tmp_path / "a") in told and os.strerror(number) in told
+    error = error_line(capsys)
+    assert str(tmp_path / "a") in error and os.strerror(number) in error
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_fills_up_before_the_first_step_keeps_the_evaluation(
+def test_a_full_disk_before_the_first_step_keeps_the_result_of_the_evaluation(
     copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     done = (copy / "DONE").read_bytes()
@@ -239,13 +227,13 @@ def test_a_disk_that_fills_up_before_the_first_step_keeps_the_evaluation(
     def full(source: Any, target: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    before = tree(copy)
+    before = contents(copy)
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
         assert call(copy, steps=2 * STEPS) == 1
-    assert "cannot write" in (told := one_line(capsys)) and "config.yaml" in told
+    assert "cannot write" in (error := error_line(capsys)) and "config.yaml" in error
     assert (copy / "DONE").read_bytes() == done
-    assert {k: v[2] for k, v in tree(copy).items() if k != ".lock"} == {k: v[2] for k, v in before.items()}
+    assert {k: v[2] for k, v in contents(copy).items() if k != ".lock"} == {k: v[2] for k, v in before.items()}
 
 
 def test_a_small_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,10 +249,10 @@ def test_a_small_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch
 # Checkpoints that were deleted
 
 
-def test_a_run_whose_checkpoints_were_deleted_does_not_begin_anew(
+def test_a_run_whose_checkpoints_were_deleted_is_refused_and_does_not_begin_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It was stopped and saved, and is not done; nothing but its own mark tells."""
+    """The run was stopped and saved, and is not done; only its file SAVED shows this."""
     folder = tmp_path / "run"
     trained = Run.train
     monkeypatch.setattr(Run, "train", lambda self, steps, stop: trained(self, steps // 2, stop) and False)
@@ -273,18 +261,18 @@ def test_a_run_whose_checkpoints_were_deleted_does_not_begin_anew(
     for name in ("checkpoints", "replay"):
         shutil.rmtree(folder / name)
     (folder / ".lock").unlink()
-    before = tree(folder)
+    before = contents(folder)
     assert call(folder) == 2
-    told = one_line(capsys)
-    assert "no checkpoint" in told and "SAVED" in told and "move the folder away" in told and str(folder) in told
-    assert tree(folder) == before
-    # The way out that it tells.
+    error = error_line(capsys)
+    assert "no checkpoint" in error and "SAVED" in error and "move the folder away" in error and str(folder) in error
+    assert contents(folder) == before
+    # The way out that the error names.
     os.rename(folder, tmp_path / "away")
     assert call(folder) == 0
 
 
 class Killed(BaseException):
-    """Nobody catches it."""
+    """No handler catches it."""
 
 
 @pytest.mark.parametrize(("owner", "method"), [(Run, "save"), (Checkpoints, "_remove_leftovers")])
@@ -303,24 +291,24 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(
     assert call(tmp_path) == 0
 
 
-# A folder that is moved while the run is in it
+# A folder that is moved during its run
 
 
 def during(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], Any]) -> None:
-    """Do something when the run has come to a step."""
-    beat, acted = Run.beat, []
+    """Call `act` once the run has reached a step."""
+    original, acted = Run.beat, []
 
-    def beating(self: Run, before: int) -> None:
+    def with_act(self: Run, before: int) -> None:
         if self.clock.steps >= step and not acted:
             acted.append(act())
-        beat(self, before)
+        original(self, before)
 
-    monkeypatch.setattr(Run, "beat", beating)
+    monkeypatch.setattr(Run, "beat", with_act)
 
 
 @pytest.mark.parametrize("every", ["64", "0"])
 @pytest.mark.parametrize("put_there", ["nothing", "an empty folder", "another run"])
-def test_a_folder_that_is_renamed_while_it_runs(
+def test_a_run_whose_folder_is_renamed_saves_at_the_new_path_and_goes_on_from_there(
     put_there: str,
     every: str,
     finished: Path,
@@ -340,9 +328,9 @@ def test_a_folder_that_is_renamed_while_it_runs(
     with monkeypatch.context() as patch:
         during(patch, 160, rename)
         assert call(run, "--checkpoint-every", every) == 1
-    told = one_line(capsys)
-    assert f"{run} was moved to {moved}" in told and "saved there at step" in told
-    there = tree(run) if run.exists() else None
+    error = error_line(capsys)
+    assert f"{run} was moved to {moved}" in error and "saved there at step" in error
+    there = contents(run) if run.exists() else None
     assert call(moved, "--checkpoint-every", every) == 0
     assert "goes on from step " in capsys.readouterr().err
     assert call(straight) == 0
@@ -352,10 +340,12 @@ def test_a_folder_that_is_renamed_while_it_runs(
     if put_there in expected:
         assert there == expected[put_there]
     else:
-        assert there is not None and {k: v[2] for k, v in there.items()} == {k: v[2] for k, v in tree(finished).items()}
+        assert there is not None and {k: v[2] for k, v in there.items()} == {
+            k: v[2] for k, v in contents(finished).items()
+        }
 
 
-def test_a_folder_that_is_moved_during_a_save(
+def test_a_folder_that_is_moved_during_a_save_is_reported_and_the_run_goes_on_from_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, moved = tmp_path / "run", tmp_path / "moved"
@@ -369,12 +359,12 @@ def test_a_folder_that_is_moved_during_a_save(
     with monkeypatch.context() as patch:
         patch.setattr(os, "mkdir", rename)
         assert call(run, "--checkpoint-every", "64") == 1
-    assert f"was moved to {moved}" in one_line(capsys)
+    assert f"was moved to {moved}" in error_line(capsys)
     assert saved_steps(moved)[-1] == 128 and not run.exists()
     assert call(moved) == 0
 
 
-def test_a_folder_that_is_moved_during_the_last_evaluation(
+def test_a_folder_that_is_moved_during_the_last_evaluation_is_reported_and_finished_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, moved = tmp_path / "run", tmp_path / "moved"
@@ -387,23 +377,23 @@ def test_a_folder_that_is_moved_during_the_last_evaluation(
     with monkeypatch.context() as patch:
         patch.setattr(train, "_evaluate", rename)
         assert call(run) == 1
-    assert f"was moved to {moved}" in one_line(capsys)
+    assert f"was moved to {moved}" in error_line(capsys)
     assert not run.exists() and not (moved / "DONE").exists()
     assert call(moved) == 0
     assert (moved / "DONE").exists()
 
 
-def test_a_folder_that_is_deleted_while_it_runs(
+def test_a_folder_that_is_deleted_during_the_run_is_reported_and_not_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     during(monkeypatch, 100, lambda: shutil.rmtree(run))
     assert call(run) == 1
-    assert "was moved, replaced or deleted" in one_line(capsys)
+    assert "was moved, replaced or deleted" in error_line(capsys)
     assert not run.exists()
 
 
-def test_a_system_that_does_not_report_the_folders_path(
+def test_a_moved_folder_is_reported_on_a_system_that_does_not_give_its_new_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, moved = tmp_path / "run", tmp_path / "moved"
@@ -411,12 +401,12 @@ def test_a_system_that_does_not_report_the_folders_path(
         patch.setattr(checkpoint, "_place_of", lambda directory: None)
         during(patch, 160, lambda: os.rename(run, moved))
         assert call(run, "--checkpoint-every", "64") == 1
-    assert f"{run} was moved, replaced or deleted" in one_line(capsys)
+    assert f"{run} was moved, replaced or deleted" in error_line(capsys)
     assert saved_steps(moved) and not run.exists()
     assert call(moved) == 0
 
 
-def test_a_lock_that_is_deleted_is_taken_anew(
+def test_a_deleted_lock_is_taken_again_unless_another_process_has_taken_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -424,7 +414,7 @@ def test_a_lock_that_is_deleted_is_taken_anew(
         during(patch, 100, lambda: (run / ".lock").unlink())
         assert call(run) == 0
     assert (run / ".lock").exists()
-    # Another process was quicker.
+    # Another process has taken the lock first.
     other: list[Any] = []
 
     def steal() -> None:
@@ -433,5 +423,5 @@ def test_a_lock_that_is_deleted_is_taken_anew(
 
     during(monkeypatch, 100, steal)
     assert call(tmp_path / "second") == 1
-    assert "is in use by" in one_line(capsys)
+    assert "is in use by" in error_line(capsys)
     other[0].release()

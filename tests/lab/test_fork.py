@@ -1,5 +1,5 @@
-"""Forks: an arm that changes nothing is the parent to the last bit, whatever the arms do they do alone, and what cannot
-be added to a trained network is refused by name. Through the real command, at small scale."""
+"""Forks: an arm without a change repeats its parent to the last bit, arms do not affect each other, and an intervention
+that cannot be added to a trained network is refused by name. Most tests call the real command, at small scale."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from processes import Command
+from refusals import contents, error_line
 
 from pliant.agents import checkpoint
 from pliant.agents.checkpoint import CheckpointDamaged, Checkpoints, saved_steps
@@ -98,10 +99,10 @@ def same(a: Any, b: Any) -> bool:
 
 
 def state(folder: Path, step: int = STEPS) -> dict[str, Any]:
-    """All that a run is at a step, replay included, without its log's names of files."""
-    found = Checkpoints.open(folder / "checkpoints" / f"step_{step:012d}", verify=None)
-    parts = {part: found.load(part) for part in found.parts if part != "log"}
-    chunks = {entry["name"]: entry["sha256"] for entry in found.manifest["chunks"]}
+    """The whole state of a run at a step, with the replay and without the names of the log's files."""
+    saved = Checkpoints.open(folder / "checkpoints" / f"step_{step:012d}", verify=None)
+    parts = {part: saved.load(part) for part in saved.parts if part != "log"}
+    chunks = {entry["name"]: entry["sha256"] for entry in saved.manifest["chunks"]}
     return parts | {"chunks": chunks}
 
 
@@ -109,18 +110,18 @@ def record(folder: Path) -> list[str]:
     return (folder / "metrics.jsonl").read_text().splitlines()
 
 
-def forked(folder: Path, *words: str) -> int:
-    return main(["fork", str(folder), "--jobs", "1", *words])
+def forked(folder: Path, *arguments: str) -> int:
+    return main(["fork", str(folder), "--jobs", "1", *arguments])
 
 
 # ------------------------------------------------------------------------------------------------ the law
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_the_control_is_the_parent_to_the_last_bit(name: str, parents: Any, tmp_path: Path) -> None:
+def test_the_control_repeats_the_parent_to_the_last_bit(name: str, parents: Any, tmp_path: Path) -> None:
     parent = parents(name)
-    word = "l2(weight=0.1)" if name != "dqn_atari" else "reset_target"
-    assert forked(parent, "--at", str(AT), "--with", "", "--with", word) == 0
+    spec = "l2(weight=0.1)" if name != "dqn_atari" else "reset_target"
+    assert forked(parent, "--at", str(AT), "--with", "", "--with", spec) == 0
     control = parent / "forks" / str(AT) / "control" / "seed0"
     assert same(state(control), state(parent))
     assert record(control) == record(parent)
@@ -141,9 +142,9 @@ def test_a_step_without_a_checkpoint_is_reached_by_running_again(
 
 @pytest.mark.full
 def test_a_run_without_checkpoints_is_run_again_from_the_start(tmp_path: Path) -> None:
-    words = line("dqn", tmp_path / "run", 300)
-    words[words.index("--checkpoint-every") + 1] = "0"
-    assert main(["train", *words]) == 0
+    arguments = line("dqn", tmp_path / "run", 300)
+    arguments[arguments.index("--checkpoint-every") + 1] = "0"
+    assert main(["train", *arguments]) == 0
     assert forked(tmp_path / "run", "--at", "220", "--with", "l2") == 0
     assert same(state(tmp_path / "run" / "forks" / "220" / "control" / "seed0", 300), state(tmp_path / "run", 300))
 
@@ -161,7 +162,7 @@ def test_a_parent_that_cannot_be_repeated_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-def test_a_passive_agent_learns_beside_the_control_and_changes_nothing(
+def test_a_passive_agent_learns_during_the_control_run_and_does_not_change_it(
     parents: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parent = parents("dqn")
@@ -174,15 +175,15 @@ def test_a_passive_agent_learns_beside_the_control_and_changes_nothing(
     assert [row["steps"] for row in rows] == [600, 700, 800]
     weights = passive["modules"]["critic.online"]
     assert weights.keys() == its["agent"]["state"]["modules"]["critic.online"].keys()
-    assert passive["optimizers"]["critic"]["state"][0]["step"] > 50  # it has learnt as often as the control since
-    # The control that is watched serves for forks that ask for none, and not the reverse.
+    assert passive["optimizers"]["critic"]["state"][0]["step"] > 50  # it has learnt as often as the control since then
+    # A control with a passive agent serves a fork without one; the reverse is refused.
     assert forked(parent, "--at", "500", "--with", "l2") == 0
     assert forked(parent, "--at", "600", "--with", "l2") == 0
     assert forked(parent, "--at", "600", "--tandem", "100") == 2
     assert "forks/600/control/seed0 was run without tandem(every=100): move it away" in capsys.readouterr().err
 
 
-def test_an_agent_without_a_replay_has_no_passive_agent_beside_it(
+def test_a_passive_agent_of_an_agent_without_a_replay_is_refused(
     parents: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parent = parents("ppo")
@@ -195,14 +196,14 @@ def test_an_agent_without_a_replay_has_no_passive_agent_beside_it(
 
 
 @pytest.mark.full
-def test_replicates_draw_anew_and_arms_are_paired(parents: Any) -> None:
+def test_replicates_draw_new_random_numbers_and_arms_of_a_replicate_share_them(parents: Any) -> None:
     parent = parents("ppo")
     assert forked(parent, "--at", "600", "--with", "reset_optimizer(start=1000000)", "--reseed", "2") == 0
     arms = parent / "forks" / "600"
     other = arms / "reset_optimizer,start=1000000"
     final = {(arm.name, k): state(arm / f"seed{k}") for arm in (arms / "control", other) for k in (0, 1)}
     assert same(final["control", 0], state(parent))
-    for k in (0, 1):  # a word that does nothing yet changes nothing, in either replicate
+    for k in (0, 1):  # an intervention that has not acted yet changes nothing, in either replicate
         mine, its = final["control", k], final[other.name, k]
         assert same(mine["agent"]["state"]["modules"]["actor.online"], its["agent"]["state"]["modules"]["actor.online"])
         assert same(mine["envs"], its["envs"])
@@ -213,20 +214,20 @@ def test_replicates_draw_anew_and_arms_are_paired(parents: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["dqn", "supervised", "sac"])
-def test_a_reseeded_arm_goes_on_where_it_was_stopped(name: str, parents: Any, tmp_path: Path) -> None:
+def test_a_stopped_arm_with_a_new_seed_goes_on_to_the_same_result(name: str, parents: Any, tmp_path: Path) -> None:
     parent = fork.parent_of(parents(name))
-    found = fork.reach(parent, AT)
+    start = fork.reach(parent, AT)
     arm = fork.arm_of("l2(weight=0.1)")
     whole, halved = tmp_path / "whole", tmp_path / "halved"
     for folder in (whole, halved):
-        fork.begin(parent, found, arm, 1, folder, STEPS)
+        fork.begin(parent, start, arm, 1, folder, STEPS)
     assert main(["train", "--config", str(whole), "--run", str(whole)]) == 0
     assert main(["train", "--config", str(halved), "--run", str(halved), "--steps", "560"]) == 0
     assert main(["train", "--config", str(halved), "--run", str(halved), "--steps", str(STEPS)]) == 0
     assert same(state(whole), state(halved))
 
 
-# ------------------------------------------------------------------------------------------------ what may join
+# ------------------------------------------------------------------------------------- interventions that are added
 
 REFUSED = {
     "its tensors differ": {"c51", "crelu", "fourier", "hl_gauss", "layer_norm", "quantile", "two_hot", "value_mapping"},
@@ -238,57 +239,57 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", INTERVENTIONS)
-def test_every_intervention_joins_or_is_refused_by_name(name: str, parents: Any, tmp_path: Path) -> None:
+def test_every_intervention_is_added_or_refused_by_name(name: str, parents: Any, tmp_path: Path) -> None:
     parent = fork.parent_of(parents("dqn"))
-    found = fork.reach(parent, AT)
+    start = fork.reach(parent, AT)
     arm = fork.arm_of(name if name == "plasticity_injection" else INTERVENTIONS[name].example or name)
     why = next((why for why, names in REFUSED.items() if name in names), None)
     if why is not None:
         with pytest.raises(BadInput, match=f"(?s){name}.*{why}"):
-            fork.begin(parent, found, arm, 0, tmp_path / "arm", STEPS)
+            fork.begin(parent, start, arm, 0, tmp_path / "arm", STEPS)
         assert not (tmp_path / "arm").exists()
     else:
-        fork.begin(parent, found, arm, 0, tmp_path / "arm", STEPS)
+        fork.begin(parent, start, arm, 0, tmp_path / "arm", STEPS)
         here = state(tmp_path / "arm", AT)
         assert same(here["envs"], state(parent.folder, AT)["envs"])
         assert len(here["agent"]["interventions"]) == 1
 
 
-def test_the_one_that_cannot_join_is_named_among_several(parents: Any, tmp_path: Path) -> None:
+def test_the_error_names_the_one_of_several_interventions_that_cannot_be_added(parents: Any, tmp_path: Path) -> None:
     parent = fork.parent_of(parents("dqn"))
     with pytest.raises(BadInput, match=r"^layer_norm cannot be added"):
         fork.begin(parent, fork.reach(parent, AT), fork.arm_of("l2 layer_norm"), 0, tmp_path / "arm", STEPS)
 
 
-def test_scheduled_interventions_fire_at_the_fork_and_log_it(parents: Any, tmp_path: Path) -> None:
+def test_scheduled_interventions_fire_at_the_fork_and_are_logged(parents: Any, tmp_path: Path) -> None:
     parent = fork.parent_of(parents("dqn"))
-    found = fork.reach(parent, AT)
+    start = fork.reach(parent, AT)
     old = state(parent.folder, AT)["agent"]["state"]["modules"]["critic.online"]
     kept = {"critic.online": {}}
     for k in (0, 1):
-        fork.begin(parent, found, fork.arm_of("reset(layers=last)"), k, tmp_path / str(k), STEPS)
+        fork.begin(parent, start, fork.arm_of("reset(layers=last)"), k, tmp_path / str(k), STEPS)
         kept[k] = state(tmp_path / str(k), AT)["agent"]["state"]["modules"]["critic.online"]
         changed = {name.partition(".")[0] for name in old if not torch.equal(old[name], kept[k][name])}
         assert changed == {"advantage", "value"} & {name.partition(".")[0] for name in old}
-    assert not same(kept[0], kept[1])  # replicates draw their own
-    fork.begin(parent, found, fork.arm_of("reset(start=500)"), 0, tmp_path / "later", STEPS)
+    assert not same(kept[0], kept[1])  # each replicate draws its own
+    fork.begin(parent, start, fork.arm_of("reset(start=500)"), 0, tmp_path / "later", STEPS)
     assert same(state(tmp_path / "later", AT)["agent"]["state"]["modules"]["critic.online"], old)
     assert main(["train", "--config", str(tmp_path / "0"), "--run", str(tmp_path / "0")]) == 0
     events = [json.loads(row) for row in record(tmp_path / "0") if '"firings/reset/units"' in row]
     assert [row["steps"] for row in events] == [AT]
 
 
-def test_given_steps_and_schedules() -> None:
-    clock = Clock(steps=400, updates=300, last_steps=398, last_updates=300)  # no update is owed at 399 and 400
+def test_an_intervention_fires_at_the_fork_unless_its_schedule_gives_another_step() -> None:
+    clock = Clock(steps=400, updates=300, last_steps=398, last_updates=300)  # no update is pending at 399 and 400
 
-    def at_fork(word: str) -> bool:
+    def at_fork(spec: str) -> bool:
         from pliant.interventions.core.spec import build_parts
 
-        return fork.fires_at_fork(build_parts([word], INTERVENTIONS)[0], clock)
+        return fork.fires_at_fork(build_parts([spec], INTERVENTIONS)[0], clock)
 
     assert at_fork("redo") and at_fork("reset(every=1000)") and not at_fork("l2")
     assert at_fork(f"reset(every={fork.ONCE})")
-    # 400 is crossed by the next update, which fires by itself: twice would be once too often
+    # the next update crosses 400 and fires by itself; at the fork it must not fire a second time
     assert Every(400, "steps")(clock.updated()) and not at_fork("reset(every=400)")
     assert not at_fork("reset(start=401)") and not at_fork("reset(stop=399)") and not at_fork("reset(at=500)")
     assert At((400,), "steps")(clock.updated()) and not at_fork("reset(at=400)")
@@ -297,7 +298,7 @@ def test_given_steps_and_schedules() -> None:
     assert not at_fork("redo(when='critic/dormant_fraction > 0.2')")
 
 
-def test_settings_of_the_optimizer_are_those_of_the_arm(parents: Any, tmp_path: Path) -> None:
+def test_the_optimizer_has_the_settings_of_the_arm(parents: Any, tmp_path: Path) -> None:
     parent = fork.parent_of(parents("dqn"))
     arm = fork.arm_of("l2(weight=0.3, form=decoupled)")
     fork.begin(parent, fork.reach(parent, AT), arm, 0, tmp_path / "arm", STEPS)
@@ -311,12 +312,12 @@ def test_settings_of_the_optimizer_are_those_of_the_arm(parents: Any, tmp_path: 
 
 
 @pytest.mark.full
-def test_a_fork_that_is_killed_goes_on(parents: Any, tmp_path: Path) -> None:
-    """SIGKILL while arms are made and while they run: the same command finishes, as if nothing had been."""
+def test_a_killed_fork_finishes_with_the_same_command(parents: Any, tmp_path: Path) -> None:
+    """SIGKILL during the making of arms and during their runs: the same command finishes with the same result."""
     copy = tmp_path / "run"
     shutil.copytree(parents("dqn"), copy, ignore=shutil.ignore_patterns("forks"))
-    words = [str(copy), "--at", str(AT), "--with", "l2(weight=0.1)", "--jobs", "1", "--for", "2400"]
-    process = Command("fork", *words)
+    arguments = [str(copy), "--at", str(AT), "--with", "l2(weight=0.1)", "--jobs", "1", "--for", "2400"]
+    process = Command("fork", *arguments)
     arm = copy / "forks" / str(AT) / "control" / "seed0"
     until = time.monotonic() + 60
     while not any(step > AT for step in saved_steps(arm)) and time.monotonic() < until:
@@ -325,7 +326,7 @@ def test_a_fork_that_is_killed_goes_on(parents: Any, tmp_path: Path) -> None:
     process.wait()
     (copy / "forks" / str(AT) / "l2,weight=0.1" / "seed1.tmp").mkdir(parents=True)
     until = time.monotonic() + 60
-    while time.monotonic() < until:  # the worker hears that the pool is gone, saves and leaves
+    while time.monotonic() < until:  # the worker notices that the pool is gone, saves and ends
         try:
             from pliant.agents.checkpoint import RunLock
 
@@ -333,16 +334,18 @@ def test_a_fork_that_is_killed_goes_on(parents: Any, tmp_path: Path) -> None:
                 break
         except RuntimeError:
             time.sleep(0.1)
-    assert main(["fork", *words, "--reseed", "2"]) == 0
+    assert main(["fork", *arguments, "--reseed", "2"]) == 0
     done = sorted(path.parent.relative_to(copy / "forks").as_posix() for path in copy.glob("forks/*/*/*/DONE"))
     assert done == [f"{AT}/{arm}/seed{k}" for arm in ("control", "l2,weight=0.1") for k in (0, 1)]
     assert main(["train", *line("dqn", copy, AT + 2400)]) == 0
     assert same(state(arm, AT + 2400), state(copy, AT + 2400))
 
 
-def test_misuse_gives_one_line(parents: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_command_line_gives_one_line_of_error(
+    parents: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     parent = parents("dqn")
-    for words, message in {
+    for arguments, message in {
         ("--at", "4000", "--with", "redo"): "ends at step 800, before 4,000",
         ("--at", "soon", "--with", "redo"): "--at is a number of environment steps or latest, not 'soon'",
         ("--at", "0", "--with", "redo"): "--at must be at least 1",
@@ -356,7 +359,7 @@ def test_misuse_gives_one_line(parents: Any, tmp_path: Path, capsys: pytest.Capt
         ("--at", "400", "--with", "redo", "--steps", "900", "--for", "9"): "give --steps or --for, not both",
         ("--at", "400", "--with", "redo", "--reseed", "0"): "--reseed must be at least 1 replicate, not 0",
     }.items():
-        assert forked(parent, *words) == 2
+        assert forked(parent, *arguments) == 2
         assert message in capsys.readouterr().err
     assert main(["fork", str(tmp_path), "--at", "1", "--with", "redo"]) == 2
     assert ": not a run folder (no config.yaml)" in capsys.readouterr().err
@@ -364,24 +367,13 @@ def test_misuse_gives_one_line(parents: Any, tmp_path: Path, capsys: pytest.Capt
 
 @pytest.fixture
 def copy(parents: Any, tmp_path: Path) -> Path:
-    """A run that nobody has forked."""
+    """A copy of a run without forks."""
     shutil.copytree(parents("dqn"), tmp_path / "run", ignore=shutil.ignore_patterns("forks"))
     return tmp_path / "run"
 
 
-def tree(folder: Path) -> dict[str, bytes]:
-    """Everything in a folder, hidden files and folders too."""
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in folder.rglob("*")}
-
-
-def one_line(capsys: pytest.CaptureFixture[str]) -> str:
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, errors
-    return errors[0]
-
-
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (("--at", "400", "--with", "l2", "--with", "layer_norm"), "layer_norm cannot be added"),
         (("--at", "400", "--with", "l2", "--with", "linear", "--reseed", "2"), "linear cannot be added"),
@@ -390,25 +382,25 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
         (("--at", "4000", "--with", "l2"), "ends at step 800"),
     ],
 )
-def test_a_fork_that_is_refused_leaves_nothing(
-    words: tuple[str, ...], message: str, copy: Path, capsys: pytest.CaptureFixture[str]
+def test_a_refused_fork_leaves_the_folder_unchanged(
+    arguments: tuple[str, ...], message: str, copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = tree(copy)
-    assert forked(copy, *words) == 2
-    assert message in one_line(capsys)
-    assert tree(copy) == before
+    before = contents(copy)
+    assert forked(copy, *arguments) == 2
+    assert message in error_line(capsys)
+    assert contents(copy) == before
 
 
-def test_a_parent_that_cannot_be_run_again_is_left_as_it_was(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_parent_that_cannot_be_repeated_is_left_unchanged(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [json.loads(line) for line in record(copy)]
     rows[0] |= {"losses/td_loss": -1.0}
     (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for folder in copy.glob("checkpoints/*"):
         shutil.rmtree(folder)
-    before = tree(copy)
+    before = contents(copy)
     assert forked(copy, "--at", "300", "--with", "l2") == 2
-    assert "did not repeat it" in one_line(capsys)
-    assert tree(copy) == before
+    assert "did not repeat it" in error_line(capsys)
+    assert contents(copy) == before
 
 
 @pytest.mark.parametrize("when", ["copied", "named"])
@@ -418,53 +410,53 @@ def test_a_full_disk_leaves_no_unfinished_arm(
     def full(*arguments: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    before = tree(copy)
+    before = contents(copy)
     with monkeypatch.context() as patch:
         if when == "copied":
             patch.setattr(shutil, "copyfile", full)
         else:
             patch.setattr(os, "replace", full)
         assert forked(copy, "--at", "400", "--with", "l2") == 1
-    assert "No space left on device" in one_line(capsys)
-    assert tree(copy) == before
+    assert "No space left on device" in error_line(capsys)
+    assert contents(copy) == before
 
 
 @pytest.mark.parametrize(("number", "code"), [(errno.EROFS, 2), (errno.ENOSPC, 1)])
-def test_a_run_that_can_only_be_read_is_not_forked(
+def test_a_run_on_a_read_only_or_full_disk_is_not_forked(
     number: int, code: int, copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*arguments: Any, **more: Any) -> None:
         raise OSError(number, os.strerror(number))
 
-    before = tree(copy)
+    before = contents(copy)
     with monkeypatch.context() as patch:
         patch.setattr(os, "mkdir", refuse)
         assert forked(copy, "--at", "400", "--with", "l2") == code
-    told = one_line(capsys)
-    assert str(copy / "forks") in told and os.strerror(number) in told and ("copy it" in told) == (code == 2)
-    assert tree(copy) == before
+    error = error_line(capsys)
+    assert str(copy / "forks") in error and os.strerror(number) in error and ("copy it" in error) == (code == 2)
+    assert contents(copy) == before
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000])
-def test_a_damaged_lineage_is_named(text: str, parents: Any, tmp_path: Path) -> None:
+def test_a_damaged_lineage_file_is_named(text: str, parents: Any, tmp_path: Path) -> None:
     parent = fork.parent_of(parents("dqn"))
-    found = fork.reach(parent, AT)
-    fork.begin(parent, found, fork.arm_of(""), 0, tmp_path / "arm", STEPS)
+    start = fork.reach(parent, AT)
+    fork.begin(parent, start, fork.arm_of(""), 0, tmp_path / "arm", STEPS)
     (tmp_path / "arm" / "fork.json").write_text(text)
-    before = tree(tmp_path)
+    before = contents(tmp_path)
     with pytest.raises(FileDamaged, match=r"arm/fork\.json .*Move the folder of the arm away"):
-        fork.begin(parent, found, fork.arm_of(""), 0, tmp_path / "arm", STEPS)
-    assert tree(tmp_path) == before
+        fork.begin(parent, start, fork.arm_of(""), 0, tmp_path / "arm", STEPS)
+    assert contents(tmp_path) == before
 
 
-def test_other_content_in_the_place_of_an_arm_is_left_alone(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_content_at_the_path_of_an_arm_is_left_unchanged(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = copy / "forks" / "400" / "control" / "seed0"
     place.mkdir(parents=True)
     (place / "mine").write_text("x")
-    before = tree(copy)
+    before = contents(copy)
     assert forked(copy, "--at", "400", "--with", "l2") == 2
-    assert f"{place} already exists" in one_line(capsys)
-    assert tree(copy) == before
+    assert f"{place} already exists" in error_line(capsys)
+    assert contents(copy) == before
 
 
 def test_a_damaged_record_of_the_parent_is_named(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -472,11 +464,11 @@ def test_a_damaged_record_of_the_parent_is_named(copy: Path, capsys: pytest.Capt
     for folder in copy.glob("checkpoints/*"):
         shutil.rmtree(folder)
     (copy / "metrics.jsonl").write_bytes(b"\n".join([lines[0], b"{" + lines[1], *lines[2:]]))
-    before = tree(copy)
+    before = contents(copy)
     assert forked(copy, "--at", "300", "--with", "l2") == 1
-    assert f"{copy / 'metrics.jsonl'} is damaged: its line 2" in one_line(capsys)
-    assert tree(copy) == before
-    # A last line that was cut short, as a kill leaves it, is no damage.
+    assert f"{copy / 'metrics.jsonl'} is damaged: its line 2" in error_line(capsys)
+    assert contents(copy) == before
+    # A last line that was cut short, as by a kill, is not damage.
     (copy / "metrics.jsonl").write_bytes(b"\n".join(lines[:20]) + b'\n{"frames')
     assert fork.reach(fork.parent_of(copy), 300).step == 300
 
@@ -490,29 +482,29 @@ def test_a_checkpoint_that_names_a_file_outside_is_not_forked(copy: Path, capsys
     entry = {"size": 4, "sha256": hashlib.sha256(b"mine").hexdigest()}
     manifest["files"]["../../../victim.txt"] = entry
     (newest / "manifest.json").write_bytes(checkpoint._sealed(manifest))
-    before = tree(copy.parent)
+    before = contents(copy.parent)
     assert forked(copy, "--at", str(AT), "--with", "l2") == 1
-    assert "'../../../victim.txt', which is no name of a part" in one_line(capsys)
-    assert tree(copy.parent) == before and victim.stat().st_nlink == 1
+    assert "'../../../victim.txt', which is no name of a part" in error_line(capsys)
+    assert contents(copy.parent) == before and victim.stat().st_nlink == 1
 
 
-def test_an_arm_of_the_same_name_that_is_another_is_refused(parents: Any, tmp_path: Path) -> None:
+def test_another_arm_under_the_name_of_an_existing_one_is_refused(parents: Any, tmp_path: Path) -> None:
     parent = fork.parent_of(parents("dqn"))
-    found = fork.reach(parent, AT)
-    fork.begin(parent, found, fork.arm_of("l2"), 0, tmp_path / "arm", STEPS)
-    fork.begin(parent, found, fork.arm_of("l2"), 0, tmp_path / "arm", STEPS)  # stands already
+    start = fork.reach(parent, AT)
+    fork.begin(parent, start, fork.arm_of("l2"), 0, tmp_path / "arm", STEPS)
+    fork.begin(parent, start, fork.arm_of("l2"), 0, tmp_path / "arm", STEPS)  # exists already
     with pytest.raises(BadInput, match="is another fork"):
-        fork.begin(parent, found, fork.arm_of("l2_init"), 0, tmp_path / "arm", STEPS)
+        fork.begin(parent, start, fork.arm_of("l2_init"), 0, tmp_path / "arm", STEPS)
 
 
-def test_a_checkpoint_that_vanishes_meanwhile_is_named(parents: Any, tmp_path: Path) -> None:
+def test_the_error_about_a_checkpoint_that_was_deleted_meanwhile_names_the_option(parents: Any, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(parents("dqn"), copy, ignore=shutil.ignore_patterns("forks"))
     parent = fork.parent_of(copy)
-    found = fork.reach(parent, AT)
-    shutil.rmtree(found.path)
+    start = fork.reach(parent, AT)
+    shutil.rmtree(start.path)
     with pytest.raises(CheckpointDamaged, match="more --keep-checkpoints"):
-        fork.begin(parent, found, fork.arm_of("l2"), 0, tmp_path / "arm", STEPS)
+        fork.begin(parent, start, fork.arm_of("l2"), 0, tmp_path / "arm", STEPS)
 
 
 def test_specs_are_split_at_spaces_between_them() -> None:
@@ -524,11 +516,11 @@ def test_specs_are_split_at_spaces_between_them() -> None:
     assert fork.split("  ") == []
 
 
-# ------------------------------------------------------------------------------------------------ what is told
+# ------------------------------------------------------------------------------------------------ output
 
 
 def _arms(folder: Path, scores: dict[str, list[float]]) -> dict[str, dict[tuple[int, int], Path]]:
-    found: dict[str, dict[tuple[int, int], Path]] = {}
+    folders: dict[str, dict[tuple[int, int], Path]] = {}
     for label, values in scores.items():
         for k, value in enumerate(values):
             path = folder / label / str(k)
@@ -541,8 +533,8 @@ def _arms(folder: Path, scores: dict[str, list[float]]) -> dict[str, dict[tuple[
                 {"steps": 60, "charts/episodic_return": -1e9},
             ]
             (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-            found.setdefault(label, {})[0, k] = path
-    return found
+            folders.setdefault(label, {})[0, k] = path
+    return folders
 
 
 @pytest.mark.full
@@ -560,12 +552,12 @@ def test_a_diagnosis_reports_which_arm_recovers(tmp_path: Path) -> None:
             "full_reset": list(base - better),
         },
     )
-    span = {0: (20, 45)}  # whatever was done after it, by an arm that had gone further before, counts for nobody
+    span = {0: (20, 45)}  # episodes after the span, of an arm that has run further, do not count
     text = fork.told(folders, arms, span)
     assert "injection recovers: the critic's head has lost its plasticity" in text
     assert "full_reset does harm" in text and "fresh_optimizer recovers" not in text
     assert "11.5" in text and "+5.5" in text
-    few = {label: {key: path for key, path in found.items() if key[1] < 2} for label, found in folders.items()}
+    few = {label: {key: path for key, path in paths.items() if key[1] < 2} for label, paths in folders.items()}
     assert "Too few runs: an interval needs three" in fork.told(few, arms, span) and "recovers" not in fork.told(
         few, arms, span
     )
@@ -573,17 +565,17 @@ def test_a_diagnosis_reports_which_arm_recovers(tmp_path: Path) -> None:
     assert "No arm recovers" in fork.told(none, arms, span)
 
 
-def test_replicates_of_one_parent_are_no_evidence_of_others(tmp_path: Path) -> None:
-    """Of three parents each counts once: here two are better by 1 and one is worse, in five replicates each."""
+def test_replicates_of_one_parent_count_as_one_run(tmp_path: Path) -> None:
+    """Each of three parents counts once: two are better by 1 and one is worse, in five replicates each."""
     arms = [fork.Arm(), fork.Arm(("x",), "injection", "diagnose")]
     folders: dict[str, dict[tuple[int, int], Path]] = {"control": {}, "injection": {}}
     for parent, gap in enumerate((1.0, 1.0, -0.5)):
         made = _arms(tmp_path / str(parent), {"control": [10.0] * 5, "injection": [10.0 + gap] * 5})
-        for label, found in made.items():
-            folders[label] |= {(parent, k): path for (_, k), path in found.items()}
+        for label, paths in made.items():
+            folders[label] |= {(parent, k): path for (_, k), path in paths.items()}
     spans = dict.fromkeys(range(3), (20, 45))
     assert "injection recovers" not in fork.told(folders, arms, spans)
-    # A replicate without an episode is left out, and takes nobody with it.
+    # A replicate without an episode is left out alone.
     for label in folders:
         (folders[label][2, 0] / "metrics.jsonl").write_text("")
     text = fork.told(folders, arms, spans)
@@ -591,13 +583,13 @@ def test_replicates_of_one_parent_are_no_evidence_of_others(tmp_path: Path) -> N
 
 
 @pytest.mark.full
-def test_a_parent_of_two_threads_has_a_control_of_two(tmp_path: Path) -> None:
+def test_the_control_of_a_parent_with_two_threads_has_two(tmp_path: Path) -> None:
     parent = tmp_path / "run"
-    words = line("dqn", parent)
-    words[words.index("--threads") + 1] = "2"
+    arguments = line("dqn", parent)
+    arguments[arguments.index("--threads") + 1] = "2"
     before = torch.get_num_threads()
     try:
-        assert main(["train", *words]) == 0
+        assert main(["train", *arguments]) == 0
     finally:
         torch.set_num_threads(before)
     assert forked(parent, "--at", str(AT), "--with", "") == 0
@@ -605,13 +597,13 @@ def test_a_parent_of_two_threads_has_a_control_of_two(tmp_path: Path) -> None:
     assert same(state(control, STEPS), state(parent, STEPS))
 
 
-def test_two_arms_do_not_stand_in_one_folder(parents: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """What was asked for is not silently replaced by the diagnosis's arm of the same name."""
+def test_two_arms_with_the_same_folder_are_refused(parents: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """The diagnosis's arm does not silently replace a given arm of the same name."""
     assert forked(parents("ppo"), "--at", str(AT), "--with", "fresh_agent", "--diagnose") == 2
     assert "two arms would stand in one folder fresh_agent" in capsys.readouterr().err
 
 
-def test_two_forks_of_one_run_at_a_time_are_one_too_many(parents: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_fork_of_one_run_at_the_same_time_is_refused(parents: Any, capsys: pytest.CaptureFixture[str]) -> None:
     from pliant.agents.checkpoint import RunLock
 
     with RunLock(parents("dqn") / "forks"):
@@ -620,21 +612,21 @@ def test_two_forks_of_one_run_at_a_time_are_one_too_many(parents: Any, capsys: p
 
 
 @pytest.mark.full
-def test_arms_are_in_the_folders_given_to_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A moment between two steps of several environments is the next one, for folders, table and report alike; and the
-    parent that was run again to reach it is no second run."""
+def test_the_report_reads_the_folders_of_the_arms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A moment between two steps of several environments is rounded up in folders, table and report alike, and the
+    parent, which is run again to reach it, does not count as a second run."""
     parent = tmp_path / "run"
     assert main(["train", *line("ppo", parent)]) == 0
     capsys.readouterr()
     assert forked(parent, "--at", "501", "--with", "", "--for", "100") == 0
-    told = capsys.readouterr().out
-    (named,) = [text for text in told.splitlines() if text.startswith("Report: ")]
+    output = capsys.readouterr().out
+    (named,) = [text for text in output.splitlines() if text.startswith("Report: ")]
     assert Path(named.split()[3]).is_dir() and named.split()[3].endswith("/504")
     assert main(["report", str(parent), "--out", str(tmp_path / "report"), "--no-flops"]) == 0
 
 
 @pytest.mark.full
-def test_diagnose_forks_what_the_agent_has(parents: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_diagnose_makes_the_arms_that_fit_the_agent(parents: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert [a.label for a in fork.diagnosis(fork.parent_of(parents("dqn")).config)] == [
         "injection",
         "critic_reset",
