@@ -119,7 +119,7 @@ def test_after_a_refusal_the_right_command_continues_the_run(copy: Path, tmp_pat
     ],
 )
 def test_a_run_that_cannot_begin_leaves_nothing_on_the_disk(
-    arguments: list[str],
+    options: list[str],
     message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
