@@ -1,4 +1,4 @@
-"""PPO: its arithmetic beside plain loops and torch's distributions, its rollout, and that it learns."""
+"""PPO: its arithmetic compared with plain loops and torch's distributions, its rollout, and that it learns."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pliant.scripts.main import main as pliant
 
 
 def filled(agent: Any, num_envs: int = 3, length: int = 12, seed: int = 0) -> tuple[Rollout, list[Step], list[Any]]:
-    """A complete rollout of noise, with the steps that it was filled with."""
+    """A complete rollout of noise, with its steps and actions."""
     agent.config = replace(agent.config, rollout=length)
     memory: Rollout = agent.memory(num_envs)
     envs = RandomEnvs(agent.observation, agent.action, num_envs, seed)
@@ -44,9 +44,9 @@ def filled(agent: Any, num_envs: int = 3, length: int = 12, seed: int = 0) -> tu
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.7, 1.0])
-def test_advantages_are_those_of_a_plain_loop(lam: float) -> None:
-    """Over noise in which episodes end in both ways: truncation bootstraps, termination does not, and neither reaches
-    into the next episode."""
+def test_advantages_equal_those_of_a_plain_loop(lam: float) -> None:
+    """Episodes end in both ways: truncation bootstraps, termination does not, and neither continues into the next
+    episode."""
     agent = ppo(VECTOR, DISCRETE, gae_lambda=lam, gamma=0.9)(seed=1)
     memory, steps, _ = filled(agent, length=40)
     assert any(s.terminated.any() for s in steps) and any(s.truncated.any() for s in steps)
@@ -69,7 +69,7 @@ def test_advantages_are_those_of_a_plain_loop(lam: float) -> None:
     torch.testing.assert_close(whole.ret, whole.advantage + whole.value)
 
 
-def test_a_truncated_episode_is_worth_what_follows() -> None:
+def test_a_truncated_episode_bootstraps_from_its_final_observation() -> None:
     agent: PPO = ppo(VECTOR, DISCRETE, gae_lambda=0.0)()  # type: ignore[assignment]
     memory = agent.memory(2)
     obs, final = np.zeros((2, 5), np.float32), np.ones((2, 5), np.float32)
@@ -94,23 +94,25 @@ def test_a_truncated_episode_is_worth_what_follows() -> None:
 
 
 @pytest.mark.parametrize("action", [DISCRETE, BOX])
-def test_probabilities_and_entropies_are_those_of_torchs_distributions(action: ActionSpec) -> None:
+def test_probabilities_and_entropies_equal_those_of_torchs_distributions(action: ActionSpec) -> None:
     agent: Any = ppo(VECTOR, action, initial_log_std=-0.3)(seed=2)
     memory, _, actions = filled(agent)
     whole = memory.complete(0.9)
     policy = agent.policy(agent.read(whole.obs)[1])
     log_prob, entropy = agent.log_prob(policy, whole.action)
-    law: Any
+    distribution: Any
     if action.discrete:
-        law = Categorical(logits=policy[0])
-        expected, spread = law.log_prob(whole.action), law.entropy()
+        distribution = Categorical(logits=policy[0])
+        expected, spread = distribution.log_prob(whole.action), distribution.entropy()
     else:
-        law = Normal(policy[0], policy[1].exp())
-        expected = law.log_prob((whole.action - agent.center) / agent.scale).sum(1)
-        spread = law.entropy().sum(1)
+        distribution = Normal(policy[0], policy[1].exp())
+        expected = distribution.log_prob((whole.action - agent.center) / agent.scale).sum(1)
+        spread = distribution.entropy().sum(1)
     torch.testing.assert_close(log_prob, expected)
     torch.testing.assert_close(entropy, spread)
-    torch.testing.assert_close(whole.log_prob, expected, msg="what is learnt from is what acted")
+    torch.testing.assert_close(
+        whole.log_prob, expected, msg="the rollout must hold the probabilities of the actions taken"
+    )
     assert np.array_equal(whole.action.view(len(actions), 3, *whole.action.shape[1:]).numpy(), np.stack(actions))
 
 
@@ -122,19 +124,19 @@ def test_actions_are_drawn_from_the_policy() -> None:
     share = torch.bincount(agent.act(obs, Clock()), minlength=3) / len(obs)
     expected = agent.policy(agent.read(obs[:1])[1])[0].exp()[0]
     assert (share - expected).abs().max() < 4 * 0.5 / len(obs) ** 0.5
-    assert (agent.act(obs) == 1).all(), "without a clock the likeliest"
+    assert (agent.act(obs) == 1).all(), "without a clock the agent takes the likeliest action"
     agent = ppo(VECTOR, BOX, initial_log_std=0.5)(seed=3)
     z = (agent.act(obs, Clock()) - agent.act(obs)) / agent.scale
     assert z.mean(0).abs().max() < 0.05 and (z.std(0) - np.exp(0.5)).abs().max() < 0.05
-    assert z.abs().max() > 3, "not clipped"
+    assert z.abs().max() > 3, "actions are not clipped"
 
 
 @pytest.mark.parametrize(
     ("advantage", "ratio", "expected"),
     [(1.0, 1.5, -1.2), (1.0, 0.5, -0.5), (-1.0, 1.5, 1.5), (-1.0, 0.5, 0.8), (2.0, 1.1, -2.2)],
 )
-def test_the_clipped_objective(advantage: float, ratio: float, expected: float) -> None:
-    """Golden: min(A r, A clip(r, 0.8, 1.2)), negated."""
+def test_the_clipped_objective_equals_values_computed_by_hand(advantage: float, ratio: float, expected: float) -> None:
+    """It is -min(A r, A clip(r, 0.8, 1.2))."""
     agent: Any = ppo(VECTOR, DISCRETE, normalise_advantage=False, clip=0.2)()
     memory, _, _ = filled(agent)
     batch = memory.complete(0.9)
@@ -144,7 +146,7 @@ def test_the_clipped_objective(advantage: float, ratio: float, expected: float) 
     assert loss.item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_whole_loss_and_the_clipped_value() -> None:
+def test_the_loss_is_the_weighted_sum_of_policy_clipped_value_and_entropy() -> None:
     agent: Any = ppo(VECTOR, DISCRETE, entropy=0.3, value_weight=0.7, clip_value=0.1, normalise_advantage=True)()
     memory, _, _ = filled(agent)
     batch = memory.complete(0.9)
@@ -161,14 +163,14 @@ def test_the_whole_loss_and_the_clipped_value() -> None:
     assert parts["losses/approx_kl"].item() == pytest.approx(0.0, abs=1e-6)
 
 
-def test_a_rollout_is_learnt_from_in_whole_passes_and_forgotten() -> None:
+def test_a_rollout_is_used_in_complete_passes_and_then_dropped() -> None:
     agent: Any = ppo(VECTOR, DISCRETE)()
     memory, _, _ = filled(agent, num_envs=3, length=7)
     memory.filled = 6
-    assert not list(memory.batches(agent.sampling(Clock()))), "not before it is full"
+    assert not list(memory.batches(agent.sampling(Clock()))), "there are no batches before the rollout is full"
     memory.filled = 7
     seen = [batch.index for batch in memory.batches(agent.sampling(Clock()))]
-    assert [len(b) for b in seen] == [4, 4, 4, 4, 4] * 2, "a last one of a single step is left out"
+    assert [len(b) for b in seen] == [4, 4, 4, 4, 4] * 2, "a last minibatch of a single step is left out"
     for places in (torch.cat(seen[:5]), torch.cat(seen[5:])):
         assert len(places.unique()) == 20
     assert not torch.equal(torch.cat(seen[:5]), torch.cat(seen[5:])) and len(memory) == 0
@@ -195,14 +197,14 @@ def test_the_last_complete_rollout_stays_while_the_next_is_filled() -> None:
 
 
 @pytest.mark.parametrize("observation", [VECTOR, MINATAR])
-def test_acting_and_training_read_the_same_inputs(observation: ObservationSpec) -> None:
+def test_acting_and_training_use_the_same_features(observation: ObservationSpec) -> None:
     agent: Any = ppo(observation, DISCRETE)()
     memory, _, _ = filled(agent)
     obs = memory.complete(0.9).obs
     assert torch.equal(agent.features(obs), agent.read(obs)[1])
 
 
-def test_running_statistics_are_those_of_all_that_was_seen() -> None:
+def test_running_statistics_equal_those_of_all_data() -> None:
     norm, rng = RunningNorm((3,)), np.random.default_rng(0)
     seen = [rng.normal(5, 2, size=(n, 3)) for n in (7, 1, 300)]
     for x in seen:
@@ -212,7 +214,7 @@ def test_running_statistics_are_those_of_all_that_was_seen() -> None:
     np.testing.assert_allclose(norm.var.numpy(), whole.var(0), rtol=1e-5)
 
 
-def test_observations_are_normalised_by_what_earlier_rollouts_saw() -> None:
+def test_observations_are_normalised_by_statistics_of_earlier_rollouts() -> None:
     agent: Any = ppo(VECTOR, BOX, normalise_observations=True)()
     memory, _, _ = filled(agent)
     list(memory.batches(agent.sampling(Clock())))
@@ -249,19 +251,19 @@ def test_the_learning_rate_falls_to_zero() -> None:
         assert torch.equal(before, agent.critic.online.output.linear.weight) == (expected == 0.0)
 
 
-def test_from_images_the_actor_reads_the_critics_features_and_moves_them() -> None:
+def test_with_images_the_actor_uses_and_trains_the_critics_features() -> None:
     agent: Any = ppo(MINATAR, DISCRETE, value_weight=0.0)()
     memory, _, _ = filled(agent)
     batch = memory.complete(0.9)
     before = agent.critic.online.encoder.blocks[0].linear.weight.detach().clone()
     agent.update(batch, Clock(updates=1))
     assert not torch.equal(before, agent.critic.online.encoder.blocks[0].linear.weight)
-    newborn: Any = ppo(MINATAR, DISCRETE)()
-    weight = newborn.actor.online.output.linear.weight.detach()
+    fresh: Any = ppo(MINATAR, DISCRETE)()
+    weight = fresh.actor.online.output.linear.weight.detach()
     assert weight.shape == (3, 10) and torch.linalg.matrix_norm(weight, 2).item() == pytest.approx(0.01, rel=1e-4)
 
 
-def test_what_makes_no_sense_is_refused() -> None:
+def test_invalid_settings_are_refused() -> None:
     for changes, message in (
         ({"value_loss": "c51"}, "c51 on distributions of them; use mse"),
         ({"clip": 0.0}, "clip must be above 0, not 0"),
@@ -275,7 +277,7 @@ def test_what_makes_no_sense_is_refused() -> None:
 
 
 class Bandit:
-    """One step, two inputs, three actions: the right one depends on the input."""
+    """Episodes of one step with two inputs and three actions; the right action depends on the input."""
 
     frame_skip, num_envs = 1, 8
 
@@ -298,7 +300,7 @@ class Bandit:
         pass
 
 
-def test_it_learns() -> None:
+def test_it_learns_a_contextual_bandit() -> None:
     small = NetworkConfig(hidden=(16,), activation="tanh", init="orthogonal")
     config = PPOConfig(
         network=small, actor_network=small, rollout=16, epochs=4, batch_size=32, optimizer=OptimizerConfig(lr=1e-2)
@@ -310,7 +312,7 @@ def test_it_learns() -> None:
     assert agent.act(torch.eye(2)).tolist() == [0, 2]
 
 
-def test_an_action_beyond_the_bounds_meets_them_in_the_environment() -> None:
+def test_an_action_beyond_the_bounds_is_clipped_in_the_environment() -> None:
     from pliant.envs import make
 
     first, second = make("Pendulum-v1", seed=0), make("Pendulum-v1", seed=0)
@@ -319,14 +321,14 @@ def test_an_action_beyond_the_bounds_meets_them_in_the_environment() -> None:
     assert np.array_equal(first.step(np.full((1, 1), 50.0)).obs, second.step(np.full((1, 1), 2.0)).obs)
 
 
-def test_a_real_run_is_stopped_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stopped_run_resumes_with_the_same_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def train(folder: Path, steps: int) -> None:
         line = ["train", "--agent", "ppo", "--env", "Pendulum-v1"]
         line += ["--steps", str(steps), "--run", str(folder), "--threads", "1", "--log-every", "100"]
         line += ["--agent.rollout", "64", "--evaluate-episodes", "1", "--agent.scale-rewards"]
         line += ["--agent.normalise-observations", "--monitors", "units(every=20)"]
-        code, said = outcome_of(*line)
-        assert code == 0, said
+        code, output = outcome_of(*line)
+        assert code == 0, output
 
     train(tmp_path / "straight", 700)
     train(tmp_path / "stopped", 350)
@@ -340,19 +342,19 @@ def test_a_real_run_is_stopped_and_goes_on(tmp_path: Path, capsys: pytest.Captur
     assert "weight_norm" in capsys.readouterr().out
 
 
-def test_how_far_a_layer_matters_to_the_actions_is_a_share() -> None:
-    """PPO's decisions are probabilities, their churn a divergence; the share of actions that stay is a share."""
+def test_the_action_agreement_of_a_layer_is_a_fraction() -> None:
+    """PPO's decisions are probabilities and their churn is a divergence, but the agreement is a fraction of actions."""
     run = build_run("ppo", monitors=["criticality(every=3, samples=64)"])
     take_steps(run, 12)
     run.monitors.publish(run)  # type: ignore[union-attr]
-    found = {key: v for key, v in run.log.latest.items() if "action_agreement" in key}
-    assert len(found) >= 4 and all(0 <= v <= 1 for v in found.values())
-    assert all(64 * v == pytest.approx(round(64 * v), abs=1e-3) for v in found.values())
+    agreements = {key: v for key, v in run.log.latest.items() if "action_agreement" in key}
+    assert len(agreements) >= 4 and all(0 <= v <= 1 for v in agreements.values())
+    assert all(64 * v == pytest.approx(round(64 * v), abs=1e-3) for v in agreements.values())
 
 
 @pytest.mark.parametrize("action", [DISCRETE, BOX])
-def test_values_are_compared_with_the_policy_that_they_are_of(action: ActionSpec) -> None:
-    """The one that acts in training, not the greedy one, drawn from the caller's stream; and in the values' unit."""
+def test_values_are_compared_with_returns_of_the_policy_that_they_evaluate(action: ActionSpec) -> None:
+    """This is the policy of training, not the greedy policy, with the caller's generator and the unit of the values."""
     agent: Any = ppo(VECTOR, action, scale_rewards=True)(seed=4)
     obs, before = torch.zeros(2_000, 5), agent.generator.get_state()
     drawn, bonus = agent.valued_policy(obs, torch.Generator().manual_seed(1))
@@ -363,8 +365,8 @@ def test_values_are_compared_with_the_policy_that_they_are_of(action: ActionSpec
     assert agent.scaled_rewards(np.array([2.0, -400.0])) == pytest.approx([0.5, -10.0])
 
 
-def test_the_preset_for_atari_is_the_papers_and_that_for_minatar_is_not() -> None:
-    """Table 5 of Schulman et al. 2017: its value weight of 1 is of the whole squared error, of which ours is half."""
+def test_the_atari_preset_is_the_papers_and_the_minatar_preset_is_not() -> None:
+    """Table 5 of Schulman et al. 2017: its value weight of 1 is for the squared error; our loss has half of it."""
     atari, minatar = (PPOConfig.for_suite(suite) for suite in ("atari", "minatar"))
     held = (atari.rollout, atari.optimizer.lr, atari.epochs, atari.batch_size, atari.gamma, atari.gae_lambda)
     assert held == (128, 2.5e-4, 3, 32 * 8, 0.99, 0.95)

@@ -1,5 +1,5 @@
-"""PPO beside Stable-Baselines3's, with the same weights on the same rollout: all that is learnt from, the loss, its
-gradient, and the weights after whole passes."""
+"""PPO compared with Stable-Baselines3's, with equal weights on the same rollout: the training data, the loss, its
+gradient, and the weights after complete passes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pliant.agents.rollout import RolloutBatch
 from pliant.common.spaces import Step
 
 sb3 = pytest.importorskip("stable_baselines3")
-# A smaller last minibatch is what is wanted here.
+# These tests use a smaller last minibatch on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size:UserWarning")
 
 ENVS, LENGTH, BATCH, EPOCHS = 3, 21, 20, 3  # 63 steps: three minibatches of 20 and one of 3
@@ -29,7 +29,7 @@ HIDDEN = (12, 10)
 
 
 class Noise(gym.Env[Any, Any]):
-    """Episodes of noise, some a step long, that end in both ways; the reward depends on what was done."""
+    """Episodes of noise, some with a single step, that end in both ways; the reward depends on the action."""
 
     def __init__(self, seed: int, discrete: bool) -> None:
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, VECTOR.shape, np.float32)
@@ -47,7 +47,7 @@ class Noise(gym.Env[Any, Any]):
 
 @dataclass
 class Pair:
-    """Their agent and ours, of equal weights, and the rollout that theirs has made."""
+    """Their agent and ours with equal weights, and a rollout of their agent."""
 
     theirs: Any
     ours: PPO
@@ -55,24 +55,24 @@ class Pair:
     ended: tuple[int, int]  # steps at which an episode terminated, was truncated
 
     def layers(self) -> list[tuple[torch.nn.Linear, torch.nn.Linear]]:
-        """Their linear maps beside ours, the critic's and then the actor's."""
+        """Pairs of their linear maps and ours, first the critic's, then the actor's."""
         policy = self.theirs.policy
         bodies = policy.mlp_extractor.value_net, policy.mlp_extractor.policy_net
         outputs = policy.value_net, policy.action_net
-        found = []
+        pairs = []
         for body, output, mine in zip(bodies, outputs, (self.ours.critic, self.ours.actor), strict=True):
             maps = [m for m in (*body, output) if isinstance(m, torch.nn.Linear)]
             own = [*(layer.linear for layer in mine.online.body.layers), mine.online.output.linear]
-            found += list(zip(maps, own, strict=True))
-        return found
+            pairs += list(zip(maps, own, strict=True))
+        return pairs
 
     def parameters(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Their parameters beside ours."""
-        found = [pair for a, b in self.layers() for pair in ((a.weight, b.weight), (a.bias, b.bias))]
+        """Pairs of their parameters and ours."""
+        pairs = [pair for a, b in self.layers() for pair in ((a.weight, b.weight), (a.bias, b.bias))]
         if self.ours.actor.online.log_std is not None:
-            found.append((self.theirs.policy.log_std, self.ours.actor.online.log_std))
-        assert len(found) == len(list(self.theirs.policy.parameters())), "all of them"
-        return found
+            pairs.append((self.theirs.policy.log_std, self.ours.actor.online.log_std))
+        assert len(pairs) == len(list(self.theirs.policy.parameters())), "every parameter must have a partner"
+        return pairs
 
 
 def make(discrete: bool, *, batch: int = BATCH, epochs: int = EPOCHS, seed: int = 0) -> Pair:
@@ -112,7 +112,7 @@ def make(discrete: bool, *, batch: int = BATCH, epochs: int = EPOCHS, seed: int 
     pair = Pair(theirs, PPO(venv.observation_space, venv.action_space, config, seed=seed), None, (0, 0))  # type: ignore[arg-type]
     with torch.no_grad():
         for their, our in pair.parameters():
-            # Not as at birth, or all policies would be nearly uniform.
+            # Not the initial weights, which make all policies nearly uniform.
             our.add_(torch.randn(our.shape, generator=torch.Generator().manual_seed(our.numel())), alpha=0.2)
             their.copy_(our)
     memory, steps = pair.ours.memory(ENVS), []
@@ -156,8 +156,8 @@ def test_the_training_data_are_equal(discrete: bool) -> None:
 
 
 @KINDS
-def test_the_gradient_of_a_whole_rollout(discrete: bool) -> None:
-    """Clipped, as it is used; and that it was clipped."""
+def test_losses_and_clipped_gradients_are_equal(discrete: bool) -> None:
+    """The gradients are compared after clipping, which was necessary."""
     pair = make(discrete, batch=LENGTH * ENVS, epochs=1)
     pair.theirs.train()
     update = pair.ours.update(pair.whole, Clock(steps=LENGTH * ENVS, updates=1))
@@ -178,8 +178,8 @@ def test_the_gradient_of_a_whole_rollout(discrete: bool) -> None:
 
 
 @KINDS
-def test_the_weights_after_three_passes_in_the_same_order(discrete: bool) -> None:
-    """The policy has moved far enough that the ratio is clipped; minibatches end in a smaller one."""
+def test_the_weights_are_equal_after_three_passes_in_the_same_order(discrete: bool) -> None:
+    """The policy changes enough for the ratio to be clipped; the last minibatch is smaller."""
     pair = make(discrete)
     size = LENGTH * ENVS
     np.random.seed(7)
@@ -190,7 +190,7 @@ def test_the_weights_after_three_passes_in_the_same_order(discrete: bool) -> Non
     clock = Clock(steps=size)
     fractions, divergences, sizes = [], [], []
     for order in orders:
-        # Theirs is environment after environment, ours step after step.
+        # Their data are ordered by environment, ours by step.
         places = torch.from_numpy(order % LENGTH * ENVS + order // LENGTH)
         for begin in range(0, size, BATCH):
             clock = clock.updated()
@@ -203,15 +203,15 @@ def test_the_weights_after_three_passes_in_the_same_order(discrete: bool) -> Non
     logged = pair.theirs.logger.name_to_value
     assert np.mean(fractions) == pytest.approx(logged["train/clip_fraction"], abs=1e-6)
     assert np.mean(fractions) > 0.1
-    assert np.mean(divergences[-4:]) == pytest.approx(logged["train/approx_kl"], rel=1e-3)  # of the last pass
+    assert np.mean(divergences[-4:]) == pytest.approx(logged["train/approx_kl"], rel=1e-3)  # theirs is of the last pass
     for (their, our), old in zip(pair.parameters(), before, strict=True):
         assert (our - old).abs().max() > 0.01
         torch.testing.assert_close(our, their, rtol=1e-4, atol=2e-5)
 
 
 @KINDS
-def test_the_same_minibatches_are_what_a_rollout_gives(discrete: bool) -> None:
-    """Ours are of the sizes of theirs, all steps in every pass."""
+def test_a_rollout_gives_minibatches_of_the_same_sizes(discrete: bool) -> None:
+    """Every pass of ours has all steps, in minibatches of their sizes."""
     pair = make(discrete)
     theirs = [len(b.observations) for b in pair.theirs.rollout_buffer.get(BATCH)]
     memory = pair.ours.memory(ENVS)
@@ -224,7 +224,7 @@ def test_the_same_minibatches_are_what_a_rollout_gives(discrete: bool) -> None:
 
 
 @KINDS
-def test_the_likeliest_action(discrete: bool) -> None:
+def test_the_likeliest_actions_are_equal(discrete: bool) -> None:
     pair = make(discrete)
     obs = np.random.default_rng(3).normal(size=(50, *VECTOR.shape)).astype(np.float32)
     theirs = pair.theirs.predict(obs, deterministic=True)[0]
@@ -250,8 +250,8 @@ def test_initial_weights_have_the_same_distribution(discrete: bool) -> None:
         assert torch.equal(untrained.policy.log_std, default.actor.online.log_std)
 
 
-def test_the_learning_rate_falls_alike() -> None:
-    """Both know of the rollout just made: the last round of learning stands still."""
+def test_the_learning_rate_decreases_equally() -> None:
+    """Both count the steps of the current rollout, so the learning rate of the last updates is zero."""
     theirs = sb3.PPO("MlpPolicy", Noise(0, True), learning_rate=lambda left: left * LR, n_steps=20, batch_size=20)
     config = PPOConfig(anneal_steps=100, rollout=20, batch_size=20, optimizer=OptimizerConfig(lr=LR))
     ours: Any = PPO(VECTOR, 3, config)

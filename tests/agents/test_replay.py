@@ -1,4 +1,4 @@
-"""Replay against a list that forgets nothing: what is sampled, how often, what is owed, and what is saved."""
+"""The replay memory compared with a list of all transitions: samples, their frequency, pending updates, and saving."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ DISCRETE = ActionSpec(5, discrete=True)
 BOX = ActionSpec(2, discrete=False, low=(-1.0, -1.0), high=(1.0, 1.0))
 
 
-class Seen(NamedTuple):
-    """One transition, with everything that a replay must know of it."""
+class Transition(NamedTuple):
+    """One transition, with all fields that the replay memory must reproduce."""
 
     obs: Any
     action: Any
     reward: float
     next_obs: Any
     terminated: bool
-    over: bool  # a window of several steps stops here
+    over: bool  # an n-step window stops here
 
 
 class Stream:
-    """Environments at random that step together, and a list of all that was seen; every frame is unlike all others."""
+    """Random environments that step together, with a list of all transitions; every frame is unique."""
 
     def __init__(
         self,
@@ -57,8 +57,8 @@ class Stream:
         self.rng, self.ends, self.life_loss, self.rewards = np.random.default_rng(seed), ends, life_loss, rewards
         self.frames = 0
         self.episodes: list[list[Any]] = [[self.frame()] for _ in range(envs)]
-        self.seen: list[Seen] = []
-        self.resets: list[int] = []  # of every step: episodes that ended
+        self.seen: list[Transition] = []
+        self.resets: list[int] = []  # for every step: the number of episodes that ended
 
     def frame(self) -> Any:
         self.frames += 1
@@ -84,7 +84,7 @@ class Stream:
             action = rng.integers(0, self.action.size, envs)
         else:
             action = rng.random((envs, self.action.size), np.float32)
-        if self.rewards == "quarters":  # sums of which are exact in any order if gamma is 0.5
+        if self.rewards == "quarters":  # their sums are exact in any order if gamma is 0.5
             reward = (rng.integers(-12, 13, envs) / 4).astype(np.float32)
         else:
             reward = rng.normal(size=envs).astype(np.float32)
@@ -98,7 +98,7 @@ class Stream:
         for env in np.flatnonzero(reset):
             self.episodes[env] = [self.frame()]
         self.seen += [
-            Seen(before[e], action[e], reward[e], final[e], terminated[e], terminated[e] | truncated[e])
+            Transition(before[e], action[e], reward[e], final[e], terminated[e], terminated[e] | truncated[e])
             for e in range(envs)
         ]
         self.resets.append(int(reset.sum()))
@@ -108,7 +108,9 @@ class Stream:
         for _ in range(steps):
             replay.add(*self.step(**kwargs))
 
-    def window(self, ordinal: int, n_step: int, gamma: float, clip: float | None) -> tuple[Seen, float, float, Any]:
+    def window(
+        self, ordinal: int, n_step: int, gamma: float, clip: float | None
+    ) -> tuple[Transition, float, float, Any]:
         """(first transition, return, discount, observation after it) of the window from an ordinal."""
         total = 0.0
         for j in range(n_step):
@@ -119,14 +121,14 @@ class Stream:
         return self.seen[ordinal], total, 0.0 if seen.terminated else gamma ** (j + 1), seen.next_obs
 
 
-def begin(stream: Stream, capacity: int, **kwargs: Any) -> Replay:
+def new_replay(stream: Stream, capacity: int, **kwargs: Any) -> Replay:
     replay = Replay(stream.observation, stream.action, capacity=capacity, num_envs=stream.envs, **kwargs)
     replay.start(stream.all_obs())
     return replay
 
 
 def sampleable(replay: Replay, n_step: int = 1) -> range:
-    """Ordinals of everything that can be sampled."""
+    """Ordinals of all transitions that can be sampled."""
     last = replay._head - (n_step - 1) * replay.num_envs
     return range(replay._tail, last)
 
@@ -137,35 +139,35 @@ def gather(replay: Replay, ordinals: Any, n_step: int = 1, gamma: float = 0.5) -
 
 
 def check_against(stream: Stream, replay: Replay, n_step: int, gamma: float, exact: bool = True) -> None:
-    """Everything that can be sampled is what was seen."""
+    """Every transition that can be sampled equals the recorded one."""
     ordinals = sampleable(replay, n_step)
     assert len(ordinals) == replay.available(n_step)
     if not ordinals:
         return
     batch = gather(replay, ordinals, n_step, gamma)
-    wanted = [stream.window(o, n_step, gamma, replay.reward_clip) for o in ordinals]
+    expected = [stream.window(o, n_step, gamma, replay.reward_clip) for o in ordinals]
     tolerance = 0.0 if exact else 1e-5
     for got, want in (
-        (batch.obs, [w[0].obs for w in wanted]),
-        (batch.action, [w[0].action for w in wanted]),
-        (batch.next_obs, [w[3] for w in wanted]),
+        (batch.obs, [w[0].obs for w in expected]),
+        (batch.action, [w[0].action for w in expected]),
+        (batch.next_obs, [w[3] for w in expected]),
     ):
         assert got.cpu().numpy().dtype == np.asarray(want).dtype
         np.testing.assert_array_equal(got.cpu().numpy(), np.stack(want))
-    np.testing.assert_allclose(batch.reward.cpu().numpy(), [w[1] for w in wanted], rtol=tolerance, atol=tolerance)
-    np.testing.assert_allclose(batch.discount.cpu().numpy(), [w[2] for w in wanted], rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(batch.reward.cpu().numpy(), [w[1] for w in expected], rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(batch.discount.cpu().numpy(), [w[2] for w in expected], rtol=tolerance, atol=tolerance)
     assert batch.reward.dtype == batch.discount.dtype == torch.float32
     assert all(field.is_contiguous() for field in batch)
 
 
-def promised(stream: Stream, replay: Replay) -> int:
-    """Transitions that must be there by counting slots: whole steps of which all frames still have their place."""
+def guaranteed_transitions(stream: Stream, replay: Replay) -> int:
+    """The number of transitions that must be stored: those of complete steps of which every frame has a slot."""
     envs, stack, steps = stream.envs, stream.observation.stack, len(stream.resets)
     for first in range(steps + 1):
         oldest = max(first - stack + 1, 0)
         if (steps - oldest + 1) * envs + sum(stream.resets[oldest:]) <= replay._layout.slots:
             return min(replay.capacity, (steps - first) * envs)
-    raise AssertionError("not even the newest observations have room")
+    raise AssertionError("the slots do not even hold the newest observations")
 
 
 observations = st.one_of(
@@ -191,7 +193,7 @@ observations = st.one_of(
     seed=st.integers(0, 2**32 - 1),
     clip=st.sampled_from([None, 1.0]),
 )
-def test_everything_that_can_be_sampled_is_what_was_seen(
+def test_all_samples_equal_the_recorded_transitions(
     device: str,
     observation: ObservationSpec,
     action: ActionSpec,
@@ -203,40 +205,42 @@ def test_everything_that_can_be_sampled_is_what_was_seen(
     clip: float | None,
 ) -> None:
     stream = Stream(observation, action, envs, seed, ends, life_loss)
-    replay = begin(stream, data.draw(st.integers(envs, 40), "capacity"), device=device, reward_clip=clip)
+    replay = new_replay(stream, data.draw(st.integers(envs, 40), "capacity"), device=device, reward_clip=clip)
     assert len(replay) == 0
     for _ in range(data.draw(st.integers(1, 8), "rounds")):
         stream.feed(replay, data.draw(st.integers(1, 40), "steps"))
-        assert promised(stream, replay) <= len(replay) <= min(replay.capacity, len(stream.seen))
-        assert len(replay) >= min(envs, replay.capacity)  # the newest step is always there
+        assert guaranteed_transitions(stream, replay) <= len(replay) <= min(replay.capacity, len(stream.seen))
+        assert len(replay) >= min(envs, replay.capacity)  # the newest step is always stored
         for n_step in {1, data.draw(st.integers(2, 5), "n_step")}:
             check_against(stream, replay, n_step, 0.5)
 
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), n_step=st.integers(1, 10), gamma=st.floats(0.0, 1.0), envs=st.integers(1, 3))
-def test_returns_of_any_gamma_and_reward(seed: int, n_step: int, gamma: float, envs: int) -> None:
+def test_n_step_returns_are_correct_for_any_gamma_and_reward(seed: int, n_step: int, gamma: float, envs: int) -> None:
     stream = Stream(VECTOR, DISCRETE, envs, seed, rewards="normal")
-    replay = begin(stream, 50)
+    replay = new_replay(stream, 50)
     stream.feed(replay, 70)
     check_against(stream, replay, n_step, gamma, exact=False)
 
 
-def test_long_windows_without_ends_and_n_step_annealed_both_ways() -> None:
+def test_long_windows_are_correct_while_n_step_changes() -> None:
     stream = Stream(PIXELS, DISCRETE, 2, ends=0.0, life_loss=0.0)
-    replay = begin(stream, 60)
+    replay = new_replay(stream, 60)
     stream.feed(replay, 45)
     for n_step in (10, 3, 1, 5, 30):
-        check_against(stream, replay, n_step, 0.5, exact=n_step < 30)  # whose last rewards are below rounding
+        check_against(stream, replay, n_step, 0.5, exact=n_step < 30)  # the last rewards of 30 steps are below rounding
     assert replay.available(30) == 2 and replay.available(31) == 0
 
 
 @pytest.mark.parametrize("capacity,envs,period", [(256, 1, 70), (250, 3, 64), (1000, 16, 200), (130, 2, 65)])
-def test_holds_exactly_its_capacity_while_episodes_are_long_enough(capacity: int, envs: int, period: int) -> None:
+def test_the_replay_holds_exactly_its_capacity_if_episodes_are_long_enough(
+    capacity: int, envs: int, period: int
+) -> None:
     stream = Stream(PIXELS, DISCRETE, envs, life_loss=0.0)
-    replay = begin(stream, capacity)
+    replay = new_replay(stream, capacity)
     for t in range(3 * capacity // envs):
-        # Environment by environment, as episodes end in practice; at any time no more than one in 64 transitions.
+        # Episodes end in one environment after the other, as in practice, and never more than one in 64 transitions.
         stream.feed(replay, 1, reset=[t % (period * envs) == period * e for e in range(envs)])
         assert len(replay) == min(capacity, len(stream.seen))
     check_against(stream, replay, 3, 0.5)
@@ -244,7 +248,7 @@ def test_holds_exactly_its_capacity_while_episodes_are_long_enough(capacity: int
 
 def test_short_episodes_leave_room_for_fewer_transitions() -> None:
     stream = Stream(VECTOR, DISCRETE, 1, life_loss=0.0)
-    replay = begin(stream, 1000)
+    replay = new_replay(stream, 1000)
     for t in range(3000):
         stream.feed(replay, 1, reset=[t % 20 == 19])
     assert 0.96 * 1000 <= len(replay) < 1000
@@ -252,9 +256,9 @@ def test_short_episodes_leave_room_for_fewer_transitions() -> None:
     assert 0.5 * 1000 <= len(replay) <= 0.52 * 1000
 
 
-def test_the_newest_transition_and_a_truncated_one_can_be_sampled_at_once() -> None:
+def test_the_newest_and_a_truncated_transition_can_be_sampled_immediately() -> None:
     stream = Stream(PIXELS, DISCRETE, 1, seed=3, life_loss=0.0)
-    replay = begin(stream, 20)
+    replay = new_replay(stream, 20)
     stream.feed(replay, 5, reset=[False])
     action, step = stream.step(reset=[True])
     step.terminated[:] = False
@@ -266,9 +270,9 @@ def test_the_newest_transition_and_a_truncated_one_can_be_sampled_at_once() -> N
     assert batch.discount.item() == 0.5
 
 
-def test_a_lost_life_ends_windows_and_bootstrapping_but_not_the_stack() -> None:
+def test_a_lost_life_ends_windows_and_bootstrapping_but_not_the_frame_stack() -> None:
     stream = Stream(PIXELS, DISCRETE, 1, ends=0.0, life_loss=1.0)
-    replay = begin(stream, 20)
+    replay = new_replay(stream, 20)
     stream.feed(replay, 8, reset=[False])
     batch = gather(replay, range(0, 6), n_step=3)
     assert (batch.discount == 0).all()
@@ -276,9 +280,9 @@ def test_a_lost_life_ends_windows_and_bootstrapping_but_not_the_stack() -> None:
     assert (gather(replay, [6]).obs.flatten(2)[0, :, 0] > 0).all()  # no frame of the stack is padding
 
 
-def test_arrays_that_an_environment_uses_again_are_copied() -> None:
+def test_arrays_that_an_environment_reuses_are_copied() -> None:
     stream = Stream(PIXELS, DISCRETE, 2, ends=0.5)
-    replay = begin(stream, 50)
+    replay = new_replay(stream, 50)
     for _ in range(20):
         action, step = stream.step()
         copies = Step(*(np.copy(x) for x in step[:6]))
@@ -288,7 +292,7 @@ def test_arrays_that_an_environment_uses_again_are_copied() -> None:
     check_against(stream, replay, 1, 0.5)
 
 
-def test_read_only_arrays_are_taken() -> None:
+def test_read_only_arrays_are_accepted() -> None:
     stream = Stream(VECTOR, BOX, 1, ends=0.5)
     obs = stream.all_obs()
     obs.setflags(write=False)
@@ -302,13 +306,13 @@ def test_read_only_arrays_are_taken() -> None:
     check_against(stream, replay, 2, 0.5)
 
 
-# Drawing
+# Sampling
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_sampling_is_uniform(device: str) -> None:
     stream = Stream(VECTOR, DISCRETE, 2, ends=0.05)
-    replay = begin(stream, 50, seed=1, device=device)
+    replay = new_replay(stream, 50, seed=1, device=device)
     stream.feed(replay, 200)
     for n_step in (1, 3):
         ordinals = sampleable(replay, n_step)
@@ -319,9 +323,9 @@ def test_sampling_is_uniform(device: str) -> None:
         assert ((counts - expected) ** 2 / expected).sum() < 90  # the 99.9 % quantile at 49 degrees of freedom is 85
 
 
-def test_sample_is_what_gather_gives_for_its_index() -> None:
+def test_a_sample_equals_the_gathered_transitions_of_its_index() -> None:
     stream = Stream(PIXELS, BOX, 2)
-    replay = begin(stream, 50, seed=5)
+    replay = new_replay(stream, 50, seed=5)
     stream.feed(replay, 100)
     batch = replay.sample(16, 3, 0.9)
     again = gather(replay, batch.index.tolist(), 3, 0.9)
@@ -332,10 +336,10 @@ def test_sample_is_what_gather_gives_for_its_index() -> None:
 
 
 @pytest.mark.parametrize("prioritised", [None, PrioritisedConfig()])
-def test_randomness_is_the_replays_own(prioritised: PrioritisedConfig | None) -> None:
+def test_sampling_uses_only_the_replays_own_generator(prioritised: PrioritisedConfig | None) -> None:
     def make(seed: int) -> Replay:
         stream = Stream(VECTOR, DISCRETE, 1)
-        replay = begin(stream, 50, seed=seed, prioritised=prioritised)
+        replay = new_replay(stream, 50, seed=seed, prioritised=prioritised)
         stream.feed(replay, 60)
         return replay
 
@@ -351,7 +355,7 @@ def test_randomness_is_the_replays_own(prioritised: PrioritisedConfig | None) ->
 
     state = blob(first)
     first.sample(32, 3, generator=torch.Generator().manual_seed(0))
-    assert blob(first) == state  # who merely looks leaves no trace
+    assert blob(first) == state  # an observer's sample changes no state
     assert torch.equal(first.sample(32).index, (second.sample(32), second.sample(32))[1].index)
 
 
@@ -364,37 +368,37 @@ def power(value: Any, config: PrioritisedConfig) -> Any:
 
 @settings(max_examples=40, deadline=None)
 @given(size=st.integers(1, 400), seed=st.integers(0, 2**32 - 1))
-def test_priorities_of_a_ring(size: int, seed: int) -> None:
+def test_priorities_of_a_ring_buffer_equal_a_plain_dictionary(size: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     config = PrioritisedConfig(alpha=0.7, epsilon=0.01)
     priorities = Priorities(size, config, torch.device("cpu"))
-    wanted: dict[int, float] = {}
+    expected: dict[int, float] = {}
     highest, head = 1.0, 0
     for _ in range(30):
         head += int(rng.integers(0, size // 2 + 2))
         first = max(0, head - size)
         last = max(first, head - int(rng.integers(0, 8)))  # n-step windows get longer and shorter
         priorities.limit(first, last)
-        wanted = {o: wanted.get(o, highest) for o in range(first, last)}
-        if not wanted:
+        expected = {o: expected.get(o, highest) for o in range(first, last)}
+        if not expected:
             continue
         ordinals = torch.from_numpy(rng.integers(max(0, first - 5), head + 5, 6))
         errors = torch.from_numpy(rng.normal(size=6).astype(np.float32) * 3)
         priorities.update(ordinals, errors)
         given = power(errors, config)
-        for ordinal in {o for o in ordinals.tolist() if o in wanted}:
-            wanted[ordinal] = max(p for o, p in zip(ordinals.tolist(), given, strict=True) if o == ordinal)
-            highest = max(highest, wanted[ordinal])
+        for ordinal in {o for o in ordinals.tolist() if o in expected}:
+            expected[ordinal] = max(p for o, p in zip(ordinals.tolist(), given, strict=True) if o == ordinal)
+            highest = max(highest, expected[ordinal])
         table = np.zeros(priorities._table.numel())
-        for ordinal, priority in wanted.items():
+        for ordinal, priority in expected.items():
             table[ordinal % size] = priority
         np.testing.assert_allclose(priorities._table.view(-1), table, rtol=1e-14)
         np.testing.assert_array_equal(priorities._sums, priorities._table.sum(1))
-        assert set(priorities.draw(64, torch.Generator().manual_seed(seed)).tolist()) <= set(wanted)
+        assert set(priorities.draw(64, torch.Generator().manual_seed(seed)).tolist()) <= set(expected)
 
 
 @pytest.mark.parametrize("first", [0, 777])
-def test_a_draw_is_the_search_in_the_cumulative_sum(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_draw_equals_a_search_in_the_cumulative_sum(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
     size, count = 5 * BLOCK + 17, 64
     priorities = Priorities(size, PrioritisedConfig(alpha=1.0, epsilon=2.0**-10), torch.device("cpu"))
     priorities.limit(0, first)
@@ -403,7 +407,7 @@ def test_a_draw_is_the_search_in_the_cumulative_sum(first: int, monkeypatch: pyt
     errors = (torch.randint(0, 64, (size,), generator=torch.Generator().manual_seed(0)) / 8) ** 2
     priorities.update(ordinals, errors)
 
-    # All sums are exact, so the naive search over all priorities in the order of the ring must agree to the last draw.
+    # All sums are exact, so a naive search over all priorities in the order of the ring must agree in every draw.
     by_place = np.empty(size)
     by_place[ordinals.numpy() % size] = errors.double().numpy() + 2.0**-10
     upper = by_place.cumsum()
@@ -414,7 +418,7 @@ def test_a_draw_is_the_search_in_the_cumulative_sum(first: int, monkeypatch: pyt
         np.testing.assert_array_equal(drawn.numpy() % size, place)
         assert first <= int(drawn.min()) and int(drawn.max()) < first + size
 
-    # A point that falls on the border of two priorities belongs to the second; the first may be zero.
+    # A point on the border of two priorities belongs to the second; the first may be zero.
     priorities.limit(first + 8, first + 8 + 64)
     priorities.update(torch.arange(first + 8, first + 72), torch.full((64,), 1 - 2.0**-10))
     monkeypatch.setattr(torch, "rand", lambda *size, **kwargs: torch.zeros(*size, dtype=kwargs["dtype"]))
@@ -423,10 +427,10 @@ def test_a_draw_is_the_search_in_the_cumulative_sum(first: int, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_prioritised_sampling_is_proportional_and_weights_correct_it(device: str) -> None:
+def test_sampling_is_proportional_to_priorities_and_weights_correct_for_it(device: str) -> None:
     config = PrioritisedConfig(alpha=0.6, beta=0.4, beta_steps=1000)
     stream = Stream(VECTOR, DISCRETE, 2, ends=0.0)
-    replay = begin(stream, 300, seed=2, prioritised=config, device=device)
+    replay = new_replay(stream, 300, seed=2, prioritised=config, device=device)
     stream.feed(replay, 250)
     replay.sample(1)
     ordinals = np.array(sampleable(replay))
@@ -438,7 +442,7 @@ def test_prioritised_sampling_is_proportional_and_weights_correct_it(device: str
     counts = np.bincount(torch.cat([b.index for b in draws]).cpu().numpy() - ordinals[0], minlength=300)
     expected = 30_000 * probability
     assert ((counts - expected) ** 2 / expected).sum() < 300 + 4 * np.sqrt(2 * 300)
-    # Stratified: no share can be missed or hit by more than the two slices at its edges.
+    # Stratified: the number of draws of a transition differs by less than two from its expectation.
     for batch in draws[:20]:
         hits = np.bincount(batch.index.cpu().numpy() - ordinals[0], minlength=300)
         assert (np.abs(hits - 100 * probability) < 2).all()
@@ -449,48 +453,48 @@ def test_prioritised_sampling_is_proportional_and_weights_correct_it(device: str
     assert draws[0].weight.dtype == torch.float32
 
 
-def test_new_transitions_enter_with_the_highest_priority_once_their_window_is_complete() -> None:
+def test_new_transitions_get_the_highest_priority_once_their_window_is_complete() -> None:
     config = PrioritisedConfig(alpha=1.0, epsilon=2.0**-20)
     stream = Stream(VECTOR, DISCRETE, 2, ends=0.1)
-    replay = begin(stream, 40, prioritised=config)
+    replay = new_replay(stream, 40, prioritised=config)
 
-    def given() -> dict[int, float]:
+    def stored() -> dict[int, float]:
         table = replay._priorities._table.view(-1)  # type: ignore[union-attr]
         return {o: table[o % 40].item() for o in range(replay._tail, replay._head)}
 
     stream.feed(replay, 10)
     index = replay.sample(200, n_step=3).index
     assert set(index.tolist()) == set(range(16))
-    assert list(given().values()) == [1.0] * 16 + [0.0] * 4
+    assert list(stored().values()) == [1.0] * 16 + [0.0] * 4
     replay.update_priorities(torch.tensor([3, 4]), torch.tensor([8.0, -0.5]))
-    assert given()[3] == 8 + config.epsilon and given()[4] == 0.5 + config.epsilon
+    assert stored()[3] == 8 + config.epsilon and stored()[4] == 0.5 + config.epsilon
     replay.sample(1, n_step=1)
-    assert [given()[o] for o in range(16, 20)] == [8 + config.epsilon] * 4
+    assert [stored()[o] for o in range(16, 20)] == [8 + config.epsilon] * 4
     replay.sample(1, n_step=5)
-    assert [o for o, p in given().items() if p == 0] == list(range(12, 20))
-    assert given()[4] == 0.5 + config.epsilon
+    assert [o for o, p in stored().items() if p == 0] == list(range(12, 20))
+    assert stored()[4] == 0.5 + config.epsilon
     stream.feed(replay, 12)
     replay.sample(1)
-    replay.update_priorities(torch.tensor([3]), torch.tensor([100.0]))  # dropped in the meantime: passed over
-    assert max(given().values()) == 8 + config.epsilon and len(given()) == len(replay)
+    replay.update_priorities(torch.tensor([3]), torch.tensor([100.0]))  # no longer stored: ignored
+    assert max(stored().values()) == 8 + config.epsilon and len(stored()) == len(replay)
 
 
-def test_errors_that_are_not_numbers_do_not_break_sampling() -> None:
+def test_errors_that_are_not_finite_do_not_break_sampling() -> None:
     stream = Stream(VECTOR, DISCRETE, 1)
-    replay = begin(stream, 200, prioritised=PrioritisedConfig())
+    replay = new_replay(stream, 200, prioritised=PrioritisedConfig())
     stream.feed(replay, 200)
     oldest = replay.sample(1).index * 0 + replay._tail
     for error, different in ((float("nan"), 32), (float("inf"), 1), (-float("inf"), 1)):
         replay.update_priorities(oldest, torch.tensor([error]))
         batch = replay.sample(32)
         assert torch.isfinite(batch.weight).all() and set(batch.index.tolist()) <= set(sampleable(replay))
-        assert len(set(batch.index.tolist())) == different  # all others are as likely as before, or next to never drawn
+        assert len(set(batch.index.tolist())) == different  # the others are as likely as before, or hardly ever drawn
 
 
 @pytest.mark.parametrize("prioritised", [None, PrioritisedConfig()])
-def test_prioritised_streams_hold_what_was_seen(prioritised: PrioritisedConfig | None) -> None:
+def test_samples_are_correct_while_priorities_are_updated(prioritised: PrioritisedConfig | None) -> None:
     stream = Stream(PIXELS, DISCRETE, 3, seed=9)
-    replay = begin(stream, 37, prioritised=prioritised)
+    replay = new_replay(stream, 37, prioritised=prioritised)
     for round_ in range(60):
         stream.feed(replay, 1 + round_ % 7)
         n_step = 1 + round_ % 4
@@ -503,15 +507,15 @@ def test_prioritised_streams_hold_what_was_seen(prioritised: PrioritisedConfig |
         replay.update_priorities(batch.index, batch.reward)
 
 
-# What is owed
+# Pending updates
 
 
-def owed(replay: Replay, ratio: float, n_step: int = 1) -> int:
+def count_updates(replay: Replay, ratio: float, n_step: int = 1) -> int:
     return sum(1 for _ in replay.batches(Sampling(batch_size=2, n_step=n_step, gamma=0.99, replay_ratio=ratio)))
 
 
 @pytest.mark.parametrize(
-    "ratio,envs,wanted",
+    "ratio,envs,expected",
     [
         (0.25, 1, [0, 0, 0, 1, 0, 0, 0, 1]),
         (0.1, 1, [0] * 9 + [1] + [0] * 9 + [1]),
@@ -524,75 +528,75 @@ def owed(replay: Replay, ratio: float, n_step: int = 1) -> int:
         (0.0, 1, [0, 0]),
     ],
 )
-def test_pending_updates(ratio: float, envs: int, wanted: list[int]) -> None:
+def test_the_number_of_updates_follows_the_replay_ratio(ratio: float, envs: int, expected: list[int]) -> None:
     stream = Stream(VECTOR, DISCRETE, envs)
-    replay = begin(stream, 100)
-    for count in wanted:
+    replay = new_replay(stream, 100)
+    for count in expected:
         stream.feed(replay, 1)
-        assert owed(replay, ratio) == count
-        assert owed(replay, ratio) == 0  # nothing new, nothing owed
+        assert count_updates(replay, ratio) == count
+        assert count_updates(replay, ratio) == 0  # without new steps there are no updates
 
 
 def test_a_change_of_ratio_takes_effect_at_once_and_fractions_are_kept() -> None:
     stream = Stream(VECTOR, DISCRETE, 1)
-    replay = begin(stream, 100)
+    replay = new_replay(stream, 100)
     total = []
     for ratio in [0.5] * 10 + [2.0] * 10 + [0.25] * 3:
         stream.feed(replay, 1)
-        total.append(owed(replay, ratio))
+        total.append(count_updates(replay, ratio))
     assert sum(total[:10]) == 5 and total[10:20] == [2] * 10 and sum(total[20:]) == 0
     stream.feed(replay, 1)
-    assert owed(replay, 8.25) == 9  # three quarters were left
+    assert count_updates(replay, 8.25) == 9  # three quarters of an update were left
 
 
-def test_transitions_before_learning_starts_add_no_pending_updates() -> None:
+def test_transitions_before_learning_starts_add_no_updates() -> None:
     stream = Stream(VECTOR, DISCRETE, 4)
-    replay = begin(stream, 100, learning_starts=10)
+    replay = new_replay(stream, 100, learning_starts=10)
     counts = []
     for _ in range(5):
         stream.feed(replay, 1)
-        counts.append(owed(replay, 1.0))
+        counts.append(count_updates(replay, 1.0))
     assert counts == [0, 0, 2, 4, 4]
-    later = begin(Stream(VECTOR, DISCRETE, 4), 100, learning_starts=10)
+    later = new_replay(Stream(VECTOR, DISCRETE, 4), 100, learning_starts=10)
     Stream(VECTOR, DISCRETE, 4).feed(later, 5)
-    assert owed(later, 1.0) == 10
+    assert count_updates(later, 1.0) == 10
 
 
 def test_updates_wait_until_a_window_is_complete() -> None:
     stream = Stream(VECTOR, DISCRETE, 1)
-    replay = begin(stream, 100)
+    replay = new_replay(stream, 100)
     counts = []
     for _ in range(4):
         stream.feed(replay, 1)
-        counts.append(owed(replay, 1.0, n_step=3))
+        counts.append(count_updates(replay, 1.0, n_step=3))
     assert counts == [0, 0, 3, 1]
 
 
-def test_each_batch_is_drawn_when_asked_for() -> None:
+def test_each_batch_is_drawn_only_when_it_is_requested() -> None:
     stream = Stream(VECTOR, DISCRETE, 1)
-    replay = begin(stream, 100, prioritised=PrioritisedConfig(alpha=1.0))
+    replay = new_replay(stream, 100, prioritised=PrioritisedConfig(alpha=1.0))
     stream.feed(replay, 50)
     batches = replay.batches(Sampling(32, 1, 0.99, 0.1))
     first = next(batches)
     replay.update_priorities(first.index, torch.zeros(32))
     replay.update_priorities(torch.tensor([7]), torch.tensor([1e9]))
     assert (next(batches).index == 7).all()
-    # Calling alone counts what is new, also if nothing is ever drawn, and a batch given counts as paid.
+    # The call itself counts new transitions, even if no batch is drawn, and a drawn batch is no longer pending.
     assert sum(1 for _ in replay.batches(Sampling(32, 1, 0.99, 1.0))) == 3
 
 
-def test_extra_updates_are_made_once_and_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extra_updates_are_made_once_and_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay_module, "AT_ONCE", 4)
     stream = Stream(VECTOR, DISCRETE, 2)
-    replay = begin(stream, 100, learning_starts=3)
+    replay = new_replay(stream, 100, learning_starts=3)
     stream.feed(replay, 1)
     made = []
     for steps, extra in ((0, 0), (0, 10), (0, 10), (0, 10), (0, 10), (1, 10), (1, 12), (0, 12), (0, 12)):
         stream.feed(replay, steps)
         sampling = Sampling(2, 1, 0.99, 0.5, extra)
-        owing = replay.has_pending(sampling)
-        made.append((owing, sum(1 for _ in replay.batches(sampling))))
-    # Ten, four at a time; half of a transition's; two more, and the halves of three.
+        pending = replay.has_pending(sampling)
+        made.append((pending, sum(1 for _ in replay.batches(sampling))))
+    # Ten extra updates, at most four at a time; half an update per transition; two more, with the halves of three.
     assert made == [
         (False, 0),
         (True, 4),
@@ -605,13 +609,13 @@ def test_extra_updates_are_made_once_and_in_slices(monkeypatch: pytest.MonkeyPat
         (False, 0),
     ]
     assert not replay.has_pending(Sampling(2, 1, 0.99, 0.5, 12)) and replay.has_pending(Sampling(2, 1, 0.99, 0.5, 13))
-    empty = begin(stream, 100)
-    assert owed(empty, 1.0) == 0
+    empty = new_replay(stream, 100)
+    assert count_updates(empty, 1.0) == 0
     assert sum(1 for _ in empty.batches(Sampling(2, 1, 0.99, 1.0, 5))) == 0
-    assert not empty.has_pending(Sampling(2, 1, 0.99, 1.0, 5)), "nobody waits for what cannot be drawn"
+    assert not empty.has_pending(Sampling(2, 1, 0.99, 1.0, 5)), "updates that cannot be made are not pending"
 
 
-# What is forgotten
+# Clearing
 
 
 @settings(max_examples=40, deadline=None)
@@ -622,45 +626,45 @@ def test_extra_updates_are_made_once_and_in_slices(monkeypatch: pytest.MonkeyPat
     st.integers(4, 40),
     st.lists(st.integers(0, 30), min_size=1, max_size=4),
 )
-def test_after_clear_exactly_what_came_since_is_sampled(
+def test_after_clear_only_new_transitions_are_sampled(
     seed: int, envs: int, observation: ObservationSpec, capacity: int, between: list[int]
 ) -> None:
-    """Stacks that reach back across the line are whole, whatever was stored before, and however much."""
+    """Frame stacks that reach back to before `clear` are complete for any amount and content of earlier data."""
     stream = Stream(observation, DISCRETE, envs, seed)
-    replay = begin(stream, max(capacity, envs))
+    replay = new_replay(stream, max(capacity, envs))
     for steps in between:
         stream.feed(replay, steps)
-        before, line = len(replay), replay._head
+        before, cleared_at = len(replay), replay._head
         replay.clear()
-        assert len(replay) == before, "who merely looks still sees what there was"
-        assert owed(replay, 1.0) == 0
+        assert len(replay) == before, "observers can still sample the old transitions"
+        assert count_updates(replay, 1.0) == 0
         for k in range(1, 4):
             stream.feed(replay, 1)
-            assert sampleable(replay).start >= line and len(replay) <= k * envs
+            assert sampleable(replay).start >= cleared_at and len(replay) <= k * envs
             check_against(stream, replay, 1, 0.5)
             check_against(stream, replay, 3, 0.5)
-            assert owed(replay, 1.0) == envs
+            assert count_updates(replay, 1.0) == envs
 
 
-def test_after_clear_learning_waits_as_it_did_at_first() -> None:
+def test_after_clear_learning_waits_for_learning_starts_again() -> None:
     stream = Stream(VECTOR, DISCRETE, 4)
-    replay = begin(stream, 100, learning_starts=10)
+    replay = new_replay(stream, 100, learning_starts=10)
     stream.feed(replay, 5)
     batches = replay.batches(Sampling(2, 1, 0.99, 1.0))
     next(batches)
     replay.clear()
-    assert list(batches) == [], "what is owed for the forgotten is not made"
+    assert list(batches) == [], "updates pending for cleared transitions are not made"
     counts = []
     for _ in range(5):
         stream.feed(replay, 1)
-        counts.append(owed(replay, 1.0))
+        counts.append(count_updates(replay, 1.0))
     assert counts == [0, 0, 2, 4, 4]
 
 
 def test_clear_resets_priorities_and_their_correction() -> None:
     config = PrioritisedConfig(alpha=1.0, beta=0.0, beta_final=1.0, beta_steps=100)
     stream = Stream(VECTOR, DISCRETE, 1)
-    replay = begin(stream, 200, prioritised=config)
+    replay = new_replay(stream, 200, prioritised=config)
     stream.feed(replay, 100)
     replay.update_priorities(replay.sample(64).index, torch.full((64,), 1e6))
     replay.clear()
@@ -668,20 +672,20 @@ def test_clear_resets_priorities_and_their_correction() -> None:
     batch = replay.sample(256)
     assert int(batch.index.min()) >= 100 and int(batch.index.max()) < 120
     table = replay._priorities._table.view(-1)  # type: ignore[union-attr]
-    assert (table[100:120] == 1.0).all(), "the highest priority of the forgotten is forgotten"
+    assert (table[100:120] == 1.0).all(), "the highest priority of cleared transitions is dropped"
     assert table.sum() == 20.0 and replay._priorities._sums.sum() == 20.0  # type: ignore[union-attr]
     replay.update_priorities(torch.arange(100, 120), torch.arange(20.0))
-    assert replay.sample(64).weight.min() > 0.05**0.25, "beta is that of twenty transitions"
+    assert replay.sample(64).weight.min() > 0.05**0.25, "beta must be annealed over twenty transitions only"
 
 
 @pytest.mark.parametrize("cleared", [7, 30, 31])
 @pytest.mark.parametrize("prioritised", [None, PrioritisedConfig()])
-def test_a_cleared_replay_goes_on_bitwise(cleared: int, prioritised: PrioritisedConfig | None) -> None:
-    """Saved right after `clear`, and a step later; pieces that were not written since keep their versions."""
+def test_a_cleared_and_restored_replay_continues_bitwise(cleared: int, prioritised: PrioritisedConfig | None) -> None:
+    """It is saved right after `clear`, and one step later. Chunks that did not change keep their versions."""
     for later in (0, 1):
-        stream, twin = (Stream(PIXELS, DISCRETE, 2, seed=3) for _ in range(2))
+        stream, shadow = (Stream(PIXELS, DISCRETE, 2, seed=3) for _ in range(2))
         replay, other = (
-            begin(s, 24, prioritised=prioritised, learning_starts=4, chunk_bytes=64) for s in (stream, twin)
+            new_replay(s, 24, prioritised=prioritised, learning_starts=4, chunk_bytes=64) for s in (stream, shadow)
         )
         stream.feed(replay, cleared)
         list(replay.batches(Sampling(4, 1, 0.9, 0.5)))
@@ -692,9 +696,9 @@ def test_a_cleared_replay_goes_on_bitwise(cleared: int, prioritised: Prioritised
         other.load_state_dict(torch.load(io.BytesIO(blob(replay)), weights_only=True))
         for name, _ in replay.chunks():
             other.load_chunk(name, replay.chunk(name))
-        twin = stream
+        shadow = stream
         for _ in range(12):
-            action, step = twin.step()
+            action, step = shadow.step()
             for one in (replay, other):
                 one.add(action, step)
             drawn = [list(one.batches(Sampling(4, 2, 0.9, 0.7))) for one in (replay, other)]
@@ -714,7 +718,7 @@ def blob(replay: Replay) -> bytes:
 
 
 class Store:
-    """Chunks by name and version, as a folder of checkpoints keeps them."""
+    """Chunks by name and version, as a folder of checkpoints stores them."""
 
     def __init__(self) -> None:
         self.kept: dict[tuple[str, int], dict[str, Tensor]] = {}
@@ -747,7 +751,7 @@ class Store:
     steps=st.integers(0, 60),
     chunk_bytes=st.sampled_from([1, 50, 300, 10**6]),
 )
-def test_a_restored_replay_goes_on_bitwise(
+def test_a_restored_replay_continues_bitwise(
     device: str,
     prioritised: PrioritisedConfig | None,
     observation: ObservationSpec,
@@ -794,14 +798,14 @@ def test_a_restored_replay_goes_on_bitwise(
 
 def test_a_chunk_keeps_its_version_until_it_changes() -> None:
     stream, store = Stream(PIXELS, DISCRETE, 2, ends=0.1), Store()
-    replay = begin(stream, 60, chunk_bytes=8 * 4)  # 8 frames
+    replay = new_replay(stream, 60, chunk_bytes=8 * 4)  # 8 frames
     before: dict[str, tuple[int, Tensor]] = {}
     for _ in range(200):
         stream.feed(replay, 1)
         store.save(replay)
         now = {name: (version, replay.chunk(name)) for name, version in replay.chunks()}
         for name, (version, content) in now.items():
-            if name.startswith("frames") and name in before:  # every frame is new
+            if name.startswith("frames") and name in before:  # every frame is unique
                 same = torch.equal(before[name][1], content["frames"])
                 assert (version == before[name][0]) == same
                 assert version >= before[name][0]
@@ -811,12 +815,12 @@ def test_a_chunk_keeps_its_version_until_it_changes() -> None:
     assert store.written == changes
     stream.feed(replay, 1)
     store.save(replay)
-    assert store.written - changes <= 6  # at most two pieces of frames and, of two rows, as many pieces of rows
+    assert store.written - changes <= 6  # at most two chunks of frames, and as many chunks of rows for two rows
 
 
-def test_a_small_replay_writes_only_what_it_holds() -> None:
+def test_a_partly_filled_replay_saves_only_its_filled_part() -> None:
     stream = Stream(PIXELS, DISCRETE, 1, ends=0.0)
-    replay = begin(stream, 1000, chunk_bytes=400)
+    replay = new_replay(stream, 1000, chunk_bytes=400)
     stream.feed(replay, 10)
     assert [name for name, _ in replay.chunks()] == ["frames-0000000000", "rows-0000000000", "rows-0000000011"][:2]
     assert len(replay.chunk("frames-0000000000")["frames"]) == 11
@@ -824,7 +828,7 @@ def test_a_small_replay_writes_only_what_it_holds() -> None:
 
 
 @pytest.mark.parametrize(
-    "change,named",
+    "change,message",
     [
         ({"capacity": 41}, "capacity 40 but here 41"),
         ({"num_envs": 1}, "num_envs 2 but here 1"),
@@ -833,15 +837,15 @@ def test_a_small_replay_writes_only_what_it_holds() -> None:
         ({"prioritised": PrioritisedConfig()}, "prioritised False but here True"),
     ],
 )
-def test_a_replay_of_another_kind_is_refused(change: dict[str, Any], named: str) -> None:
+def test_the_state_of_a_different_replay_is_refused(change: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {"observation": PIXELS, "action": DISCRETE, "capacity": 40, "num_envs": 2}
     other = Replay(**(arguments | change))
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises(ValueError, match=message):
         other.load_state_dict(Replay(**arguments).state_dict())
 
 
-def test_foreign_chunks_are_refused() -> None:
-    replay = begin(Stream(PIXELS, DISCRETE, 1), 40)
+def test_chunks_of_another_replay_are_refused() -> None:
+    replay = new_replay(Stream(PIXELS, DISCRETE, 1), 40)
     for name in ("frames-0000009999", "pictures-0", "frames-x", "frames"):
         with pytest.raises(ValueError, match="has no chunk"):
             replay.load_chunk(name, {})
@@ -867,7 +871,7 @@ def test_an_atari_transition_takes_at_most_7_3_kilobytes(envs: int, capacity: in
         return
     replay = Replay(ATARI, DISCRETE, capacity=capacity, num_envs=envs, prioritised=PrioritisedConfig())
     arrays = [x for owner in (replay, replay._priorities) for x in vars(owner).values()]
-    whole: dict[int, int] = {}  # memory counts once, however many views of it there are
+    whole: dict[int, int] = {}  # memory with several views counts once
     for x in arrays:
         if isinstance(x, Tensor | np.ndarray):
             place = x.data_ptr() if isinstance(x, Tensor) else x.ctypes.data
@@ -877,16 +881,16 @@ def test_an_atari_transition_takes_at_most_7_3_kilobytes(envs: int, capacity: in
     assert replay.bytes_per_transition == nbytes / capacity
     size = {1: ("7.22 kB", "72.2 MB"), 16: ("7.26 kB", "72.6 MB")}[envs]
     assert replay.describe() == f"replay: 10,000 transitions of {size[0]} on cpu = {size[1]}"
-    # Slots do not depend on the size of a frame: at 200 steps an episode, all of the capacity is really there.
+    # Slots do not depend on the size of a frame. With episodes of 200 steps the full capacity is available.
     stream = Stream(PIXELS, DISCRETE, envs, life_loss=0.0)
-    small = begin(stream, capacity)
+    small = new_replay(stream, capacity)
     for t in range(capacity // envs + 300):
         stream.feed(small, 1, reset=[(t + 13 * e) % 200 == 199 for e in range(envs)])
         stream.seen.clear()
     assert len(small) == capacity and small._layout.slots == replay._layout.slots
 
 
-def test_a_replay_that_does_not_fit_is_refused_with_the_size_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replay_that_does_not_fit_is_refused_with_a_size_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay_module, "available_memory", lambda device: 100_000_000)
     message = r"takes 7\.21 GB, but cpu has 90 MB to spare: --agent\.buffer-size \d+ fits"
     with pytest.raises(ReplayTooLarge, match=message) as e:
@@ -900,9 +904,9 @@ def test_a_replay_that_does_not_fit_is_refused_with_the_size_that_does(monkeypat
         Replay(ATARI, DISCRETE, capacity=100)
 
 
-def test_available_memory_heeds_control_groups(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_available_memory_respects_control_groups(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     system = memory._system_memory()
-    assert 0 < memory.available_memory("cpu") <= system * 1.5  # other processes come and go between the two
+    assert 0 < memory.available_memory("cpu") <= system * 1.5  # other processes start and end between the two calls
     assert memory._group_memory(tmp_path, "memory.max", "memory.current", "inactive_file") == []
     (tmp_path / "memory.current").write_text("700\n")
     (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 150\n")
@@ -921,7 +925,7 @@ def test_the_host_never_waits_for_the_device(
     device: str, prioritised: PrioritisedConfig | None, observation: ObservationSpec, action: ActionSpec
 ) -> None:
     stream = Stream(observation, action, 2, ends=0.3)
-    replay = begin(stream, 20, prioritised=prioritised, device=device, reward_clip=1.0)
+    replay = new_replay(stream, 20, prioritised=prioritised, device=device, reward_clip=1.0)
     stream.feed(replay, 30)
     for n_step in (1, 3, 2):
         step = stream.step()
@@ -929,7 +933,7 @@ def test_the_host_never_waits_for_the_device(
             replay.add(*step)
             for batch in replay.batches(Sampling(4, n_step, 0.9, 0.5)):
                 replay.update_priorities(batch.index, batch.reward.abs())
-    # The guard itself must see such things.
+    # The guard itself must detect operations that wait.
     values = torch.arange(3.0)
     for wait in (
         lambda: values[0].item(),
@@ -952,7 +956,7 @@ def test_the_host_never_waits_for_the_device(
 # Refusals
 
 
-def test_what_does_not_fit_is_refused_by_name() -> None:
+def test_invalid_arrays_and_calls_are_refused_by_name() -> None:
     stream = Stream(PIXELS, DISCRETE, 2)
     replay = Replay(PIXELS, DISCRETE, capacity=20, num_envs=2)
     action, step = stream.step(reset=[True, False])
@@ -986,10 +990,10 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         replay.sample(4, n_step=2)
     with pytest.raises(ValueError, match="n_step"):
         replay.sample(4, n_step=0)
-    replay.update_priorities(replay.sample(4).index, torch.ones(4))  # uniform: nothing happens
+    replay.update_priorities(replay.sample(4).index, torch.ones(4))  # without priorities this does nothing
 
 
-def test_bad_settings_are_refused() -> None:
+def test_invalid_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="cannot hold one step of 4 environments"):
         Replay(VECTOR, DISCRETE, capacity=3, num_envs=4)
     with pytest.raises(ValueError, match="reward_clip"):
