@@ -1,4 +1,4 @@
-"""Stopped in the midst of an evaluation, a probe or a report: heard at once, and a run goes on to the last bit."""
+"""A stop during an evaluation, a probe or a report takes effect at once, and a resumed run is equal to the last bit."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ TASKS: dict[str, tuple[str, int, Callable[..., Any], tuple[str, ...]]] = {
 }
 
 
-class Ask:
-    """Asks for a stop when it is asked itself in a stage of a step, for the n-th time in a session."""
+class StopAt:
+    """A callback that requests a stop at its n-th call in one stage of a step."""
 
     def __init__(self, run: Run, stage: str, number: int = 1) -> None:
         self.run, self.stage, self.left = run, stage, number
@@ -109,7 +109,7 @@ def stage_of(run: Run) -> str:
     return "steps" if run.unfinished is None else str(run.unfinished["stage"])
 
 
-def built(task: str, folder: Path) -> Run:
+def new_run(task: str, folder: Path) -> Run:
     env, num_envs, make_agent, monitors = TASKS[task]
     envs = make(env, num_envs=num_envs, seed=1)
     agent = make_agent(envs.observation, envs.action)
@@ -130,11 +130,11 @@ def built(task: str, folder: Path) -> Run:
         fresh_envs=lambda: make(env, num_envs=1, seed=9, config=EnvConfig() if "stream" in env else SHORT),
     )
     assert run.checkpoints is not None
-    found = run.checkpoints.resume()
-    if found is None:
+    saved = run.checkpoints.resume()
+    if saved is None:
         run.log.restart()
     else:
-        run.restore(found)
+        run.restore(saved)
         run.log.go_on()
     return run
 
@@ -143,9 +143,9 @@ SHORT = EnvConfig(max_episode_steps=25)
 
 
 def content(folder: Path) -> dict[str, Any]:
-    """All that the last checkpoint holds, but for the log, whose files differ by session, and the record."""
-    found = Checkpoints.open(folder, verify=None)
-    return {part: found.load(part) for part in ("agent", "replay", "envs", "loop", "monitors")} | {
+    """The content of the last checkpoint, and the record; without the log, whose files differ by session."""
+    checkpoint = Checkpoints.open(folder, verify=None)
+    return {part: checkpoint.load(part) for part in ("agent", "replay", "envs", "loop", "monitors")} | {
         "record": (folder / "metrics.jsonl").read_bytes()
     }
 
@@ -167,16 +167,16 @@ def assert_same(a: Any, b: Any, place: str = "") -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_run_stopped_anywhere_goes_on_to_the_last_bit(task: str, tmp_path: Path) -> None:
-    """In steps, evaluations, probes and monitors that play: in each of them twice, and once just as it begins anew."""
+def test_a_run_stopped_anywhere_resumes_to_the_last_bit(task: str, tmp_path: Path) -> None:
+    """It is stopped twice in steps, evaluations, probes and monitors that play: once right after its restart."""
     steps, straight, stopped = 280, tmp_path / "straight", tmp_path / "stopped"
-    assert built(task, straight).train(steps)
-    plays = ["monitors"] if any(word in PLAYING for word in TASKS[task][3]) else []
+    assert new_run(task, straight).train(steps)
+    plays = ["monitors"] if any(monitor in PLAYING for monitor in TASKS[task][3]) else []
     for stage in ["updates", "steps", "evaluation", *plays, "updates"]:
         for number in (7, 1):
-            run = built(task, stopped)
+            run = new_run(task, stopped)
             before = run.clock.steps
-            assert not run.train(steps, Ask(run, stage, number)), f"never asked in {stage} from step {before} on"
+            assert not run.train(steps, StopAt(run, stage, number)), f"never called in {stage} from step {before} on"
             run.log.close("stopped")
             left = Checkpoints.open(stopped).load("loop").get("unfinished")
             assert (left is None) == (stage == "steps") and (left is None or left["stage"] == stage)
@@ -184,7 +184,7 @@ def test_a_run_stopped_anywhere_goes_on_to_the_last_bit(task: str, tmp_path: Pat
             if run.spent:
                 with pytest.raises(RuntimeError, match="build it anew and restore its checkpoint"):
                     run.train(steps)
-    run = built(task, stopped)
+    run = new_run(task, stopped)
     assert run.train(steps) and run.unfinished is None
     assert_same(content(straight), content(stopped))
 
@@ -200,7 +200,7 @@ def test_only_interruptible_blocks_are_interrupted() -> None:
     heed()
 
 
-def test_a_copy_is_not_written_to() -> None:
+def test_a_copied_state_is_independent_of_the_original() -> None:
     state = {"a": [torch.zeros(2), (1, "x")], "b": {"c": torch.ones(3)[1:]}}
     copy = copied(state)
     assert_same(copy, state)
@@ -213,7 +213,7 @@ def test_a_copy_is_not_written_to() -> None:
 
 
 class Endless(gymnasium.Env[Any, Any]):
-    """Ends after 5 steps in every second episode of its own, and otherwise never; every step is worth 1."""
+    """Every second episode ends after 5 steps, the others never end; every step has a reward of 1."""
 
     observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
     action_space = gymnasium.spaces.Discrete(2)
@@ -232,7 +232,7 @@ class Endless(gymnasium.Env[Any, Any]):
 
 
 @pytest.mark.parametrize("form", ["list", "vector"])
-def test_an_episode_without_end_is_cut_and_counts_with_its_return_so_far(form: str) -> None:
+def test_an_endless_episode_is_cut_and_counts_with_its_return_so_far(form: str) -> None:
     made = [Endless(), Endless()]
     envs = wrap(made if form == "list" else SyncVectorEnv([lambda e=e: e for e in made]), name="endless")  # type: ignore[misc]
     assert envs.longest_episode == LONGEST_EPISODE == 27_000
@@ -240,18 +240,18 @@ def test_an_episode_without_end_is_cut_and_counts_with_its_return_so_far(form: s
     episodes = play(DQN(envs.observation, envs.action, DQNConfig(network=SMALL)), envs, 8)
     assert sorted((e.ret, e.length, e.cut) for e in episodes) == [(5.0, 5, False)] * 4 + [(40.0, 40, True)] * 4
     assert len({e.seed for e in episodes}) == 8
-    found = summarise("endless", episodes)
-    assert found.cut == 4 and found.metrics()["eval/episodes_cut"] == 4 and found.json()["cut"] == 4
+    summary = summarise("endless", episodes)
+    assert summary.cut == 4 and summary.metrics()["eval/episodes_cut"] == 4 and summary.json()["cut"] == 4
     line = "4 of 8 episodes did not end within 40 steps; they were cut there and count with their return so far"
-    assert str(found).splitlines()[-1] == f"  {line}"
+    assert str(summary).splitlines()[-1] == f"  {line}"
 
 
 def test_the_summary_of_episodes_that_end_by_themselves_is_unchanged() -> None:
-    found = summarise("endless", [Episode(0, 1.0, 2, 3)])
-    assert "cut" not in str(found) and "cut" not in found.json() and "eval/episodes_cut" not in found.metrics()
+    summary = summarise("endless", [Episode(0, 1.0, 2, 3)])
+    assert "cut" not in str(summary) and "cut" not in summary.json() and "eval/episodes_cut" not in summary.metrics()
 
 
-def test_the_limit_of_the_configuration_is_the_limit_of_evaluations() -> None:
+def test_evaluations_use_the_configured_limit_of_episode_lengths() -> None:
     def longest(env: str, **options: Any) -> int:
         envs = make(env, config=EnvConfig(**options))
         envs.close()
@@ -265,8 +265,8 @@ def test_the_limit_of_the_configuration_is_the_limit_of_evaluations() -> None:
     assert longest("stream/RandomLabels", stretch=30_000) == 30_000
 
 
-def test_games_are_cut_in_their_midst_like_others() -> None:
-    """ALE's own vector environment, which resets one emulator of several while the others play on."""
+def test_atari_games_are_cut_in_their_midst() -> None:
+    """ALE's own vector environment resets one of several emulators while the others continue."""
     envs = make("ALE/Pong-v5", num_envs=2, evaluation=True)
     envs.longest_episode = 15
     agent = DQN(envs.observation, envs.action, DQNConfig(network=NetworkConfig(hidden=(8,), width=0.1)))
@@ -275,7 +275,7 @@ def test_games_are_cut_in_their_midst_like_others() -> None:
     assert [(e.length, e.cut) for e in episodes] == [(15, True)] * 4 and len({e.seed for e in episodes}) == 4
 
 
-def test_environments_that_cannot_cut_say_so() -> None:
+def test_endless_episodes_of_environments_without_cut_are_reported() -> None:
     class ExternalNetwork:
         num_envs, frame_skip, longest_episode = 1, 1, 3
 
@@ -284,19 +284,19 @@ def test_environments_that_cannot_cut_say_so() -> None:
             self.reset, self.step = self.envs.reset, self.envs.step
             self.observation, self.action = self.envs.observation, self.envs.action
 
-    foreign: Any = ExternalNetwork()
-    agent = DQN(foreign.observation, foreign.action, DQNConfig(network=SMALL))
+    external: Any = ExternalNetwork()
+    agent = DQN(external.observation, external.action, DQNConfig(network=SMALL))
     with pytest.raises(RuntimeError, match=r"an episode of ExternalNetwork does not end, .* no cut\(\): give them a"):
-        play(agent, foreign, 1)
+        play(agent, external, 1)
 
 
-def test_a_passive_agent_plays_no_longer_than_others() -> None:
-    run = built_tandem()
-    found = dict(next(iter(run.monitors.parts.values())).between(run))  # type: ignore[union-attr]
-    assert found["critic/tandem_return"] == found["critic/tandem_active_return"] == 12
+def test_the_episodes_of_a_passive_agent_are_cut_as_well() -> None:
+    run = tandem_run()
+    readings = dict(next(iter(run.monitors.parts.values())).between(run))  # type: ignore[union-attr]
+    assert readings["critic/tandem_return"] == readings["critic/tandem_active_return"] == 12
 
 
-def built_tandem() -> Run:
+def tandem_run() -> Run:
     def endless() -> Any:
         envs = wrap([Endless(ends=False)])
         envs.longest_episode = 12
@@ -310,7 +310,7 @@ def built_tandem() -> Run:
 # ------------------------------------------------------------------------------------------------- real processes
 
 
-QUICK = 2.0  # seconds in which a signal is heard
+QUICK = 2.0  # seconds within which a signal must take effect
 TRAIN = (
     "train",
     "--agent",
@@ -338,33 +338,33 @@ TRAIN = (
 )
 
 
-def worked(process: Command, seconds: float) -> None:
-    """Wait until a process has used so much time of a processor, so that it is well in what it does."""
+def wait_for_cpu_time(process: Command, seconds: float) -> None:
+    """Wait until a process has used this many seconds of CPU time, so that it is in the middle of its work."""
     ticks = 0.0
     while process.poll() is None and ticks / os.sysconf("SC_CLK_TCK") < seconds:
         time.sleep(0.01)
         try:
-            words = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+            fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             return
-        ticks = float(words[11]) + float(words[12])
+        ticks = float(fields[11]) + float(fields[12])
 
 
-def has_come_to(process: Command, folder: Path, steps: int) -> None:
-    """Wait until the log of a run was written at so many steps."""
+def wait_for_log_at(process: Command, folder: Path, steps: int) -> None:
+    """Wait until a run has written its log at this step."""
     record = folder / "metrics.jsonl"
     while process.poll() is None and (not record.exists() or f'"steps": {steps}, ' not in record.read_text()):
         time.sleep(0.01)
     time.sleep(0.2)
 
 
-def stopped(process: Command, number: signal.Signals = signal.SIGTERM) -> int:
-    """The exit code after a signal, which is heard at once."""
+def exit_code_after_signal(process: Command, number: signal.Signals = signal.SIGTERM) -> int:
+    """The exit code after a signal, which must take effect at once."""
     assert process.poll() is None, process.printed()
-    begun = time.monotonic()
+    sent_at = time.monotonic()
     process.send(number)
     code = process.wait(30)
-    taken = time.monotonic() - begun
+    taken = time.monotonic() - sent_at
     assert taken < QUICK, f"{taken:.1f} s:\n{process.printed()}"
     assert "Traceback" not in process.printed()
     return code
@@ -374,41 +374,41 @@ def stopped(process: Command, number: signal.Signals = signal.SIGTERM) -> int:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run without monitors."""
     folder = tmp_path_factory.mktemp("trained")
-    code, said = outcome_of(*TRAIN, "--run", str(folder), "--evaluate-episodes", "0", "--monitors", "none")
-    assert code == 0, said
+    code, output = outcome_of(*TRAIN, "--run", str(folder), "--evaluate-episodes", "0", "--monitors", "none")
+    assert code == 0, output
     return folder
 
 
 @pytest.mark.full
-def test_a_signal_is_heard_in_evaluations_which_are_made_again(tmp_path: Path) -> None:
-    """In the midst of a run, and at its end; the record is the same to the last byte."""
-    words = (*TRAIN, "--evaluate-every", "300", "--evaluate-episodes", "1000")
-    code, said = outcome_of(*words, "--run", str(tmp_path / "straight"))
-    assert code == 0, said
+def test_a_signal_stops_an_evaluation_which_is_repeated_after_the_resume(tmp_path: Path) -> None:
+    """This holds in the midst of a run and at its end; the record is the same to the last byte."""
+    command = (*TRAIN, "--evaluate-every", "300", "--evaluate-episodes", "1000")
+    code, output = outcome_of(*command, "--run", str(tmp_path / "straight"))
+    assert code == 0, output
     folder = tmp_path / "stopped"
     for steps, number in ((300, signal.SIGTERM), (600, signal.SIGINT)):
-        process = Command(*words, "--run", str(folder))
-        has_come_to(process, folder, steps)
-        assert stopped(process, number) == 75
+        process = Command(*command, "--run", str(folder))
+        wait_for_log_at(process, folder, steps)
+        assert exit_code_after_signal(process, number) == 75
         assert f"stopped and saved at step {steps}; the same command goes on" in process.printed()
         assert not (folder / "DONE").exists()
-    code, said = outcome_of(*words, "--run", str(folder))
-    assert code == 0 and "goes on from step 600" in said
+    code, output = outcome_of(*command, "--run", str(folder))
+    assert code == 0 and "goes on from step 600" in output
     for file in ("metrics.jsonl", "DONE"):
         assert (folder / file).read_bytes() == (tmp_path / "straight" / file).read_bytes()
 
 
 @pytest.mark.full
 def test_a_signal_interrupts_a_probe_and_the_resumed_run_is_unchanged(trained: Path, tmp_path: Path) -> None:
-    words = (*TRAIN, "--run", str(tmp_path), "--evaluate-episodes", "0")
-    process = Command(*words, "--monitors", "probe(every=50, steps=100000)", "--checkpoint-every", "0")
+    command = (*TRAIN, "--run", str(tmp_path), "--evaluate-episodes", "0")
+    process = Command(*command, "--monitors", "probe(every=50, steps=100000)", "--checkpoint-every", "0")
     process.wait_for_line("replay: ")
-    worked(process, 1.5)
-    assert stopped(process) == 75
+    wait_for_cpu_time(process, 1.5)
+    assert exit_code_after_signal(process) == 75
     left = Checkpoints.open(tmp_path).load("loop")
     assert left["unfinished"]["stage"] == "updates" and 0 < left["clock"]["updates"] < 50
-    code, said = outcome_of(*words, "--monitors", "none")
-    assert code == 0 and f"goes on from step {left['clock']['steps']}" in said
+    code, output = outcome_of(*command, "--monitors", "none")
+    assert code == 0 and f"goes on from step {left['clock']['steps']}" in output
     for part in ("agent", "replay", "envs"):
         assert_same(*(Checkpoints.open(folder).load(part) for folder in (tmp_path, trained)))
     assert (tmp_path / "metrics.jsonl").read_bytes() == (trained / "metrics.jsonl").read_bytes()
@@ -416,33 +416,33 @@ def test_a_signal_interrupts_a_probe_and_the_resumed_run_is_unchanged(trained: P
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize(
-    "words",
+    "command",
     [
         ("evaluate", "RUN", "--episodes", "1000000", "--out", "OUT/result.json"),
         ("inspect", "RUN", "--monitors", "probe(steps=100000)", "--json", "OUT/result.json"),
     ],
 )
 def test_a_command_with_nothing_to_save_ends_at_once(
-    words: tuple[str, ...], number: signal.Signals, code: int, trained: Path, tmp_path: Path
+    command: tuple[str, ...], number: signal.Signals, code: int, trained: Path, tmp_path: Path
 ) -> None:
-    process = Command(*(word.replace("RUN", str(trained)).replace("OUT", str(tmp_path)) for word in words))
-    worked(process, 1.0)
-    assert stopped(process, number) == code
+    process = Command(*(argument.replace("RUN", str(trained)).replace("OUT", str(tmp_path)) for argument in command))
+    wait_for_cpu_time(process, 1.0)
+    assert exit_code_after_signal(process, number) == code
     assert process.printed() == "" and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("seconds", [0.3, 0.8, 1.5])
-def test_a_report_is_whole_or_not_there(seconds: float, trained: Path, tmp_path: Path) -> None:
+def test_a_stopped_report_is_complete_or_absent(seconds: float, trained: Path, tmp_path: Path) -> None:
     process = Command("report", str(trained), "--out", str(tmp_path / "report"))
-    worked(process, seconds)
+    wait_for_cpu_time(process, seconds)
     if process.poll() is None:
-        assert stopped(process) in (0, 143)  # 0 if it was writing its last file
+        assert exit_code_after_signal(process) in (0, 143)  # 0 if it was writing its last file
     written = sorted(p.name for p in tmp_path.rglob("*"))
     assert written == [] or ("report.html" in written and not any(name.endswith(".tmp") for name in written))
 
 
-def test_files_that_belong_together_are_written_together(tmp_path: Path) -> None:
-    """A signal while a report is written waits for the last file, also where other threads could receive it."""
+def test_a_signal_waits_until_all_files_of_a_report_are_written(tmp_path: Path) -> None:
+    """The signal waits for the last file, even if another thread could receive it."""
     from pliant.agents.stopping import signals_held
 
     ended = threading.Event()
@@ -453,7 +453,7 @@ def test_files_that_belong_together_are_written_together(tmp_path: Path) -> None
         with signals_held():
             os.kill(os.getpid(), signal.SIGTERM)
             (tmp_path / "last").write_text("whole")
-        raise AssertionError("SIGTERM was not heard")
+        raise AssertionError("SIGTERM had no effect")
 
     try:
         assert exit_code(write) == 143
@@ -464,17 +464,17 @@ def test_files_that_belong_together_are_written_together(tmp_path: Path) -> None
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_a_second_signal_insists_and_ignored_ones_stay_ignored() -> None:
-    def insisted() -> int:
+def test_a_second_signal_ends_a_command_and_ignored_signals_stay_ignored() -> None:
+    def two_signals() -> int:
         from pliant.agents.run import graceful_stop
 
         with graceful_stop() as stop:
             os.kill(os.getpid(), signal.SIGTERM)
             assert stop()
             os.kill(os.getpid(), signal.SIGTERM)
-        raise AssertionError("the second one was not heard")
+        raise AssertionError("the second signal had no effect")
 
-    assert exit_code(insisted) == 130
+    assert exit_code(two_signals) == 130
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         assert exit_code(lambda: os.kill(os.getpid(), signal.SIGTERM) or 0) == 0
@@ -484,7 +484,7 @@ def test_a_second_signal_insists_and_ignored_ones_stay_ignored() -> None:
         raise Terminated
 
 
-def test_a_worker_that_is_asked_to_leave_before_it_has_begun_counts_as_stopped(
+def test_a_worker_that_gets_a_signal_before_its_run_begins_counts_as_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from types import SimpleNamespace

@@ -50,7 +50,7 @@ def linear(action: ActionSpec, **changes: Any) -> tuple[Supervised, Tensor, Tens
 # ------------------------------------------------------------------------------------------------ learning
 
 
-def test_cross_entropy_in_closed_form() -> None:
+def test_cross_entropy_loss_and_gradient_equal_their_closed_form() -> None:
     agent, weight, bias = linear(DISCRETE)
     x, target = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 2, 1, 0, 1])
     update = agent.update(batch_of(x, target), Clock().updated())
@@ -64,11 +64,11 @@ def test_cross_entropy_in_closed_form() -> None:
     error = (share - F.one_hot(target, 3)) / 7
     torch.testing.assert_close(layer.weight.grad, error.T @ x)
     torch.testing.assert_close(layer.bias.grad, error.sum(0))
-    # Adam's first step is the learning rate against the sign of the gradient.
+    # Adam's first step has the size of the learning rate and the opposite sign of the gradient.
     torch.testing.assert_close(layer.weight.detach(), weight - 1e-3 * (error.T @ x).sign(), atol=1e-6, rtol=0)
 
 
-def test_half_the_mean_squared_error_in_closed_form() -> None:
+def test_the_loss_of_numbers_is_half_the_mean_squared_error() -> None:
     agent, weight, bias = linear(BOX)
     g = torch.Generator().manual_seed(0)
     x, target = torch.randn(7, 5, generator=g), torch.randn(7, 2, generator=g)
@@ -97,13 +97,13 @@ def test_numbers_are_learnt_by_every_head_for_scalars(loss: str) -> None:
 def test_it_predicts_the_most_likely_class_without_exploration() -> None:
     agent, weight, bias = linear(DISCRETE)
     x = torch.randn(50, 5, generator=torch.Generator().manual_seed(0))
-    said = (x @ weight.T + bias).argmax(1)
+    classes = (x @ weight.T + bias).argmax(1)
     state = agent.generator.get_state().clone()
-    assert torch.equal(agent.act(x.numpy()), said) and torch.equal(agent.act(x, Clock(steps=5)), said)
-    assert torch.equal(state, agent.generator.get_state()) and len(set(said.tolist())) > 1
+    assert torch.equal(agent.act(x.numpy()), classes) and torch.equal(agent.act(x, Clock(steps=5)), classes)
+    assert torch.equal(state, agent.generator.get_state()) and len(set(classes.tolist())) > 1
 
 
-def test_values_are_logits_above_their_mean() -> None:
+def test_values_are_logits_minus_their_mean() -> None:
     agent, weight, bias = linear(DISCRETE)
     x, target = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1, 2])
     logits = x @ weight.T + bias
@@ -127,7 +127,7 @@ def test_random_labels_are_memorised() -> None:
     assert run.clock.updates == 200
 
 
-def test_a_number_of_updates_on_every_minibatch() -> None:
+def test_every_minibatch_gets_the_configured_number_of_updates() -> None:
     envs = RandomEnvs(VECTOR, DISCRETE, 3)
     run = Run(Supervised(VECTOR, DISCRETE, SupervisedConfig(updates_per_step=4)), envs)
     run.train(30)
@@ -149,8 +149,8 @@ def memory(rows: int = 3, updates: int = 1, action: ActionSpec = DISCRETE) -> Sa
     )
 
 
-def told(number: int) -> Step:
-    """A step after which the observation is `number`, whose target is for the observation before."""
+def step_to(number: int) -> Step:
+    """A step to the observation `number`, with the target of the observation before."""
     no = np.zeros(2, bool)
     obs = np.array([[number, 0], [number, 1]], np.float32)
     return Step(obs, np.zeros(2, np.float32), ~no, no, no, obs, target=np.array([number % 3, (number + 1) % 3]))
@@ -161,11 +161,13 @@ def test_each_minibatch_is_learnt_from_once(updates: int) -> None:
     held = memory(updates=updates)
     held.start(np.array([[0, 0], [0, 1]], np.float32))
     for number in range(1, 9):
-        held.add(np.zeros(2), told(number))
+        held.add(np.zeros(2), step_to(number))
         given = list(held.batches(SAMPLING))
         assert len(given) == updates and not list(held.batches(SAMPLING)) and not held.has_pending(SAMPLING)
         for batch in given:
-            assert batch.obs.tolist() == [[number - 1, 0], [number - 1, 1]], "what was acted on, not what came next"
+            assert batch.obs.tolist() == [[number - 1, 0], [number - 1, 1]], (
+                "the target belongs to the observation before the step"
+            )
             assert batch.action.tolist() == [number % 3, (number + 1) % 3] and batch.action.dtype == torch.int64
             assert not batch.discount.any() and torch.equal(batch.next_obs, batch.obs)
             assert batch.reward.tolist() == [number % 3, (number + 1) % 3]
@@ -178,7 +180,7 @@ def test_observers_sample_the_latest_samples_without_a_change_of_state() -> None
         held.sample(3)
     held.start(np.array([[0, 0], [0, 1]], np.float32))
     for number in range(1, 9):
-        held.add(np.zeros(2), told(number))
+        held.add(np.zeros(2), step_to(number))
     state = held.generator.get_state().clone()
     drawn = held.sample(200, generator=torch.Generator().manual_seed(1))
     assert torch.equal(state, held.generator.get_state())
@@ -186,21 +188,21 @@ def test_observers_sample_the_latest_samples_without_a_change_of_state() -> None
     assert pairs == {(n - 1, lane, (n + lane) % 3) for n in (6, 7, 8) for lane in (0, 1)}
     assert torch.equal(drawn.obs, held.sample(200, generator=torch.Generator().manual_seed(1)).obs)
     held.clear()
-    assert len(held) == 2 and not list(held.batches(SAMPLING)), "nothing is owed any more"
-    assert {float(o[0]) for o in held.sample(50).obs} == {7.0}, "who looks sees the newest minibatch alone"
+    assert len(held) == 2 and not list(held.batches(SAMPLING)), "no update is pending after clear"
+    assert {float(o[0]) for o in held.sample(50).obs} == {7.0}, "observers sample only the newest minibatch"
 
 
 @pytest.mark.parametrize("number", [0, 2, 5])
-def test_the_memory_goes_on_to_the_last_bit(number: int) -> None:
+def test_a_restored_memory_continues_to_the_last_bit(number: int) -> None:
     one, other = memory(), memory()
     one.start(np.array([[0, 0], [0, 1]], np.float32))
     for n in range(1, number + 1):
-        one.add(np.zeros(2), told(n))
+        one.add(np.zeros(2), step_to(n))
         list(one.batches(SAMPLING))
     other.load_state_dict(one.state_dict())
     for n in range(number + 1, number + 6):
         for held in (one, other):
-            held.add(np.zeros(2), told(n))
+            held.add(np.zeros(2), step_to(n))
         for a, b in zip(one.batches(SAMPLING), other.batches(SAMPLING), strict=True):
             assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
         assert torch.equal(one.sample(5).obs, other.sample(5).obs)
@@ -209,34 +211,36 @@ def test_the_memory_goes_on_to_the_last_bit(number: int) -> None:
         memory(4).load_state_dict(one.state_dict())
 
 
-def test_numbers_are_kept_as_numbers() -> None:
+def test_targets_that_are_numbers_are_stored_as_numbers() -> None:
     held = memory(action=BOX)
     held.start(np.zeros((2, 2), np.float32))
-    held.add(np.zeros((2, 2)), told(1)._replace(target=np.array([[1, 2], [3, 5]], np.float32)))
+    held.add(np.zeros((2, 2)), step_to(1)._replace(target=np.array([[1, 2], [3, 5]], np.float32)))
     (batch,) = held.batches(SAMPLING)
     assert batch.action.tolist() == [[1, 2], [3, 5]] and batch.reward.tolist() == [1.5, 4.0]
 
 
-# ------------------------------------------------------------------------------------------------ monitors, words
+# ------------------------------------------------------------------------------------------------ monitors, specs
 
 
 def test_every_monitor_observes_and_none_changes_the_run() -> None:
-    words = ["values(every=2, samples=16)", "overestimation(every=8, episodes=2, max_steps=6, tail=1.0)"]
-    watched, alone = build_run("supervised", monitors=words), build_run("supervised")
+    specs = ["values(every=2, samples=16)", "overestimation(every=8, episodes=2, max_steps=6, tail=1.0)"]
+    watched, alone = build_run("supervised", monitors=specs), build_run("supervised")
     for _ in range(8):
         before = watched.clock.steps
         watched.step()
-        watched.beat(before)  # what plays episodes of its own looks here
+        watched.beat(before)  # monitors that play episodes measure here
     take_steps(alone, 8)
     list(watched.monitors.arrive())  # type: ignore[union-attr]
     readings = set(watched.monitors.readings)  # type: ignore[union-attr]
     assert {"critic/q_mean", "critic/loss", "critic/td_error"} <= readings
-    assert not any("overestimation" in name or "mc_" in name for name in readings), "no value is of a return"
+    assert not any("overestimation" in name or "mc_" in name for name in readings), (
+        "values of the supervised learner are not returns"
+    )
     assert not differences(watched.agent.state_dict(), alone.agent.state_dict())
 
 
 @pytest.mark.parametrize(
-    ("word", "match"),
+    ("spec", "match"),
     [
         ("mse", "value_loss mse is of numbers"),
         ("hl_gauss", "value_loss hl_gauss is of numbers"),
@@ -245,14 +249,14 @@ def test_every_monitor_observes_and_none_changes_the_run() -> None:
         ("replay_ratio(2)", "replay_ratio sets replay_ratio, which supervised does not"),
     ],
 )
-def test_specs_without_a_component_are_refused(word: str, match: str) -> None:
+def test_specs_that_do_not_fit_the_supervised_learner_are_refused(spec: str, match: str) -> None:
     with pytest.raises(ValueError, match=match) as error:
-        Supervised(VECTOR, DISCRETE, interventions=tuple(build([word], INTERVENTIONS)))
+        Supervised(VECTOR, DISCRETE, interventions=tuple(build([spec], INTERVENTIONS)))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("changes", [dict(updates_per_step=0), dict(buffer_size=0), dict(value_loss="quantile")])
-def test_senseless_settings_are_refused(changes: dict[str, Any]) -> None:
+def test_invalid_settings_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes)) if "value_loss" not in changes else "quantile"):
         SupervisedConfig(**changes)
 
@@ -262,7 +266,7 @@ def test_environments_without_targets_are_refused() -> None:
     held = agent.memory(2)
     held.start(np.zeros((2, 5), np.float32))
     with pytest.raises(ValueError, match="gives none: choose an environment of the suite stream") as error:
-        held.add(np.zeros(2), told(1)._replace(target=None))
+        held.add(np.zeros(2), step_to(1)._replace(target=None))
     assert "\n" not in str(error.value)
 
 
@@ -275,8 +279,8 @@ def test_an_image_learner_has_an_encoder() -> None:
 # ------------------------------------------------------------------------------------------------ whole runs
 
 
-def train(folder: Path, *words: str) -> int:
-    return main(["--run", str(folder), "--threads", "1", "--device", "cpu", *words])
+def train(folder: Path, *arguments: str) -> int:
+    return main(["--run", str(folder), "--threads", "1", "--device", "cpu", *arguments])
 
 
 RUN = (
@@ -297,7 +301,7 @@ RUN = (
 )
 
 
-def test_the_preset_is_that_of_random_label_experiments(tmp_path: Path) -> None:
+def test_the_preset_for_random_labels_learns_every_task(tmp_path: Path) -> None:
     config = defaults("supervised", "stream/RandomLabels")
     assert config.agent_config.network.hidden == (128, 128) and config.agent_config.optimizer.lr == 1e-3
     assert train(tmp_path, *RUN, "--steps", "12800", "--env.period", "6400", "--evaluate-episodes", "4") == 0
@@ -305,19 +309,21 @@ def test_the_preset_is_that_of_random_label_experiments(tmp_path: Path) -> None:
     episodes = [row for row in rows if "charts/episodic_return" in row]
     assert [row["task"] for row in episodes] == [0, 0, 1, 1] and all(row["env"] == 0 for row in episodes)
     assert episodes[1]["charts/episodic_return"] > 1.5 * episodes[0]["charts/episodic_return"]
-    assert episodes[2]["charts/episodic_return"] < episodes[1]["charts/episodic_return"], "another task, other labels"
+    assert episodes[2]["charts/episodic_return"] < episodes[1]["charts/episodic_return"], (
+        "the second task has other labels"
+    )
     losses = [row["losses/loss"] for row in rows if "losses/loss" in row]
     assert len(losses) == 20 and all("losses/accuracy" in row for row in rows if "losses/loss" in row)
     done = json.loads((tmp_path / "DONE").read_text())
     assert done["updates"] == 200 and done["evaluation"]["lengths"] == [50] * 4
-    # What was learnt last is what is evaluated: far above chance.
+    # The evaluation uses the last task, and its result is far above chance.
     assert done["evaluation"]["mean"] > 0.8 * episodes[3]["charts/episodic_return"] > 12
 
 
 @pytest.mark.full
-def test_a_killed_run_goes_on_in_the_midst_of_a_task(tmp_path: Path) -> None:
-    """SIGKILL, with checkpoints within a task and at its edge; the last bit does not notice."""
-    words = [
+def test_a_run_killed_in_the_midst_of_a_task_resumes_bitwise(tmp_path: Path) -> None:
+    """SIGKILL, with checkpoints within a task and at its end."""
+    command = [
         *RUN,
         "--steps",
         "25600",
@@ -332,28 +338,28 @@ def test_a_killed_run_goes_on_in_the_midst_of_a_task(tmp_path: Path) -> None:
         "--monitors",
         "none",
     ]
-    assert train(tmp_path / "straight", *words) == 0
-    kill_soon_after_a_checkpoint(tmp_path / "killed", words, random.Random(0))
+    assert train(tmp_path / "straight", *command) == 0
+    kill_soon_after_a_checkpoint(tmp_path / "killed", command, random.Random(0))
     assert not (tmp_path / "killed" / "DONE").exists()
-    assert train(tmp_path / "killed", *words) == 0
+    assert train(tmp_path / "killed", *command) == 0
     one, other = content(tmp_path / "straight"), content(tmp_path / "killed")
     for part in one:
         assert same(one[part], other[part]), f"{part} differs"
     assert one["envs"]["taken"] == 400 and len(one["metrics"]) > 1000
 
 
-def test_a_stopped_run_goes_on_at_the_edge_of_a_task(tmp_path: Path) -> None:
-    words = [*RUN, "--env.period", "1280", "--checkpoint-every", "0", "--monitors", "none"]
+def test_a_run_stopped_at_the_end_of_a_task_resumes_bitwise(tmp_path: Path) -> None:
+    command = [*RUN, "--env.period", "1280", "--checkpoint-every", "0", "--monitors", "none"]
     for folder, stops in (("straight", [3840]), ("stopped", [640, 1280, 2560, 3840])):
         for steps in stops:
-            assert train(tmp_path / folder, *words, "--steps", str(steps)) == 0
+            assert train(tmp_path / folder, *command, "--steps", str(steps)) == 0
     one, other = content(tmp_path / "straight"), content(tmp_path / "stopped")
     for part in one:
         assert same(one[part], other[part]), f"{part} differs"
 
 
 @pytest.mark.parametrize(
-    ("words", "match"),
+    ("arguments", "match"),
     [
         (["--agent", "supervised", "--env", "CartPole-v1"], "CartPole-v1 gives none: choose an environment"),
         (["--agent", "sac", "--env", "stream/RandomLabels"], "sac"),
@@ -365,9 +371,9 @@ def test_a_stopped_run_goes_on_at_the_edge_of_a_task(tmp_path: Path) -> None:
         (["--agent", "supervised", "--env", "stream/RandomLabels", "--agent.gamma", "0.9"], "--agent.gamma"),
     ],
 )
-def test_what_cannot_be_run_is_refused_in_one_line_and_leaves_nothing(
-    tmp_path: Path, words: list[str], match: str
+def test_invalid_combinations_are_refused_in_one_line_and_create_nothing(
+    tmp_path: Path, arguments: list[str], match: str
 ) -> None:
     with pytest.raises(BadInput, match=match) as error:
-        train(tmp_path / "run", *words, "--steps", "10")
+        train(tmp_path / "run", *arguments, "--steps", "10")
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
