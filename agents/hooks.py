@@ -92,6 +92,7 @@ class Intervention(nn.Module):
         example: An intervention spec with which it acts within a few updates, for the tests of laws.
         touched: Units that the latest firing changed, by layer name, as numbers or 0-d tensors on the device.
         only_from_start: Reason why it cannot be added to an agent that is already trained; empty if it can.
+        former_parameters: Renamed parameters of its constructor: former name → new name, and new value by former value.
     """
 
     name: ClassVar[str] = ""
@@ -104,6 +105,7 @@ class Intervention(nn.Module):
     generator: Generator
     touched: Mapping[str, Tensor | float] = MappingProxyType({})
     only_from_start: ClassVar[str] = ""
+    former_parameters: ClassVar[Mapping[str, tuple[str, Mapping[Any, Any]]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

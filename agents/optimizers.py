@@ -38,7 +38,7 @@ class OptimizerConfig:
 
 
 class Adam(torch.optim.AdamW):
-    """torch's fused AdamW, bitwise equal to it; optionally with a step count per weight (`give_age`).
+    """torch's fused AdamW, bitwise equal to it; optionally with a step count per weight (`count_per_weight`).
 
     Its state is allocated at construction, so that surgery and captured graphs can use it before the first step. `step`
     calls the fused kernel directly: for the small networks of control tasks, torch's checks and profiling hooks take
@@ -61,9 +61,9 @@ class Adam(torch.optim.AdamW):
                     "exp_avg": torch.zeros_like(p, memory_format=torch.preserve_format),
                     "exp_avg_sq": torch.zeros_like(p, memory_format=torch.preserve_format),
                 }
-        self._aged: set[Tensor] = set()
+        self._per_weight: set[Tensor] = set()
 
-    def give_age(self, parameter: Tensor) -> None:
+    def count_per_weight(self, parameter: Tensor) -> None:
         """Give every weight of a parameter its own step count; call this before the first step (Dohare et al. 2024,
         Nature 632: AdamGnT as described in the paper; the released code does not use the bias correction that it
         computes, so that a weight's k-th step is (1 - beta1^k) sqrt(1 - beta2^k) times the learning rate).
@@ -75,8 +75,8 @@ class Adam(torch.optim.AdamW):
         over ones (`filled`): zero for a new weight, near one for an old one, and cheaper to update than a power is to
         compute.
         """
-        if parameter not in self._aged:
-            self._aged.add(parameter)
+        if parameter not in self._per_weight:
+            self._per_weight.add(parameter)
             for name in ("filled", "filled_sq"):
                 self.state[parameter][name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
 
@@ -88,7 +88,7 @@ class Adam(torch.optim.AdamW):
         for group in self.param_groups:
             for p in group["params"]:
                 state = self.state[p]
-                if p in self._aged and "filled" not in state:
+                if p in self._per_weight and "filled" not in state:
                     ones = torch.ones_like(p, memory_format=torch.preserve_format)
                     for name, beta in zip(("filled", "filled_sq"), group["betas"], strict=True):
                         state[name] = ones * (1 - beta ** state["step"])
@@ -103,13 +103,13 @@ class Adam(torch.optim.AdamW):
     def apply(self, group: dict[str, Any], gradients: list[Tensor]) -> None:
         """Make one step of a parameter group with the given gradients."""
         parameters = group["params"]
-        if self._aged:
+        if self._per_weight:
             pairs = list(zip(parameters, gradients, strict=True))
-            aged = [pair for pair in pairs if pair[0] in self._aged]
-            if aged:
-                self._apply_aged(group, [p for p, _ in aged], [g for _, g in aged])
-            parameters = [p for p, _ in pairs if p not in self._aged]
-            gradients = [g for p, g in pairs if p not in self._aged]
+            counted = [pair for pair in pairs if pair[0] in self._per_weight]
+            if counted:
+                self._apply_per_weight(group, [p for p, _ in counted], [g for _, g in counted])
+            parameters = [p for p, _ in pairs if p not in self._per_weight]
+            gradients = [g for p, g in pairs if p not in self._per_weight]
             if not parameters:
                 return
         states = [self.state[p] for p in parameters]
@@ -133,7 +133,7 @@ class Adam(torch.optim.AdamW):
             found_inf=None,
         )
 
-    def _apply_aged(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> None:
+    def _apply_per_weight(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> None:
         """Make the same step, with the bias correction of each weight's own step count."""
         states = [self.state[p] for p in parameters]
         names = ("exp_avg", "exp_avg_sq", "filled", "filled_sq")

@@ -226,6 +226,9 @@ def checked(function: F) -> F:
         try:
             given = signature.bind(self, *args, **kwargs).arguments
         except TypeError:
+            for former, (new, _) in getattr(type(self), "former_parameters", {}).items():
+                if former in kwargs:
+                    raise TypeError(f"{type(self).__name__}: the parameter {former!r} is called {new!r} now") from None
             given = {}  # the call below raises the error
         owner = getattr(type(self), "name", "")
         for key, value in given.items():

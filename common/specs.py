@@ -133,6 +133,10 @@ def resolve(
     converted = {}
     for key, value in given.items():
         if key not in parameters:
+            if key in (former := former_parameters(named)):
+                new, values = former[key]
+                current = Spec(spec.name, {new: values.get(value, value)})
+                raise SpecError(f"{spec.name}: the parameter {key!r} is called {new!r} now; write {current}")
             raise SpecError(f"{spec.name} has no parameter {key!r}.{did_you_mean(key, parameters)} Usage: {usage}")
         try:
             converted[key] = convert(value, hints[key])
@@ -144,6 +148,11 @@ def resolve(
         if parameter.default is parameter.empty and key not in converted:
             raise SpecError(f"{spec.name} needs a value for {key!r}. Usage: {usage}")
     return converted
+
+
+def former_parameters(named: Callable[..., Any]) -> Mapping[str, tuple[str, Mapping[Value, Value]]]:
+    """The renamed parameters of a named object: former name → new name, and new value by former value."""
+    return getattr(named, "former_parameters", {})
 
 
 def signature(name: str, named: Callable[..., Any]) -> str:

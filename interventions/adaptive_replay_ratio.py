@@ -71,11 +71,11 @@ class AdaptiveReplayRatio(Intervention):
         return edit(config, self.name, replay_ratio=self.ratios[0])
 
     def bind(self, agent: Agent) -> None:
-        self.found: Survey = survey(agent)
+        self.survey: Survey = survey(agent)
         # Only the hidden layers of the value functions, without the encoder and the projection from pixels.
-        names = chosen_layers(self.found, "critic", self.name)
+        names = chosen_layers(self.survey, "critic", self.name)
         self.layers = {
-            n for n in names if n in self.found.graph and not n.startswith(("critic.encoder.", "critic.projection."))
+            n for n in names if n in self.survey.graph and not n.startswith(("critic.encoder.", "critic.projection."))
         }
         if not self.layers:
             raise ValueError(f"adaptive_replay_ratio: the critic of this {agent.name} has no hidden layer to watch")
@@ -104,7 +104,7 @@ class AdaptiveReplayRatio(Intervention):
 
     def share(self, activations: Mapping[str, Sequence[Tensor]]) -> Tensor:
         """The fraction of active outputs over all units and samples (0-d)."""
-        outputs = [h for name, h in self.found.outputs(activations).items() if name in self.layers]
+        outputs = [h for name, h in self.survey.outputs(activations).items() if name in self.layers]
         active = torch.stack([(h > 0).sum(dtype=torch.float32) for h in outputs]).sum()
         return active / sum(h.numel() for h in outputs)
 

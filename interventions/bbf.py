@@ -40,10 +40,10 @@ class SoftReset(Reset):
         if not name.startswith(ENCODER):
             return super().redraw(name)
         noise = self.draw(name, self.generator)
-        blend_layer_(self.found.layers[name], noise, self.shrink, 1 - self.shrink)
-        if self.target in ("same", "own") and name in self.found.twins:
+        blend_layer_(self.survey.layers[name], noise, self.shrink, 1 - self.shrink)
+        if self.target in ("same", "own") and name in self.survey.copies:
             own = self.draw(name, self.generator) if self.target == "own" else noise
-            blend_layer_(self.found.twins[name], own, self.shrink, 1 - self.shrink)
+            blend_layer_(self.survey.copies[name], own, self.shrink, 1 - self.shrink)
 
 
 class BBF(SoftReset):

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..agents.agent import Agent
 from ..agents.hooks import Run
 from ..common.ranges import Share, ShareBelow, Updates
-from .core.recycling import Ages, Recycler, at_inputs, per_unit
+from .core.recycling import Recycler, StepCounts, at_inputs, per_unit
 from .core.surgery import Chosen, fold_into_bias_
 from .core.units import Units
 
@@ -28,14 +28,14 @@ class ContinualBackprop(Recycler):
         values for control).
     Differs: The authors' code clears the running mean before it folds the mean into the next bias, so a replacement
         changes the output; its PPO never resets moments. Here the mean is folded first and moments are reset, with a
-        step count per weight as intended for its AdamGnT (`ages=shared` uses one count per tensor). The released
-        AdamGnT computes the bias correction and does not use it: with a constant gradient the first steps of a new
-        weight are 0.0032, 0.0085 and 0.015 times the learning rate there (betas 0.9 and 0.999), and 1, 1 and 1 here.
-        Utilities use sums over weights as in the papers; the code uses means. The layer's initialiser draws the biases
-        of new units as well as their weights; the code sets biases to zero. If two units of neighbouring layers are
-        replaced at once, the weight between them ends at zero; the code processes the layers one by one and leaves that
-        weight as drawn. An update replaces at most ceil(rho * units) + 1 units of a layer; further due units wait for
-        the next update.
+        step count per weight as intended for its AdamGnT (`step_counts=per_tensor` uses one count per tensor). The
+        released AdamGnT computes the bias correction and does not use it: with a constant gradient the first steps of a
+        new weight are 0.0032, 0.0085 and 0.015 times the learning rate there (betas 0.9 and 0.999), and 1, 1 and 1
+        here. Utilities use sums over weights as in the papers; the code uses means. The layer's initialiser draws the
+        biases of new units as well as their weights; the code sets biases to zero. If two units of neighbouring layers
+        are replaced at once, the weight between them ends at zero; the code processes the layers one by one and leaves
+        that weight as drawn. An update replaces at most ceil(rho * units) + 1 units of a layer; further due units wait
+        for the next update.
     Excludes: plasticity_injection, unless on=encoder or on=actor.
 
     Args:
@@ -45,9 +45,9 @@ class ContinualBackprop(Recycler):
         utility: contribution: mean |h| * sum of outgoing weights. zero_mean: mean |h - mean h| * sum of outgoing
             weights. adaptable: zero_mean divided by the sum of incoming weights.
         on: Part of the agent whose units are replaced: critic, actor, encoder, head, all, or layers by name.
-        ages: Step counts in Adam. own: each weight has its own count, so a replaced weight starts like a new one.
-            shared: moments are zeroed and the step counter of the whole tensor is kept, so the first steps are 3.2,
-            4.2, 4.9 times the learning rate.
+        step_counts: Step counts of Adam. per_weight: each weight has its own count, so a replaced weight starts like a
+            new one. per_tensor: moments are zeroed and the step counter of the whole tensor is kept, so the first steps
+            are 3.2, 4.2, 4.9 times the learning rate.
     """
 
     name = "continual_backprop"
@@ -60,9 +60,9 @@ class ContinualBackprop(Recycler):
         decay: ShareBelow = 0.99,
         utility: Utility = "contribution",
         on: str = "critic",
-        ages: Ages = "own",
+        step_counts: StepCounts = "per_weight",
     ) -> None:
-        super().__init__(on, 1, "updates", 0, None, ages)
+        super().__init__(on, 1, "updates", 0, None, step_counts)
         self.rho, self.maturity, self.decay, self.utility = rho, maturity, decay, utility
 
     def bind(self, agent: Agent) -> None:
@@ -88,7 +88,7 @@ class ContinualBackprop(Recycler):
 
     def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
         chosen = {}
-        for name, h in self.look(run, activations, 0).items():
+        for name, h in self.measured_outputs(run, activations, 0).items():
             chosen[name] = self.judge(name, self.units[name], h)
         for name, replaced in chosen.items():
             self.compensate(name, replaced)

@@ -14,7 +14,7 @@ from ..agents.clock import At, Every, Unit
 from ..agents.hooks import Run
 from ..common.ranges import Moment, Period, Start
 from .core.config_edits import agent_name
-from .core.resetting import LayerMethod, beat
+from .core.resetting import LayerMethod, trigger
 from .core.surgery import forget_, load_layer_
 
 
@@ -63,7 +63,7 @@ class FreshAgent(LayerMethod):
         start: Start = 0,
         stop: Start | None = None,
     ) -> None:
-        super().__init__(("all",), beat(every, of, at, start, stop), "copy", "all")
+        super().__init__(("all",), trigger(every, of, at, start, stop), "copy", "all")
         self.memory = memory
         self.restarts = memory == "clear" if exploration is None else exploration == "restart"
 
@@ -101,7 +101,7 @@ class FreshAgent(LayerMethod):
     def rest(self, agent: Agent) -> Iterator[tuple[str, Tensor]]:
         """Every tensor of the agent's modules that no layer draws, with the name of the buffer that holds its
         initial value."""
-        layers = (*self.found.layers.values(), *self.found.twins.values())
+        layers = (*self.survey.layers.values(), *self.survey.copies.values())
         drawn = {id(p) for layer in layers for p in layer.parameters()}
         for name, module in agent.modules():
             if module is agent.interventions:
@@ -116,7 +116,7 @@ class FreshAgent(LayerMethod):
         rollout = getattr(memory, "length", 0) * getattr(memory, "num_envs", 1)
         self.refuse_before(rollout, "a rollout of all environments is complete ")
         for name in self.names:
-            load_layer_(self.found.layers[name], self.draw(name, self.generator), None)
+            load_layer_(self.survey.layers[name], self.draw(name, self.generator), None)
         for key, tensor in self.rest(agent):
             tensor.copy_(getattr(self, key))
         self.finish(agent, self.names)

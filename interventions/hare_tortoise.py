@@ -12,7 +12,7 @@ from ..agents.clock import Unit
 from ..agents.hooks import Run
 from ..common.ranges import Period, ShareBelow
 from .core.config_edits import edit
-from .core.resetting import LayerMethod, beat
+from .core.resetting import LayerMethod, trigger
 from .core.surgery import copy_layer_
 
 
@@ -48,7 +48,7 @@ class HareTortoise(LayerMethod):
         act: Literal["tortoise", "hare"] = "tortoise",
         moments: Literal["keep", "reset"] = "keep",
     ) -> None:
-        super().__init__("critic", beat(every, of, (), 0, None), "none", moments)
+        super().__init__("critic", trigger(every, of, (), 0, None), "none", moments)
         self.mu, self.act = mu, act
 
     def configure(self, config: Any) -> Any:
@@ -59,10 +59,10 @@ class HareTortoise(LayerMethod):
 
     def bind(self, agent: Agent) -> None:
         super().bind(agent)
-        if not self.found.twins:
+        if not self.survey.copies:
             raise ValueError(f"hare_tortoise needs a target network, and this {agent.name} has none")
 
     def fire(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
         for name in self.names:
-            copy_layer_(self.found.layers[name], self.found.twins[name])
+            copy_layer_(self.survey.layers[name], self.survey.copies[name])
         self.finish(run.agent, self.names)

@@ -12,10 +12,10 @@ from ..agents.agent import Agent
 from ..agents.hooks import Intervention, Run
 from ..agents.networks import Layer
 from ..common.ranges import NotNegative
-from .core.regularising import FromBirth, birth, tensors
+from .core.regularising import FromInitial, initial_buffer, tensors
 
 
-class L2Init(FromBirth):
+class L2Init(FromInitial):
     """Penalise the distance of weights from their initial values.
 
     When: The task changes repeatedly; weights without a gradient return to the initialisation, where learning was easy.
@@ -70,7 +70,7 @@ class L2Init(FromBirth):
             self.follow_edits_(layers)
         parts = []
         for key, parameter in tensors(layers, self.norms):
-            away = (parameter - self.get_buffer(birth(key))).square()
+            away = (parameter - self.get_buffer(initial_buffer(key))).square()
             parts.append(away.mean() if self.form == "mean" else away.sum())
         return (0.5 if self.form == "half" else 1.0) * self.weight * torch.stack(parts).sum()
 
@@ -78,7 +78,7 @@ class L2Init(FromBirth):
     def follow_edits_(self, layers: dict[str, Layer]) -> None:
         """Set the reference of every weight that was edited after the optimizer's latest step to its present value."""
         for key, parameter in tensors(layers, self.norms):
-            initial = self.get_buffer(birth(key))
+            initial = self.get_buffer(initial_buffer(key))
             initial.copy_(torch.where(parameter != self.get_buffer(stepped(key)), parameter, initial))
 
     @torch.no_grad()

@@ -28,7 +28,7 @@ class ReDo(Recycler):
         new weights. If two units of neighbouring layers are recycled at once, the weight between them ends at zero, as
         in Dopamine; timoklein/redo leaves it as drawn. Every weight has its own step count. Dopamine zeroes moments
         under a shared step counter, which inflates the first steps of reinitialised weights to 3.2, 4.2 and 4.9 times
-        the learning rate; this effect is as large as those that papers report (`ages=shared` reproduces it).
+        the learning rate; this effect is as large as those that papers report (`step_counts=per_tensor` reproduces it).
     Excludes: plasticity_injection, unless on=encoder or on=actor.
 
     Args:
@@ -37,9 +37,9 @@ class ReDo(Recycler):
         of: Clock of the period: updates, steps (environment steps) or episodes.
         on: Part of the agent whose units are recycled: critic, actor, encoder, head, all, or layers by name.
         samples: Transitions from the replay on which outputs are measured; 0 is the update's own batch.
-        ages: Step counts in Adam. own: each weight has its own count, so a recycled weight starts like a new one.
-            shared: moments are zeroed and the tensor's step counter is kept (Dopamine). zeroed: the counter is zeroed
-            too (timoklein/redo; slows the whole layer down after every check).
+        step_counts: Step counts of Adam. per_weight: each weight has its own count, so a recycled weight starts like a
+            new one. per_tensor: moments are zeroed and the tensor's step counter is kept (Dopamine). zeroed: the
+            counter is zeroed too (timoklein/redo; slows the whole layer down after every check).
         max_fraction: Largest fraction of a layer that is recycled at once, the most dormant units first.
         start: First clock value at which it may fire.
         stop: Last clock value at which it may fire.
@@ -55,21 +55,21 @@ class ReDo(Recycler):
         of: Unit = "updates",
         on: str = "critic",
         samples: FreshSamples = 64,
-        ages: Literal["own", "shared", "zeroed"] = "own",
+        step_counts: Literal["per_weight", "per_tensor", "zeroed"] = "per_weight",
         max_fraction: SomeShare = 1.0,
         start: Start = 0,
         stop: Start | None = None,
     ) -> None:
-        super().__init__(on, every, of, start, stop, ages)
+        super().__init__(on, every, of, start, stop, step_counts)
         self.tau, self.samples, self.max_fraction = tau, samples, max_fraction
 
     def fire(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
         chosen = {}
-        for name, h in self.look(run, activations, self.samples).items():
+        for name, h in self.measured_outputs(run, activations, self.samples).items():
             score = dormancy_score(magnitude(self.units[name].layer, h))
             chosen[name] = Chosen.where(lowest(score, score <= self.tau, self.max_fraction))
         self.recycle(chosen)
-        if self.ages == "zeroed":
+        if self.step_counts == "zeroed":
             self._zero_steps(chosen)
 
     def _zero_steps(self, chosen: Mapping[str, Chosen]) -> None:

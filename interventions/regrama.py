@@ -11,7 +11,7 @@ from torch import Tensor
 from ..agents.clock import Unit
 from ..agents.hooks import Run, sample_like_training
 from ..common.ranges import NotNegative, Period, Samples, SomeShare, Start
-from .core.recycling import Ages, Recycler, lowest, per_unit
+from .core.recycling import Recycler, StepCounts, lowest, per_unit
 from .core.surgery import Chosen
 from .redo import dormancy_score
 
@@ -26,10 +26,10 @@ class ReGraMa(Recycler):
         make an active unit look inactive (`mode=weight_grad`), and leaves outgoing weights as they are
         (`outgoing=False`). It also counts the output layer's units. An earlier version of it crashes Adam with an
         integer step counter. The present version leaves the counter unchanged, and its SAC scripts pass no optimizer,
-        so no moments are reset there. Here every weight has its own step count (`ages=shared` is the common practice,
-        and inflates first steps). The loss of mode=unit is the agent's own, with its current n-step and discount,
-        without augmentation and without penalties. With outgoing=True, if two units of neighbouring layers are recycled
-        at once, the weight between them ends at zero.
+        so no moments are reset there. Here every weight has its own step count (`step_counts=per_tensor` is the common
+        practice, and inflates first steps). The loss of mode=unit is the agent's own, with its current n-step and
+        discount, without augmentation and without penalties. With outgoing=True, if two units of neighbouring layers
+        are recycled at once, the weight between them ends at zero.
     Excludes: plasticity_injection, unless on=encoder or on=actor.
 
     Args:
@@ -42,9 +42,9 @@ class ReGraMa(Recycler):
         samples: Transitions from the replay on which gradients are measured (mode=unit).
         outgoing: Zero the outgoing weights of recycled units.
         max_fraction: Largest fraction of a layer that is recycled at once, the least active units first.
-        ages: Step counts in Adam. own: each weight has its own count, so a recycled weight starts like a new one.
-            shared: moments are zeroed and the step counter of the whole tensor is kept, so the first steps are 3.2,
-            4.2, 4.9 times the learning rate.
+        step_counts: Step counts of Adam. per_weight: each weight has its own count, so a recycled weight starts like a
+            new one. per_tensor: moments are zeroed and the step counter of the whole tensor is kept, so the first steps
+            are 3.2, 4.2, 4.9 times the learning rate.
         start: First clock value at which it may fire.
         stop: Last clock value at which it may fire.
     """
@@ -62,11 +62,11 @@ class ReGraMa(Recycler):
         samples: Samples = 64,
         outgoing: bool = True,
         max_fraction: SomeShare = 1.0,
-        ages: Ages = "own",
+        step_counts: StepCounts = "per_weight",
         start: Start = 0,
         stop: Start | None = None,
     ) -> None:
-        super().__init__(on, every, of, start, stop, ages)
+        super().__init__(on, every, of, start, stop, step_counts)
         self.tau, self.mode, self.samples = tau, mode, samples
         self.outgoing, self.max_fraction = outgoing, max_fraction
 
@@ -84,7 +84,7 @@ class ReGraMa(Recycler):
         sizes = {}
         with run.agent.drawing_from(self.generator):
             for component, loss, trace in run.agent.live_traces(batch):
-                wanted = [(n, h) for n, h in zip(self.found.taps[component], trace, strict=True) if n in self.units]
+                wanted = [(n, h) for n, h in zip(self.survey.taps[component], trace, strict=True) if n in self.units]
                 if not wanted:
                     continue
                 gradients = torch.autograd.grad(loss, [h for _, h in wanted], allow_unused=True)

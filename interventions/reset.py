@@ -11,7 +11,7 @@ from ..agents.agent import Agent
 from ..agents.clock import Unit
 from ..agents.hooks import Run
 from ..common.ranges import Moment, Period, Start
-from .core.resetting import LayerMethod, Target, beat
+from .core.resetting import LayerMethod, Target, trigger
 from .core.surgery import forget_, load_layer_
 
 
@@ -63,7 +63,7 @@ class Reset(LayerMethod):
         start: Start = 0,
         stop: Start | None = None,
     ) -> None:
-        super().__init__(layers, beat(every, of, at, start, stop), target, moments)
+        super().__init__(layers, trigger(every, of, at, start, stop), target, moments)
         self.temperature, self.log_std, self.edits_norms = temperature, log_std, norms == "fresh"
 
     def fire(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
@@ -84,10 +84,10 @@ class Reset(LayerMethod):
         """Reinitialise one layer, and its target layer if `target` is same or own."""
         fresh = self.draw(name, self.generator)
         # `finish` resets the optimizer state of all layers at once.
-        load_layer_(self.found.layers[name], fresh, None, norms=self.edits_norms)
-        if self.target in ("same", "own") and name in self.found.twins:
+        load_layer_(self.survey.layers[name], fresh, None, norms=self.edits_norms)
+        if self.target in ("same", "own") and name in self.survey.copies:
             own = self.draw(name, self.generator) if self.target == "own" else fresh
-            load_layer_(self.found.twins[name], own, None, norms=self.edits_norms)
+            load_layer_(self.survey.copies[name], own, None, norms=self.edits_norms)
 
 
 def reset_temperature_(method: LayerMethod, agent: Agent) -> None:

@@ -13,7 +13,7 @@ from ..agents.clock import Every, Unit, When
 from ..agents.hooks import Intervention, Run
 from ..common.ranges import Moment, Period, Start
 from .core.parts import chosen_layers, survey
-from .core.resetting import beat
+from .core.resetting import trigger
 from .core.surgery import Optimizers, forget_
 
 
@@ -61,7 +61,7 @@ class ResetOptimizer(Intervention):
         self.parts = (on,) if isinstance(on, str) else tuple(on)
         if not self.parts:
             raise ValueError("on= names nothing; on=all means all optimizers")
-        self.when, self.keep_step, self.syncs = beat(every, of, at, start, stop), keep_step, syncs
+        self.when, self.keep_step, self.syncs = trigger(every, of, at, start, stop), keep_step, syncs
         self.fired: dict[str, Tensor] = {}
 
     def fire_when(self, when: When) -> None:

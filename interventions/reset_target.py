@@ -13,7 +13,7 @@ from ..agents.clock import Unit
 from ..agents.hooks import Intervention, Run
 from ..common.ranges import Moment, Period, Start
 from .core.parts import Survey, survey
-from .core.resetting import beat
+from .core.resetting import trigger
 from .core.surgery import load_layer_
 
 
@@ -49,13 +49,13 @@ class ResetTarget(Intervention):
         stop: Start | None = None,
     ) -> None:
         super().__init__()
-        self.when, self.taken_from = beat(every, of, at, start, stop), to
+        self.when, self.taken_from = trigger(every, of, at, start, stop), to
         self.fired: dict[str, Tensor] = {}
 
     def bind(self, agent: Agent) -> None:
         if all(component.target is None for component in agent.components.values()):
             raise ValueError(f"reset_target: this {agent.name} has no target network")
-        self.found: Survey = survey(agent)
+        self.survey: Survey = survey(agent)
 
     @torch.no_grad()
     def fire(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
@@ -64,10 +64,10 @@ class ResetTarget(Intervention):
                 if component.target is not None:
                     sync_target_(component, 1.0)
         else:
-            for layer in self.found.twins.values():
+            for layer in self.survey.copies.values():
                 load_layer_(layer, layer.fresh(self.generator), None)
-        self.touched = {name: float(layer.units) for name, layer in self.found.twins.items()}
-        count = torch.full((), float(len(self.found.twins)), device=run.agent.device)
+        self.touched = {name: float(layer.units) for name, layer in self.survey.copies.items()}
+        count = torch.full((), float(len(self.survey.copies)), device=run.agent.device)
         self.fired = {"interventions/reset_target_layers": count}
 
     def measurements(self) -> dict[str, Tensor]:

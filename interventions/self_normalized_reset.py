@@ -12,7 +12,7 @@ from ..agents.agent import Agent
 from ..agents.clock import Every
 from ..agents.hooks import Run
 from ..common.ranges import NotNegative, Period, SomeShare, SomeUpdates, at_least
-from .core.recycling import Ages, Recycler, per_unit
+from .core.recycling import Recycler, StepCounts, per_unit
 from .core.surgery import Chosen
 
 EXACT = 64  # inactive periods shorter than this many updates have a bin each; longer ones share bins of 1/16 octave
@@ -34,8 +34,8 @@ class SelfNormalizedReset(Recycler):
         record gives the smallest possible threshold. At most `most` units of a layer are reset per update, the most
         overdue first. The layer's initialiser draws the biases of new units; the code sets them to zero. A unit fires
         if any of its outputs on the batch exceeds eps in magnitude (for ReLU: is positive). The code keeps Adam's step
-        counts, which inflates the first steps of reset weights (`ages=shared`). If two units of neighbouring layers are
-        reset at once, the weight between them ends at zero.
+        counts, which inflates the first steps of reset weights (`step_counts=per_tensor`). If two units of neighbouring
+        layers are reset at once, the weight between them ends at zero.
     Excludes: plasticity_injection, unless on=encoder or on=actor.
 
     Args:
@@ -46,9 +46,9 @@ class SelfNormalizedReset(Recycler):
         eps: An output above this magnitude counts as firing.
         most: Maximum number of units of a layer that are reset per update.
         on: Part of the agent whose units are reset: critic, actor, encoder, head, all, or layers by name.
-        ages: Step counts in Adam. own: each weight has its own count, so a reset weight starts like a new one. shared:
-            moments are zeroed and the step counter of the whole tensor is kept, so the first steps are 3.2, 4.2, 4.9
-            times the learning rate.
+        step_counts: Step counts of Adam. per_weight: each weight has its own count, so a reset weight starts like a new
+            one. per_tensor: moments are zeroed and the step counter of the whole tensor is kept, so the first steps are
+            3.2, 4.2, 4.9 times the learning rate.
     """
 
     name = "self_normalized_reset"
@@ -63,9 +63,9 @@ class SelfNormalizedReset(Recycler):
         eps: NotNegative = 0.0,
         most: Annotated[int, at_least(1, "units")] = 8,
         on: str = "critic",
-        ages: Ages = "own",
+        step_counts: StepCounts = "per_weight",
     ) -> None:
-        super().__init__(on, 1, "updates", 0, None, ages)
+        super().__init__(on, 1, "updates", 0, None, step_counts)
         self.percentile, self.expansion, self.longest, self.eps, self.most = percentile, expansion, longest, eps, most
         self.renewal = Every(renew)
 
@@ -93,7 +93,7 @@ class SelfNormalizedReset(Recycler):
     @torch.no_grad()
     def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
         chosen = {}
-        for name, h in self.look(run, activations, 0).items():
+        for name, h in self.measured_outputs(run, activations, 0).items():
             age, threshold, record = (getattr(self, self._key(name, k)) for k in ("age", "threshold", "record"))
             fired = (per_unit(self.units[name].layer, h).abs() > self.eps).any(3).any(1).any(0)
             self.note(record, age, fired & (age > 0), threshold)

@@ -12,7 +12,7 @@ from ..agents.agent import Agent
 from ..agents.clock import Unit
 from ..agents.hooks import Run
 from ..common.ranges import Moment, NotNegative, Period, Share, Start
-from .core.resetting import LayerMethod, Moments, Target, beat
+from .core.resetting import LayerMethod, Moments, Target, trigger
 from .core.surgery import blend_layer_
 
 Noise = Literal["fresh", "gaussian", "initial"]
@@ -68,18 +68,18 @@ class ShrinkPerturb(LayerMethod):
         start: Start = 0,
         stop: Start | None = None,
     ) -> None:
-        super().__init__(layers, beat(every, of, at, start, stop), target, moments)
+        super().__init__(layers, trigger(every, of, at, start, stop), target, moments)
         self.shrink, self.perturb, self.noise = shrink, perturb, noise
 
     def bind(self, agent: Agent) -> None:
         super().bind(agent)
         if self.noise == "initial":
             for name in self.names:
-                for key, parameter in self.found.layers[name].named_parameters():
+                for key, parameter in self.survey.layers[name].named_parameters():
                     self.register_buffer(_initial_buffer(name, key), parameter.detach().clone())
 
     def draw(self, name: str, generator: Generator) -> dict[str, Tensor]:
-        layer = self.found.layers[name]
+        layer = self.survey.layers[name]
         if self.noise == "fresh":
             return layer.fresh(generator)
         if self.noise == "gaussian":
@@ -93,16 +93,16 @@ class ShrinkPerturb(LayerMethod):
     def reinitialised(self, run: Run) -> None:
         if self.noise == "initial":
             for name in self.names:
-                for key, parameter in self.found.layers[name].named_parameters():
+                for key, parameter in self.survey.layers[name].named_parameters():
                     getattr(self, _initial_buffer(name, key)).copy_(parameter)
 
     def fire(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
         for name in self.names:
             noise = self.draw(name, self.generator)
-            blend_layer_(self.found.layers[name], noise, self.shrink, self.perturb)
-            if self.target in ("same", "own") and name in self.found.twins:
+            blend_layer_(self.survey.layers[name], noise, self.shrink, self.perturb)
+            if self.target in ("same", "own") and name in self.survey.copies:
                 own = self.draw(name, self.generator) if self.target == "own" else noise
-                blend_layer_(self.found.twins[name], own, self.shrink, self.perturb)
+                blend_layer_(self.survey.copies[name], own, self.shrink, self.perturb)
         self.finish(run.agent, self.names)
 
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ..agents.networks import Layer
 from ..common.ranges import NotNegative
-from .core.regularising import FromBirth, birth, tensors
+from .core.regularising import FromInitial, initial_buffer, tensors
 
 
-class Wasserstein(FromBirth):
+class Wasserstein(FromInitial):
     """Keep the distribution of each tensor's weights as it was at initialisation, whichever weight has which value.
 
     When: As for l2_init, where single weights should be free to move.
@@ -41,7 +41,7 @@ class Wasserstein(FromBirth):
 
     def term(self, layers: dict[str, Layer]) -> Tensor:
         distances = [
-            (parameter.flatten().sort().values - self.get_buffer(birth(key))).square().mean()
+            (parameter.flatten().sort().values - self.get_buffer(initial_buffer(key))).square().mean()
             for key, parameter in tensors(layers, self.norms)
         ]
         return self.weight * torch.stack(distances).sum()

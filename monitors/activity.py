@@ -16,7 +16,7 @@ from ..common.ranges import Period, Samples
 from ..interventions.core.parts import survey
 from ..interventions.core.recycling import magnitude
 from ..interventions.redo import dormancy_score
-from .base import SAMPLES, Finding, Monitor, MonitorContext, beat
+from .base import SAMPLES, Finding, Monitor, MonitorContext, trigger
 from .dashboard import short
 from .pictures import stack
 
@@ -57,7 +57,7 @@ class Activity(Monitor):
     def __init__(
         self, every: Period = 250, of: Unit = "updates", samples: Samples = SAMPLES, draw: Period = 20
     ) -> None:
-        super().__init__(beat(every, of))
+        super().__init__(trigger(every, of))
         self.samples, self.draw = samples, draw
         self.films: dict[str, Film] = {}
 

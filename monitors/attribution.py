@@ -38,6 +38,7 @@ from torch import Generator, Tensor, nn
 from ..agents.agent import Agent
 from ..agents.networks import Layer
 from ..agents.replay import Batch
+from ..common.moved import moved
 from ..common.seeds import derive_seed
 from ..interventions.core.parts import Survey, survey
 from ..interventions.core.recycling import per_unit
@@ -57,7 +58,7 @@ MEANINGS = {
     "centre": "pre-activations have shifted",
     "norms": "weights have grown, or shrunk",
 }
-AS_IT_IS, NEWBORN = "as it is", "newborn"
+AS_IT_IS, FRESH = "as it is", "fresh"
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Attribution:
 
     Attributes:
         module: Its name.
-        fits: Condition (`AS_IT_IS`, `NEWBORN` and repairs) → 1 - final loss / variance of the targets [draws].
+        fits: Condition (`AS_IT_IS`, `FRESH` and repairs) → 1 - final loss / variance of the targets [draws].
         touched: Repair → size of its change: units reinitialised, spread of the targets, largest shift, largest factor.
     """
 
@@ -86,12 +87,12 @@ class Attribution:
     @property
     def lost(self) -> bool:
         """Return whether a fresh module learns clearly more."""
-        mean, low, _ = self.gain(NEWBORN)
+        mean, low, _ = self.gain(FRESH)
         return low > 0 and mean > 0.05
 
     def recovered(self, repair: str) -> float:
         """Share of the fresh module's lead that a repair recovers; NaN if there is no lead."""
-        return self.gain(repair)[0] / self.gain(NEWBORN)[0] if self.lost else math.nan
+        return self.gain(repair)[0] / self.gain(FRESH)[0] if self.lost else math.nan
 
     @property
     def fault(self) -> str | None:
@@ -105,7 +106,7 @@ class Attribution:
     def verdict(self) -> str:
         """One line of text."""
         if not self.lost:
-            return f"{self.module}: learns as a newborn one does; nothing to mend"
+            return f"{self.module}: learns as well as a fresh module; nothing to repair"
         if self.fault is None:
             return f"{self.module}: has lost plasticity, and no single repair gives it back"
         return f"{self.module}: {MEANINGS[self.fault]} ({self.fault} recovers {100 * self.recovered(self.fault):.0f} %)"
@@ -132,7 +133,7 @@ def _attributed(agent: Agent, batch: Batch, module: str, budget: Budget, seed: i
     spread = _spread(agent, batch, module)
     fits: dict[str, list[float]] = {}
     touched: dict[str, float] = {}
-    for condition in (AS_IT_IS, NEWBORN, *REPAIRS):
+    for condition in (AS_IT_IS, FRESH, *REPAIRS):
         repaired = _copy_of(agent)
         generator = Generator(agent.device).manual_seed(derive_seed(seed, f"repair {module}"))
         if condition in SURGERIES:
@@ -145,8 +146,8 @@ def _attributed(agent: Agent, batch: Batch, module: str, budget: Budget, seed: i
             if spread == 1.0:
                 continue
         bench = Bench(subjects(repaired, batch, "replay", [module])[module], budget)
-        scale = 1.0 if condition in ("targets", NEWBORN) else spread
-        fresh_optimizer = condition in ("optimizer", NEWBORN) or bench.present is None
+        scale = 1.0 if condition in ("targets", FRESH) else spread
+        fresh_optimizer = condition in ("optimizer", FRESH) or bench.present is None
         start = bench.start()
         condition_fits = fits.setdefault(condition, [])
         for draw in range(budget.draws):
@@ -156,7 +157,7 @@ def _attributed(agent: Agent, batch: Batch, module: str, budget: Budget, seed: i
             )
             bench.draw_readouts(streams("readout"))
             goal = bench.goal("random", streams) * scale
-            if condition == NEWBORN:
+            if condition == FRESH:
                 bench.draw_(streams("control"))
                 start = bench.start()
             loss = bench.trained("agent" if fresh_optimizer else "present", start, "random", goal, order)
@@ -179,11 +180,11 @@ def _copy_of(agent: Agent) -> Agent:
     copied = agent.twin()
     copied.become_(agent)
     for _, optimizer in copied.optimizers():
-        if hasattr(optimizer, "give_age"):
+        if hasattr(optimizer, "count_per_weight"):
             state = optimizer.state_dict()
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
-                    optimizer.give_age(parameter)
+                    optimizer.count_per_weight(parameter)
             optimizer.load_state_dict(state)
     return copied
 
@@ -286,7 +287,7 @@ SURGERIES: dict[str, Callable[[Agent, Agent, Batch, str, Generator], float]] = {
 
 def table(attributions: list[Attribution]) -> str:
     """A table for people: one line per module and condition, and a verdict per module."""
-    head = ("module", "mended", "changed", "fit", "gain", "95 % interval", "recovered")
+    head = ("module", "repaired", "changed", "fit", "gain", "95 % interval", "recovered")
     rows: list[tuple[str, ...]] = [head]
     what: dict[str, Any] = {
         "revive": "{:.0f} units",
@@ -296,15 +297,15 @@ def table(attributions: list[Attribution]) -> str:
         "norms": "up to {:.3g} times",
     }
     for each in attributions:
-        for condition in (AS_IT_IS, *REPAIRS, NEWBORN):
+        for condition in (AS_IT_IS, *REPAIRS, FRESH):
             changed = what[condition].format(each.touched[condition]) if condition in each.touched else ""
             if condition not in each.fits:
-                rows.append((each.module, condition, changed or "-", "nothing to mend", "", "", ""))
+                rows.append((each.module, condition, changed or "-", "nothing to repair", "", "", ""))
                 continue
             mean, low, high = each.gain(condition)
             gain = "" if condition == AS_IT_IS else f"{mean:+.3f}"
             interval = f"[{low:+.3f}, {high:+.3f}]" if gain and not math.isnan(low) else ""
-            share = f"{100 * each.recovered(condition):.0f} %" if gain and each.lost and condition != NEWBORN else ""
+            share = f"{100 * each.recovered(condition):.0f} %" if gain and each.lost and condition != FRESH else ""
             rows.append((each.module, condition, changed, f"{each.fits[condition].mean():.3f}", gain, interval, share))
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -316,8 +317,11 @@ def pooled(per_agent: list[list[Attribution]]) -> list[Attribution]:
     the fit of its unrepaired copy."""
     result = []
     for same in zip(*per_agent, strict=True):
-        conditions = [c for c in (AS_IT_IS, NEWBORN, *REPAIRS) if any(c in each.fits for each in same)]
+        conditions = [c for c in (AS_IT_IS, FRESH, *REPAIRS) if any(c in each.fits for each in same)]
         fits = {c: np.mean([each.fits.get(c, each.fits[AS_IT_IS]) for each in same], axis=0) for c in conditions}
         touched = {r: max(each.touched.get(r, 0.0) for each in same) for r in REPAIRS if r in same[0].touched}
         result.append(replace(same[0], fits=fits, touched=touched))
     return result
+
+
+__getattr__ = moved(__name__, {"NEWBORN": f"{__name__}.FRESH"})

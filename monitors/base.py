@@ -40,6 +40,7 @@ from ..agents.agent import Agent
 from ..agents.clock import Clock, Every, Trigger, Unit, Update, When
 from ..agents.hooks import Intervention, sample_like_training
 from ..agents.replay import Batch
+from ..common.moved import moved
 from ..common.seeds import derive_seed
 from ..interventions.core.parts import ENCODER, Survey, chosen_layers, survey
 from ..interventions.core.spec import did_you_mean
@@ -56,20 +57,20 @@ class Known(NamedTuple):
     """Facts about an agent that are known from the start."""
 
     survey: Survey
-    twin: Agent
-    twin_survey: Survey
-    born: dict[str, dict[str, Tensor]]  # initial weights, by layer and parameter name
+    copy: Agent  # for experiments
+    copy_survey: Survey
+    initial: dict[str, dict[str, Tensor]]  # initial weights, by layer and parameter name
 
     @classmethod
     def of(cls, agent: Agent) -> Known:
         """Survey an agent. Its initial weights follow from its seed, no matter how long it has been trained."""
-        twin = agent.twin()
-        born = survey(twin)
-        weights = {
+        copy = agent.twin()
+        copy_survey = survey(copy)
+        initial = {
             name: {key: p.detach().clone() for key, p in layer.named_parameters()}
-            for name, layer in born.layers.items()
+            for name, layer in copy_survey.layers.items()
         }
-        return cls(survey(agent), twin, born, weights)
+        return cls(survey(agent), copy, copy_survey, initial)
 
 
 class MonitorContext:
@@ -80,20 +81,26 @@ class MonitorContext:
         clock: Counts the present update already.
         update: The result of the update; None before it.
         survey: The agent's layers by name.
-        born: The agent's initial weights, by layer and parameter name.
-        twin_survey: The layers of the copy that `twin` returns, by the same names.
+        initial: The agent's initial weights, by layer and parameter name.
+        copy_survey: The layers of the copy that the method `copy` returns, by the same names.
     """
 
     def __init__(self, agent: Agent, clock: Clock, memory: Any, known: Known, update: Update | None = None) -> None:
         self.agent, self.clock, self.memory, self.update = agent, clock, memory, update
-        self.survey, self.born = known.survey, known.born
-        self._twin, self.twin_survey = known.twin, known.twin_survey
+        self.survey, self.initial = known.survey, known.initial
+        self._copy, self.copy_survey = known.copy, known.copy_survey
         self._batches: dict[tuple[str, int], Batch] = {}
 
-    def twin(self) -> Agent:
+    def __getattr__(self, name: str) -> Any:
+        former = {"born": "initial", "twin": "copy", "twin_survey": "copy_survey"}
+        if name in former:
+            raise AttributeError(f"MonitorContext.{name} is called {former[name]} now")
+        raise AttributeError(f"MonitorContext has no attribute {name!r}")
+
+    def copy(self) -> Agent:
         """A copy of the agent in its present state, for experiments; valid until the next call."""
-        self._twin.become_(self.agent)
-        return self._twin
+        self._copy.become_(self.agent)
+        return self._copy
 
     def seed(self, purpose: str) -> int:
         """A separate seed for each purpose and each update."""
@@ -195,7 +202,7 @@ class Monitor(Intervention):
         return type(self).between is not Monitor.between
 
 
-def beat(every: int, of: Unit = "updates", start: int = 0) -> Every:
+def trigger(every: int, of: Unit = "updates", start: int = 0) -> Every:
     """The trigger that a monitor's spec describes."""
     return Every(every, of, start)
 
@@ -282,7 +289,7 @@ class Monitors:
         self.board = Board(self.parts)
         self.known: Known | None = None
         self.awaited: dict[str, str] = {}  # key that a trigger waits for and that was never measured → intervention
-        self.looks: Counter[str] = Counter()
+        self.measured: Counter[str] = Counter()  # measurements of each monitor, while a trigger waits
 
     def bind(self, agent: Agent) -> Monitors:
         """Observe this agent from now on, and supply the triggers of its interventions with measurements.
@@ -293,7 +300,7 @@ class Monitors:
         self.known = Known.of(agent) if self.parts else None
         for part in self.parts.values():
             if part.plays and getattr(part.when, "of", "steps") != "steps":
-                raise ValueError(f"{part.name} looks between two steps, so its period counts steps, not {part.when}")
+                raise ValueError(f"{part.name} measures between two steps, so its period must count steps: {part.when}")
             part.to(agent.device)
             part.seed(derive_seed(agent.seed, f"monitor {part.name}"), agent.device)
             part.bind(agent)
@@ -392,17 +399,17 @@ class Monitors:
 
     def _check_awaited(self, who: str) -> None:
         """Warn about triggers that wait for a metric which its monitor repeatedly failed to measure in this agent."""
-        self.looks[who] += 1
+        self.measured[who] += 1
         for metric in [m for m in self.awaited if m in self.readings]:
             del self.awaited[metric]
-        if self.looks[who] < ENOUGH or who not in self.parts:
+        if self.measured[who] < ENOUGH or who not in self.parts:
             return
         for metric in [m for m in self.awaited if m.rpartition("/")[2] in self.parts[who].metrics]:
             name = metric.rpartition("/")[2]
             measured = sorted(key for key in self.readings if key.rpartition("/")[2] == name)
             warnings.warn(
-                f"{self.awaited.pop(metric)} waits for {metric}, which {who} has not found in {ENOUGH} looks and may "
-                f"never find in this agent; {name} is measured of {', '.join(measured) or 'nothing here'}",
+                f"{self.awaited.pop(metric)} waits for {metric}, but {ENOUGH} measurements of {who} did not contain "
+                f"it; this agent may not have it. Measured so far: {', '.join(measured) or 'no ' + name}",
                 stacklevel=2,
             )
 
@@ -425,7 +432,7 @@ class Monitors:
         return Arrived(clock, values, pictures, fired)
 
     def _context(self, run: Any, update: Update | None = None) -> MonitorContext:
-        assert self.known is not None, "monitors are bound to an agent before they look at it"
+        assert self.known is not None, "monitors are bound to an agent before they measure it"
         return MonitorContext(run.agent, run.clock, run.memory, self.known, update)
 
     # ------------------------------------------------------------------------------------------------------- state
@@ -483,8 +490,10 @@ __all__ = [
     "MonitorContext",
     "Monitors",
     "Picture",
-    "beat",
     "check_metric",
     "chosen_layers",
+    "trigger",
     "triggers",
 ]
+
+__getattr__ = moved(__name__, {"beat": f"{__name__}.trigger"})

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..agents.clock import Unit
 from ..agents.replay import Batch
 from ..common.ranges import Period, Samples
-from .base import Monitor, MonitorContext, beat
+from .base import Monitor, MonitorContext, trigger
 
 
 class Churn(Monitor):
@@ -45,7 +45,7 @@ class Churn(Monitor):
     }
 
     def __init__(self, every: Period = 1000, of: Unit = "updates", samples: Samples = 64) -> None:
-        super().__init__(beat(every, of))
+        super().__init__(trigger(every, of))
         self.samples = samples
         self.before: tuple[Batch, Tensor, Tensor] | None = None  # set only between the start and the end of an update
 

@@ -13,7 +13,7 @@ from ..agents.stopping import heed
 from ..common.ranges import Period, Samples
 from ..interventions.core.parts import ENCODER
 from ..interventions.core.surgery import load_layer_
-from .base import Monitor, MonitorContext, beat
+from .base import Monitor, MonitorContext, trigger
 
 
 class Criticality(Monitor):
@@ -48,23 +48,23 @@ class Criticality(Monitor):
     }
 
     def __init__(self, every: Period = 25_000, of: Unit = "updates", samples: Samples = 64) -> None:
-        super().__init__(beat(every, of))
+        super().__init__(trigger(every, of))
         self.samples = samples
 
     @torch.no_grad()
     def measure(self, context: MonitorContext) -> Iterator[tuple[str, Tensor]]:
-        agent, batch = context.twin(), context.batch(self.samples)
+        agent, batch = context.copy(), context.batch(self.samples)
         losses = agent.losses(batch, context.seed("criticality"))
         before = {name: loss() for name, loss in losses.items()}
         decisions = agent.decisions(batch)
         generator = context.generator("criticality")
-        for name, layer in context.twin_survey.layers.items():
+        for name, layer in context.copy_survey.layers.items():
             heed()
             component = name.partition(".")[0]
             # Only networks that choose actions need their decisions compared.
             decides = component == "actor" or "actor" not in agent.components or name.startswith(ENCODER)
             own = {key: p.clone() for key, p in layer.named_parameters()}
-            for how, weights in (("reset", context.born[name]), ("rerandomised", layer.fresh(generator))):
+            for how, weights in (("reset", context.initial[name]), ("rerandomised", layer.fresh(generator))):
                 load_layer_(layer, weights, None)
                 yield f"{name}/{how}_criticality", losses[component]() - before[component]
                 if decides:

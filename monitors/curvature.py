@@ -21,7 +21,7 @@ from ..agents.agent import Component
 from ..agents.clock import Clock, Unit
 from ..agents.stopping import heed
 from ..common.ranges import Period, Positive, Samples, at_least
-from .base import Finding, Monitor, MonitorContext, beat
+from .base import Finding, Monitor, MonitorContext, trigger
 
 Loss = Callable[[], Tensor]
 
@@ -77,11 +77,11 @@ class Curvature(Monitor):
         probes: Iterations = 10,
         rho: Positive = 0.05,
     ) -> None:
-        super().__init__(beat(every, of))
+        super().__init__(trigger(every, of))
         self.samples, self.steps, self.probes, self.rho = samples, steps, probes, rho
 
     def measure(self, context: MonitorContext) -> Iterator[tuple[str, Tensor]]:
-        agent, generator = context.twin(), context.generator("curvature")
+        agent, generator = context.copy(), context.generator("curvature")
         for name, loss in agent.losses(context.batch(self.samples), context.seed("curvature loss")).items():
             parameters = trained(agent.components[name])
             product = hessian_products(loss, parameters)

@@ -106,7 +106,7 @@ CHARTS = (
     Chart("plasticity ratio: rescaled, and with the present optimizer", ("plasticity_ratio_*",), "parts"),
     Chart("probes: loss beside that of fresh modules", ("probe_loss_ratio_*",), "parts"),
     Chart("probes: fit", ("probe_fit_*",), "parts"),
-    Chart("criticality: back to birth", ("reset_criticality",), "layers"),
+    Chart("criticality: initial weights", ("reset_criticality",), "layers"),
     Chart("criticality: drawn anew", ("rerandomised_criticality",), "layers"),
     Chart("criticality: actions that stay, or divergence of policies", ("*_action_agreement", "*_policy_churn")),
 )

@@ -17,7 +17,7 @@ from ..agents.clock import Clock, Unit
 from ..agents.replay import Batch
 from ..agents.stopping import heed
 from ..common.ranges import Period, at_least
-from .base import Finding, Monitor, MonitorContext, beat
+from .base import Finding, Monitor, MonitorContext, trigger
 from .curvature import Loss, gradient, trained
 from .pictures import heatmap
 
@@ -68,7 +68,7 @@ class Kernel(Monitor):
     }
 
     def __init__(self, every: Period = 25_000, of: Unit = "updates", samples: Compared = 32) -> None:
-        super().__init__(beat(every, of))
+        super().__init__(trigger(every, of))
         self.samples = samples
 
     def measure(self, context: MonitorContext) -> Iterator[tuple[str, Tensor]]:

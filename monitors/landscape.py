@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 from ..agents.clock import Clock, Unit
 from ..agents.stopping import heed
 from ..common.ranges import Period, Positive, Samples, at_least
-from .base import Finding, Monitor, MonitorContext, beat
+from .base import Finding, Monitor, MonitorContext, trigger
 from .curvature import Loss
 from .pictures import heatmap
 
@@ -59,13 +59,13 @@ class Landscape(Monitor):
         span: Positive = 1.0,
         samples: Samples = 32,
     ) -> None:
-        super().__init__(beat(every, of))
+        super().__init__(trigger(every, of))
         if points % 2 == 0:
             raise ValueError(f"landscape: points must be odd, not {points}")
         self.points, self.span, self.samples = points, span, samples
 
     def measure(self, context: MonitorContext) -> Iterator[tuple[str, Tensor]]:
-        agent, generator = context.twin(), context.generator("landscape directions")
+        agent, generator = context.copy(), context.generator("landscape directions")
         for name, loss in agent.losses(context.batch(self.samples), context.seed("landscape")).items():
             online = agent.components[name].online
             directions = [filter_normalised(online, generator) for _ in range(2)]

@@ -15,7 +15,7 @@ from ..agents.agent import Agent
 from ..agents.clock import Clock, Unit
 from ..common.ranges import Period
 from ..interventions.core.parts import survey
-from .base import Finding, Monitor, MonitorContext, beat
+from .base import Finding, Monitor, MonitorContext, trigger
 from .metrics import effective_rank, eigenvalues, pools, singular_values, stable_rank, unit_gram
 
 PRECISION = 1e-6  # of an eigenvalue of a Gram matrix in float32, relative to the largest one
@@ -63,7 +63,7 @@ class Norms(Monitor):
     }
 
     def __init__(self, every: Period = 250, of: Unit = "updates") -> None:
-        super().__init__(beat(every, of))
+        super().__init__(trigger(every, of))
         self.before: dict[str, list[Tensor]] = {}  # set only between before_update and measure of the same update
 
     def bind(self, agent: Agent) -> None:
@@ -78,7 +78,7 @@ class Norms(Monitor):
         self.places = {
             component: {name: [name] for name in names} | pools(names) for component, names in self.parts.items()
         }
-        self.born_norms: dict[str, Tensor] = {}
+        self.initial_norms: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def before_update(self, context: MonitorContext) -> None:
@@ -93,12 +93,14 @@ class Norms(Monitor):
         before, self.before = self.before, {}
         for component, names in self.parts.items():
             weights = self._weights(context, component)
-            born = [context.born[name][key] for name in names for key in self.keys[name]]
-            if component not in self.born_norms:  # the norms of the initial weights never change
-                self.born_norms[component] = norms(born)
+            initial = [context.initial[name][key] for name in names for key in self.keys[name]]
+            if component not in self.initial_norms:  # the norms of the initial weights never change
+                self.initial_norms[component] = norms(initial)
             yield (
                 f"{component}/weights",
-                torch.stack([norms(weights), norms(torch._foreach_sub(weights, born)), self.born_norms[component]]),
+                torch.stack(
+                    [norms(weights), norms(torch._foreach_sub(weights, initial)), self.initial_norms[component]]
+                ),
             )
             if before and context.update is not None and component in context.update.activations:
                 past = before[component]
@@ -122,10 +124,10 @@ class Norms(Monitor):
             own = [i for i, name in enumerate(owners) if name in names]
             rows = array[:, own]
             if what == "weights":
-                weight, distance, born = (math.hypot(*row) for row in rows)
+                weight, distance, initial = (math.hypot(*row) for row in rows)
                 yield f"{place}/weight_norm", weight
                 yield f"{place}/distance_from_init", distance
-                yield f"{place}/relative_distance_from_init", ratio(distance, born)
+                yield f"{place}/relative_distance_from_init", ratio(distance, initial)
             elif what == "update":
                 change, past = (math.hypot(*row) for row in rows)
                 yield f"{place}/update_to_weight", ratio(change, past)

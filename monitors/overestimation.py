@@ -18,7 +18,7 @@ from ..agents.run import Environments
 from ..agents.stopping import heed
 from ..common.ranges import Episodes, SomeEnvSteps, SomeShare
 from ..common.seeds import derive_seed
-from .base import SAMPLES, Finding, Monitor, beat
+from .base import SAMPLES, Finding, Monitor, trigger
 
 
 class Overestimation(Monitor):
@@ -69,7 +69,7 @@ class Overestimation(Monitor):
         max_steps: SomeEnvSteps = 1000,
         tail: SomeShare = 0.5,
     ) -> None:
-        super().__init__(beat(every, "steps"))
+        super().__init__(trigger(every, "steps"))
         self.episodes, self.max_steps, self.tail = episodes, max_steps, tail
 
     def between(self, run: Any) -> Iterator[Finding]:

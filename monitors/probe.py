@@ -15,7 +15,7 @@ from ..agents.clock import Clock, Unit
 from ..agents.replay import Batch
 from ..common.ranges import Period, Positive, Samples, SomeUpdates
 from ..interventions.core.spec import did_you_mean
-from .base import Finding, Monitor, MonitorContext, beat
+from .base import Finding, Monitor, MonitorContext, trigger
 from .probing import ARMS, Budget, Draws, Probe, TargetKind, check_targets, experiment, pooled, subjects
 
 MEASURED: tuple[TargetKind, ...] = ("random", "noise", "replay")
@@ -95,7 +95,7 @@ class ProbeMonitor(Monitor):
         modules: tuple[str, ...] = ("all",),
         relative: bool = True,
     ) -> None:
-        super().__init__(beat(every, of))
+        super().__init__(trigger(every, of))
         check_targets(targets)
         if not targets or not set(targets) <= set(MEASURED):
             raise ValueError(f"targets are {', '.join(MEASURED)}; a run knows no next task")
@@ -144,20 +144,20 @@ class ProbeMonitor(Monitor):
                 yield f"{probe.module}/{metric}", value
 
 
-def readings(found: Probe) -> dict[str, float]:
+def readings(probe: Probe) -> dict[str, float]:
     """The logged numbers of a probe, by metric."""
-    (low, high), fits = found.interval, found.fits
+    (low, high), fits = probe.interval, probe.fits
     values = (
-        found.ratio,
+        probe.ratio,
         low,
         high,
-        found.ratio_rescaled,
-        found.ratio_present,
-        found.loss_ratio,
+        probe.ratio_rescaled,
+        probe.ratio_present,
+        probe.loss_ratio,
         float(fits[ARMS[0]].mean()),
         float(fits["fresh"].mean()),
     )
-    return {metric.format(found.target): value for metric, value in zip(MEANINGS, values, strict=True)}
+    return {metric.format(probe.target): value for metric, value in zip(MEANINGS, values, strict=True)}
 
 
 def place(name: str) -> str:

@@ -51,13 +51,14 @@ from ..agents.networks import Dropout, Injection, Layer, all_layers
 from ..agents.optimizers import Adam, OptimizerConfig
 from ..agents.replay import Batch
 from ..agents.stopping import heed
+from ..common.moved import moved
 from ..common.ranges import AT_ONCE, Positive, Samples, SomeUpdates, at_least, check_numbers
 from ..common.seeds import derive_seed
 from ..interventions.core.spec import did_you_mean
 from ..interventions.external.networks import read_network
 
 TargetKind = Literal["random", "noise", "replay", "next"]
-Control = Literal["drawn", "born"]
+Control = Literal["drawn", "initial"]
 ARMS = ("agent", "present", "fresh", "rescaled")
 FEATURES = "encoder"  # the module whose outputs are features, which need a readout
 CHUNK = 256  # states in one forward pass without gradients
@@ -109,7 +110,7 @@ class Subject:
         action: Actions whose outputs these numbers belong to [N] int64, if the module outputs [N, actions, outputs].
         features: The outputs are features, which need a readout for every kind of target.
         memory: The optimizer's state, by parameter; empty if there is none.
-        born: The same module with its initial weights, for `control="born"`.
+        initial: The same module with its initial weights, for `control="initial"`.
     """
 
     name: str
@@ -119,7 +120,7 @@ class Subject:
     action: Tensor | None = None
     features: bool = False
     memory: Mapping[Tensor, Mapping[str, Tensor]] = field(default_factory=dict)
-    born: nn.Module | None = None
+    initial: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -225,20 +226,20 @@ def pooled(name: str, probes: Sequence[Probe]) -> Probe:
 class Probes:
     """The results of `probe`, by module and kind of target."""
 
-    found: tuple[Probe, ...]
+    probes: tuple[Probe, ...]
     budget: Budget
 
     def __getitem__(self, key: tuple[str, str]) -> Probe:
-        return {(p.module, p.target): p for p in self.found}[key]
+        return {(p.module, p.target): p for p in self.probes}[key]
 
     def __iter__(self) -> Any:
-        return iter(self.found)
+        return iter(self.probes)
 
     def table(self) -> str:
         """A table for people: one line per module and kind of target."""
         head = ("module", "target", "ratio", "95 % interval", "rescaled", "present", "fit", "fresh fit")
         rows: list[tuple[str, ...]] = [head]
-        for p in self.found:
+        for p in self.probes:
             low, high = p.interval
             fits = p.fits
             numbers = [p.ratio_rescaled, p.ratio_present, fits["agent"].mean(), fits["fresh"].mean()]
@@ -254,7 +255,7 @@ class Probes:
 
     def json(self) -> dict[str, Any]:
         """Plain values."""
-        return {"budget": dict(vars(self.budget)), "probes": [p.json() for p in self.found]}
+        return {"budget": dict(vars(self.budget)), "probes": [p.json() for p in self.probes]}
 
 
 def probe(
@@ -284,7 +285,8 @@ def probe(
         lr: Learning rate of Adam, in all arms.
         seed: Seed of all random numbers.
         relative: Add targets to the initial outputs of a copy; False uses the targets alone.
-        control: drawn: the fresh control of each draw is initialised from the seed. born: it is the initial agent.
+        control: drawn: the fresh control of each draw is initialised from the seed. initial: it is the agent's module
+            with its initial weights.
         next_batch: Transitions of the next task.
         outputs: Number of outputs that an encoder's features are projected to.
 
@@ -294,12 +296,14 @@ def probe(
     check_targets(targets)
     if ("next" in targets) != (next_batch is not None):
         raise ValueError("the targets of the next task need both: targets=('next', ...) and next_batch=...")
+    if control == "born":  # the former name
+        raise ValueError("control='born' is called control='initial' now")
     if control not in get_args(Control):
-        raise ValueError(f"control is drawn or born, not {control!r}")
+        raise ValueError(f"control must be 'drawn' or 'initial', not {control!r}")
     budget = Budget.of(
         agent.observation.pixels, steps, batch_size, draws=draws, lr=lr, relative=relative, outputs=outputs
     )
-    initial = agent.twin() if control == "born" else None
+    initial = agent.twin() if control == "initial" else None
     here = subjects(agent, batch, "replay", modules, initial)
     there = {} if next_batch is None else subjects(agent, next_batch, "next", modules, initial)
     probes = []
@@ -321,12 +325,12 @@ def check_targets(targets: Iterable[str]) -> None:
 
 @torch.no_grad()
 def subjects(
-    agent: Agent, batch: Batch, kind: str, modules: Sequence[str] | None = None, twin: Agent | None = None
+    agent: Agent, batch: Batch, kind: str, modules: Sequence[str] | None = None, initial_agent: Agent | None = None
 ) -> dict[str, Subject]:
     """The modules of an agent that can be probed, by name, with temporal-difference targets called `kind`.
 
     Args:
-        twin: The initial agent, if it is to be the control.
+        initial_agent: The agent with its initial weights, if its modules are the control.
     """
     probed = agent.probed(batch)
     names = list(probed) if modules is None else list(modules)
@@ -337,7 +341,7 @@ def subjects(
         )
     values = {kind: temporal_difference_targets(agent, batch)}
     memory = {p: state for _, optimizer in agent.optimizers() for p, state in optimizer.state.items()}
-    born = {} if twin is None else twin.probed(batch)
+    initial = {} if initial_agent is None else initial_agent.probed(batch)
     action = batch.action if agent.action.discrete else None
     return {
         name: Subject(
@@ -348,7 +352,7 @@ def subjects(
             action,
             name == FEATURES,
             memory,
-            born[name][0] if born else None,
+            initial[name][0] if initial else None,
         )
         for name in names
     }
@@ -381,7 +385,7 @@ def experiment(subject: Subject, kinds: Sequence[str], budget: Budget, seed: int
         )
         bench.draw_readouts(streams("readout"))
         goals = {kind: bench.goal(kind, streams) for kind in kinds}
-        bench.newborn_(streams("control"))
+        bench.load_control_(streams("control"))
         fresh = bench.start()
         bench.rescale_(own)
         starts = {"agent": own, "present": own, "fresh": fresh, "rescaled": bench.start()}
@@ -430,8 +434,8 @@ class Bench:
         self.weights = [p for p in self.net.parameters() if p.requires_grad]
         for p in self.weights:
             p.grad = None
-        born = subject.born
-        self.born = None if born is None else [t.detach() for t in (*born.parameters(), *born.buffers())]
+        initial = subject.initial
+        self.initial = None if initial is None else [t.detach() for t in (*initial.parameters(), *initial.buffers())]
         self.new = Adam(self.weights, OptimizerConfig(lr=budget.lr))
         self.present = self._present()
         self.full: Tensor | None = None
@@ -448,7 +452,7 @@ class Bench:
         adam = Adam(self.weights, OptimizerConfig(lr=self.budget.lr))
         for p, state in memory.items():
             if "filled" in state:
-                adam.give_age(p)
+                adam.count_per_weight(p)
         keys = [(p, key) for p in self.weights for key in adam.state[p]]
         return adam, [adam.state[p][key] for p, key in keys], [memory[p][key].detach().clone() for p, key in keys]
 
@@ -468,16 +472,16 @@ class Bench:
     @torch.no_grad()
     def draw_(self, generator: Generator) -> None:
         """Reinitialise the module in place, without injections."""
-        newborn_(self.layers.values(), generator)
+        reinitialise_(self.layers.values(), generator)
         for room in self.rooms:
             room.opened = 0
 
     @torch.no_grad()
-    def newborn_(self, generator: Generator) -> None:
+    def load_control_(self, generator: Generator) -> None:
         """Set the module to the fresh control, in place."""
         self.draw_(generator)
-        if self.born is not None:
-            torch._foreach_copy_(self.tensors, self.born)
+        if self.initial is not None:
+            torch._foreach_copy_(self.tensors, self.initial)
 
     @torch.no_grad()
     def rescale_(self, like: Start) -> None:
@@ -587,7 +591,7 @@ def layers_of(net: nn.Module, inputs: Sequence[Tensor]) -> Mapping[str, Layer]:
 
 
 @torch.no_grad()
-def newborn_(layers: Iterable[Layer], generator: Generator) -> None:
+def reinitialise_(layers: Iterable[Layer], generator: Generator) -> None:
     """Reinitialise all layers by their initialisers, in place."""
     for layer in layers:
         for key, value in layer.fresh(generator).items():
@@ -623,10 +627,12 @@ __all__ = [
     "check_targets",
     "experiment",
     "layers_of",
-    "newborn_",
     "pooled",
     "probe",
+    "reinitialise_",
     "standardised",
     "subjects",
     "temporal_difference_targets",
 ]
+
+__getattr__ = moved(__name__, {"newborn_": f"{__name__}.reinitialise_"})

@@ -14,7 +14,7 @@ from ..agents.agent import Agent
 from ..agents.clock import Clock, Unit
 from ..common.ranges import Period, Samples
 from ..interventions.core.parts import ENCODER, Survey, survey
-from .base import SAMPLES, Finding, Monitor, MonitorContext, beat
+from .base import SAMPLES, Finding, Monitor, MonitorContext, trigger
 from .metrics import (
     effective_rank,
     eigenvalues,
@@ -69,7 +69,7 @@ class Ranks(Monitor):
     }
 
     def __init__(self, every: Period = 250, of: Unit = "updates", samples: Samples = SAMPLES) -> None:
-        super().__init__(beat(every, of))
+        super().__init__(trigger(every, of))
         self.samples = samples
 
     def bind(self, agent: Agent) -> None:

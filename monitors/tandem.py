@@ -11,7 +11,7 @@ from ..agents.agent import Agent
 from ..agents.run import play
 from ..common.ranges import Episodes, SomeEnvSteps
 from ..common.seeds import derive_seed
-from .base import Finding, Monitor, beat
+from .base import Finding, Monitor, trigger
 
 
 class Tandem(Monitor):
@@ -45,7 +45,7 @@ class Tandem(Monitor):
     }
 
     def __init__(self, every: SomeEnvSteps = 10_000, episodes: Episodes = 5) -> None:
-        super().__init__(beat(every, "steps"))
+        super().__init__(trigger(every, "steps"))
         self.episodes = episodes
 
     def bind(self, agent: Agent) -> None:

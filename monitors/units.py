@@ -18,7 +18,7 @@ from ..common.ranges import Period, Samples
 from ..interventions.core.parts import survey
 from ..interventions.core.recycling import magnitude, per_unit
 from ..interventions.redo import dormancy_score
-from .base import SAMPLES, Finding, Monitor, MonitorContext, beat
+from .base import SAMPLES, Finding, Monitor, MonitorContext, trigger
 from .metrics import GATES, active_share, linearised, overlap, pools, positive_share
 
 EPS = 0.01  # share of samples on which a linearised unit may be nonlinear
@@ -76,7 +76,7 @@ class Units(Monitor):
     }
 
     def __init__(self, every: Period = 250, of: Unit = "updates", samples: Samples = SAMPLES) -> None:
-        super().__init__(beat(every, of))
+        super().__init__(trigger(every, of))
         self.samples = samples
 
     def bind(self, agent: Agent) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..agents.clock import Unit
 from ..common.ranges import Period, Samples
-from .base import Monitor, MonitorContext, beat
+from .base import Monitor, MonitorContext, trigger
 
 COPIED = {
     "losses/td_loss": "critic/loss",
@@ -59,7 +59,7 @@ class Values(Monitor):
     }
 
     def __init__(self, every: Period = 250, of: Unit = "updates", samples: Samples = 32) -> None:
-        super().__init__(beat(every, of))
+        super().__init__(trigger(every, of))
         self.samples = samples
 
     @torch.no_grad()

@@ -33,7 +33,7 @@ class Survey:
 
     name: str  # of the agent, for error messages
     layers: dict[str, Layer]  # every trained layer, in the order of initialisation
-    twins: dict[str, Layer]  # the corresponding layers of target networks, where they exist
+    copies: dict[str, Layer]  # the corresponding layers of target networks, where they exist
     graph: UnitGraph
     taps: dict[str, list[str]]  # component → its hidden layers in the order of the trace
 
@@ -51,13 +51,13 @@ def survey(agent: Agent) -> Survey:
     if isinstance(own := getattr(agent, "survey", None), Survey):
         return own
     layers: dict[str, Layer] = {}
-    twins: dict[str, Layer] = {}
+    copies: dict[str, Layer] = {}
     for name, component in agent.components.items():
         layers |= {f"{name}.{key}": layer for key, layer in all_layers(component.online).items()}
         if component.target is not None:
-            twins |= {f"{name}.{key}": layer for key, layer in all_layers(component.target).items()}
+            copies |= {f"{name}.{key}": layer for key, layer in all_layers(component.target).items()}
     taps = {name: [f"{name}.{key}" for key in hidden_layers(c.online)] for name, c in agent.components.items()}
-    return Survey(agent.name, layers, twins, agent_graph(agent), taps)
+    return Survey(agent.name, layers, copies, agent_graph(agent), taps)
 
 
 def chosen_layers(surveyed: Survey, parts: str | Iterable[str], who: str) -> list[str]:

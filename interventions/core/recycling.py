@@ -12,50 +12,60 @@ from ...agents.agent import Agent
 from ...agents.clock import Every, Unit
 from ...agents.hooks import Effect, Intervention, Run, sample_like_training
 from ...agents.networks import Fourier
+from ...common.moved import moved
 from .parts import Survey, chosen_layers, edited, survey
 from .surgery import Chosen, Optimizers, reinit_units_
 from .units import Consumer, Units
 
-Ages = Literal["own", "shared"]
+StepCounts = Literal["per_weight", "per_tensor"]
 
 
 class Recycler(Intervention):
     """Base of methods that reset single units of `on` on a schedule.
 
-    Units without a consumer, and units whose output joins a residual stream, are not reset. With `ages=own` Adam treats
-    a recycled weight like a new one. With `shared`, as in torch, a whole tensor has one step counter: Adam then
-    corrects zeroed moments as if they were old.
+    Units without a consumer, and units whose output joins a residual stream, are not reset. With
+    `step_counts=per_weight` Adam treats a recycled weight like a new one. With `shared`, as in torch, a whole tensor
+    has one step counter: Adam then corrects zeroed moments as if they were old.
     """
 
     effect: ClassVar[Effect] = "unit_surgery"
+    former_parameters: ClassVar[Mapping[str, tuple[str, Mapping[Any, Any]]]] = {
+        "ages": ("step_counts", {"own": "per_weight", "shared": "per_tensor"})
+    }
 
     def __init__(
-        self, on: str, every: int, of: Unit, start: int, stop: int | None, ages: Literal["own", "shared", "zeroed"]
+        self,
+        on: str,
+        every: int,
+        of: Unit,
+        start: int,
+        stop: int | None,
+        step_counts: Literal["per_weight", "per_tensor", "zeroed"],
     ) -> None:
         super().__init__()
-        self.on, self.ages = on, ages
+        self.on, self.step_counts = on, step_counts
         self.when = Every(every, of, start, stop)
         self.edits = edited(on)
         self.recycled: dict[str, Tensor] = {}
 
     def bind(self, agent: Agent) -> None:
-        self.found: Survey = survey(agent)
-        names = chosen_layers(self.found, self.on, self.name)
-        graph = self.found.graph
+        self.survey: Survey = survey(agent)
+        names = chosen_layers(self.survey, self.on, self.name)
+        graph = self.survey.graph
         self.units: dict[str, Units] = {n: graph[n] for n in names if n in graph and graph[n].resettable}
         if not self.units:
             raise ValueError(
-                f"{self.name}: {self.on} of this {self.found.name} has no unit that can be reset: no hidden layer, or "
+                f"{self.name}: {self.on} of this {self.survey.name} has no unit that can be reset: no hidden layer, or "
                 "only layers that join a residual stream"
             )
         for units in self.units.values():
             for consumer in units.consumers:
                 _ = consumer.columns  # computed on the host and cached, so do it before training begins
         self.optimizers = Optimizers(optimizer for _, optimizer in agent.optimizers())
-        self._refuse_other_ages(agent)
-        if self.ages == "own":
+        self._refuse_other_step_counts(agent)
+        if self.step_counts == "per_weight":
             for parameter in self.edited_weights():
-                self.optimizers.give_age(parameter)
+                self.optimizers.count_per_weight(parameter)
 
     def edited_weights(self) -> list[Tensor]:
         """Every parameter in which single weights may be reinitialised or zeroed."""
@@ -64,31 +74,34 @@ class Recycler(Intervention):
             weights |= dict.fromkeys((*units.layer.parameters(), *(consumer.weight for consumer in units.consumers)))
         return list(weights)
 
-    def _refuse_other_ages(self, agent: Agent) -> None:
-        """Refuse an `ages` that differs from that of another intervention on the same tensors (ValueError naming
+    def _refuse_other_step_counts(self, agent: Agent) -> None:
+        """Refuse a `step_counts` that differs from that of another intervention on the same tensors (ValueError naming
         both)."""
         mine = set(self.edited_weights())
         others = [part for outer in getattr(agent, "interventions", ()) for part in outer.modules()]
         for other in others:
             if other is self or not isinstance(other, Recycler) or not hasattr(other, "optimizers"):
                 continue
-            if (self.ages == "own") != (other.ages == "own") and not mine.isdisjoint(other.edited_weights()):
+            differ = (self.step_counts == "per_weight") != (other.step_counts == "per_weight")
+            if differ and not mine.isdisjoint(other.edited_weights()):
                 raise ValueError(
-                    f"{self.name} and {other.name} exclude each other: ages={self.ages} and ages={other.ages} on the "
-                    "same weights"
+                    f"{self.name} and {other.name} exclude each other: step_counts={self.step_counts} and "
+                    f"step_counts={other.step_counts} on the same weights"
                 )
 
-    def look(self, run: Run, activations: Mapping[str, Sequence[Tensor]], samples: int) -> dict[str, Tensor]:
+    def measured_outputs(
+        self, run: Run, activations: Mapping[str, Sequence[Tensor]], samples: int
+    ) -> dict[str, Tensor]:
         """Outputs by layer on `samples` transitions from the replay, or on the update's own batch if `samples` is 0."""
         if samples and run.memory is not None:
             activations = run.agent.activations(sample_like_training(run, samples, self.generator))
-        return {name: h for name, h in self.found.outputs(activations).items() if name in self.units}
+        return {name: h for name, h in self.survey.outputs(activations).items() if name in self.units}
 
     def recycle(self, chosen: Mapping[str, Chosen], *, outgoing: bool = True) -> None:
         """Reset the chosen units, and count them for the log."""
         if not chosen:  # the updated components have no units of `on`
             return
-        reinit_units_(self.found.graph, chosen, self.optimizers, self.generator, outgoing=outgoing)
+        reinit_units_(self.survey.graph, chosen, self.optimizers, self.generator, outgoing=outgoing)
         counts = {name: c.valid.sum(dtype=torch.float32) for name, c in chosen.items()}
         self.touched = counts
         self.recycled = {f"interventions/{self.name}_units": torch.stack(list(counts.values())).sum()}
@@ -140,3 +153,6 @@ def at_inputs(consumer: Consumer, units: Units, statistic: Tensor) -> Tensor:
     # The inputs that come from this layer are in the order of its outputs, even with other inputs between them.
     places = torch.cumsum(consumer.owner >= 0, 0) - 1
     return flat.index_select(0, places.index_select(0, consumer.columns.flatten())).view(consumer.columns.shape)
+
+
+__getattr__ = moved(__name__, {"Ages": f"{__name__}.StepCounts"})

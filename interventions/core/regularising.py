@@ -12,6 +12,7 @@ from torch import Tensor
 from ...agents.agent import Agent
 from ...agents.hooks import Effect, Intervention, Run
 from ...agents.networks import Layer
+from ...common.moved import moved
 from ...common.ranges import NotNegative
 from .parts import Survey, chosen_layers, survey
 
@@ -33,13 +34,13 @@ class Penalty(Intervention):
         self.terms: dict[str, Tensor] = {}
 
     def bind(self, agent: Agent) -> None:
-        self.found: Survey = survey(agent)
+        self.survey: Survey = survey(agent)
         self.layers: dict[str, dict[str, Layer]] = {}
-        for name in chosen_layers(self.found, self.on, self.name):
-            if self.means(name, layer := self.found.layers[name]):
+        for name in chosen_layers(self.survey, self.on, self.name):
+            if self.means(name, layer := self.survey.layers[name]):
                 self.layers.setdefault(name.partition(".")[0], {})[name] = layer
         if not self.layers:
-            raise ValueError(f"{self.name}: {self.on} of this {self.found.name} contains no layer that it penalises")
+            raise ValueError(f"{self.name}: {self.on} of this {self.survey.name} contains no layer that it penalises")
 
     def means(self, name: str, layer: Layer) -> bool:
         """Whether this layer is penalised."""
@@ -61,7 +62,7 @@ class Penalty(Intervention):
         return terms
 
 
-class FromBirth(Penalty):
+class FromInitial(Penalty):
     """Base of penalties on the distance of weights from their initial values, which are kept as buffers."""
 
     def __init__(self, on: str, weight: NotNegative, norms: bool) -> None:
@@ -72,13 +73,13 @@ class FromBirth(Penalty):
         super().bind(agent)
         for layers in self.layers.values():
             for key, parameter in tensors(layers, self.norms):
-                self.register_buffer(birth(key), self.remembered(parameter))
+                self.register_buffer(initial_buffer(key), self.remembered(parameter))
 
     @torch.no_grad()
     def reinitialised(self, run: Run) -> None:
         for layers in self.layers.values():
             for key, parameter in tensors(layers, self.norms):
-                self.get_buffer(birth(key)).copy_(self.remembered(parameter))
+                self.get_buffer(initial_buffer(key)).copy_(self.remembered(parameter))
 
     def remembered(self, parameter: Tensor) -> Tensor:
         """The part of a parameter's initial value that the penalty needs."""
@@ -93,7 +94,7 @@ def tensors(layers: dict[str, Layer], norms: bool) -> Iterator[tuple[str, Tensor
                 yield f"{name}.{key}", parameter
 
 
-def birth(key: str) -> str:
+def initial_buffer(key: str) -> str:
     """The name of the buffer that holds a parameter's initial value."""
     return f"{key.replace('.', '/')}:born"
 
@@ -103,3 +104,6 @@ def reached(on: str) -> tuple[str, ...]:
     if on == "encoder" or fnmatchcase(on, "critic*"):
         return ("critic",)
     return ("actor",) if fnmatchcase(on, "actor*") else ("critic", "actor")
+
+
+__getattr__ = moved(__name__, {"FromBirth": f"{__name__}.FromInitial", "birth": f"{__name__}.initial_buffer"})

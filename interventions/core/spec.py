@@ -21,6 +21,7 @@ from ...common.specs import (
     convert,
     describe,
     did_you_mean,
+    former_parameters,
     one_line,
     parse,
     resolve,
@@ -45,13 +46,14 @@ __all__ = [
     "parse",
     "signature",
     "spell",
+    "with_current_names",
 ]
 
 Registry: TypeAlias = Mapping[str, Callable[..., Intervention]]
 
 # Parameters that every intervention with a schedule accepts instead of the schedule.
 LOOP: dict[str, Any] = {"when": str, "patience": Patience, "cooldown": Updates}
-BEAT = ("every", "of", "at", "start", "stop")
+SCHEDULE = ("every", "of", "at", "start", "stop")
 
 
 def normalise(words: Iterable[str], registry: Registry | None = None) -> str:
@@ -72,6 +74,32 @@ def check(words: Iterable[str], registry: Registry) -> tuple[str, ...]:
     """
     resolved = (_resolve(text, registry) for text in words)
     return tuple(str(Spec(name, arguments)) for name, arguments in resolved)
+
+
+def with_current_names(specs: Iterable[str], registry: Registry) -> tuple[str, ...]:
+    """The specs with renamed parameters under their new names and values, as the files of earlier runs need it.
+
+    Specs within a spec (`matched_random("redo(...)")`) are renamed too. A text that is not a spec stays unchanged.
+    """
+    return tuple(_with_current_names(text, registry) for text in specs)
+
+
+def _with_current_names(text: str, registry: Registry) -> str:
+    try:
+        spec = parse(text)
+    except SpecError:
+        return text
+    if spec.name not in registry:
+        return text
+    former = former_parameters(registry[spec.name])
+    renamed = {}
+    for key, value in spec.arguments.items():
+        new, values = former.get(key, (key, {}))
+        value = _with_current_names(value, registry) if isinstance(value, str) else value
+        renamed[new] = values.get(value, value)
+    positional = tuple(_with_current_names(v, registry) if isinstance(v, str) else v for v in spec.positional)
+    current = Spec(spec.name, renamed, positional)
+    return text if current == spec else str(current)
 
 
 def build(words: Iterable[str], registry: Registry) -> Compose:
@@ -115,7 +143,7 @@ def _closed_loop(spec: Spec, parameters: Mapping[str, Any]) -> dict[str, Value]:
         return {}
     if "when" not in given:
         raise SpecError(f"{spec.name}: {next(iter(given))!r} needs when='place/metric > number' beside it")
-    if both := [key for key in BEAT if key in spec.arguments]:
+    if both := [key for key in SCHEDULE if key in spec.arguments]:
         raise SpecError(f"{spec.name}: {both[0]!r} and 'when' exclude each other; use a schedule or a measurement")
     converted: dict[str, Value] = {}
     for key, value in given.items():

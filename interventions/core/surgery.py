@@ -19,7 +19,7 @@ from .units import Consumer, UnitGraph
 # Per-element state of torch's optimizers and of pliant's own, all with the parameter's shape.
 MEMORY = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "filled", "filled_sq")
 # Entries of MEMORY that hold the age of each weight; the step counter holds the age of a whole tensor.
-AGES = ("filled", "filled_sq")
+PER_WEIGHT = ("filled", "filled_sq")
 
 
 class Optimizers:
@@ -41,11 +41,11 @@ class Optimizers:
         step = self.state(parameter).get("step")
         return step if isinstance(step, Tensor) else None
 
-    def give_age(self, parameter: Tensor) -> None:
+    def count_per_weight(self, parameter: Tensor) -> None:
         """Give each weight of a parameter its own step count, if the optimizer supports it (pliant's Adam does)."""
         optimizer = self._of.get(parameter)
-        if optimizer is not None and hasattr(optimizer, "give_age"):
-            optimizer.give_age(parameter)
+        if optimizer is not None and hasattr(optimizer, "count_per_weight"):
+            optimizer.count_per_weight(parameter)
 
     def state(self, parameter: Tensor) -> dict[str, Tensor]:
         """The whole optimizer state of a parameter, step counter included; empty for a parameter that is not
@@ -79,7 +79,7 @@ def forget_(optimizers: Optimizers, parameter: Tensor, *, keep_step: bool = Fals
     training.
     """
     for name, memory in optimizers.memory(parameter).items():
-        if not (keep_step and name in AGES):
+        if not (keep_step and name in PER_WEIGHT):
             memory.zero_()
     step = optimizers.step(parameter)
     if step is not None and not keep_step:

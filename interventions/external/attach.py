@@ -320,7 +320,7 @@ class ExternalAgent:
         self.survey = ExternalSurvey(
             self.name,
             {k: layer for part in parts for k, layer in part.layers.items()},
-            {k: layer for part in parts for k, layer in part.twins.items()},
+            {k: layer for part in parts for k, layer in part.copies.items()},
             {k: units for part in parts for k, units in part.graph.items()},
             {name: list(network.places) for name, network in networks.items()},
         )
@@ -459,7 +459,7 @@ def _check_optimizers(learner: Learner) -> None:
                 f"attach: the optimizer state of {type(optimizer).__name__} is not supported; use "
                 f"{', '.join(kind.__name__ for kind in OPTIMIZERS)} or pliant.agents.optimizers.Adam"
             )
-        if hasattr(optimizer, "give_age") and _steps(optimizer):
+        if hasattr(optimizer, "count_per_weight") and _steps(optimizer):
             raise ValueError(
                 "attach: pliant's Adam must create step counts per weight before its first step; attach first, "
                 "then load its state"

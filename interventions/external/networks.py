@@ -209,7 +209,7 @@ class ExternalNetwork:
     """The measured layers and units of a network, by qualified layer name."""
 
     layers: dict[str, ExternalLayer] = field(default_factory=dict)
-    twins: dict[str, ExternalLayer] = field(default_factory=dict)
+    copies: dict[str, ExternalLayer] = field(default_factory=dict)
     graph: UnitGraph = field(default_factory=dict)
     places: dict[str, list[Place]] = field(
         default_factory=dict
@@ -274,7 +274,7 @@ def read_network(
             result.graph[called] = units
     result.pooled = measured.compare_consumers(result.places, keys)
     if target is not None:
-        result.twins = _target_layers(network, target, result.layers, keys, init)
+        result.copies = _target_layers(network, target, result.layers, keys, init)
     return result
 
 

@@ -152,7 +152,7 @@ def _reinitialised(how: str) -> tuple[list[float], list[float]]:
     parameter = nn.Parameter(torch.zeros(2))
     adam = Adam([parameter], OptimizerConfig(lr=LR, eps=1e-12))
     if how == "own":
-        adam.give_age(parameter)
+        adam.count_per_weight(parameter)
     parameter.grad = torch.ones(2)
     for _ in range(OLD):
         adam.step()

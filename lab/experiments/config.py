@@ -46,7 +46,16 @@ from ...common.ranges import (
 )
 from ...common.specs import control_character, one_line, shorten
 from ...envs.config import EnvConfig, options_of, suite
-from ...interventions.core.spec import Registry, Spec, check, convert, did_you_mean, normalise, spell
+from ...interventions.core.spec import (
+    Registry,
+    Spec,
+    check,
+    convert,
+    did_you_mean,
+    normalise,
+    spell,
+    with_current_names,
+)
 from ...interventions.core.spec import parse as parse_word
 from ...interventions.registry import INTERVENTIONS
 from ...monitors.registry import check_monitors
@@ -377,6 +386,10 @@ def _base(data: Mapping[str, Any], where: str, agent: str | None, env: str | Non
         env_config = _fill(_preset(among.env_config, suite), options["env"], where, "env.")
         start = RunConfig(agent=agent, env=env, agent_config=agent_config, env_config=env_config)
         rest = {key: value for key, value in data.items() if key not in _SECTIONS}
+        specs = rest.get("interventions")
+        if isinstance(specs, list) and all(isinstance(spec, str) for spec in specs):
+            # The file may be that of a run from before a parameter was renamed.
+            rest["interventions"] = list(with_current_names(specs, among.interventions))
         return _fill(start, rest, where, "")
 
 

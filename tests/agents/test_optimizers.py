@@ -108,7 +108,7 @@ def test_step_counts_per_weight_that_are_never_reset_change_nothing(betas: tuple
     config = OptimizerConfig(lr=1e-2, beta1=betas[0], beta2=betas[1], eps=0.05, weight_decay=decay)
     mine, theirs = weight(), weight()
     ours = Adam([mine], config)
-    ours.give_age(mine)
+    ours.count_per_weight(mine)
     reference = torch.optim.AdamW([theirs], lr=1e-2, betas=betas, eps=0.05, weight_decay=decay)
     grads = gradients(600)
     for k, (a, b) in enumerate(zip(follow(ours, mine, grads), follow(reference, theirs, grads), strict=True)):
@@ -122,7 +122,7 @@ def test_a_reinitialised_weight_steps_like_a_new_one_and_its_neighbours_are_unaf
     undisturbed, disturbed, fresh = weight(), weight(), weight()
     optimizers = [Adam([p], CONFIG) for p in (undisturbed, disturbed, fresh)]
     for optimizer, p in zip(optimizers, (undisturbed, disturbed, fresh), strict=True):
-        optimizer.give_age(p)
+        optimizer.count_per_weight(p)
     whole = follow(optimizers[0], undisturbed, grads)
     follow(optimizers[1], disturbed, grads[:after])
     with torch.no_grad():
@@ -150,7 +150,7 @@ def test_the_first_step_of_a_reset_weight_is_one_learning_rate_with_its_own_coun
         p = nn.Parameter(torch.zeros(4, 3))
         optimizer = Adam([p], OptimizerConfig(lr=1.0, beta1=betas[0], beta2=betas[1], eps=1e-12))
         if aged:
-            optimizer.give_age(p)
+            optimizer.count_per_weight(p)
         for name, value in optimizer.state[p].items():
             value.fill_(1e6 if name == "step" else 1.0)
         forget_(optimizer, p, (0, 0))
@@ -164,7 +164,7 @@ def test_the_bias_correction_follows_the_step_count_of_each_weight() -> None:
     """The state holds 1 - beta^count instead of a count, accurate to single precision for any count."""
     p = weight()
     optimizer = Adam([p], CONFIG)
-    optimizer.give_age(p)
+    optimizer.count_per_weight(p)
     follow(optimizer, p, gradients(50))
     forget_(optimizer, p, (0, 0))
     follow(optimizer, p, gradients(3000))
@@ -179,7 +179,7 @@ def test_one_optimizer_holds_parameters_with_and_without_step_counts_per_weight(
     mine, theirs = [weight(), weight()], [weight(), weight()]
     ours, reference = Adam(mine, CONFIG), Adam(theirs, CONFIG)
     for _ in range(2):  # a second call changes nothing
-        ours.give_age(mine[1])
+        ours.count_per_weight(mine[1])
     for first, second in zip(gradients(40), reversed(gradients(40)), strict=True):
         for pair, optimizer in ((mine, ours), (theirs, reference)):
             pair[0].grad, pair[1].grad = first, second
@@ -195,7 +195,7 @@ def test_step_counts_per_weight_are_saved_and_loaded(tmp_path: Path) -> None:
     straight, stopped, resumed = weight(), weight(), weight()
     optimizers = [Adam([p], CONFIG) for p in (straight, stopped, resumed)]
     for optimizer, p in zip(optimizers, (straight, stopped, resumed), strict=True):
-        optimizer.give_age(p)
+        optimizer.count_per_weight(p)
     follow(optimizers[0], straight, grads[:30])
     follow(optimizers[1], stopped, grads[:30])
     for optimizer, p in zip(optimizers[:2], (straight, stopped), strict=True):
@@ -215,7 +215,7 @@ def test_a_state_without_step_counts_per_weight_continues_with_its_shared_count(
     config = OptimizerConfig(lr=1e-2)
     plain, aged = Adam(first.parameters(), config), Adam(second.parameters(), config)
     for parameter in second.parameters():
-        aged.give_age(parameter)
+        aged.count_per_weight(parameter)
     for seed in range(7):
         x = torch.randn(8, 4, generator=torch.Generator().manual_seed(seed))
         step(first(x).square().mean(), plain)

@@ -348,7 +348,7 @@ def test_optimizers_are_reset_at_updates_of_the_target() -> None:
         parts("reset_optimizer(syncs=True, when='critic/dead_fraction > 0')")
 
 
-# ---------------------------------------------------------------------------------------- ages, own and shared
+# ----------------------------------------------------------------------- step counts, per weight and per tensor
 
 
 RECYCLERS = {
@@ -359,12 +359,12 @@ RECYCLERS = {
 }
 
 
-@pytest.mark.parametrize(("ages", "steps"), [("own", [1.0, 1.0, 1.0]), ("shared", STALE)])
+@pytest.mark.parametrize(("step_counts", "steps"), [("per_weight", [1.0, 1.0, 1.0]), ("per_tensor", STALE)])
 @pytest.mark.parametrize("method", RECYCLERS)
-def test_the_first_steps_of_recycled_weights(method: str, ages: str, steps: list[float]) -> None:
+def test_the_first_steps_of_recycled_weights(method: str, step_counts: str, steps: list[float]) -> None:
     """1, 1, 1 learning rates with a step count per weight; 3.16, 4.25, 4.95 if the moments are zeroed under the
     counter of long training. Neighbours continue as before in both."""
-    agent = AGENTS["dqn"](interventions=parts(RECYCLERS[method].format(f", ages={ages}")))
+    agent = AGENTS["dqn"](interventions=parts(RECYCLERS[method].format(f", step_counts={step_counts}")))
     layer = agent.components["critic"].online.head.layers[0]  # type: ignore[union-attr, index]
     with torch.no_grad():  # unit 3 is dead, and the only one
         layer.linear.weight.zero_()
@@ -387,18 +387,20 @@ def test_the_first_steps_of_recycled_weights(method: str, ages: str, steps: list
         moved[:, 3], torch.tensor(steps)[:, None].expand(3, moved.shape[2]), rtol=2e-3, atol=2e-3
     )
     torch.testing.assert_close(moved[:, others], torch.ones(3, len(others), moved.shape[2]), rtol=2e-3, atol=2e-3)
-    assert ("filled" in state_of(agent, layer.linear.weight)) == (ages == "own")
+    assert ("filled" in state_of(agent, layer.linear.weight)) == (step_counts == "per_weight")
 
 
 @pytest.mark.parametrize("second", ["regrama", "matched_random(like=regrama)"])
 def test_ages_of_two_methods_must_agree(second: str) -> None:
-    for first in ("redo(ages=shared)", "redo(ages=zeroed)"):
+    for first in ("redo(step_counts=per_tensor)", "redo(step_counts=zeroed)"):
         for words in ((first, second), (second, first)):
-            with pytest.raises(ValueError, match=r"exclude each other: ages=(own|shared|zeroed) and ages=") as refusal:
+            with pytest.raises(
+                ValueError, match=r"exclude each other: step_counts=(per_weight|per_tensor|zeroed) and step_counts="
+            ) as refusal:
                 run_of("sac", *words)
             assert "redo" in str(refusal.value) and "regrama" in str(refusal.value)
-    run_of("sac", "redo(ages=shared)", "regrama(ages=shared)")
-    run_of("sac", "redo(ages=shared, on=critic)", "regrama(on=actor)")
+    run_of("sac", "redo(step_counts=per_tensor)", "regrama(step_counts=per_tensor)")
+    run_of("sac", "redo(step_counts=per_tensor, on=critic)", "regrama(on=actor)")
 
 
 # -------------------------------------------------------------------------------------------------- the placebo

@@ -991,7 +991,7 @@ def test_sac_of_sb3() -> None:
         "actor.mu",
         "actor.log_std",
     ]
-    assert all(name.startswith("critic.") for name in survey.twins) and len(survey.twins) == 6
+    assert all(name.startswith("critic.") for name in survey.copies) and len(survey.copies) == 6
 
 
 def test_a_callback_that_does_not_act_changes_no_bit() -> None:

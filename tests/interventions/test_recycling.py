@@ -53,7 +53,7 @@ def seeing(agent: DQN, obs: Sequence[Any]) -> Stand:
 
 
 def layer_of(agent: Agent, name: str) -> Layer:
-    return only(agent).found.layers[name]
+    return only(agent).survey.layers[name]
 
 
 FIRST, OUT = "critic.head.layers.0", "critic.advantage"
@@ -291,12 +291,13 @@ def test_the_largest_share_is_recycled_of_the_most_dormant() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ages", "recycled", "neighbour"), [("own", 1.0, 1.0), ("shared", 3.162278, 1.0), ("zeroed", 1.0, 0.316228)]
+    ("step_counts", "recycled", "neighbour"),
+    [("per_weight", 1.0, 1.0), ("per_tensor", 3.162278, 1.0), ("zeroed", 1.0, 0.316228)],
 )
-def test_the_first_step_after_recycling(ages: Any, recycled: float, neighbour: float) -> None:
+def test_the_first_step_after_recycling(step_counts: Any, recycled: float, neighbour: float) -> None:
     """In learning rates, along a constant gradient: the effect of each policy on a recycled weight and its
     neighbours."""
-    agent, stand = golden(ages=ages)
+    agent, stand = golden(step_counts=step_counts)
     remember_(agent)
     stand.tick().act()
     weight, outgoing = layer_of(agent, FIRST).linear.weight, layer_of(agent, OUT).linear.weight

@@ -158,7 +158,7 @@ def layers_of(agent: Agent, *parts: str) -> set[str]:
 
 def state_by_layer(agent: Agent, twins: bool = False) -> dict[str, dict[str, Tensor]]:
     found = survey(agent)
-    return {name: parameters(layer) for name, layer in (found.twins if twins else found.layers).items()}
+    return {name: parameters(layer) for name, layer in (found.copies if twins else found.layers).items()}
 
 
 @pytest.mark.parametrize(
@@ -454,7 +454,7 @@ def test_bbf_halves_the_encoder_and_replaces_the_head() -> None:
     for network in (critic.online, critic.target):
         for p in network.parameters():
             p.detach().fill_(2.0)
-    part.draw = lambda name, generator: {k: torch.ones_like(p) for k, p in part.found.layers[name].named_parameters()}
+    part.draw = lambda name, generator: {k: torch.ones_like(p) for k, p in part.survey.layers[name].named_parameters()}
     act(stand)
     for network in (critic.online, critic.target):
         for key, p in network.named_parameters():
@@ -472,7 +472,7 @@ def test_bbf_draws_twice_and_the_head_is_what_was_drawn() -> None:
     for name, layer in found.layers.items():
         mine, theirs = layer.fresh(replay), layer.fresh(replay)
         assert not torch.equal(mine["linear.weight"], theirs["linear.weight"])
-        for now, old, drawn in ((layer, before[name], mine), (found.twins[name], twins[name], theirs)):
+        for now, old, drawn in ((layer, before[name], mine), (found.copies[name], twins[name], theirs)):
             share = 0.5 if "encoder" in name else 0.0
             for key, p in now.named_parameters():
                 torch.testing.assert_close(p, share * old[key] + (1 - share) * drawn[key], rtol=0, atol=1e-7)
@@ -531,7 +531,7 @@ def test_sr_spr_keeps_most_of_the_encoder_and_gives_the_target_the_same_draw() -
     for name, layer in found.layers.items():
         drawn = layer.fresh(replay)
         share = 0.8 if "encoder" in name else 0.0
-        for now, old in ((layer, before[name]), (found.twins[name], twins[name])):
+        for now, old in ((layer, before[name]), (found.copies[name], twins[name])):
             for key, p in now.named_parameters():
                 torch.testing.assert_close(p, share * old[key] + (1 - share) * drawn[key], rtol=0, atol=1e-7)
 

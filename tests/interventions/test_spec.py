@@ -15,8 +15,18 @@ from hypothesis import strategies as st
 
 from pliant.agents.clock import Every, Trigger
 from pliant.agents.hooks import Compose, Intervention
+from pliant.interventions import INTERVENTIONS
 from pliant.interventions.core import spec
-from pliant.interventions.core.spec import Spec, SpecError, build, check, normalise, parse, signature
+from pliant.interventions.core.spec import (
+    Spec,
+    SpecError,
+    build,
+    check,
+    normalise,
+    parse,
+    signature,
+    with_current_names,
+)
 
 calm = settings(deadline=None, max_examples=300)
 
@@ -320,6 +330,22 @@ def test_specs_that_cannot_be_built_are_refused_in_one_line(word: str, message: 
     if "must lie" not in message:
         with pytest.raises(SpecError, match=message):
             check([word], REGISTRY)
+
+
+@pytest.mark.parametrize("name", ["redo", "regrama", "continual_backprop", "self_normalized_reset"])
+@pytest.mark.parametrize(("former", "value"), [("own", "per_weight"), ("shared", "per_tensor")])
+def test_a_renamed_parameter_is_refused_with_its_new_name_and_read_from_earlier_files(
+    name: str, former: str, value: str
+) -> None:
+    old, new = f"{name}(ages={former})", f"{name}(step_counts={value})"
+    with pytest.raises(SpecError) as caught:
+        check([old], INTERVENTIONS)
+    assert str(caught.value) == f"{name}: the parameter 'ages' is called 'step_counts' now; write {new}"
+    with pytest.raises(TypeError, match="the parameter 'ages' is called 'step_counts' now"):
+        INTERVENTIONS[name](ages=former)
+    assert with_current_names([old, "reset", "a b"], INTERVENTIONS) == (new, "reset", "a b")
+    (nested,) = with_current_names([f"matched_random('{old}')"], INTERVENTIONS)
+    assert nested == f"matched_random('{new}')"
 
 
 def test_specs_that_exclude_each_other_are_refused() -> None:

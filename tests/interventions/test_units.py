@@ -187,10 +187,13 @@ def test_the_optimizer_of_a_parameter_is_looked_up_by_identity() -> None:
     assert set(found.memory(q)) == {"momentum_buffer"}
     assert found.step(p) is first.state[p]["step"] and found.step(q) is None
     assert found.memory(free) == {} and found.step(free) is None
-    found.give_age(p), found.give_age(free)  # torch's own optimizers have no ages, and nobody trains `free`
+    (
+        found.count_per_weight(p),
+        found.count_per_weight(free),
+    )  # torch's own optimizers have no ages, and nobody trains `free`
     assert "filled" not in first.state[p]
     mine = Adam([free], OptimizerConfig())
-    Optimizers([mine]).give_age(free)
+    Optimizers([mine]).count_per_weight(free)
     assert set(Optimizers([mine]).memory(free)) == {"exp_avg", "exp_avg_sq", "filled", "filled_sq"}
 
 

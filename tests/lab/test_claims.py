@@ -497,7 +497,7 @@ def test_results_that_lack_what_the_card_reads_do_not_count(tmp_path: Path) -> N
 def test_checks_hold_and_can_fail(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(row.holds for row in claim_checks.CHECKS[name]())
     if name == "step_counter":
-        monkeypatch.setattr(claim_checks.Adam, "give_age", lambda self, parameter: None)
+        monkeypatch.setattr(claim_checks.Adam, "count_per_weight", lambda self, parameter: None)
     else:
         from pliant.interventions.adaptive_replay_ratio import AdaptiveReplayRatio
 

@@ -109,6 +109,23 @@ def test_after_a_refusal_the_right_command_continues_the_run(copy: Path, tmp_pat
     assert json.loads((copy / "DONE").read_text())["steps"] >= 2 * STEPS
 
 
+def test_a_run_from_before_a_parameter_was_renamed_continues(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    specs = ["--interventions", "redo(every=4, step_counts=per_tensor)"]
+    folder = tmp_path / "run"
+    assert call(folder, *specs) == 0
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("step_counts=per_tensor", "ages=shared"))
+    assert "ages=shared" in config.read_text()
+    capsys.readouterr()
+    assert call(folder, "--interventions", "redo(every=4, ages=shared)", steps=2 * STEPS) == 2
+    assert "'ages' is called 'step_counts' now; write redo(step_counts=per_tensor)" in error_line(capsys)
+    assert call(folder, *specs, steps=2 * STEPS) == 0
+    assert call(tmp_path / "straight", *specs, steps=2 * STEPS) == 0
+    assert (folder / "metrics.jsonl").read_bytes() == (tmp_path / "straight" / "metrics.jsonl").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

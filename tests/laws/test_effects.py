@@ -133,7 +133,7 @@ def observed_effects(part: Any) -> set[Effect]:
 def all_weights(agent: Agent) -> Iterator[Tensor]:
     """The weights of every layer, of online and of target networks."""
     parts = survey(agent)
-    for layer in (*parts.layers.values(), *parts.twins.values()):
+    for layer in (*parts.layers.values(), *parts.copies.values()):
         yield layer.linear.weight
 
 

@@ -87,8 +87,8 @@ class Rebound(Reset):
 
     def redraw(self, name: str) -> None:
         super().redraw(name)
-        if name in self.found.twins:
-            self.found.twins[name].linear = copy.deepcopy(self.found.twins[name].linear)
+        if name in self.survey.copies:
+            self.survey.copies[name].linear = copy.deepcopy(self.survey.copies[name].linear)
 
 
 class Counting(ReDo):

@@ -16,7 +16,7 @@ from pliant.agents.checkpoint import Checkpoints
 from pliant.agents.dqn import DQNConfig
 from pliant.interventions.core.parts import survey
 from pliant.lab.experiments import why
-from pliant.monitors.attribution import AS_IT_IS, NEWBORN, Attribution, attribute, pooled, table
+from pliant.monitors.attribution import AS_IT_IS, FRESH, Attribution, attribute, pooled, table
 from pliant.scripts.main import main
 
 
@@ -86,11 +86,11 @@ def test_the_planted_fault_is_named(fault: str) -> None:
 def test_a_healthy_network_has_no_fault() -> None:
     (found,) = attribute(*healthy(), draws=5)
     assert found.fault is None and not found.lost
-    assert "nothing to mend" in found.verdict() and "separate" not in found.fits
+    assert "nothing to repair" in found.verdict() and "separate" not in found.fits
 
 
 def judged(**fits: list[float]) -> Attribution:
-    named = {AS_IT_IS: fits.pop("bad"), NEWBORN: fits.pop("new"), **fits}
+    named = {AS_IT_IS: fits.pop("bad"), FRESH: fits.pop("new"), **fits}
     return Attribution("critic", {name: np.array(fit) for name, fit in named.items()}, {})
 
 
@@ -125,7 +125,7 @@ def test_why_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture
     capsys.readouterr()
     assert main(["fork", str(run), str(run), "--at", "latest", "--why"]) == 0
     out = capsys.readouterr().out
-    assert "the mean of 2 runs at step 256" in out and "actor  " in out and "critic  newborn" in out
+    assert "the mean of 2 runs at step 256" in out and "actor  " in out and "critic  fresh" in out
     assert not (run / "forks").exists()
 
 

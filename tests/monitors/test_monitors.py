@@ -315,10 +315,10 @@ def test_a_twin_is_the_agent_and_shares_nothing() -> None:
 
 def test_birth_is_known_of_an_agent_that_has_learnt_since() -> None:
     class Born(Monitor):
-        name = "born"
+        name = "initial"
 
         def measure(self, context: MonitorContext) -> Iterator[tuple[str, Tensor]]:
-            self.seen = context.born
+            self.seen = context.initial
             return iter(())
 
     agent = AGENTS["dqn, minatar, dueling"](seed=5)
@@ -348,7 +348,7 @@ def test_what_looks_between_steps_counts_steps() -> None:
         def between(self, run: Any) -> Iterator[Finding]:
             yield "critic/played", 1.0
 
-    with pytest.raises(ValueError, match="playing looks between two steps, so its period counts steps"):
+    with pytest.raises(ValueError, match="playing measures between two steps, so its period must count steps"):
         watch(AGENTS["dqn"](), Playing())
     run = build_run("dqn")
     run.monitors = monitors = watch(run.agent, Playing(Every(4, "steps")))
@@ -598,7 +598,8 @@ def test_a_trigger_on_a_metric_that_never_appears_causes_a_warning() -> None:
     part = build(["redo(when='critic/entropy < 1')"], INTERVENTIONS)
     run = build_run("dqn", part, monitors=["values(every=1)"])
     take_steps(run, 8)  # of two updates each once it learns; what one finds is read at the next
-    with pytest.warns(UserWarning, match=r"redo waits for critic/entropy, which values has not found in 10 looks"):
+    expected = r"redo waits for critic/entropy, but 10 measurements of values did not contain it"
+    with pytest.warns(UserWarning, match=expected):
         take_steps(run, 2)
     take_steps(run, 4)  # and once is enough
     other = build_run("dqn", build(["redo(when='critic/q_mean < -99')"], INTERVENTIONS), monitors=["values(every=1)"])

@@ -33,9 +33,9 @@ from pliant.monitors.probing import (
     Subject,
     experiment,
     layers_of,
-    newborn_,
     pooled,
     probe,
+    reinitialise_,
     standardised,
     subjects,
     temporal_difference_targets,
@@ -81,7 +81,7 @@ def learned(name: str, updates: int = 20) -> Agent:
 @pytest.mark.parametrize("name", AGENTS)
 def test_an_untrained_agent_is_exactly_as_plastic_as_new(name: str) -> None:
     agent = AGENTS[name](seed=5)
-    found = probe(agent, states(agent), control="born", targets=("random", "noise", "replay"), **TINY)
+    found = probe(agent, states(agent), control="initial", targets=("random", "noise", "replay"), **TINY)
     assert {p.module for p in found} == set(agent.probed(states(agent)))
     for p in found:
         for arm in ("present", "fresh", "rescaled"):
@@ -91,7 +91,7 @@ def test_an_untrained_agent_is_exactly_as_plastic_as_new(name: str) -> None:
 
 def test_exactly_one_in_numbers() -> None:
     agent = AGENTS["sac"](seed=5)
-    for p in probe(agent, states(agent), control="born", draws=2, steps=10, batch_size=16):
+    for p in probe(agent, states(agent), control="initial", draws=2, steps=10, batch_size=16):
         assert (p.ratio, p.interval, p.ratio_rescaled, p.ratio_present, p.loss_ratio) == (1, (1, 1), 1, 1, 1)
 
 
@@ -101,7 +101,7 @@ def test_exactly_one_in_numbers() -> None:
 def test_an_agent_that_holds_a_draw_of_the_control_is_that_control(name: str, module: str) -> None:
     agent = AGENTS[name](seed=5)
     net = agent.probed(states(agent))[module][0]
-    newborn_(all_layers(net).values(), Streams(7, module, 0, agent.device)("control"))
+    reinitialise_(all_layers(net).values(), Streams(7, module, 0, agent.device)("control"))
     budget: dict[str, Any] = dict(modules=[module], steps=6, batch_size=8, seed=7, targets=("random", "noise"))
     for p in probe(agent, states(agent), draws=1, **budget):
         assert np.array_equal(p.losses[ARMS.index("fresh")], p.losses[0])
@@ -156,12 +156,12 @@ def test_the_rescaled_control_has_the_norms_of_the_agent(name: str) -> None:
     for subject in subjects(agent, states(agent), "replay").values():
         bench = Bench(subject, Budget())
         own = bench.start()
-        bench.newborn_(torch.Generator().manual_seed(0))
+        bench.load_control_(torch.Generator().manual_seed(0))
         fresh = [p.detach().clone() for p in bench.weights]
         bench.rescale_(own)
         theirs = [p for p in subject.module.parameters() if p.requires_grad]
         for mine, its, drawn in zip(bench.weights, theirs, fresh, strict=True):
-            if drawn.norm() > 0:  # biases that are born as zeros stay so
+            if drawn.norm() > 0:  # biases that are initialised with zeros stay zero
                 torch.testing.assert_close(mine.norm(), its.norm(), rtol=1e-5, atol=0)
                 torch.testing.assert_close(mine * drawn.norm(), drawn * its.norm(), rtol=1e-4, atol=1e-6)
             else:
@@ -245,7 +245,7 @@ def twice(layers: list[Any]) -> nn.Sequential:
 
 def drawn(net: nn.Module, streams: Streams, purpose: str) -> nn.Sequential:
     other = copy.deepcopy(net)
-    newborn_(all_layers(other).values(), streams(purpose))
+    reinitialise_(all_layers(other).values(), streams(purpose))
     return twice(list(all_layers(other).values()))
 
 
@@ -434,7 +434,7 @@ def test_a_fresh_module_has_no_open_injection() -> None:
     bench = Bench(subject, Budget())
     own = bench.start()
     assert torch.equal(own.outputs, net(states(agent).obs))
-    bench.newborn_(torch.Generator().manual_seed(0))
+    bench.load_control_(torch.Generator().manual_seed(0))
     fresh = bench.start()
     assert own.opened == [1] and fresh.opened == [0]
     bench.load_(own)
@@ -468,7 +468,7 @@ def test_an_external_module() -> None:
     dead = Probe.of("net", "random", experiment(subject, ["random"], budget, seed=0)["random"].numpy())
     assert dead.ratio == 0
     bench = Bench(subject, budget)
-    newborn_(layers_of(bench.net, bench.inputs).values(), torch.Generator().manual_seed(1))
+    reinitialise_(layers_of(bench.net, bench.inputs).values(), torch.Generator().manual_seed(1))
     assert torch.equal(bench.net[1].running_var, torch.ones(16)) and bench.net[1].bias.eq(0).all()  # type: ignore[index]
 
 
@@ -555,7 +555,8 @@ def bad(**changes: Any) -> Callable[[], Any]:
         (bad(targets=("randon",)), "unknown target 'randon'. Did you mean 'random'"),
         (bad(targets=("next",)), "need both"),
         (bad(modules=["critc"]), "no module 'critc' to be probed. Did you mean 'critic'"),
-        (bad(control="old"), "drawn or born"),
+        (bad(control="old"), "'drawn' or 'initial'"),
+        (bad(control="born"), "called control='initial' now"),
         (bad(draws=0), "draws must be at least 1"),
         (bad(lr=0.0), "lr must be above 0, not 0"),
         (lambda: ProbeMonitor(targets=("next",)), "a run knows no next task"),
