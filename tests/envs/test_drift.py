@@ -1,4 +1,4 @@
-"""Problems that drift: each word against what it says on the real simulators, and runs that stop and go on."""
+"""Drifting problems: each drift spec is compared with the real simulators, and runs with drift stop and resume."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from pliant.scripts.train import main as train
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def in_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def drifting(name: str, *words: str, num_envs: int = 1, seed: int = 0, **options: Any) -> Envs:
+def drifting(name: str, *specs: str, num_envs: int = 1, seed: int = 0, **options: Any) -> Envs:
     made = {key: options.pop(key) for key in ("evaluation", "at_steps", "drift_seed") if key in options}
-    return make(name, num_envs, seed, EnvConfig(drift=words, **options), **made)
+    return make(name, num_envs, seed, EnvConfig(drift=specs, **options), **made)
 
 
 def actions_for(envs: Envs, steps: int, seed: int = 0) -> Any:
@@ -49,7 +49,7 @@ def actions_for(envs: Envs, steps: int, seed: int = 0) -> Any:
 
 
 def played(envs: Envs, actions: Any) -> tuple[list[Any], list[Step]]:
-    """Observations acted on, and the steps."""
+    """The observations before each action and after the last, and the steps."""
     shown, steps = [envs.reset().copy()], []
     for action in actions:
         steps.append(envs.step(action))
@@ -61,20 +61,20 @@ def inner(envs: Envs, i: int = 0) -> Any:
     return envs.envs[i].unwrapped  # type: ignore[attr-defined]
 
 
-def levels(envs: Envs, word: int = 0) -> Any:
-    """What the levels of a word are."""
-    return envs._drift.parts[word].value  # type: ignore[attr-defined]
+def levels(envs: Envs, number: int = 0) -> Any:
+    """The function that gives the levels of a drift."""
+    return envs._drift.parts[number].value  # type: ignore[attr-defined]
 
 
 # ------------------------------------------------------------------------------------------------------ signals
 
 
 def test_an_offset_is_added_to_every_observation() -> None:
-    words = "observation_offset(scale=2.0, every=60)"
-    plain, offset = make("CartPole-v1", 3), drifting("CartPole-v1", words, num_envs=3)
+    spec = "observation_offset(scale=2.0, every=60)"
+    plain, offset = make("CartPole-v1", 3), drifting("CartPole-v1", spec, num_envs=3)
     actions = actions_for(plain, 100)
     (seen, steps), (shifted, others) = played(plain, actions), played(offset, actions)
-    begun = [0, 0, 0]
+    started_at = [0, 0, 0]
     level = levels(offset)
     assert not level(0).any() and level(1).any()
     tasks = set()
@@ -82,50 +82,51 @@ def test_an_offset_is_added_to_every_observation() -> None:
         for i in range(3):
             if t and steps[t - 1].reset[i]:
                 assert np.array_equal(
-                    others[t - 1].final_obs[i], steps[t - 1].final_obs[i] + level(begun[i] // 60).astype(np.float32)
+                    others[t - 1].final_obs[i],
+                    steps[t - 1].final_obs[i] + level(started_at[i] // 60).astype(np.float32),
                 )
-                (ended,) = (e for e in others[t - 1].episodes if e.env == i)
-                assert ended.task == begun[i] // 60
-                begun[i] = 3 * t
+                (final_state,) = (e for e in others[t - 1].episodes if e.env == i)
+                assert final_state.task == started_at[i] // 60
+                started_at[i] = 3 * t
             # An episode keeps the offset with which it began.
-            assert np.array_equal(b[i], a[i] + level(begun[i] // 60).astype(np.float32))
-            tasks.add(begun[i] // 60)
+            assert np.array_equal(b[i], a[i] + level(started_at[i] // 60).astype(np.float32))
+            tasks.add(started_at[i] // 60)
     assert tasks == {0, 1, 2, 3, 4}
     for a, b in zip(steps, others, strict=True):
         assert np.array_equal(a.reward, b.reward) and np.array_equal(a.terminated, b.terminated)
 
 
-def test_offsets_are_normal_numbers() -> None:
-    word = DRIFTS["observation_offset"](scale=2.0, every=1, first="drawn")
-    word.size = 8
-    numbers = np.stack([word.value(k) for k in range(500)])
+def test_offsets_are_normally_distributed() -> None:
+    drift = DRIFTS["observation_offset"](scale=2.0, every=1, first="drawn")
+    drift.size = 8
+    numbers = np.stack([drift.value(k) for k in range(500)])
     assert numbers.std() == pytest.approx(2, rel=0.05) and abs(numbers.mean()) < 0.1
     assert len(np.unique(numbers)) == numbers.size
 
 
-def test_levels_are_those_of_the_run_everywhere() -> None:
-    """In every lane, in evaluation, for monitors, and when they come back; another seed has others."""
-    word = "observation_offset(every=10, order=(1, 2), first=drawn)"
-    run = drifting("CartPole-v1", word, num_envs=2, seed=7)
-    assert np.array_equal(levels(run)(1), levels(drifting("CartPole-v1", word, seed=3, drift_seed=7))(1))
-    assert not np.array_equal(levels(run)(1), levels(drifting("CartPole-v1", word, seed=3))(1))
-    own = "observation_offset(every=10, order=(1, 2), first=drawn, seed=7)"
-    assert np.array_equal(levels(run)(1), levels(drifting("CartPole-v1", own, seed=3))(1))
-    evaluation = drifting("CartPole-v1", word, seed=3, drift_seed=7, evaluation=True, at_steps=35)
+def test_levels_depend_only_on_the_seed_of_the_run() -> None:
+    """They are equal in every environment, in evaluation, for monitors and when they recur; other seeds give others."""
+    spec = "observation_offset(every=10, order=(1, 2), first=drawn)"
+    run = drifting("CartPole-v1", spec, num_envs=2, seed=7)
+    assert np.array_equal(levels(run)(1), levels(drifting("CartPole-v1", spec, seed=3, drift_seed=7))(1))
+    assert not np.array_equal(levels(run)(1), levels(drifting("CartPole-v1", spec, seed=3))(1))
+    with_seed = "observation_offset(every=10, order=(1, 2), first=drawn, seed=7)"
+    assert np.array_equal(levels(run)(1), levels(drifting("CartPole-v1", with_seed, seed=3))(1))
+    evaluation = drifting("CartPole-v1", spec, seed=3, drift_seed=7, evaluation=True, at_steps=35)
     first = evaluation.reset()[0].copy()
     bare = make("CartPole-v1", 1, 3, evaluation=True).reset()[0]
     assert np.allclose(first - bare, levels(run)(2), atol=1e-6)  # task 3 shows the second level of the order again
 
 
 def test_two_specs_have_unrelated_levels() -> None:
-    words = (f"{word}(every=5, low=0.1, high=9)" for word in ("gravity", "actuator_strength"))
-    envs = drifting("HalfCheetah-v5", *words)
+    specs = (f"{drift}(every=5, low=0.1, high=9)" for drift in ("gravity", "actuator_strength"))
+    envs = drifting("HalfCheetah-v5", *specs)
     assert levels(envs, 0)(1) != levels(envs, 1)(1)
 
 
-def test_observations_change_places() -> None:
-    word = "permute_observations(every=40)"
-    plain, permuted = make("Pendulum-v1"), drifting("Pendulum-v1", word, max_episode_steps=40)
+def test_observations_are_permuted() -> None:
+    spec = "permute_observations(every=40)"
+    plain, permuted = make("Pendulum-v1"), drifting("Pendulum-v1", spec, max_episode_steps=40)
     plain = make("Pendulum-v1", config=EnvConfig(max_episode_steps=40))
     actions = actions_for(plain, 200)
     seen, shuffled = played(plain, actions)[0], played(permuted, actions)[0]
@@ -135,18 +136,18 @@ def test_observations_change_places() -> None:
         assert np.array_equal(b[0], a[0][list(orders[t // 40])])
 
 
-def test_actions_change_places() -> None:
-    """Under an order, an action does what the named one did."""
-    words = ("permute_actions(levels=((2, 0, 1), (1, 2, 0)), every=50)",)
+def test_actions_are_permuted() -> None:
+    """With an order, each action has the effect of the action that the order names."""
+    specs = ("permute_actions(levels=((2, 0, 1), (1, 2, 0)), every=50)",)
     plain = make("Acrobot-v1", config=EnvConfig(max_episode_steps=50))
-    permuted = drifting("Acrobot-v1", *words, max_episode_steps=50)
+    permuted = drifting("Acrobot-v1", *specs, max_episode_steps=50)
     actions = actions_for(plain, 100)
     done = np.concatenate([np.array([2, 0, 1])[actions[:50]], np.array([1, 2, 0])[actions[50:]]])
     for a, b in zip(played(plain, done)[0], played(permuted, actions)[0], strict=True):
         assert np.array_equal(a, b)
 
 
-def test_numbers_of_an_action_change_places_and_signs() -> None:
+def test_dimensions_of_an_action_are_permuted_and_change_signs() -> None:
     plain = make("HalfCheetah-v5", config=EnvConfig(max_episode_steps=30))
     permuted = drifting("HalfCheetah-v5", "permute_actions(every=30, signs=True)", max_episode_steps=30)
     actions = actions_for(plain, 60)
@@ -159,7 +160,7 @@ def test_numbers_of_an_action_change_places_and_signs() -> None:
     assert np.array_equal(levels(drifting("Pendulum-v1", "permute_actions(every=9, signs=True)"))(1)[1], [-1])
 
 
-def test_consecutive_orders_differ_even_of_two() -> None:
+def test_consecutive_orders_differ_even_for_two_actions() -> None:
     envs = drifting("CartPole-v1", "permute_actions(every=5)")
     assert list(levels(envs)(3)[0]) == [1, 0]
     assert [list(levels(envs)(k)[0]) for k in range(20)] == 10 * [[0, 1], [1, 0]]
@@ -170,7 +171,7 @@ def test_consecutive_orders_differ_even_of_two() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "factors"),
+    ("spec", "factors"),
     [
         ("flip_rewards(every=50)", [1, -1, 1, -1]),
         ("flip_rewards(every=50, levels=(-1, 1))", [-1, 1, -1, 1]),
@@ -178,16 +179,16 @@ def test_consecutive_orders_differ_even_of_two() -> None:
         ("scale_rewards(every=50, levels=(2, 4), abruptness=0.0)", [2, 4, 2, 4]),
     ],
 )
-def test_rewards_change(word: str, factors: list[float]) -> None:
+def test_rewards_are_multiplied_by_the_level_of_their_task(spec: str, factors: list[float]) -> None:
     plain, changed = (
         make("Pendulum-v1", config=EnvConfig(max_episode_steps=25)),
-        drifting("Pendulum-v1", word, max_episode_steps=25),
+        drifting("Pendulum-v1", spec, max_episode_steps=25),
     )
     actions = actions_for(plain, 200)
     a, b = played(plain, actions)[1], played(changed, actions)[1]
     for t, (x, y) in enumerate(zip(a, b, strict=True)):
         factor = factors[t // 50]
-        if "abruptness=0.0" in word and t // 25 % 2:  # the second episode of a task begins half way
+        if "abruptness=0.0" in spec and t // 25 % 2:  # the second episode of a task begins in the middle
             factor = 3
         assert y.reward[0] == pytest.approx(factor * x.reward[0], rel=1e-6)
         for e, f in zip(x.episodes, y.episodes, strict=True):
@@ -195,9 +196,9 @@ def test_rewards_change(word: str, factors: list[float]) -> None:
 
 
 def test_drawn_factors_are_log_uniform() -> None:
-    word = DRIFTS["scale_rewards"](every=1)
-    assert word.value(0) == 1
-    logs = np.log10([word.value(k) for k in range(1, 600)])
+    drift = DRIFTS["scale_rewards"](every=1)
+    assert drift.value(0) == 1
+    logs = np.log10([drift.value(k) for k in range(1, 600)])
     assert logs.min() > -1 and logs.max() < 1 and abs(logs.mean()) < 0.08
     assert logs.std() == pytest.approx(0.577, abs=0.04)
 
@@ -205,8 +206,8 @@ def test_drawn_factors_are_log_uniform() -> None:
 # ------------------------------------------------------------------------------------------------------ physics
 
 
-def by_hand(name: str, change: Any, actions: Any, seed: int, **options: Any) -> list[Any]:
-    """The observations of a gymnasium environment that was changed by hand."""
+def changed_directly(name: str, change: Any, actions: Any, seed: int, **options: Any) -> list[Any]:
+    """The observations of a gymnasium environment whose physics the test changes directly."""
     env = gymnasium.make(name, **options)
     change(env.unwrapped)
     shown = [env.reset(seed=seed)[0]]
@@ -255,9 +256,9 @@ PHYSICS = {
 
 
 @pytest.mark.parametrize("case", PHYSICS)
-def test_physics_are_what_they_are_set_to(case: str) -> None:
-    name, word, change, options = PHYSICS[case]
-    envs, plain = drifting(name, word), make(name)
+def test_changed_physics_equal_a_direct_change_of_the_simulator(case: str) -> None:
+    name, spec, change, options = PHYSICS[case]
+    envs, plain = drifting(name, spec), make(name)
     actions = actions_for(envs, 12)
     shown = [obs[0] for obs in played(envs, actions)[0]]
     seed = episode_seed(0, 0, 0)
@@ -266,9 +267,9 @@ def test_physics_are_what_they_are_set_to(case: str) -> None:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            expected = by_hand(name, change, actions, seed, **options)
+            expected = changed_directly(name, change, actions, seed, **options)
     else:
-        expected = by_hand(name, change, actions, seed, **options)
+        expected = changed_directly(name, change, actions, seed, **options)
     for t, (a, b) in enumerate(zip(shown, expected, strict=True)):
         assert np.array_equal(a, b), t
     steps_to_the_ground = 12
@@ -277,7 +278,7 @@ def test_physics_are_what_they_are_set_to(case: str) -> None:
     )
 
 
-def test_friction_is_that_of_every_geom_and_of_its_sliding_alone() -> None:
+def test_friction_changes_only_the_sliding_friction_of_every_geom() -> None:
     envs, own = drifting("Hopper-v5", "friction(every=30, first=none)", max_episode_steps=10), make("Hopper-v5")
     before = inner(own).model.geom_friction.copy()
     assert len(np.unique(before[:, 0])) > 1
@@ -293,10 +294,10 @@ def test_friction_is_that_of_every_geom_and_of_its_sliding_alone() -> None:
     assert len(np.unique(now)) == 1 and 0.02 <= now[0] <= 2 and now[0] != 1
 
 
-def test_factors_are_of_what_was_there_at_first() -> None:
-    """They do not multiply one another, level after level."""
-    words = ("gravity(levels=(0.5, 2), every=10)", "actuator_strength(levels=(2, 0.5), every=20)")
-    envs, own = drifting("HalfCheetah-v5", *words, max_episode_steps=5), inner(make("HalfCheetah-v5")).model
+def test_factors_multiply_the_original_physics() -> None:
+    """The factors of successive levels are not accumulated."""
+    specs = ("gravity(levels=(0.5, 2), every=10)", "actuator_strength(levels=(2, 0.5), every=20)")
+    envs, own = drifting("HalfCheetah-v5", *specs, max_episode_steps=5), inner(make("HalfCheetah-v5")).model
     envs.reset()
     for t, action in enumerate(actions_for(envs, 65)):
         model = inner(envs).model
@@ -305,7 +306,7 @@ def test_factors_are_of_what_was_there_at_first() -> None:
         envs.step(action)
 
 
-def test_gravity_changes_in_a_landing() -> None:
+def test_gravity_changes_within_a_landing() -> None:
     envs = drifting("LunarLander-v3", "gravity(levels=(1, 0.25), every=7, changes=step)")
     envs.reset()
     for t in range(30):
@@ -328,13 +329,13 @@ def test_frictions_are_log_uniform() -> None:
 
 
 def test_a_change_within_episodes_follows_the_schedule_at_every_step() -> None:
-    """Offset, gravity and scale at s steps are those of s: what is seen, what moves, and what is paid."""
-    words = (
+    """Observations, motion and rewards at s steps follow the offset, gravity and scale of step s."""
+    specs = (
         "observation_offset(levels=((0, 0, 0), (1, 2, 3)), every=40, abruptness=0.25, changes=step)",
         "gravity(levels=(1, 2), every=60, changes=step)",
         "scale_rewards(levels=(1, 3), every=30, abruptness=0, changes=step)",
     )
-    envs = drifting("Pendulum-v1", *words, num_envs=2)
+    envs = drifting("Pendulum-v1", *specs, num_envs=2)
     plain = gymnasium.make("Pendulum-v1")
     actions = actions_for(envs, 90)
     shown, steps = played(envs, actions)
@@ -343,8 +344,10 @@ def test_a_change_within_episodes_follows_the_schedule_at_every_step() -> None:
         for t, action in enumerate(actions):
             s = 2 * t
             offset = Schedule(40, order=(0, 1), abruptness=0.25).moment(s)
-            there = np.array([1, 2, 3]) * ((1 - offset.blend) * offset.level + offset.blend * offset.next_level)
-            assert np.allclose(shown[t][lane], raw + there, atol=1e-5)
+            expected_offset = np.array([1, 2, 3]) * (
+                (1 - offset.blend) * offset.level + offset.blend * offset.next_level
+            )
+            assert np.allclose(shown[t][lane], raw + expected_offset, atol=1e-5)
             plain.unwrapped.g = 10.0 * (1 + s // 60 % 2)  # type: ignore[attr-defined]
             raw, reward, *_ = plain.step(action[lane])
             scale = Schedule(30, order=(0, 1), abruptness=0).moment(s)
@@ -358,16 +361,16 @@ def test_values_that_cannot_be_interpolated_are_drawn_with_growing_probability()
         moment = part.schedule.moment(steps)
         flipped = [part.shown(moment, seed) == -1 for seed in range(2000)]
         assert np.mean(flipped) == pytest.approx(share, abs=0.04)
-    # Two words of one episode do not draw alike.
+    # Two drifts of one episode draw independently.
     other = DRIFTS["permute_actions"](every=100, abruptness=0.0)
     other.size = 2
     alike = [(part.shown(moment, seed) == -1) == (other.shown(moment, seed)[0][0] == 1) for seed in range(1000)]
     assert np.mean(alike) == pytest.approx(0.8**2 + 0.2**2, abs=0.05)
 
 
-def test_the_task_is_reported_beside_the_observation() -> None:
-    words = ("permute_actions(every=20)", "scale_rewards(every=50)")
-    envs = drifting("CartPole-v1", *words)
+def test_the_task_is_reported_but_not_observed() -> None:
+    specs = ("permute_actions(every=20)", "scale_rewards(every=50)")
+    envs = drifting("CartPole-v1", *specs)
     assert envs.observation == make("CartPole-v1").observation and envs.action == make("CartPole-v1").action
     lane = envs.envs[0]  # type: ignore[attr-defined]
     _, info = lane.reset(seed=4, options={"steps": 70})
@@ -375,14 +378,14 @@ def test_the_task_is_reported_beside_the_observation() -> None:
     info = lane.step(0)[4]
     assert info["task"] == 3 and info["tasks"] == {"permute_actions": 3, "scale_rewards": 1}
     episodes = [e for step in played(envs, actions_for(envs, 150))[1] for e in step.episodes]
-    begun = np.cumsum([0, *(e.length for e in episodes)])[:-1]
-    assert [e.task for e in episodes] == [b // 20 for b in begun] and len({e.task for e in episodes}) > 3
+    started_at = np.cumsum([0, *(e.length for e in episodes)])[:-1]
+    assert [e.task for e in episodes] == [b // 20 for b in started_at] and len({e.task for e in episodes}) > 3
 
 
-def test_in_evaluation_the_problem_is_fixed() -> None:
-    word = "observation_offset(every=30, first=drawn)"
+def test_an_evaluation_keeps_the_problem_of_one_step() -> None:
+    spec = "observation_offset(every=30, first=drawn)"
     for at_steps, task in ((0, 0), (29, 0), (30, 1), (65, 2)):
-        envs = drifting("CartPole-v1", word, num_envs=3, evaluation=True, at_steps=at_steps)
+        envs = drifting("CartPole-v1", spec, num_envs=3, evaluation=True, at_steps=at_steps)
         plain = make("CartPole-v1", 3, evaluation=True)
         actions = actions_for(envs, 60)
         (seen, _), (shown, steps) = played(plain, actions), played(envs, actions)
@@ -390,17 +393,17 @@ def test_in_evaluation_the_problem_is_fixed() -> None:
             assert np.array_equal(b, a + levels(envs)(task).astype(np.float32))
         episodes = [e for step in steps for e in step.episodes]
         assert episodes and all(e.task == task for e in episodes)
-    standing = drifting("CartPole-v1", word, evaluation=True)  # at the beginning, if nothing is said
-    assert {e.task for step in played(standing, actions_for(standing, 90))[1] for e in step.episodes} == {0}
+    default = drifting("CartPole-v1", spec, evaluation=True)  # at the first step by default
+    assert {e.task for step in played(default, actions_for(default, 90))[1] for e in step.episodes} == {0}
     with pytest.raises(ValueError, match="must not be negative"):
-        drifting("CartPole-v1", word, at_steps=-1)
+        drifting("CartPole-v1", spec, at_steps=-1)
 
 
 # ------------------------------------------------------------------------------------------------------ games
 
 
-def test_a_sequence_of_minatar_games() -> None:
-    """Each task plays the game itself, on six actions, with empty channels where it has fewer."""
+def test_every_task_plays_its_minatar_game() -> None:
+    """Each task plays the original game with six actions, and with empty channels if it has fewer channels."""
     row = ("Breakout", "Seaquest", "Asterix")
     envs = drifting(
         "MinAtar/Breakout-v0", "games(levels=(Breakout, Seaquest, Asterix), every=40)", max_episode_steps=20, num_envs=2
@@ -441,8 +444,8 @@ def test_a_sequence_of_minatar_games() -> None:
 @pytest.mark.parametrize(
     "options", [{"terminal_on_life_loss": True, "frame_skip": 12}, {"max_episode_frames": 99, "frame_skip": 3}]
 )
-def test_games_one_by_one_are_those_of_the_vector_environment(options: dict[str, Any]) -> None:
-    """To the last bit: seeds, frames without action, sticky actions, pooling, and where an episode ends."""
+def test_single_emulators_equal_the_vector_environment(options: dict[str, Any]) -> None:
+    """Seeds, frames without action, sticky actions, pooling and ends of episodes are equal to the last bit."""
     vector, single = (make("ALE/Breakout-v5", 2, 5, EnvConfig(**options, **more)) for more in ({}, {"mode": 0}))
     assert isinstance(single, AtariListAdapter) and not isinstance(vector, AtariListAdapter)
     assert (vector.observation, vector.action) == (single.observation, single.action)
@@ -455,7 +458,7 @@ def test_games_one_by_one_are_those_of_the_vector_environment(options: dict[str,
     vector.close()
 
 
-def test_a_sequence_of_atari_games_that_recurs() -> None:
+def test_every_task_plays_its_atari_game_also_when_it_recurs() -> None:
     envs = drifting(
         "ALE/Pong-v5",
         "games(levels=(Pong, Boxing), every=20, order=(0, 1, 1, 0))",
@@ -478,37 +481,37 @@ def test_a_sequence_of_atari_games_that_recurs() -> None:
             obs = game.step(int(actions[10 * episode + t][0]))[0]
 
 
-def test_modes_of_a_game() -> None:
+def test_every_task_plays_the_mode_and_difficulty_of_its_level() -> None:
     envs = drifting("ALE/Freeway-v5", "modes(levels=(0, (3, 1)), every=10)", max_episode_frames=40, noop_max=1)
     played(envs, actions_for(envs, 5))
     assert (inner(envs).mode, inner(envs).difficulty) == (0, None)
     shown, _ = played(envs, (actions := actions_for(envs, 30)))
-    assert (inner(envs).mode, inner(envs).difficulty) == (3, 1)  # of the episode that began at 35 steps
-    set_so = {
+    assert (inner(envs).mode, inner(envs).difficulty) == (3, 1)  # those of the episode that began at 35 steps
+    with_mode = {
         level: AtariGame("freeway", EnvConfig(max_episode_frames=40, noop_max=1), m, d)
         for level, (m, d) in enumerate(((0, 0), (3, 1)))
     }
-    unlike = 0
-    for episode in range(3):  # which began at 5, 15 and 25 steps
+    different = 0
+    for episode in range(3):  # they began at 5, 15 and 25 steps
         steps = 5 + 10 * episode
-        game, other = set_so[steps // 10 % 2], set_so[1 - steps // 10 % 2]
+        game, other = with_mode[steps // 10 % 2], with_mode[1 - steps // 10 % 2]
         seed = episode_seed(0, 0, 1 + episode)
         obs, against = game.reset(seed=seed)[0], other.reset(seed=seed)[0]
         for t in range(10 * episode, 10 * episode + 10):
             assert np.array_equal(shown[t][0], obs)
-            unlike += not np.array_equal(obs, against)
+            different += not np.array_equal(obs, against)
             obs, against = (g.step(int(actions[t][0]))[0] for g in (game, other))
-    assert unlike > 20
+    assert different > 20
     assert drifting("ALE/Freeway-v5", "modes(every=9)")._drift.parts[0].levels == tuple(range(8))  # type: ignore[attr-defined]
 
 
-def test_a_game_without_stack_or_action_frames() -> None:
+def test_a_game_runs_without_frame_stack_and_initial_no_ops() -> None:
     game = AtariGame("pong", EnvConfig(noop_max=0, frame_stack=1, sticky_actions=0.0, frame_skip=1))
     obs, _ = game.reset(seed=0)
     assert obs.shape == (1, 84, 84) and obs.max() > 0
 
 
-# ------------------------------------------------------------------------------------------------------ going on
+# ------------------------------------------------------------------------------------------------------ resuming
 
 CHANGING = {
     "offset": ("CartPole-v1", ["observation_offset(every=50)"], {}),
@@ -545,9 +548,9 @@ def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("case", CHANGING)
 def test_a_drifting_problem_resumes_exactly(case: str) -> None:
-    """In the middle of a level, at its edge and just beyond, and in the middle of a gradual change."""
-    name, words, options = CHANGING[case]
-    original = drifting(name, *words, num_envs=2, seed=1, **options)
+    """It resumes in the middle of a level, at its end and just after, and in the middle of a gradual change."""
+    name, specs, options = CHANGING[case]
+    original = drifting(name, *specs, num_envs=2, seed=1, **options)
     length, onwards = (70, 15) if "ALE" in name else (130, 30)
     actions = actions_for(original, length)
     every = original._drift.parts[0].schedule.every  # type: ignore[attr-defined]
@@ -561,7 +564,7 @@ def test_a_drifting_problem_resumes_exactly(case: str) -> None:
             states[t] = through_a_file(original.state_dict()), original.obs.copy()
         steps.append(original.step(action))
     assert len({e.task for step in steps for e in step.episodes}) > 1 or not steps[0].episodes
-    resumed = drifting(name, *words, num_envs=2, seed=55, **options)
+    resumed = drifting(name, *specs, num_envs=2, seed=55, **options)
     resumed.reset()
     for t, (state, obs) in states.items():
         resumed.load_state_dict(state)
@@ -582,7 +585,7 @@ def test_a_state_of_another_drift_is_refused() -> None:
         drifting("CartPole-v1", "gravity(every=3)").load_state_dict(make("CartPole-v1").state_dict())
 
 
-def test_older_states_are_of_problems_that_do_not_change() -> None:
+def test_states_of_earlier_versions_load_without_drift() -> None:
     envs = make("CartPole-v1", 2)
     actions = actions_for(envs, 60)
     played(envs, actions[:30])
@@ -676,9 +679,9 @@ RUNS = {
 }
 
 
-def ended(folder: Path) -> dict[str, Any]:
-    found = Checkpoints.open(folder)
-    return {part: found.load(part) for part in ("agent", "envs", "replay", "loop")}
+def final_state(folder: Path) -> dict[str, Any]:
+    checkpoint = Checkpoints.open(folder)
+    return {part: checkpoint.load(part) for part in ("agent", "envs", "replay", "loop")}
 
 
 def assert_same(a: Any, b: Any, where: str = "") -> None:
@@ -703,56 +706,56 @@ def episodes_in(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("case", RUNS)
-def test_a_run_stops_and_goes_on_in_the_middle_of_a_level_and_at_its_edge(case: str, tmp_path: Path) -> None:
-    words, steps, stops = RUNS[case]
-    assert train([*SMALL, *words, "--run", str(tmp_path / "whole"), "--steps", str(steps)]) == 0
+def test_a_run_resumes_exactly_in_the_middle_of_a_level_and_at_its_end(case: str, tmp_path: Path) -> None:
+    arguments, steps, stops = RUNS[case]
+    assert train([*SMALL, *arguments, "--run", str(tmp_path / "whole"), "--steps", str(steps)]) == 0
     for stop in (*stops, steps):
-        assert train([*SMALL, *words, "--run", str(tmp_path / "halves"), "--steps", str(stop)]) == 0
-    assert_same(ended(tmp_path / "whole"), ended(tmp_path / "halves"))
+        assert train([*SMALL, *arguments, "--run", str(tmp_path / "halves"), "--steps", str(stop)]) == 0
+    assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "halves"))
     whole, halves = episodes_in(tmp_path / "whole"), episodes_in(tmp_path / "halves")
     assert whole == halves and len({e["task"] for e in whole}) > 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", RUNS)
-def test_a_killed_run_resumes(case: str, tmp_path: Path) -> None:
-    words, steps, _ = RUNS[case]
-    words = [*SMALL, *words, "--steps", str(steps), "--checkpoint-every", "20"]
-    assert outcome_of("train", "--run", str(tmp_path / "whole"), *words)[0] == 0
+def test_a_killed_run_resumes_exactly(case: str, tmp_path: Path) -> None:
+    arguments, steps, _ = RUNS[case]
+    arguments = [*SMALL, *arguments, "--steps", str(steps), "--checkpoint-every", "20"]
+    assert outcome_of("train", "--run", str(tmp_path / "whole"), *arguments)[0] == 0
     killed = tmp_path / "killed"
-    for wanted in (40, 80):
-        process = Command("train", "--run", str(killed), *words)
+    for kill_at in (40, 80):
+        process = Command("train", "--run", str(killed), *arguments)
         while process.poll() is None:
-            if any(int(p.name.split("_")[1]) >= wanted for p in killed.glob("checkpoints/step_*") if not p.suffix):
+            if any(int(p.name.split("_")[1]) >= kill_at for p in killed.glob("checkpoints/step_*") if not p.suffix):
                 process.send(signal.SIGKILL)
                 break
             time.sleep(0.005)
         process.wait()
-    assert outcome_of("train", "--run", str(killed), *words)[0] == 0
-    assert_same(ended(tmp_path / "whole"), ended(killed))
+    assert outcome_of("train", "--run", str(killed), *arguments)[0] == 0
+    assert_same(final_state(tmp_path / "whole"), final_state(killed))
 
 
-def test_evaluations_and_monitors_use_the_present_step_of_the_run(
+def test_evaluations_and_monitors_use_the_current_step_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The level learned last, with the run's own levels, in train.py, in evaluate.py and for monitors."""
+    """In training, in `pliant evaluate` and for monitors they use the latest level, drawn with the run's seed."""
     from pliant.lab.experiments import evaluation as evaluating
     from pliant.lab.experiments import training
 
-    asked: list[Any] = []
+    requested: list[Any] = []
 
     def watched(*args: Any, **options: Any) -> Envs:
-        asked.append((options.get("evaluation", False), options.get("at_steps"), options.get("drift_seed")))
+        requested.append((options.get("evaluation", False), options.get("at_steps"), options.get("drift_seed")))
         return make(*args, **options)
 
     monkeypatch.setattr(training, "make", watched)
     monkeypatch.setattr(evaluating, "make", watched)
-    words, steps, _ = RUNS["cartpole"]
+    arguments, steps, _ = RUNS["cartpole"]
     folder = tmp_path / "run"
     train(
         [
             *SMALL[:4],
-            *words,
+            *arguments,
             "--steps",
             str(steps),
             "--seed",
@@ -767,7 +770,7 @@ def test_evaluations_and_monitors_use_the_present_step_of_the_run(
             "overestimation(every=150, episodes=1, max_steps=20)",
         ]
     )
-    assert asked == [
+    assert requested == [
         (False, None, None),
         (True, 99, 3),
         (False, 149, 3),
@@ -776,15 +779,15 @@ def test_evaluations_and_monitors_use_the_present_step_of_the_run(
         (True, 299, 3),
         (True, 299, 3),
     ]
-    asked.clear()
+    requested.clear()
     assert main.main(["evaluate", str(folder), "--episodes", "3", "--seed", "8"]) == 0
     assert main.main(["evaluate", str(folder), "--episodes", "3", "--at-steps", "120"]) == 0
-    assert asked == [(True, 299, 3), (True, 120, 3)]
+    assert requested == [(True, 299, 3), (True, 120, 3)]
     assert json.loads((folder / "evaluation.json").read_text())["at_steps"] == 120
     assert derive_seed(3, "monitors") != 3
 
 
-# ------------------------------------------------------------------------------------------------------ words
+# ------------------------------------------------------------------------------------------------------ specs
 
 REFUSED = [
     ("CartPole-v1", ["observation_offset(at=(50, 20))"], "overlap"),
@@ -832,19 +835,19 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "words", "said"), REFUSED)
+@pytest.mark.parametrize(("name", "specs", "message"), REFUSED)
 def test_drifts_that_do_not_fit_are_refused_in_one_line(
-    name: str, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    name: str, specs: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ValueError, match=said):
-        drifting(name, *words)
-    assert main.main(["train", "--env", name, "--agent", "ppo", "--run", "run", "--env.drift", *words]) == 2
+    with pytest.raises(ValueError, match=message):
+        drifting(name, *specs)
+    assert main.main(["train", "--env", name, "--agent", "ppo", "--run", "run", "--env.drift", *specs]) == 2
     err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert len(err) == 1 and re.search(said, err[0]) and not Path("run").exists()
+    assert len(err) == 1 and re.search(message, err[0]) and not Path("run").exists()
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "words", "said"),
+    ("name", "options", "specs", "message"),
     [
         ("CartPole-v1", {"pixels": 84}, ["observation_offset(every=5)"], "pixels"),
         ("ALE/Freeway-v5", {"mode": 1}, ["modes(every=5)"], "fixed mode"),
@@ -860,22 +863,24 @@ def test_drifts_that_do_not_fit_are_refused_in_one_line(
         ("ALE/Bowling-v5", {"mode": 1}, ["flip_rewards(every=5)"], "bowling has no mode 1; it has 0, 2, 4"),
     ],
 )
-def test_options_that_do_not_go_with_it(name: str, options: dict[str, Any], words: list[str], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        drifting(name, *words, **options)
+def test_drifts_that_exclude_an_option_are_refused(
+    name: str, options: dict[str, Any], specs: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        drifting(name, *specs, **options)
 
 
 def test_specs_are_part_of_the_configuration(tmp_path: Path) -> None:
-    word = "observation_offset(scale=2, every=1e3)"
+    spec = "observation_offset(scale=2, every=1e3)"
     canonical = "observation_offset(every=1000, scale=2.0)"
-    assert EnvConfig(drift=(word,)) == EnvConfig(drift=[canonical]) == EnvConfig(drift=word)  # type: ignore[arg-type]
-    assert check([word]) == (canonical,)
-    line = ["--agent", "ppo", "--env", "CartPole-v1", "--env.drift", word, "flip_rewards(every=5)"]
+    assert EnvConfig(drift=(spec,)) == EnvConfig(drift=[canonical]) == EnvConfig(drift=spec)  # type: ignore[arg-type]
+    assert check([spec]) == (canonical,)
+    line = ["--agent", "ppo", "--env", "CartPole-v1", "--env.drift", spec, "flip_rewards(every=5)"]
     config = parse(line).config
     assert config.env_config.drift == (canonical, "flip_rewards(every=5)")
     (tmp_path / "c.yaml").write_text(dump(config))
     assert load(tmp_path / "c.yaml") == config
-    (tmp_path / "d.yaml").write_text(f"agent: ppo\nenv: {{name: CartPole-v1, drift: '{word}'}}\n")
+    (tmp_path / "d.yaml").write_text(f"agent: ppo\nenv: {{name: CartPole-v1, drift: '{spec}'}}\n")
     assert load(tmp_path / "d.yaml").env_config.drift == (canonical,)
     plain = defaults("ppo", "CartPole-v1")
     assert differences(plain, config) == {"env.drift": ((), config.env_config.drift)}
@@ -888,7 +893,7 @@ def test_specs_are_part_of_the_configuration(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", DRIFTS)
-def test_a_card_is_complete(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_documentation_of_a_drift_is_complete(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     kind = DRIFTS[name]
     assert main.main(["drifts", name]) == 0
     card = capsys.readouterr().out
