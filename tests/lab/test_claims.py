@@ -1,4 +1,4 @@
-"""Claim cards: what they may say, what is read from runs, the rule of verdicts, and a claim from card to page."""
+"""Claims: the content of their files, the numbers read from runs, the rule of verdicts, the way from file to page."""
 
 from __future__ import annotations
 
@@ -72,19 +72,19 @@ TINY: dict[str, Any] = {
 
 
 def tiny(folder: Path, name: str = "tiny", **changes: Any) -> Path:
-    """The small card as a file; changes are top-level keys, or None to take one away."""
+    """The small card as a file; `changes` replace top-level keys, and None removes one."""
     data = {k: v for k, v in (copy.deepcopy(TINY) | changes).items() if v is not None}
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(data, sort_keys=False))
     return path
 
 
-# ------------------------------------------------------------------------------------------------ the cards themselves
+# ------------------------------------------------------------------------------------------------ cards
 
 
 @pytest.mark.full
-def test_every_card_that_comes_with_pliant_is_in_order() -> None:
-    """By the parser of `pliant train`; and there are as many as were promised."""
+def test_every_card_that_comes_with_pliant_is_valid() -> None:
+    """The parser of `pliant train` reads their flags; there are at least 16."""
     cards = find()
     assert len(cards) >= 16
     assert len({card.title for card in cards}) == len(cards)  # they are anchors of the page
@@ -95,7 +95,7 @@ def test_every_card_that_comes_with_pliant_is_in_order() -> None:
 
 
 def test_every_run_of_every_card_can_be_built(tmp_path: Path) -> None:
-    """What only the agent or the environment can refuse, is not refused."""
+    """No agent and no environment refuses its settings."""
     seen = {}
     for card in find():
         for arm in card.arms.values():
@@ -105,7 +105,7 @@ def test_every_run_of_every_card_can_be_built(tmp_path: Path) -> None:
         envs.close()
 
 
-def test_a_card_is_read_whole(tmp_path: Path) -> None:
+def test_a_card_is_read_with_all_its_keys(tmp_path: Path) -> None:
     card = load_card(tiny(tmp_path))
     assert (card.name, card.seeds, card.first_measure.name) == ("tiny", 3, "return")
     assert [arm.kind for arm in card.arms.values()] == ["control", "treatment", "oracle"]
@@ -119,7 +119,7 @@ def test_a_card_is_read_whole(tmp_path: Path) -> None:
     assert card.command(card.arms["fast"])[-2:] == ("--agent.optimizer.lr", "0.003")
 
 
-def test_runs_are_named_by_their_configuration(tmp_path: Path) -> None:
+def test_arms_with_the_same_configuration_have_the_same_key(tmp_path: Path) -> None:
     one = load_card(tiny(tmp_path))
     other = copy.deepcopy(TINY)
     other["arms"]["plain, by another name"] = other["arms"].pop("plain") or {"kind": "control"}
@@ -127,7 +127,7 @@ def test_runs_are_named_by_their_configuration(tmp_path: Path) -> None:
     two = load_card(tiny(tmp_path, "other", arms=other["arms"], comparisons=other["comparisons"]))
     keys = [card.key(arm) for card in (one, two) for arm in card.arms.values()]
     assert len(set(keys)) == 3 and card_key(one, "plain") == card_key(two, "plain, by another name")
-    # The order of flags says nothing, and neither does how often the run is saved.
+    # The key does not depend on the order of flags, nor on the period of checkpoints.
     flags = TINY["testbed"]["flags"]
     turned = dict(reversed(flags.items())) | {"checkpoint_every": 7}
     assert claim_cards.key(command_line(flags)) == claim_cards.key(command_line(turned))
@@ -180,7 +180,7 @@ def arm(content: Any) -> dict[str, Any]:
     return {"arms": TINY["arms"] | {"layer_norm": content}}
 
 
-def said(**changes: Any) -> dict[str, Any]:
+def comparison(**changes: Any) -> dict[str, Any]:
     return {"comparisons": [TINY["comparisons"][0] | changes]}
 
 
@@ -219,12 +219,12 @@ def read(**changes: Any) -> dict[str, Any]:
         (arm({"flags": {"interventions": ["redo"]}}), "interventions are the arm's 'words'"),
         (arm(None), "arm 'layer_norm' has no content"),
         (arm({"flags": {"checkpoint_every": 7}}), "'plain' and 'layer_norm' are the same run"),
-        (said(a="layernorm"), "there is no arm 'layernorm'. Did you mean 'layer_norm'?"),
-        (said(b="plan"), "there is no arm 'plan'. Did you mean 'plain'?"),
-        (said(b="layer_norm"), "is compared with itself"),
-        (said(expect="better"), "'expect' is one of higher, lower, equal, not 'better'"),
-        (said(margin=0), "the margin is the smallest difference that would matter"),
-        (said(measure="retrun"), "there is no measure 'retrun'. Did you mean 'return'?"),
+        (comparison(a="layernorm"), "there is no arm 'layernorm'. Did you mean 'layer_norm'?"),
+        (comparison(b="plan"), "there is no arm 'plan'. Did you mean 'plain'?"),
+        (comparison(b="layer_norm"), "is compared with itself"),
+        (comparison(expect="better"), "'expect' is one of higher, lower, equal, not 'better'"),
+        (comparison(margin=0), "the margin is the smallest difference that would matter"),
+        (comparison(measure="retrun"), "there is no measure 'retrun'. Did you mean 'return'?"),
         ({"comparisons": []}, "'comparisons' must be a list"),
         (read(read="retrun"), "unknown reading 'retrun'. Did you mean 'return'?"),
         (read(read="losses/value_los"), "does not record losses/value_los. Did you mean 'losses/value_loss'?"),
@@ -239,9 +239,9 @@ def test_bad_cards_are_refused_in_one_line(
 ) -> None:
     path = tiny(tmp_path, **changes)
     assert main(["claims", "run", str(path)]) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1 and told.startswith(f"error: {path}: ") and message in told
-    assert len(told.replace(str(path), "")) < 600
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1 and output.startswith(f"error: {path}: ") and message in output
+    assert len(output.replace(str(path), "")) < 600
     assert not (tmp_path / "results").exists()
 
 
@@ -281,7 +281,7 @@ def episode(at: int, ret: float, length: int) -> dict[str, Any]:
     return {"steps": at, "charts/episodic_return": ret, "charts/episodic_length": length}
 
 
-def test_the_stored_result_of_a_run(tmp_path: Path) -> None:
+def test_the_stored_result_of_a_run_has_the_mean_of_every_segment(tmp_path: Path) -> None:
     rows = [
         episode(40, 4.0, 10),
         episode(100, 8.0, 30),
@@ -295,7 +295,7 @@ def test_the_stored_result_of_a_run(tmp_path: Path) -> None:
     ]
     kept = summarise(run_folder(tmp_path, rows, 250), 100, ("losses/x",), ("pliant", "train"))
     assert kept["segments"] == {
-        # An episode that ends at the very edge is of the task before it; the last quarter of a task begins after 75.
+        # An episode that ends at the edge belongs to the earlier task; the last quarter of a task begins after 75.
         "episodes": [2, 1, 0],
         "return": [6.0, 1.0, None],
         "end_return": [8.0, None, None],
@@ -344,14 +344,14 @@ def kept(**series: list[float | None]) -> dict[str, Any]:
         ({"read": "return", "first": 0, "last": 3}, 9.0),
     ],
 )
-def test_the_number_that_is_read_from_a_run(measure: dict[str, Any], expected: float) -> None:
+def test_a_measure_reads_its_number_from_a_result(measure: dict[str, Any], expected: float) -> None:
     result = kept(ret=[2.0, None, 8.0, 10.0], loss=[1.0, 2.0], end=[3.0, 5.0], eval=[10.0, 20.0, 30.0])
     if measure == {"read": "return"}:
         expected = 20 / 3
     assert value(result, Measure("m", **measure)) == pytest.approx(expected)
 
 
-def test_a_run_without_the_number_gives_nan() -> None:
+def test_a_measure_of_a_result_without_the_number_is_nan() -> None:
     assert math.isnan(value(kept(ret=[None, None]), Measure("m", "return")))
     assert math.isnan(value(kept(ret=[None, 2.0]), Measure("m", "return", relative="ratio")))
     assert math.isnan(value(kept(ret=[0.0, 2.0]), Measure("m", "return", relative="ratio")))
@@ -361,7 +361,7 @@ def test_a_run_without_the_number_gives_nan() -> None:
 
 
 def gap(estimate: float, error: float, df: float = 1e6, seeds: int = 8) -> Difference:
-    """With so many degrees of freedom the 95 % interval is 1.96 errors wide to either side, the 90 % one 1.645."""
+    """With many degrees of freedom the half width of the 95 % interval is 1.96 errors, of the 90 % interval 1.645."""
     return Difference(estimate, error, df, seeds)
 
 
@@ -371,12 +371,12 @@ def gap(estimate: float, error: float, df: float = 1e6, seeds: int = 8) -> Diffe
         (3.0, 1.0, "shown"),  # 1.04 … 4.96
         (1.97, 1.0, "shown"),  # 0.01 …, and reaches the margin of 1
         (1.95, 1.0, "underpowered"),  # -0.01 …
-        (0.5, 0.1, "not shown"),  # 0.30 … 0.70: there is something, and it is too small to matter
+        (0.5, 0.1, "not shown"),  # 0.30 … 0.70: an effect, but too small to matter
         (0.0, 0.5, "not shown"),  # … 0.82 of the 90 % interval
         (0.0, 0.7, "underpowered"),  # … 1.15
         (-0.5, 0.1, "not shown"),
         (-3.0, 1.0, "contradicted"),
-        (-1.0, 1.0, "not shown"),  # … 0.64: whatever it is, no effect of 1 in the claimed direction
+        (-1.0, 1.0, "not shown"),  # … 0.64: no effect of 1 in the claimed direction
         (-0.5, 1.0, "underpowered"),  # … 1.14
         (0.8, 0.1, "not shown"),  # … 0.96
         (0.9, 0.1, "shown"),  # … 1.06: as large as the margin, perhaps
@@ -385,8 +385,8 @@ def gap(estimate: float, error: float, df: float = 1e6, seeds: int = 8) -> Diffe
 @pytest.mark.parametrize("expect", ["higher", "lower"])
 def test_the_verdict_on_a_difference(expect: Any, estimate: float, error: float, verdict: str) -> None:
     sign = 1 if expect == "higher" else -1
-    found, why = judge_difference(Comparison("a", "b", expect, 1.0), gap(sign * estimate, error))
-    assert found == verdict and why
+    result, why = judge_difference(Comparison("a", "b", expect, 1.0), gap(sign * estimate, error))
+    assert result == verdict and why
 
 
 @pytest.mark.parametrize(
@@ -405,10 +405,10 @@ def test_the_verdict_on_equality(estimate: float, error: float, verdict: str) ->
     assert judge_difference(Comparison("a", "b", "equal", 1.0), gap(estimate, error))[0] == verdict
 
 
-def test_few_seeds_and_no_numbers_show_nothing() -> None:
+def test_few_seeds_or_no_numbers_are_underpowered() -> None:
     for expect in ("higher", "equal"):
-        found, why = judge_difference(Comparison("a", "b", expect, 1.0), paired([9.0, 9.1], [0.0, 0.1]))  # type: ignore[arg-type]
-        assert found == "underpowered" and "fewer than 3" in why
+        result, why = judge_difference(Comparison("a", "b", expect, 1.0), paired([9.0, 9.1], [0.0, 0.1]))  # type: ignore[arg-type]
+        assert result == "underpowered" and "fewer than 3" in why
         assert judge_difference(Comparison("a", "b", expect, 1.0), gap(math.nan, 1.0))[0] == "underpowered"  # type: ignore[arg-type]
 
 
@@ -427,7 +427,7 @@ def test_seeds_are_paired_where_both_arms_have_them() -> None:
     assert compare(Comparison("a", 1.0, "higher", 0.5), {"a": {}}).verdict == "not run"
 
 
-def test_a_claim_is_as_good_as_its_worst_comparison() -> None:
+def test_the_verdict_of_a_claim_is_that_of_its_worst_comparison() -> None:
     assert overall(["shown", "shown"]) == "shown"
     assert overall(["shown", "underpowered"]) == "underpowered"
     assert overall(["underpowered", "not shown", "shown"]) == "not shown"
@@ -439,7 +439,7 @@ PLAIN, WORSE, BETTER = [10.0, 12.0, 11.0, 9.0], [1.0, 2.0, 1.5, 1.0], [30.0, 33.
 
 
 def synthetic(folder: Path, name: str = "tiny", **arms: list[float]) -> Path:
-    """A card with results that no run has made: the return of every arm and seed; the oracle's are 40."""
+    """A card with made-up results: the return of every arm and seed; the oracle's are about 40."""
     path = tiny(folder, name)
     card = load_card(path)
     for arm_name, values in ({"fast": [40.0, 41.0, 42.0, 40.0]} | arms).items():
@@ -462,26 +462,26 @@ def synthetic(folder: Path, name: str = "tiny", **arms: list[float]) -> Path:
 )
 def test_every_verdict_can_be_reached_from_results(tmp_path: Path, layer_norm: list[float], verdict: str) -> None:
     card = load_card(synthetic(tmp_path, plain=PLAIN, layer_norm=layer_norm))
-    found = judge(card)
-    assert found.comparisons[0].verdict == verdict == found.verdict
+    claim = judge(card)
+    assert claim.comparisons[0].verdict == verdict == claim.verdict
 
 
-def test_the_gap_and_an_arm_above_the_oracle(tmp_path: Path) -> None:
+def test_the_closed_gap_is_measured_and_an_arm_above_the_oracle_is_marked(tmp_path: Path) -> None:
     card = load_card(synthetic(tmp_path, plain=PLAIN, layer_norm=BETTER))
     arms = judge(card).arms
     assert arms is not None
-    found = arms["return"]["layer_norm"].gap
-    assert found is not None and found.fraction is not None and not found.above
-    assert found.fraction.estimate == pytest.approx(20.25 / 30.25)
+    closed = arms["return"]["layer_norm"].gap
+    assert closed is not None and closed.fraction is not None and not closed.above
+    assert closed.fraction.estimate == pytest.approx(20.25 / 30.25)
     assert arms["return"]["plain"].gap is None and arms["return"]["fast"].gap is None
-    # Of a loss, which all arms have alike, there is no gap.
+    # The loss is the same in all arms, so there is no gap.
     assert arms["loss"]["layer_norm"].gap is not None and arms["loss"]["layer_norm"].gap.fraction is None
     above = judge(load_card(synthetic(tmp_path, plain=PLAIN, layer_norm=[60.0, 61.0, 60.0, 62.0]))).arms
     assert above is not None and above["return"]["layer_norm"].gap is not None
     assert above["return"]["layer_norm"].gap.above
 
 
-def test_results_that_lack_what_the_card_reads_do_not_count(tmp_path: Path) -> None:
+def test_results_without_the_metrics_or_segments_of_the_card_do_not_count(tmp_path: Path) -> None:
     path = synthetic(tmp_path, plain=PLAIN, layer_norm=BETTER)
     changed = TINY["testbed"] | {"record": ["losses/value_loss", "losses/entropy"]}
     assert judge(load_card(tiny(tmp_path, testbed=changed))).verdict == "not run"
@@ -494,7 +494,7 @@ def test_results_that_lack_what_the_card_reads_do_not_count(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["adaptive_replay_ratio", "step_counter"])
-def test_checks_hold_and_can_fail(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_holds_and_fails_once_the_code_is_broken(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(row.holds for row in claim_checks.CHECKS[name]())
     if name == "step_counter":
         monkeypatch.setattr(claim_checks.Adam, "count_per_weight", lambda self, parameter: None)
@@ -526,7 +526,7 @@ def test_an_injection_that_changes_a_prediction_is_caught(monkeypatch: pytest.Mo
 
 
 def three(folder: Path) -> list[Card]:
-    """A cheap claim, one that shares runs with it and costs more, and one whose cost nobody knows."""
+    """A cheap claim, a more expensive one that shares runs with it, and one of unknown cost."""
     cheap = tiny(folder, "cheap", seeds=6, minutes=1.8)  # 6 seconds a run
     dear = tiny(folder, "dear", seeds=8, minutes=9.6, arms=TINY["arms"] | {"slow": {"words": ["l2"]}})
     unknown = tiny(folder, "unknown", minutes=None, arms=TINY["arms"] | {"dark": {"words": ["crelu"]}})
@@ -537,7 +537,7 @@ def seeds_of(planned: claims.Plan, name: str) -> list[int]:
     return [job.config.seed for card, _, job in planned.jobs if card.name == name]
 
 
-def test_a_budget_takes_the_cheapest_claims_whole(tmp_path: Path) -> None:
+def test_a_budget_takes_the_cheapest_claims_completely(tmp_path: Path) -> None:
     cards, runs = three(tmp_path), tmp_path / "runs"
     assert claims.cost_of(cards[2], cards[2].arms["plain"]) == pytest.approx(6.0)
     # Five seeds of three arms at 6 s are 90 s: with nine tenths of 2 x 51 s that is all.
@@ -545,7 +545,7 @@ def test_a_budget_takes_the_cheapest_claims_whole(tmp_path: Path) -> None:
     assert [card.name for card in small.chosen] == ["cheap"] and len(small.jobs) == 15
     assert {card.name for card in small.left_out} == {"unknown", "dear"}
     assert claims.plan(cards, runs, 49.0, 2).jobs == []
-    # More: the sixth seed of the cheap one, then the fourth arm of the dear one, which shares the other three.
+    # A larger budget adds the sixth seed of the cheap claim, then the fourth arm of the dear one (three are shared).
     more = claims.plan(cards, runs, 1000.0, 1)
     assert [card.name for card in more.chosen] == ["cheap", "dear"]
     assert {job.config.seed for card, _, job in more.jobs if card.name == "dear"} >= {0, 1, 2, 3, 4}
@@ -553,10 +553,10 @@ def test_a_budget_takes_the_cheapest_claims_whole(tmp_path: Path) -> None:
     # The first five seeds of all come before the sixth of any.
     order = [job.config.seed for _, _, job in more.jobs]
     assert max(order[:20]) == 4 and order[20] == 5
-    # A shared run is paid for once: 90 s, and five runs of 18 s, are 180.
+    # A shared run counts once: 90 s and five runs of 18 s are 180 s.
     shared = claims.plan(cards, runs, 205.0, 1)
     assert [card.name for card in shared.chosen] == ["cheap", "dear"] and len(shared.jobs) == 20
-    # What is done costs nothing.
+    # Finished runs cost nothing.
     for _, _, job in small.jobs:
         folder = Path(job.config.run or "")
         folder.mkdir(parents=True)
@@ -564,7 +564,7 @@ def test_a_budget_takes_the_cheapest_claims_whole(tmp_path: Path) -> None:
     assert [card.name for card in claims.plan(cards, runs, 1.0, 1).chosen] == ["cheap"]
 
 
-def test_without_a_budget_all_seeds_are_run(tmp_path: Path) -> None:
+def test_without_a_budget_all_seeds_are_planned(tmp_path: Path) -> None:
     cards = three(tmp_path)
     planned = claims.plan(cards, tmp_path / "runs", None, 1)
     assert [len(seeds_of(planned, name)) for name in ("unknown", "dear")] == [12, 23]
@@ -572,17 +572,17 @@ def test_without_a_budget_all_seeds_are_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "expected"), [("30m", 1800), ("90s", 90), ("1h30m", 5400), ("0.5m", 30)])
-def test_budgets_are_times(text: str, expected: float) -> None:
+def test_a_budget_is_read_as_a_time(text: str, expected: float) -> None:
     assert seconds(text) == expected
 
 
 @pytest.mark.parametrize("text", ["30", "m", "", "-3m", "0s", "30 minutes"])
-def test_other_budgets_are_refused(text: str) -> None:
+def test_a_budget_that_is_not_a_time_is_refused(text: str) -> None:
     with pytest.raises(BadInput, match="a time like 30m"):
         seconds(text)
 
 
-def test_the_command_asks_for_claims_or_a_budget(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_without_claims_or_a_budget_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["claims", "run"]) == 2
     assert "give --budget" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="0"):
@@ -594,7 +594,7 @@ def test_the_command_asks_for_claims_or_a_budget(capsys: pytest.CaptureFixture[s
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """A small claim, run by a process that is killed once the first run is done, and then by another; what it said."""
+    """A small claim, run by a process that is killed after its first run and then by another: folder and output."""
     folder = tmp_path_factory.mktemp("claim")
     card = tiny(folder)
     command = ["claims", "run", str(card), "--jobs", "1", "--runs", str(folder / "runs"), "--out", str(folder)]
@@ -607,14 +607,14 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]
     first.wait()
     finished = len(list(folder.glob("runs/*/*/seed*/DONE")))
     assert 1 <= finished < 9
-    # The worker that was at work saves and leaves; who is in its way is told so.
+    # The worker that was running saves and ends; until then its folder is locked.
     while any(is_locked(lock) for lock in folder.glob("runs/*/*/seed*/.lock")):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
         assert main(command) == 0
-    yield folder, said.getvalue()
+    yield folder, output.getvalue()
 
 
 def is_locked(lock: Path) -> bool:
@@ -630,13 +630,13 @@ def is_locked(lock: Path) -> bool:
 
 @pytest.mark.full
 def test_a_killed_claim_continues_and_repeats_no_run(done: tuple[Path, str]) -> None:
-    folder, said = done
+    folder, output = done
     runs = list(folder.glob("runs/*/*/seed*"))
     assert len(runs) == 9 and all((run / "DONE").exists() for run in runs)
     sessions = [(run / "output.log").read_text().count("in a pool") for run in runs]
-    assert sorted(sessions)[:8] == [1] * 8 and max(sessions) <= 2  # but for the one that was killed at work
+    assert sorted(sessions)[:8] == [1] * 8 and max(sessions) <= 2  # except the run that was killed
     assert len(list(folder.glob("results/*/*/seed*.json"))) == 9
-    assert "tiny: " in said and "layer_norm > plain in return" in said and "equal" not in said
+    assert "tiny: " in output and "layer_norm > plain in return" in output and "equal" not in output
     result = json.loads(next(folder.glob("results/*/*layer_norm*/seed1.json")).read_text())
     assert result["command"][:2] == ["pliant", "train"] and "--seed" in result["command"]
     assert len(result["segments"]["return"]) == 4 and result["cpu_seconds"] > 0
@@ -645,7 +645,7 @@ def test_a_killed_claim_continues_and_repeats_no_run(done: tuple[Path, str]) -> 
 
 
 @pytest.mark.full
-def test_the_page_is_complete_and_always_the_same(done: tuple[Path, str], tmp_path: Path) -> None:
+def test_the_page_is_complete_and_the_same_in_every_rendering(done: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = done
     card = folder / "tiny.yaml"
     for out in ("one", "two"):
@@ -680,7 +680,7 @@ def test_the_page_is_complete_and_always_the_same(done: tuple[Path, str], tmp_pa
     assert figure.startswith("<?xml") and "<dc:date>" not in figure
 
 
-def test_a_change_of_results_changes_the_page(tmp_path: Path) -> None:
+def test_changed_results_change_the_page(tmp_path: Path) -> None:
     card = synthetic(tmp_path, plain=PLAIN, layer_norm=BETTER)
     claim_page.write_page([judge(load_card(card))], tmp_path)
     before = {p.name: p.read_text() for p in (tmp_path / "claims.md", tmp_path / "figures" / "claims" / "tiny.svg")}
@@ -691,7 +691,7 @@ def test_a_change_of_results_changes_the_page(tmp_path: Path) -> None:
 
 
 def test_claims_that_are_not_shown_come_first(tmp_path: Path) -> None:
-    judged = []
+    verdicts = []
     for name, layer_norm in (
         ("a_shown", BETTER),
         ("b_lacking", [40.0, 0.0, 25.0, 2.0]),
@@ -703,8 +703,8 @@ def test_claims_that_are_not_shown_come_first(tmp_path: Path) -> None:
         path = synthetic(tmp_path / name, name, plain=PLAIN, layer_norm=layer_norm)
         data = yaml.safe_load(path.read_text()) | {"title": name, "tried": "Other seeds."}
         path.write_text(yaml.safe_dump(data, sort_keys=False))
-        judged.append(judge(load_card(path)))
-    claim_page.write_page(judged, tmp_path)
+        verdicts.append(judge(load_card(path)))
+    claim_page.write_page(verdicts, tmp_path)
     page = (tmp_path / "claims.md").read_text()
     order = ["d_worse", "c_nothing", "b_lacking", "e_later", "a_shown"]
     assert re.findall(r"^## (\S+)", page, re.MULTILINE) == order
@@ -713,10 +713,10 @@ def test_claims_that_are_not_shown_come_first(tmp_path: Path) -> None:
     assert "1 contradicted, 1 not shown, 1 underpowered, 1 not run, 1 shown" in " ".join(page.split())
     assert "**Contradicted.**" in page and "**Not shown.**" in page
     assert {p.stem for p in (tmp_path / "figures" / "claims").iterdir()} == set(order) - {"e_later"}
-    told = claims.table(judged)
-    assert [line.split()[0] for line in told.splitlines()[1:]] == order
-    # A claim that is gone takes its figure with it.
-    claim_page.write_page(judged[:1], tmp_path)
+    output = claims.table(verdicts)
+    assert [line.split()[0] for line in output.splitlines()[1:]] == order
+    # The figure of a removed claim is deleted.
+    claim_page.write_page(verdicts[:1], tmp_path)
     assert [p.stem for p in (tmp_path / "figures" / "claims").iterdir()] == ["a_shown"]
 
 
@@ -727,8 +727,8 @@ def test_two_seeds_have_a_mean_and_no_interval_on_the_page(tmp_path: Path) -> No
     assert "| 31.5 (fewer than 3 seeds: no interval) | 2 |" in page and "underpowered" in page
 
 
-def test_the_committed_page_is_that_of_the_committed_results() -> None:
-    """Nothing in it is typed by hand, and nothing is stale."""
+def test_the_committed_page_is_rendered_from_the_committed_results() -> None:
+    """It is not edited by hand and not out of date."""
     page = BUILT_IN.parent / "docs" / "claims.md"
     assert page.exists()
     made = (

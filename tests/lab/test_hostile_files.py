@@ -1,4 +1,4 @@
-"""Files and names from strangers: shell text in studies, YAML without bounds, and the wrong type at every key."""
+"""Files and names that may be hostile: shell text in studies, YAML without bounds, a wrong type at every key."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def changed(data: Any, path: tuple[Any, ...], value: Any) -> Any:
     return data
 
 
-def told(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line of an error."""
+def whole_error(capsys: pytest.CaptureFixture[str]) -> str:
+    """All of stderr; fails unless it is one printable line of an error."""
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1, error
     assert len(error) < 800 and error.rstrip("\n").isprintable(), error
@@ -103,9 +103,9 @@ def told(capsys: pytest.CaptureFixture[str]) -> str:
 
 EVIL = "redo(tau=0.1,\nevery=1000#;touch PWNED\n)"
 REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "a word with a command in a comment": ({"arms": {"plain": [EVIL]}}, []),
-    "a word on two lines": ({"arms": {"plain": ["redo(tau=0.1,\n every=1000)"]}}, []),
-    "a word with a carriage return": ({"arms": {"plain": ["redo(\rtau=0.1)"]}}, []),
+    "a spec with a command in a comment": ({"arms": {"plain": [EVIL]}}, []),
+    "a spec on two lines": ({"arms": {"plain": ["redo(tau=0.1,\n every=1000)"]}}, []),
+    "a spec with a carriage return": ({"arms": {"plain": ["redo(\rtau=0.1)"]}}, []),
     "a line separator": ({"arms": {"a\u2028touch PWNED": None}}, []),
     "an arm on two lines": ({"arms": {"a\ntouch PWNED": None}}, []),
     "an agent on two lines": ({"agents": {"a\ntouch PWNED": {"agent": "ppo"}}}, []),
@@ -128,7 +128,7 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a folder that is no UTF-8": ({}, ["--out", "a\udcff"]),
     "a folder in a file": ({}, ["--out", "study.yaml/x/y"]),
     "a folder with a name that is too long": ({}, ["--out", "x" * 300]),
-    "a folder of an unknown user": ({}, ["--out", "~nobody-of-this-name/x"]),
+    "a folder of an unknown user": ({}, ["--out", "~no-user-of-this-name/x"]),
     "a script on two lines": ({}, ["--emit", "a\ntouch PWNED"]),
     "a script in a file": ({}, ["--emit", "study.yaml/x"]),
 }
@@ -142,7 +142,7 @@ def test_text_that_could_reach_a_shell_is_refused(
     changes, options = REFUSED[case]
     write(tmp_path / "study.yaml", STUDY | {"baseline": None} | changes)
     assert main(["sweep", "study.yaml", "--executor", "slurm", *options]) == 2
-    line = told(capsys)
+    line = whole_error(capsys)
     assert options[0].partition("=")[0] in line if options else "study.yaml: " in line
     assert sorted(path.name for path in tmp_path.iterdir()) == ["study.yaml"], "nothing is left behind"
 
@@ -175,12 +175,12 @@ COMMANDS = [
 def test_an_array_runs_exactly_its_own_commands(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The script is run by a real bash, where `pliant` writes down its words; folders, labels, words, the present
+    """A real bash runs the script, with a `pliant` that records its arguments. Folders, labels, specs, the current
     folder and the script all have the hostile name."""
     here = tmp_path / name.strip("/") / "here"
     here.mkdir(parents=True)
     monkeypatch.chdir(here)
-    escaped = "reset(layers='$(touch PWNED)\\ntouch PWNED', every=9)"  # a string, which the agent will not know
+    escaped = "reset(layers='$(touch PWNED)\\ntouch PWNED', every=9)"  # a string that the agent does not know
     arms = {"plain": None, name: ["layer_norm \n", f"matched_random(like='redo(tau=0.1, every=9)')#{name}", escaped]}
     options = {
         "seeds": 1,
@@ -218,7 +218,7 @@ def test_an_array_runs_exactly_its_own_commands(
         assert (here / cell.folder / "output.log").read_text() == "ran\n"
     assert len(list(tmp_path.glob("record.*"))) == 2 and not list(tmp_path.rglob("PWNED*"))
     assert {path.name for path in here.iterdir()} == {"study.yaml", name, f"{name}.sh", listed.name}
-    # The same line is what a person may copy from the terminal.
+    # The dry run prints the same commands, to be copied from the terminal.
     capsys.readouterr()
     assert main(["sweep", "study.yaml", f"--out={name}", "--dry-run"]) == 0
     shown = capsys.readouterr().out.splitlines()[1:]
@@ -228,7 +228,7 @@ def test_an_array_runs_exactly_its_own_commands(
 def test_a_run_records_its_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the pool, whose folder begins with a dash; what it wrote down is read back by the parser, and does the run."""
+    """The pool records it, in a folder that begins with a dash; the parser reads it back, and it repeats the run."""
     monkeypatch.chdir(tmp_path)
     root = "-x'; $(touch PWNED) && \\ `touch PWNED`"
     arms = {root: {"words": ["layer_norm"], "flags": {"agent.epochs": 1}}}
@@ -247,7 +247,7 @@ def test_a_run_records_its_command(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([root, "study.yaml"])
 
 
-def test_times_and_partitions_of_slurm_are_taken() -> None:
+def test_slurms_forms_of_times_and_partitions_are_accepted() -> None:
     for good in ("90", "04:00:00", "120:30", "2-12", "2-12:00:00", "UNLIMITED"):
         Request(time=good, partition="gpu_a100,cpu.long")
     for bad in ("", "-1", "4h", "1:2:3:4", "1 ", "01:00:00\n"):
@@ -255,13 +255,13 @@ def test_times_and_partitions_of_slurm_are_taken() -> None:
             Request(time=bad)
 
 
-def test_specs_are_on_one_line() -> None:
-    for word in (EVIL, "redo(\ttau=0.1)", "a\x1b", "redo(layers='\u2028')", "a\u202eb"):
+def test_a_spec_with_a_line_break_or_a_control_character_is_refused() -> None:
+    for spec in (EVIL, "redo(\ttau=0.1)", "a\x1b", "redo(layers='\u2028')", "a\u202eb"):
         with pytest.raises(SpecError) as error:
-            parse(word)
+            parse(spec)
         assert str(error.value).isprintable() and ("U+" in str(error.value) or "a line break" in str(error.value))
     assert str(parse("  redo(tau=0.1)\n")) == "redo(tau=0.1)"
-    # A string may contain what it spells by an escape: the canonical text spells it so, too.
+    # A string may contain these characters as escapes; the canonical text has the same escapes.
     assert str(parse("redo(layers='a\\n\\u2028b')")) == "redo(layers='a\\n\\u2028b')"
 
 
@@ -269,7 +269,7 @@ def test_specs_are_on_one_line() -> None:
 
 
 def laughs(levels: int = 30, lists: bool = True) -> str:
-    """Every level stands for nine of the one before."""
+    """YAML in which every level repeats the one before nine times."""
     lines = ["a0: &a0 [lol]" if lists else "a0: &a0 {x: 1}"]
     for i in range(1, levels):
         inner = ", ".join([f"*a{i - 1}"] * 9)
@@ -308,7 +308,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("bomb", BOMBS)
 @pytest.mark.parametrize("command", ["train --config", "sweep", "claims list"])
-def test_a_bomb_is_one_line_within_a_second(
+def test_a_bomb_is_refused_in_one_line_within_a_second(
     command: str, bomb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -317,7 +317,7 @@ def test_a_bomb_is_one_line_within_a_second(
     started = time.process_time()
     assert main([*command.split(), str(file)]) == 2
     assert time.process_time() - started < 1
-    line = told(capsys)
+    line = whole_error(capsys)
     assert str(file) in line and expected in line
     assert [path.name for path in tmp_path.iterdir()] == ["bomb.yaml"]
 
@@ -325,10 +325,10 @@ def test_a_bomb_is_one_line_within_a_second(
 def test_an_endless_device_is_refused_as_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("train --config", "sweep", "claims list"):
         assert main([*command.split(), "/dev/zero"]) == 2
-        assert "larger than 256 KiB" in told(capsys)
+        assert "larger than 256 KiB" in whole_error(capsys)
 
 
-def test_values_keep_their_types() -> None:
+def test_yaml_values_keep_their_types() -> None:
     text = "a: &a {b: 1, c: 2.5, d: true, e: null, f: 2020-01-01, g: 1e-4}\nh: {<<: *a, b: -3}\ni: [*a, .inf, '1']\n"
     a = {"b": 1, "c": 2.5, "d": True, "e": None, "f": "2020-01-01", "g": "1e-4"}
     assert parse_yaml(text) == {"a": a, "h": a | {"b": -3}, "i": [a, math.inf, "1"]}
@@ -369,7 +369,7 @@ WRONG: dict[str, Any] = {
     "long": "x" * 100_000,
     "control": "a\x1bb",
 }
-# What is no mistake at these keys: null leaves most of them out, and prose may be as long as anybody likes.
+# Values that are valid at these keys: null omits most of them, and prose has no maximum length.
 RIGHT: dict[str, set[str]] = {
     "title": {"long"},
     "claim": {"long"},
@@ -416,7 +416,7 @@ def paths(data: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     ("kind", "path"),
     [(kind, path) for kind, data in (("study", STUDY), ("card", CARD), ("check", CHECK)) for path in paths(data)],
 )
-def test_a_wrong_type_at_any_key_is_one_line_that_names_it(kind: str, path: tuple[Any, ...], tmp_path: Path) -> None:
+def test_a_wrong_type_at_any_key_is_refused_by_name(kind: str, path: tuple[Any, ...], tmp_path: Path) -> None:
     data = {"study": STUDY, "card": CARD, "check": CHECK}[kind]
     read: Any = load_study if kind == "study" else load_card
     read(write(tmp_path / "right.yaml", data))
@@ -430,10 +430,10 @@ def test_a_wrong_type_at_any_key_is_one_line_that_names_it(kind: str, path: tupl
         except BadInput as error:
             line = str(error)
             assert line.startswith(f"{file}: ") and line.isprintable() and len(line) < 700, (what, line)
-            stem = named.rpartition(".")[2].rstrip("s")  # a word is named, and the list of it need not be
+            stem = named.rpartition(".")[2].rstrip("s")  # the message may name an element instead of the list
             assert stem.replace("_", "-") in line.replace("_", "-"), (what, line)
         else:
-            assert what in right, f"{what} is taken"
+            assert what in right, f"{what} is accepted"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["right.yaml", "wrong.yaml"]
 
 

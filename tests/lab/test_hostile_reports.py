@@ -1,4 +1,4 @@
-"""Names and texts of strangers on pages, in figures and in tables: they are shown, and are no markup and no formula."""
+"""Hostile names and texts on pages, in figures and in tables: they are shown, and are neither markup nor formulas."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Tags(HTMLParser):
 
 
 def outside_of_code(markdown: str) -> Iterator[str]:
-    """What Markdown takes for text, line by line: without fenced blocks and code spans, as CommonMark finds them."""
+    """The text of Markdown outside of fenced blocks and code spans, line by line, by the rules of CommonMark."""
     fence = ""
     for line in markdown.splitlines():
         if match := re.fullmatch(r"(`{3,})", line):
@@ -103,7 +103,7 @@ def check_markdown(text: str) -> None:
     for line in outside_of_code(text):
         bare = re.sub(r"</?(details|summary)>", "", line)
         assert not re.search(r"(?<!\\)<[A-Za-z/!?]", bare), line
-        if bare == line:  # in a line of HTML nothing is Markdown
+        if bare == line:  # a line of HTML contains no Markdown
             assert not re.search(r"(?<!\\)\]\(\s*javascript", line), line
         if line.startswith("| "):
             count = len(re.findall(r"(?<!\\)\|", line))
@@ -223,10 +223,10 @@ def test_cells_are_not_formulas_and_are_read_back() -> None:
     for row in read:
         if not re.fullmatch(r"[+-]?[0-9.]+(e[+-]?[0-9]+)?", row[0]):
             assert not re.match(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]", row[0]), row
-    assert {row[0] for row in read} >= {"-1", "-1e-3", "'=1", "''=1", "a=1", "'-"}  # what is a number stays one
+    assert {row[0] for row in read} >= {"-1", "-1e-3", "'=1", "''=1", "a=1", "'-"}  # numbers stay numbers
 
 
-def test_the_page_of_claims_contains_no_foreign_markup(tmp_path: Path) -> None:
+def test_the_page_of_claims_escapes_markup_in_the_texts_of_a_claim(tmp_path: Path) -> None:
     wild = "<img src=x onerror=alert(1)> | `x` [y](z) </details>"
     card = {
         "title": wild,
@@ -251,7 +251,7 @@ def test_the_page_of_claims_contains_no_foreign_markup(tmp_path: Path) -> None:
 
 
 @needs_figures
-def test_figures_show_dollars_and_underscores(tmp_path: Path) -> None:
+def test_figures_show_dollars_and_underscores_as_text(tmp_path: Path) -> None:
     import numpy as np
 
     from pliant.lab.analysis.figures import BLACK, Line, Look, lines, points
@@ -262,7 +262,7 @@ def test_figures_show_dollars_and_underscores(tmp_path: Path) -> None:
         svg = lines("f", [curve, replace(curve, label="other")], name, name).svg
         assert Tags(svg).tags.keys() <= {"svg", "defs", "style", "g", "path", "use", "clippath", "rect", "metadata"}
         points("f", [(name, Look(BLACK, "-"), x, x)], name, name)
-    # A label is drawn letter by letter, so one that is longer takes more glyphs.
+    # A label is drawn letter by letter, so a longer label has more glyphs.
     both = [
         lines("f", [Line(label, Look(BLACK, "-"), x, x, x, x), Line("b", Look(BLACK, "-"), x, x, x, x)], "x", "y")
         for label in ("_", "_nineteen_letters__")

@@ -1,4 +1,4 @@
-"""`pliant inspect`, as a user calls it: on a real run, on an agent's file, and on a module that is none of ours."""
+"""`pliant inspect` as a user calls it: on a real run, on an agent's file, and on a module of another project."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from processes import outcome_of
+from refusals import contents
 from torch import nn
 
 from pliant.agents import DQN, PPO, Agent, Clock, Supervised
@@ -30,7 +31,7 @@ from pliant.scripts import main
 from pliant.scripts.main import COMMANDS
 from pliant.scripts.main import main as pliant
 
-WORD = "redo(every=5)"
+SPEC = "redo(every=5)"
 QUICK = "probe(steps=4, draws=3, samples=64, batch_size=16)"
 TRAIN = [
     "--agent",
@@ -42,7 +43,7 @@ TRAIN = [
     "--checkpoint-every",
     "700",
     "--interventions",
-    WORD,
+    SPEC,
     "--agent.learning-starts",
     "100",
     "--agent.buffer-size",
@@ -65,7 +66,7 @@ TRAIN = [
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was really trained."""
+    """A run that was trained by the command."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     assert outcome_of("train", "--run", str(folder), *TRAIN)[0] == 0
     return folder
@@ -75,7 +76,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def agent_file(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The agent alone, without interventions."""
     content = Checkpoints.open(run).load("agent")
-    agent = DQN.from_content(content, run, interventions=tuple(build([WORD], INTERVENTIONS)))
+    agent = DQN.from_content(content, run, interventions=tuple(build([SPEC], INTERVENTIONS)))
     plain = DQN(agent.observation, agent.action, agent.config, seed=agent.seed)
     plain.critic.online.load_state_dict(agent.critic.online.state_dict())
     path = tmp_path_factory.mktemp("agents") / "agent.pt"
@@ -83,50 +84,43 @@ def agent_file(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def told(path: Path, *words: str, folder: Path) -> dict[str, Any]:
-    """What the command writes as JSON."""
+def report_of(path: Path, *arguments: str, folder: Path) -> dict[str, Any]:
+    """The report that the command writes as JSON."""
     out = folder / "report.json"
-    assert pliant(["inspect", str(path), *words, "--json", str(out)]) == 0
+    assert pliant(["inspect", str(path), *arguments, "--json", str(out)]) == 0
     content: dict[str, Any] = json.loads(out.read_text())
     return content
 
 
-def files(folder: Path) -> dict[str, tuple[int, bytes]]:
-    return {
-        str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else b"")
-        for p in sorted(folder.rglob("*"))
-    }
-
-
 def saved(run: Path) -> tuple[DQN, Any, Clock]:
-    """The run's agent, replay and clock, by the plainest way."""
-    found = Checkpoints.open(run, verify=None)
-    agent = DQN.from_content(found.load("agent"), run, interventions=tuple(build([WORD], INTERVENTIONS)))
+    """The run's agent, replay and clock, read directly from the checkpoint."""
+    checkpoint = Checkpoints.open(run, verify=None)
+    agent = DQN.from_content(checkpoint.load("agent"), run, interventions=tuple(build([SPEC], INTERVENTIONS)))
     memory = agent.memory(1)
-    memory.load_state_dict(found.load("replay"))
-    found.restore(memory)
-    return agent, memory, Clock(**found.load("loop")["clock"])
+    memory.load_state_dict(checkpoint.load("replay"))
+    checkpoint.restore(memory)
+    return agent, memory, Clock(**checkpoint.load("loop")["clock"])
 
 
 # --------------------------------------------------------------------------------------------------- runs
 
 
 def test_the_report_on_a_run_agrees_with_direct_computation(run: Path, tmp_path: Path) -> None:
-    before = files(run)
-    report = told(run, "--monitors", "norms", "units(samples=200)", QUICK, "--seed", "5", folder=tmp_path)
-    assert files(run) == before
+    before = contents(run)
+    report = report_of(run, "--monitors", "norms", "units(samples=200)", QUICK, "--seed", "5", folder=tmp_path)
+    assert contents(run) == before
     agent, memory, clock = saved(run)
     assert (report["agent"], report["steps"], report["updates"]) == ("dqn", 1500, clock.updates)
     assert report["source"].endswith("step_000000001500") and "the replay's" in report["states"]
-    # The next update, on a batch of the command's own.
+    # The next update, on the batch that the command draws.
     clock = Clock(clock.steps, clock.updates + 1, clock.steps, clock.updates)
     c, old = agent.config, [p.detach().double().clone() for p in agent.critic.online.parameters()]
     known = Known.of(agent)
     generator = torch.Generator().manual_seed(derive_seed(5, "inspect"))
     update = agent.update(memory.sample(c.batch_size, c.n_step, c.gamma, generator=generator), clock)
     new = [p.detach().double() for p in agent.critic.online.parameters()]
-    newborn = DQN(agent.observation, agent.action, c, seed=agent.seed).critic.online
-    born = [p.detach().double() for p in newborn.parameters()]
+    untrained = DQN(agent.observation, agent.action, c, seed=agent.seed).critic.online
+    initial = [p.detach().double() for p in untrained.parameters()]
 
     def less(a: list[torch.Tensor], b: list[torch.Tensor]) -> list[torch.Tensor]:
         return [x - y for x, y in zip(a, b, strict=True)]
@@ -136,35 +130,37 @@ def test_the_report_on_a_run_agrees_with_direct_computation(run: Path, tmp_path:
 
     metrics = report["metrics"]
     assert metrics["critic/weight_norm"] == pytest.approx(norm(new), rel=1e-5)
-    assert metrics["critic/distance_from_init"] == pytest.approx(norm(less(new, born)), rel=1e-5)
+    assert metrics["critic/distance_from_init"] == pytest.approx(norm(less(new, initial)), rel=1e-5)
     changed = norm(less(new, old))
     assert metrics["critic/update_to_weight"] == pytest.approx(changed / norm(old), rel=1e-3)
     context = MonitorContext(agent, clock, memory, known, update)
     h = agent.activations(context.batch(200))["critic"]
     dead = [float((x.abs().amax(0) == 0).float().mean()) for x in h]
     assert [metrics[f"critic.head.layers.{i}/dead_fraction"] for i in range(2)] == pytest.approx(dead)
-    found = probe(agent, context.batch(64, "probe"), steps=4, draws=3, batch_size=16, seed=context.seed("probe"))[
+    probed = probe(agent, context.batch(64, "probe"), steps=4, draws=3, batch_size=16, seed=context.seed("probe"))[
         "critic", "random"
     ]
-    assert metrics["critic/plasticity_ratio_random"] == pytest.approx(found.ratio, nan_ok=True)
-    assert metrics["critic/probe_loss_ratio_random"] == pytest.approx(found.loss_ratio)
+    assert metrics["critic/plasticity_ratio_random"] == pytest.approx(probed.ratio, nan_ok=True)
+    assert metrics["critic/probe_loss_ratio_random"] == pytest.approx(probed.loss_ratio)
 
 
-def test_a_checkpoint_that_is_not_the_newest(run: Path, tmp_path: Path) -> None:
+def test_an_older_checkpoint_can_be_inspected(run: Path, tmp_path: Path) -> None:
     first, last = sorted(run.glob("checkpoints/step_*"))
-    report = told(first, "--monitors", "norms", folder=tmp_path)
+    report = report_of(first, "--monitors", "norms", folder=tmp_path)
     assert report["steps"] < 1500 and report["source"] == str(first)
-    newest = told(last, "--monitors", "norms", folder=tmp_path)
+    newest = report_of(last, "--monitors", "norms", folder=tmp_path)
     assert report["metrics"]["critic/weight_norm"] != newest["metrics"]["critic/weight_norm"]
-    assert newest == told(run, "--monitors", "norms", folder=tmp_path)
+    assert newest == report_of(run, "--monitors", "norms", folder=tmp_path)
 
 
-def test_all_applicable_monitors_are_used(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = told(run, "--no-probe", folder=tmp_path)
+def test_every_applicable_monitor_measures_and_the_others_are_listed(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = report_of(run, "--no-probe", folder=tmp_path)
     table = capsys.readouterr().out
     measured = {key.rpartition("/")[2] for key in report["metrics"]}
     for name, kind in MONITORS.items():
-        if not kind.metrics:  # it draws pictures alone
+        if not kind.metrics:  # it only draws pictures
             continue
         if name in report["skipped"] or name == "probe":
             assert not measured & set(kind.metrics), name
@@ -178,10 +174,10 @@ def test_all_applicable_monitors_are_used(run: Path, tmp_path: Path, capsys: pyt
 
 
 def test_with_an_environment_overestimation_is_measured(run: Path, tmp_path: Path) -> None:
-    words = ["--monitors", "overestimation(episodes=1, max_steps=50)"]
-    report = told(run, "--env", "CartPole-v1", *words, folder=tmp_path)
+    arguments = ["--monitors", "overestimation(episodes=1, max_steps=50)"]
+    report = report_of(run, "--env", "CartPole-v1", *arguments, folder=tmp_path)
     assert {key.rpartition("/")[2] for key in report["metrics"]} & set(MONITORS["overestimation"].metrics)
-    assert told(run, *words, folder=tmp_path) == report, "a run knows its environment"
+    assert report_of(run, *arguments, folder=tmp_path) == report, "the environment is read from the run"
 
 
 def test_the_same_seed_gives_the_same_report_and_json_can_be_piped(
@@ -194,21 +190,20 @@ def test_the_same_seed_gives_the_same_report_and_json_can_be_piped(
     assert reports[0] == reports[1] != reports[2]
 
 
-def test_a_run_of_another_kind_of_device(run: Path) -> None:
-    found = Checkpoints.open(run, verify=None)
-    content = found.load("agent")
-    foreign = torch.zeros(16, dtype=torch.uint8)
-    content["state"]["generator"] = foreign
+def test_a_run_with_generators_of_another_kind_of_device_is_read(run: Path) -> None:
+    content = Checkpoints.open(run, verify=None).load("agent")
+    other_state = torch.zeros(16, dtype=torch.uint8)
+    content["state"]["generator"] = other_state
     extra = content["state"]["modules"]["interventions"]
     keys = [key for key, value in extra.items() if isinstance(value, dict) and value.get("generator") is not None]
     assert keys
     for key in keys:
-        extra[key]["generator"] = foreign
-    agent: Agent = DQN.from_content(content, run, interventions=tuple(build([WORD], INTERVENTIONS)))
+        extra[key]["generator"] = other_state
+    agent: Agent = DQN.from_content(content, run, interventions=tuple(build([SPEC], INTERVENTIONS)))
     assert torch.equal(agent.critic.online.advantage.linear.weight, saved(run)[0].critic.online.advantage.linear.weight)  # type: ignore[attr-defined]
 
 
-def test_a_table_is_no_wider_than_a_screen_and_holds_all() -> None:
+def test_a_table_is_at_most_120_characters_wide_and_holds_every_metric() -> None:
     report = inspection.Report("here", {"agent": "dqn"})
     places = [f"critic.encoder.blocks.{i}" for i in range(9)]
     for i, place in enumerate(places):
@@ -227,19 +222,19 @@ def test_a_table_is_no_wider_than_a_screen_and_holds_all() -> None:
 # -------------------------------------------------------------------------------------------- an agent's file
 
 
-def test_an_agents_file_plays_for_its_states(agent_file: Path, tmp_path: Path) -> None:
-    words = ["--env", "CartPole-v1", "--samples", "300", "--monitors", "units", "values", QUICK]
-    report = told(agent_file, *words, folder=tmp_path)
+def test_an_agent_from_a_file_plays_to_get_its_states(agent_file: Path, tmp_path: Path) -> None:
+    arguments = ["--env", "CartPole-v1", "--samples", "300", "--monitors", "units", "values", QUICK]
+    report = report_of(agent_file, *arguments, folder=tmp_path)
     assert report["states"] == "300 steps in CartPole-v1" and "steps" not in report
     assert {"critic/dead_fraction", "critic/td_error", "critic/plasticity_ratio_replay"} <= set(report["metrics"])
-    assert report == told(agent_file, *words, folder=tmp_path)
+    assert report == report_of(agent_file, *arguments, folder=tmp_path)
 
 
-def test_an_agents_file_with_given_states(agent_file: Path, tmp_path: Path) -> None:
+def test_an_agent_from_a_file_is_measured_on_given_states(agent_file: Path, tmp_path: Path) -> None:
     states = np.random.default_rng(0).normal(size=(400, 4)).astype(np.float32)
     np.save(tmp_path / "states.npy", states)
-    words = ["--observations", str(tmp_path / "states.npy"), "--monitors", "units(samples=400)", QUICK]
-    report = told(agent_file, *words, folder=tmp_path)
+    arguments = ["--observations", str(tmp_path / "states.npy"), "--monitors", "units(samples=400)", QUICK]
+    report = report_of(agent_file, *arguments, folder=tmp_path)
     assert "without rewards" in report["notes"][0]
     assert "critic/plasticity_ratio_replay" not in report["metrics"]
     agent = DQN.load(agent_file)
@@ -250,33 +245,33 @@ def test_an_agents_file_with_given_states(agent_file: Path, tmp_path: Path) -> N
     assert report["metrics"]["critic/active_fraction"] == pytest.approx(active, abs=0.08)  # of a draw of the states
 
 
-def test_an_agents_file_whose_agent_had_interventions(tmp_path: Path) -> None:
+def test_an_agent_from_a_file_can_have_interventions(tmp_path: Path) -> None:
     DQN((4,), 2, interventions=tuple(build(["redo"], INTERVENTIONS))).save(tmp_path / "treated.pt")
     np.save(tmp_path / "states.npy", np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32))
-    words = ["--observations", str(tmp_path / "states.npy"), "--monitors", "units"]
-    report = told(tmp_path / "treated.pt", *words, "--interventions", "redo", folder=tmp_path)
+    arguments = ["--observations", str(tmp_path / "states.npy"), "--monitors", "units"]
+    report = report_of(tmp_path / "treated.pt", *arguments, "--interventions", "redo", folder=tmp_path)
     assert "critic/dead_fraction" in report["metrics"]
 
 
 @pytest.mark.parametrize("kind", [PPO, Supervised])
-def test_agents_without_a_replay_play_for_their_states(kind: type[Agent], tmp_path: Path) -> None:
+def test_agents_without_a_replay_play_to_get_their_states(kind: type[Agent], tmp_path: Path) -> None:
     env = "CartPole-v1" if kind is PPO else "stream/RandomLabels"
     envs = make(env, num_envs=1, seed=0)
     config = replace(kind.config_class(), **({"rollout": 64} if kind is PPO else {}))
     kind(envs.observation, envs.action, config).save(tmp_path / "agent.pt")
     envs.close()
-    words = ["--env", env, "--samples", "20", "--monitors", "values"]
-    report = told(tmp_path / "agent.pt", *words, folder=tmp_path)
+    arguments = ["--env", env, "--samples", "20", "--monitors", "values"]
+    report = report_of(tmp_path / "agent.pt", *arguments, folder=tmp_path)
     assert report["states"] == ("64" if kind is PPO else "20") + f" steps in {env}"
     assert report["metrics"]["critic/td_error"] > 0
 
 
 def test_an_agent_whose_n_step_is_annealed_plays_until_windows_are_complete(tmp_path: Path) -> None:
-    """BBF begins with ten steps, whatever the configuration of the agent says."""
-    words = tuple(build(["bbf"], INTERVENTIONS))
-    DQN(ObservationSpec((4, 10, 10), torch.uint8, 1.0), 3, interventions=words).save(tmp_path / "agent.pt")
+    """BBF begins with ten steps, whatever the agent's configuration sets."""
+    parts = tuple(build(["bbf"], INTERVENTIONS))
+    DQN(ObservationSpec((4, 10, 10), torch.uint8, 1.0), 3, interventions=parts).save(tmp_path / "agent.pt")
     play = ["--env", "MinAtar/Breakout-v1", "--samples", "5", "--monitors", "values", "--interventions", "bbf"]
-    assert told(tmp_path / "agent.pt", *play, folder=tmp_path)["metrics"]["critic/td_error"] > 0
+    assert report_of(tmp_path / "agent.pt", *play, folder=tmp_path)["metrics"]["critic/td_error"] > 0
 
 
 # ---------------------------------------------------------------------------------------------- plain modules
@@ -309,10 +304,10 @@ class Gated(Net):
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Somebody's folder, with a module, weights and inputs."""
-    (tmp_path / "somebodys_nets.py").write_text(SOURCE)
+    """The folder of another project, with a module, weights and inputs."""
+    (tmp_path / "other_project.py").write_text(SOURCE)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "somebodys_nets", raising=False)
+    monkeypatch.delitem(sys.modules, "other_project", raising=False)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     torch.manual_seed(0)
     net = nn.ModuleDict({"first": nn.Linear(5, 24), "second": nn.Linear(24, 24), "out": nn.Linear(24, 3)})
@@ -323,12 +318,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-MODULE = ["weights.pt", "--module", "somebodys_nets:Net"]
+MODULE = ["weights.pt", "--module", "other_project:Net"]
 
 
-def test_a_module_of_another_project(project: Path) -> None:
+def test_metrics_of_a_module_of_another_project_agree_with_direct_computation(project: Path) -> None:
     path = list(sys.path)
-    report = told(
+    report = report_of(
         Path("weights.pt"),
         *MODULE[1:],
         "--input",
@@ -359,30 +354,30 @@ def test_a_module_of_another_project(project: Path) -> None:
     p = sigma / sigma.sum()
     assert metrics["network.second/effective_rank"] == pytest.approx(float((-(p * p.log()).sum()).exp()), rel=1e-3)
     assert np.isfinite(metrics["network/probe_loss_ratio_random"]) and "network/plasticity_ratio_random" in metrics
-    # What it was born with, and how it learns, nobody knows.
+    # Its initial weights and its updates are unknown.
     assert not any("distance_from_init" in key or "gradient" in key or "present" in key for key in metrics)
     assert report["inputs"] == "300 from x.npy" and report["skipped"] == {}
 
 
-def test_a_dead_module_has_no_plasticity(project: Path) -> None:
+def test_a_module_with_a_dead_layer_has_no_plasticity(project: Path) -> None:
     weights = torch.load("weights.pt")
     weights["first.bias"].fill_(-1e6)
     torch.save({"state_dict": weights}, "dead.pt")
-    words = ["--module", "somebodys_nets:Net", "--input", "x.npy"]
-    word = "probe(steps=60, draws=3, targets=(random, noise))"
-    dead = told(Path("dead.pt"), *words, "--monitors", "units", word, folder=project)["metrics"]
-    alive = told(Path("weights.pt"), *words, "--monitors", word, folder=project)["metrics"]
+    arguments = ["--module", "other_project:Net", "--input", "x.npy"]
+    spec = "probe(steps=60, draws=3, targets=(random, noise))"
+    dead = report_of(Path("dead.pt"), *arguments, "--monitors", "units", spec, folder=project)["metrics"]
+    alive = report_of(Path("weights.pt"), *arguments, "--monitors", spec, folder=project)["metrics"]
     assert dead["network.first/dead_fraction"] == 1
-    # Only the layers behind the dead one can move what they put out, and that to a constant.
+    # Only the layers behind the dead one can change their outputs, and only to a constant.
     assert dead["network/plasticity_ratio_random"] < 0.01 < 0.8 < alive["network/plasticity_ratio_random"]
     assert alive["network/plasticity_ratio_noise_low"] <= alive["network/plasticity_ratio_noise"]
 
 
-def test_inputs_given_by_shape_are_drawn_and_the_report_says_so(project: Path) -> None:
-    report = told(
+def test_inputs_given_by_shape_are_drawn_and_the_report_states_it(project: Path) -> None:
+    report = report_of(
         Path("weights.pt"),
         "--module",
-        "somebodys_nets:Two",
+        "other_project:Two",
         "--input",
         "2",
         "3",
@@ -402,12 +397,12 @@ def test_inputs_given_by_shape_are_drawn_and_the_report_says_so(project: Path) -
 
 
 def refused(*line: str) -> str:
-    code, text = answered(*line)
+    code, text = code_and_error(*line)
     assert code == 2, text
     return text
 
 
-def answered(*line: str) -> tuple[int, str]:
+def code_and_error(*line: str) -> tuple[int, str]:
     import contextlib
     import io
 
@@ -418,7 +413,7 @@ def answered(*line: str) -> tuple[int, str]:
     return code, lines[0]
 
 
-def test_refusals_of_agents(run: Path, agent_file: Path, tmp_path: Path) -> None:
+def test_wrong_arguments_for_an_agent_are_refused_in_one_line(run: Path, agent_file: Path, tmp_path: Path) -> None:
     assert "nothing at" in refused(str(tmp_path / "nowhere"))
     assert "holds no checkpoints" in refused(str(tmp_path))
     assert "give --env NAME" in refused(str(agent_file)) and "--observations" in refused(str(agent_file))
@@ -450,48 +445,48 @@ def test_a_damaged_checkpoint_is_named(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, copied)
     newest = max(copied.glob("checkpoints/step_*"))
     (newest / "agent.pt").write_bytes((newest / "agent.pt").read_bytes()[:-7])
-    code, line = answered(str(newest))
+    code, line = code_and_error(str(newest))
     assert code == 1 and "agent.pt holds" in line
-    # The run's folder has an older one that is whole.
-    older = told(copied, "--monitors", "norms", folder=tmp_path)
+    # The run's folder has an older checkpoint that is complete.
+    older = report_of(copied, "--monitors", "norms", folder=tmp_path)
     assert older["steps"] < 1500
     shutil.rmtree(newest)
     shutil.copytree(run / "checkpoints" / newest.name, newest)
-    assert told(copied, "--monitors", "norms", folder=tmp_path)["steps"] == 1500
+    assert report_of(copied, "--monitors", "norms", folder=tmp_path)["steps"] == 1500
     (newest / "replay.pt").write_bytes(b"")
-    assert told(copied, "--monitors", "norms", folder=tmp_path)["steps"] == older["steps"]
+    assert report_of(copied, "--monitors", "norms", folder=tmp_path)["steps"] == older["steps"]
     for chunk in (copied / "replay").glob("*.pt"):
         chunk.unlink()
-    code, line = answered(str(copied))
+    code, line = code_and_error(str(copied))
     assert code == 1 and "is missing" in line
 
 
-def test_refusals_of_modules(project: Path) -> None:
+def test_wrong_arguments_for_a_module_are_refused_in_one_line(project: Path) -> None:
     given = ["--input", "x.npy"]
     assert "needs --input" in refused(*MODULE)
-    assert "package.module:Class" in refused("weights.pt", "--module", "somebodys_nets", *given)
-    assert "No module named 'nobodys_nets'" in refused("weights.pt", "--module", "nobodys_nets:Net", *given)
-    assert "Did you mean 'Net'" in refused("weights.pt", "--module", "somebodys_nets:Nett", *given)
-    assert "not a torch module" in refused("weights.pt", "--module", "somebodys_nets:nothing", *given)
+    assert "package.module:Class" in refused("weights.pt", "--module", "other_project", *given)
+    assert "No module named 'missing_project'" in refused("weights.pt", "--module", "missing_project:Net", *given)
+    assert "Did you mean 'Net'" in refused("weights.pt", "--module", "other_project:Nett", *given)
+    assert "not a torch module" in refused("weights.pt", "--module", "other_project:nothing", *given)
     assert "cannot be built" in refused(*MODULE, "--module-args", '{"width": 3}', *given)
     assert "not valid JSON" in refused(*MODULE, "--module-args", "{width", *given)
     assert "JSON object" in refused(*MODULE, "--module-args", "7", *given)
     assert "does not fit Net" in refused(*MODULE, "--module-args", '{"hidden": 7}', *given)
     assert "cannot read --input" in refused(*MODULE, "--input", "4")
-    assert "as many samples" in refused("weights.pt", "--module", "somebodys_nets:Two", "--input", "x.npy", "5")
+    assert "as many samples" in refused("weights.pt", "--module", "other_project:Two", "--input", "x.npy", "5")
     assert "there is no file" in refused("gone.pt", *MODULE[1:], *given)
     torch.save([1, 2], "list.pt")
     assert "no state dict" in refused("list.pt", *MODULE[1:], *given)
-    assert "softmax" in refused("weights.pt", "--module", "somebodys_nets:Gated", *given)
+    assert "softmax" in refused("weights.pt", "--module", "other_project:Gated", *given)
     assert "churn needs an agent" in refused(*MODULE, *given, "--monitors", "churn")
     assert "are for agents" in refused(*MODULE, *given, "--env", "CartPole-v1")
 
 
-def test_it_is_a_command_whose_file_hides_no_other_module(capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_is_a_command_and_no_script_is_named_as_a_standard_module(capsys: pytest.CaptureFixture[str]) -> None:
     assert pliant(["--help"]) == 0 and "inspect" in capsys.readouterr().out
     with pytest.raises(SystemExit) as done:
         pliant(["inspect", "--help"])
     assert done.value.code == 0 and "--observations" in capsys.readouterr().out
-    # `python scripts/train.py` finds its neighbours first, so none may have the name of a standard module.
+    # `python scripts/train.py` imports files of scripts/ first, so none may have the name of a standard module.
     scripts = {path.stem for path in Path(main.__file__).parent.glob("*.py")}
     assert not scripts & sys.stdlib_module_names and "inspect" in COMMANDS

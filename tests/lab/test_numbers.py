@@ -1,4 +1,4 @@
-"""Every number of every configuration, word and command line is finite and in a range that is declared beside it."""
+"""Every number of every configuration, spec and command line is finite and in the range of its annotation."""
 
 from __future__ import annotations
 
@@ -54,18 +54,18 @@ COMMANDS = ("bench", "claims", "evaluate", "fork", "inspect", "report", "sweep")
 
 
 def bad_values(kind: type[Any], ranges: tuple[Range, ...]) -> list[float]:
-    """What must be refused of a number of this kind, in this range."""
+    """Values that a number of this type and range must refuse."""
     values: list[float] = [math.nan, math.inf, -math.inf, ABSURD if kind is int else 1e300]
     for each in ranges:
         step = 1 if kind is int else 0.5
         values += [each.low if each.above else each.low - step, each.high if each.below else each.high + step]
-        if abs(each.high) > 2**52 and kind is float:  # where a step is lost in rounding
+        if abs(each.high) > 2**52 and kind is float:  # where rounding loses a step
             values[-2:] = [each.low if each.above else min(2 * each.low, each.low - step), 2 * each.high]
     return values
 
 
 def nested(value: float, path: str) -> Any:
-    """A value at its place in a tuple (`[0]`), or itself."""
+    """A value in a tuple for every `[` of its path, or the value itself."""
     for _ in range(path.count("[")):
         value = (value,)  # type: ignore[assignment]
     return value
@@ -86,7 +86,7 @@ def configurations() -> list[type[Any]]:
     return list(kinds.values())
 
 
-def test_the_configurations_of_all_agents_are_among_those_that_are_checked() -> None:
+def test_the_configurations_of_all_agents_are_checked_here() -> None:
     assert {load_class(entry.config) for entry in AGENTS.values()} <= set(configurations())
     assert len(configurations()) >= 12
 
@@ -100,13 +100,13 @@ def test_every_number_of_a_configuration_has_a_range_and_is_refused_out_of_it(ki
             for value in bad_values(number, ranges):
                 with pytest.raises(ValueError) as refused:
                     kind(**({"every": 1} if kind is Schedule else {}) | {field.name: nested(value, path)})
-                told = str(refused.value).removeprefix("--").replace("-", "_")
-                assert told.startswith(f"{field.name} must be ") and "\n" not in told, told
+                message = str(refused.value).removeprefix("--").replace("-", "_")
+                assert message.startswith(f"{field.name} must be ") and "\n" not in message, message
             seen += 1
     assert seen
 
 
-def test_numbers_within_numbers_are_checked_with_their_dotted_name() -> None:
+def test_numbers_in_nested_configurations_are_reported_with_their_dotted_name() -> None:
     config = DQNConfig()
     object.__setattr__(config.optimizer, "lr", math.nan)
     with pytest.raises(OutOfRange, match=r"^agent\.optimizer\.lr must be a finite number, above 0, not nan$"):
@@ -126,7 +126,7 @@ def test_a_number_without_a_range_must_still_be_finite() -> None:
             check_numbers(replace(Plain(), **changes))
 
 
-def test_whole_numbers_and_bounds_are_as_they_are_declared() -> None:
+def test_the_message_states_the_declared_type_bound_and_unit() -> None:
     for value in (1, 1_000_000):
         assert DQNConfig(batch_size=value, buffer_size=10**7).batch_size == value
     with pytest.raises(OutOfRange, match=r"^batch_size must be at least 1 transition, not 0$"):
@@ -139,47 +139,47 @@ def test_whole_numbers_and_bounds_are_as_they_are_declared() -> None:
         DQNConfig(batch_size=10**5000)
 
 
-def test_a_window_must_fit_into_the_replay() -> None:
+def test_a_window_of_n_steps_must_fit_into_the_replay() -> None:
     with pytest.raises(OutOfRange, match=r"^n_step must be below buffer_size = 100, not 100: no window of so many"):
         DQNConfig(n_step=100, buffer_size=100)
     DQNConfig(n_step=99, buffer_size=100)
 
 
-# ------------------------------------------------------------------------------------------------ words
+# ------------------------------------------------------------------------------------------------ specs
 
-WORDS = [(name, kind, registry) for registry in (INTERVENTIONS, MONITORS, DRIFTS) for name, kind in registry.items()]
+KINDS = [(name, kind, registry) for registry in (INTERVENTIONS, MONITORS, DRIFTS) for name, kind in registry.items()]
 NEEDED: dict[str, dict[str, Any]] = {"replay_ratio": {"ratio": 2.0}, "matched_random": {"like": "redo"}}
 
 
-@pytest.mark.parametrize(("name", "kind", "registry"), WORDS, ids=[name for name, *_ in WORDS])
+@pytest.mark.parametrize(("name", "kind", "registry"), KINDS, ids=[name for name, *_ in KINDS])
 def test_every_number_of_a_spec_has_a_range_and_is_refused_out_of_it(name: str, kind: Any, registry: Any) -> None:
     for key in parameters_of(kind):
         for path, number, ranges in numeric_leaves(parameter_hints(kind)[key]):
             assert ranges, f"declare the range of {name}({key}=...): Annotated[{number.__name__}, ...]"
             for value in bad_values(number, ranges):
                 arguments = NEEDED.get(name, {}) | {key: nested(value, path)}
-                # One who writes Python …
+                # In Python …
                 with pytest.raises(OutOfRange) as refused:
                     kind(**arguments)
                 assert str(refused.value).startswith(f"{name}: {key} must be "), refused.value
-                # … and one who writes a word, which cannot even spell what is not finite.
+                # … and in a spec, whose grammar has no infinite numbers.
                 with pytest.raises(SpecError) as unread:
                     resolve(Spec(name, arguments), registry)
-                told = str(unread.value)
-                assert told.startswith((f"{name}: {key} must be ", f"{name}({key}=...) expects ")), told
-                assert "\n" not in told
+                message = str(unread.value)
+                assert message.startswith((f"{name}: {key} must be ", f"{name}({key}=...) expects ")), message
+                assert "\n" not in message
 
 
 def test_additional_numbers_of_a_spec_have_ranges() -> None:
     assert all(ranges for hint in LOOP.values() for _, _, ranges in numeric_leaves(hint))
-    for word, told in {
+    for spec, message in {
         "redo(when='critic/x > nan')": "above must be a finite number",
         "redo(when='critic/x < -inf')": "below must be a finite number",
         "redo(when='critic/x > 1', patience=0)": "patience must be at least 1 measurement, not 0",
         "redo(when='critic/x > 1', cooldown=-1)": "cooldown must be at least 0 gradient updates, not -1",
     }.items():
-        with pytest.raises(SpecError, match=told):
-            check([word], INTERVENTIONS)
+        with pytest.raises(SpecError, match=message):
+            check([spec], INTERVENTIONS)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_additional_numbers_of_a_spec_have_ranges() -> None:
         lambda: ReDo(0.1, 0),
     ],
 )
-def test_out_of_range_numbers_in_python_are_refused_too(build: Any) -> None:
+def test_numbers_out_of_range_are_refused_in_python_too(build: Any) -> None:
     with pytest.raises(OutOfRange):
         build()
 
@@ -214,15 +214,15 @@ def test_a_users_own_interventions_are_checked_by_their_annotations() -> None:
     for bad in ((math.nan,), (1.0, math.inf)):
         with pytest.raises(OutOfRange, match=r"^mine: (share|free) must be a finite number"):
             Mine(*bad)
-    with pytest.raises(TypeError):  # of the call itself, as Python says it
+    with pytest.raises(TypeError):  # Python's own error for the call
         Mine()  # type: ignore[call-arg]
 
 
-# ------------------------------------------------------------------------------------------------ training's line
+# ------------------------------------------------------------------------------------------------ flags of train
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("--agent.reward-clip nan", "--agent.reward-clip must be a finite number, at least 0, not nan"),
         ("--agent.optimizer.lr inf", "--agent.optimizer.lr must be a finite number, above 0, not inf"),
@@ -258,18 +258,18 @@ def test_a_users_own_interventions_are_checked_by_their_annotations() -> None:
     ],
 )
 def test_a_number_out_of_range_is_reported_with_its_flag_and_leaves_nothing(
-    line: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    line: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["--env", "CartPole-v1"] if "--env " not in line else []
     assert main.exit_code(lambda: train.main([*given, "--run", str(tmp_path / "run"), *line.split()])) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: {told}") and said.count("\n") == 1, said
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}") and error.count("\n") == 1, error
     assert not (tmp_path / "run").exists()
 
 
 def test_a_number_out_of_range_in_a_file_is_reported_with_file_and_key(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
-    for text, told in {
+    for text, message in {
         "agent: {name: dqn, optimizer: {lr: .nan}}": "agent.optimizer.lr must be a finite number, above 0, not nan",
         "agent: {name: dqn, gamma: 2}": "agent.gamma must be between 0 and 1, not 2",
         "agent: {name: dqn, n_step: 30, buffer_size: 30}": "agent.n_step must be below buffer_size = 30, not 30",
@@ -279,7 +279,7 @@ def test_a_number_out_of_range_in_a_file_is_reported_with_file_and_key(tmp_path:
         file.write_text(text)
         with pytest.raises(ValueError) as refused:
             load(file)
-        assert str(refused.value).startswith(str(file)) and told in str(refused.value)
+        assert str(refused.value).startswith(str(file)) and message in str(refused.value)
 
 
 @pytest.mark.full
@@ -305,7 +305,7 @@ def flags_of(kind: type[Any], prefix: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         (
             "--agent.network.hidden 1000000 1000000",
@@ -343,16 +343,16 @@ def flags_of(kind: type[Any], prefix: str) -> Iterator[str]:
     ],
 )
 def test_sizes_that_would_exhaust_memory_are_refused_before_allocation(
-    line: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    line: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("common.memory", "agents.replay"):
         monkeypatch.setattr(f"pliant.{module}.available_memory", lambda device: int(8e9 / 0.9) + 1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     given = ["--env", "CartPole-v1"] if "--env " not in line else []
-    words = [*given, "--threads", "1", "--run", str(tmp_path / "run"), *line.split()]
-    assert main.exit_code(lambda: train.main(words)) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: {told}") and said.count("\n") == 1, said
+    arguments = [*given, "--threads", "1", "--run", str(tmp_path / "run"), *line.split()]
+    assert main.exit_code(lambda: train.main(arguments)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}") and error.count("\n") == 1, error
     assert not (tmp_path / "run").exists()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000, "kB: nothing large was allocated"
 
@@ -372,7 +372,9 @@ def test_sizes_that_would_exhaust_memory_are_refused_before_allocation(
         lambda: DQN((4,), 2, DQNConfig(network=NetworkConfig(injections=2, norm="layer_norm"))),
     ],
 )
-def test_the_sketch_has_the_size_of_the_agent_and_draws_nothing(agent: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_estimate_of_memory_equals_the_size_of_the_agent_and_draws_nothing(
+    agent: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[int] = []
     monkeypatch.setattr(
         "pliant.agents.agent.refuse_too_large", lambda what, nbytes, device, way_out: asked.append(nbytes)
@@ -399,11 +401,11 @@ def test_the_sketch_has_the_size_of_the_agent_and_draws_nothing(agent: Any, monk
 
 
 class Captured(Exception):
-    """What `parse_args` was called on."""
+    """Carries the parser on which `parse_args` was called."""
 
 
 def parser_of(command: str, monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentParser:
-    """The parser of a command, which is taken at the moment when it would read the line."""
+    """The parser of a command, captured when it is about to read the line."""
 
     def capture(self: argparse.ArgumentParser, *_: object) -> None:
         raise Captured(self)
@@ -417,7 +419,7 @@ def parser_of(command: str, monkeypatch: pytest.MonkeyPatch) -> argparse.Argumen
 
 
 def actions(parser: argparse.ArgumentParser) -> Iterator[tuple[list[str], argparse.Action]]:
-    """Every argument of a parser and of its subcommands, and the words that lead to the latter."""
+    """Every argument of a parser and of its subcommands, with the names of the subcommands."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for name, sub in action.choices.items():
@@ -444,12 +446,12 @@ def test_every_number_of_a_command_line_is_refused_out_of_range_in_one_line(
         for value in ("nan", "inf", "-inf", "-1", str(ABSURD), "1e300", "x"):
             flag = action.option_strings[0]
             assert main.main([command, *path, f"{flag}={value}"]) == 2
-            told = capsys.readouterr().err
-            assert told.startswith(f"error: {flag} must be ") and told.count("\n") == 1, told
+            message = capsys.readouterr().err
+            assert message.startswith(f"error: {flag} must be ") and message.count("\n") == 1, message
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_no_number_of_a_command_line_is_without_a_range(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_number_of_a_command_line_has_a_range(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = [a.option_strings for _, a in actions(parser_of(command, monkeypatch)) if a.type in (int, float)]
     assert not plain, "give it type=read(Annotated[int, at_least(...)])"
     numeric = [a.type for _, a in actions(parser_of(command, monkeypatch)) if isinstance(a.type, Numeric)]
@@ -457,7 +459,7 @@ def test_no_number_of_a_command_line_is_without_a_range(command: str, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("bench --rounds -1", "--rounds must be at least 1 round, not -1"),
         ("bench --threads 0", "--threads must be at least 1 thread, not 0"),
@@ -473,14 +475,14 @@ def test_no_number_of_a_command_line_is_without_a_range(command: str, monkeypatc
     ],
 )
 def test_messages_name_flag_bound_unit_and_value(
-    line: str, told: str, capsys: pytest.CaptureFixture[str], tmp_path: object
+    line: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path: object
 ) -> None:
     assert main.main(line.split()) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: {told}") and said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}") and error.count("\n") == 1
 
 
-def test_numbers_may_be_written_as_on_the_command_line_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_are_written_as_on_the_command_line_of_train(monkeypatch: pytest.MonkeyPatch) -> None:
     parser = parser_of("evaluate", monkeypatch)
     for text, value in (("1e3", 1000), ("1_000", 1000), ("7", 7)):
         assert parser.parse_args(["x", "--episodes", text]).episodes == value

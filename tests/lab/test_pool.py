@@ -29,7 +29,7 @@ LINE = (
 )
 
 
-# Of processes that import this file: its folder, that of what tests share, and those that this process imports from.
+# For processes that import this file: its folder, the folder of the shared helpers, and the paths of this process.
 PATH = os.pathsep.join(map(str, [*Path(__file__).parents[:2], *filter(None, [os.environ.get("PYTHONPATH")])]))
 
 
@@ -43,49 +43,49 @@ def jobs(folder: Path, count: int = 2, **changes: Any) -> list[Job]:
 
 
 def started(folder: Path) -> int:
-    """Sessions of a run that were begun."""
+    """The number of sessions of a run."""
     return (folder / "output.log").read_text().count("in a pool")
 
 
 def poke(monkeypatch: pytest.MonkeyPatch, what: Callable[[Any], None]) -> None:
-    """Do something to the workers each time that the pool looks after them."""
+    """Call `what` on the workers each time that the pool waits for them."""
     wait = pool._Workers.wait
 
-    def watched(self: Any, seconds: float) -> Any:
+    def poked(self: Any, seconds: float) -> Any:
         what(self)
         return wait(self, 0.02)
 
-    monkeypatch.setattr(pool._Workers, "wait", watched)
+    monkeypatch.setattr(pool._Workers, "wait", poked)
 
 
 def saved(folder: Path) -> bool:
     return any(p.suffix == "" for p in folder.glob("checkpoints/step_*"))
 
 
-def test_runs_are_done_once_and_only_once(tmp_path: Path) -> None:
-    told: list[Outcome] = []
+def test_every_run_is_done_exactly_once(tmp_path: Path) -> None:
+    finished: list[Outcome] = []
     for again in range(2):
-        told.clear()
-        outcomes = run_all(jobs(tmp_path, 3), workers=2, finished=told.append)
+        finished.clear()
+        outcomes = run_all(jobs(tmp_path, 3), workers=2, finished=finished.append)
         assert [(o.status, o.ran, o.attempts) for o in outcomes] == [("done", not again, 1 - again)] * 3
-        assert {o.job.config.seed for o in told} == {0, 1, 2}
+        assert {o.job.config.seed for o in finished} == {0, 1, 2}
     for seed in range(3):
         folder = tmp_path / f"seed{seed}"
         assert json.loads((folder / "DONE").read_text())["steps"] == 300 and started(folder) == 1
         assert pool.cost(folder) > 0
-        # The record is that of a `pliant train` which anyone can give.
+        # The recorded command is a `pliant train` that a user can repeat.
         command = json.loads((folder / "versions.json").read_text())[0]["command"]
         assert command == f"pliant train --config {folder}/config.yaml"
-    # A longer run of the same folder goes on, and is done no more.
+    # A longer run in the same folder is not done yet.
     assert not is_done(Job(config(tmp_path, steps=400)))
 
 
 @pytest.mark.full
-def test_a_pool_run_is_the_run_of_the_command(tmp_path: Path) -> None:
+def test_a_run_in_the_pool_equals_the_run_of_the_command(tmp_path: Path) -> None:
     run_all(jobs(tmp_path, 1))
     alone = tmp_path / "alone"
-    words = [sys.executable, "-m", "pliant.scripts", "train", *LINE.split(), "--steps", "300", "--run", str(alone)]
-    subprocess.run(words, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    command = [sys.executable, "-m", "pliant.scripts", "train", *LINE.split(), "--steps", "300", "--run", str(alone)]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert (alone / "metrics.jsonl").read_bytes() == (tmp_path / "seed0" / "metrics.jsonl").read_bytes()
 
 
@@ -110,7 +110,7 @@ def test_a_worker_killed_by_sigkill_is_tried_again_from_its_checkpoint(
 
 
 @pytest.mark.full
-def test_a_worker_killed_twice_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_whose_worker_is_killed_twice_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poke(monkeypatch, lambda team: [process.kill() for process in team.busy])
     shown = io.StringIO()
     (outcome,) = run_all(jobs(tmp_path, 1), progress=Progress(shown))
@@ -139,7 +139,7 @@ def test_a_server_that_is_killed_before_a_run_begins_is_started_anew(
 
 
 @pytest.mark.full
-def test_a_server_that_is_killed_while_runs_work_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_killed_during_runs_changes_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_all(jobs(tmp_path / "whole", 1, steps=3000))
     killed: list[None] = []
 
@@ -209,7 +209,7 @@ def test_a_damaged_done_is_named(tmp_path: Path, text: str) -> None:
 
 
 def test_a_refused_run_keeps_the_record_of_the_earlier_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until it goes on; the pool writes its own word afterwards."""
+    """It keeps the record until the run goes on; the pool writes its own record afterwards."""
     seen: list[str] = []
     monkeypatch.setattr(pool, "mark_failed", lambda place, end: seen.append((place / "FAILED").read_text()))
     bad = Job(replace(config(tmp_path, seed=7), env="CartPole-v9"))
@@ -228,7 +228,7 @@ def test_a_failure_is_reported_with_its_last_lines_and_affects_no_other_run(tmp_
 
 
 @pytest.mark.full
-def test_the_end_of_the_budget_saves_and_the_next_pool_continues(
+def test_runs_are_saved_at_the_end_of_the_budget_and_continued_by_the_next_pool(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = time.monotonic
@@ -253,7 +253,7 @@ def test_the_end_of_the_budget_saves_and_the_next_pool_continues(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.full
 def test_a_signal_to_the_pool_saves_running_runs(tmp_path: Path, number: int) -> None:
-    """To the whole group of processes, as a terminal and `timeout` send it."""
+    """The signal goes to the whole group of processes, as from a terminal or from `timeout`."""
     code = (
         "import sys, test_pool as t\nfrom pathlib import Path\n"
         "if __name__ == '__main__':\n"
@@ -275,13 +275,13 @@ def test_a_signal_to_the_pool_saves_running_runs(tmp_path: Path, number: int) ->
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     os.killpg(process.pid, number)
-    told, _ = process.communicate(timeout=100)
-    assert told.strip() == "['stopped', 'waiting']"
+    output, _ = process.communicate(timeout=100)
+    assert output.strip() == "['stopped', 'waiting']"
     assert "stopped and saved" in (tmp_path / "seed0" / "output.log").read_text()
 
 
 @pytest.mark.full
-def test_workers_leave_when_the_pool_is_killed(tmp_path: Path) -> None:
+def test_workers_save_and_end_when_the_pool_is_killed(tmp_path: Path) -> None:
     code = (
         "import sys, test_pool as t\nfrom pathlib import Path\n"
         "if __name__ == '__main__':\n"
@@ -299,19 +299,19 @@ def test_workers_leave_when_the_pool_is_killed(tmp_path: Path) -> None:
     process.wait()
     log = tmp_path / "seed0" / "output.log"
     while "stopped and saved" not in log.read_text():
-        assert time.monotonic() < deadline, "the worker is still there"
+        assert time.monotonic() < deadline, "the worker still runs"
         time.sleep(0.02)
 
 
 @pytest.mark.full
-def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="two runs want the folder"):
         run_all([*jobs(tmp_path, 1), *jobs(tmp_path, 1)])
     with pytest.raises(BadInput, match="at least one worker"):
         run_all(jobs(tmp_path, 1), workers=0)
 
 
-def test_a_folder_that_holds_another_run_is_not_taken_for_this_one(tmp_path: Path) -> None:
+def test_a_folder_that_holds_another_run_is_refused(tmp_path: Path) -> None:
     run_all(jobs(tmp_path, 1))
     with pytest.raises(BadInput, match="holds another run, which differs in num_envs"):
         run_all(jobs(tmp_path, 1, num_envs=2))
@@ -321,19 +321,19 @@ def outcome(status: Any, seconds: float = 10.0, ran: bool = True) -> Outcome:
     return Outcome(Job(RunConfig(), seconds=seconds), status, ran)
 
 
-def test_the_line_shows_the_progress() -> None:
+def test_the_line_of_progress_shows_counts_and_the_remaining_time() -> None:
     clock = [0.0]
     stream = io.StringIO()
     line = Progress(stream, now=lambda: clock[0])
     before = outcome("done", ran=False)
     some = [before, outcome("done"), outcome("waiting"), outcome("waiting", 30.0), outcome("failed")]
     clock[0] = 20.0
-    # 10 expected seconds took 20; 40 are left.
+    # 10 expected seconds took 20 seconds; 40 remain.
     assert line.text(some, 2, 2) == "2 of 5 runs done, 2 running, 1 failed, 1:20 left"
     assert line.text(some, 2, 2, ends=50.0) == "2 of 5 runs done, 2 running, 1 failed, 0:30 left of the budget"
     assert line.text([outcome("waiting", 0.0)], 1, 1) == "0 of 1 runs done, 1 running, ? left"
-    # Nothing is done yet: what was expected, by two workers, less what has passed.
+    # Nothing is done yet: the expected time for two workers, less the time that has passed.
     assert line.text([outcome("waiting", 60.0)] * 2, 2, 2) == "0 of 2 runs done, 2 running, 0:40 left"
     line.update(some, 2, 2)
     line.update(some, 2, 2)
-    assert stream.getvalue().count("\n") == 1  # elsewhere than on a terminal: only what is new
+    assert stream.getvalue().count("\n") == 1  # without a terminal only changes are printed
