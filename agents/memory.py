@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
+from ..common.moved import renamed
 from ..common.spaces import Step
 from .clock import Sampling
 
@@ -41,11 +42,7 @@ class Batch:
         return replace(self, **changes)
 
     if not TYPE_CHECKING:  # so that a type checker still reports an unknown attribute
-
-        def __getattr__(self, name: str) -> NoReturn:
-            if name == "_replace":  # batches were named tuples in earlier versions
-                raise AttributeError("Batch._replace has a new name: use Batch.replace")
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        __getattr__ = renamed("Batch", {"_replace": "replace"})  # batches were named tuples in earlier versions
 
     @classmethod
     def of(

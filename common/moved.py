@@ -1,4 +1,4 @@
-"""Errors for public names that have moved: the message gives the new path."""
+"""Errors for public names that have moved or changed: the message gives the new name."""
 
 from __future__ import annotations
 
@@ -26,5 +26,24 @@ def moved(module: str, names: Mapping[str, str], otherwise: str | None = None) -
         if new is None:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         raise ImportError(f"{module}.{name} has moved: use {new}", name=module)
+
+    return missing
+
+
+def renamed(owner: str, names: Mapping[str, str]) -> Callable[[Any, str], Any]:
+    """The `__getattr__` of a class whose public attributes have new names.
+
+    Args:
+        owner: The name of the class.
+        names: New name by old name.
+
+    Raises:
+        AttributeError: (by the returned function) The attribute has a new name, or does not exist.
+    """
+
+    def missing(self: Any, name: str) -> NoReturn:
+        if name in names:
+            raise AttributeError(f"{owner}.{name} has a new name: use {owner}.{names[name]}")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     return missing

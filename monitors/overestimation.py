@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Generator
 
 from ..agents.agent import Agent
+from ..agents.playing import Environments
 from ..agents.replay import Batch
-from ..agents.run import Environments
 from ..agents.stopping import heed
 from ..common.ranges import Episodes, SomeEnvSteps, SomeShare
 from ..common.seeds import derive_seed

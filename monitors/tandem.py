@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..agents.agent import Agent
-from ..agents.run import play
+from ..agents.playing import play
 from ..common.ranges import Episodes, SomeEnvSteps
 from ..common.seeds import derive_seed
 from .base import Finding, Monitor, trigger

@@ -196,7 +196,7 @@ def take_steps_with_monitors(run: Run, steps: int) -> None:
     for _ in range(steps):
         before = run.clock.steps
         run.step()
-        run.beat(before)
+        run.after_step(before)
 
 
 def refuse_waiting(run: Run, updates: int, after: int = 0) -> Callable[[], int]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pliant.agents import Agent, Episode
-from pliant.agents.run import play
+from pliant.agents.playing import play
 from pliant.envs import EnvConfig, Envs, make
 from pliant.envs.scores import human_normalised
 from pliant.lab.commands.outputs import file_for, written

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...agents.run import graceful_stop
+from ...agents.stopping import graceful_stop
 from ...common.spinning import bounded
 from ..errors import BadInput
 from .folder import STOPPED

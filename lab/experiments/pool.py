@@ -27,7 +27,7 @@ from typing import Any, Literal, TextIO
 
 from ...agents.checkpoint import FolderUnusable, RunLock, RunLocked, make_folder
 from ...agents.progress import duration
-from ...agents.run import graceful_stop
+from ...agents.stopping import graceful_stop
 from ...common.spinning import bounded
 from ..commands.exits import TERMINATED, exit_code
 from ..errors import BadInput

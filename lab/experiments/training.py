@@ -22,8 +22,8 @@ from pliant.agents import Agent
 from pliant.agents.checkpoint import Checkpoints, FolderUnusable, Found, RunLock
 from pliant.agents.log import EVAL_BAND, Log
 from pliant.agents.progress import Progress
-from pliant.agents.run import Run, graceful_stop
-from pliant.agents.stopping import Interrupted, interruptible
+from pliant.agents.run import Run
+from pliant.agents.stopping import Interrupted, graceful_stop, interruptible
 from pliant.agents.stream import NO_TARGETS
 from pliant.common.files import DONE, write_whole
 from pliant.common.seeds import derive_seed

@@ -24,9 +24,11 @@ from pliant.agents.checkpoint import Checkpoints
 from pliant.agents.dqn import DQNConfig
 from pliant.agents.log import Log
 from pliant.agents.networks import NetworkConfig
+from pliant.agents.playing import play
 from pliant.agents.ppo import PPOConfig
-from pliant.agents.run import Run, copied, play
+from pliant.agents.run import Run
 from pliant.agents.sac import SACConfig
+from pliant.agents.saving import copied
 from pliant.agents.stopping import Interrupted, heed, interruptible
 from pliant.agents.supervised import SupervisedConfig
 from pliant.common.spaces import LONGEST_EPISODE, Episode
@@ -466,7 +468,7 @@ def test_a_signal_waits_until_all_files_of_a_report_are_written(tmp_path: Path) 
 
 def test_a_second_signal_ends_a_command_and_ignored_signals_stay_ignored() -> None:
     def two_signals() -> int:
-        from pliant.agents.run import graceful_stop
+        from pliant.agents.stopping import graceful_stop
 
         with graceful_stop() as stop:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -228,7 +228,7 @@ def test_every_monitor_observes_and_none_changes_the_run() -> None:
     for _ in range(8):
         before = watched.clock.steps
         watched.step()
-        watched.beat(before)  # monitors that play episodes measure here
+        watched.after_step(before)  # monitors that play episodes measure here
     take_steps(alone, 8)
     list(watched.monitors.arrive())  # type: ignore[union-attr]
     readings = set(watched.monitors.readings)  # type: ignore[union-attr]

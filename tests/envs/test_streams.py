@@ -19,7 +19,8 @@ from PIL import Image
 import pliant.envs.datasets as datasets
 from pliant.agents import DQN, PPO, DQNConfig, Episode, PPOConfig, Supervised
 from pliant.agents.networks import NetworkConfig
-from pliant.agents.run import Run, play
+from pliant.agents.playing import play
+from pliant.agents.run import Run
 from pliant.envs import EnvConfig, UnknownEnvironment, make, names, suite
 from pliant.envs.streams import Stream
 

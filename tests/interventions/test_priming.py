@@ -106,7 +106,7 @@ def test_no_step_is_taken_while_updates_are_pending() -> None:
     moments = []
     for _ in range(12):
         run.step()
-        moments.append((run.clock.steps, run.clock.updates, run.owing))
+        moments.append((run.clock.steps, run.clock.updates, run.has_pending))
     assert moments == [
         (2, 0, False),
         (4, 0, False),
@@ -179,7 +179,7 @@ def test_a_stop_is_obeyed_between_two_slices(tmp_path: Path) -> None:
         before = run.clock
         done = run.train(24, lambda asked=asked: next(asked))  # type: ignore[misc]
         if not done:
-            assert run.clock.steps == 10 and run.owing and run.clock.updates - before.updates <= 8
+            assert run.clock.steps == 10 and run.has_pending and run.clock.updates - before.updates <= 8
         run.log.close()
     assert done
     one, other = (tmp_path / name / "metrics.jsonl" for name in ("straight", "stopped"))
@@ -193,7 +193,7 @@ def test_a_run_ends_without_pending_updates(tmp_path: Path) -> None:
     run = in_folder(tmp_path)
     asked = iter([False] * 6 + [True])
     assert not run.train(10, lambda: next(asked)) and run.clock.steps == 10
-    assert run.train(10) and run.clock.updates == 20 and not run.owing
+    assert run.train(10) and run.clock.updates == 20 and not run.has_pending
 
 
 @pytest.mark.usefixtures("slices")
@@ -225,19 +225,19 @@ def test_a_kill_costs_no_more_than_the_last_interval(tmp_path: Path) -> None:
     asked = iter([False] * 7 + [True])
     save, run.save = run.save, lambda: None  # type: ignore[method-assign]
 
-    def at_beats(updates: int) -> None:
+    def after_slice(updates: int) -> None:
         run.save = save  # type: ignore[method-assign]
-        type(run).breathe(run, updates)
+        type(run).between_updates(run, updates)
         run.save = lambda: None  # type: ignore[method-assign]
 
-    run.breathe = at_beats  # type: ignore[method-assign]
+    run.between_updates = after_slice  # type: ignore[method-assign]
     assert not run.train(24, lambda: next(asked))  # killed at update 12: the save at the end is not made
     assert run.clock.updates == 12
     run.log.close()
     other = in_folder(tmp_path)
     assert other.checkpoints is not None
     other.restore(other.checkpoints.resume())  # type: ignore[arg-type]
-    assert (other.clock.steps, other.clock.updates, other.owing) == (10, 8, True)
+    assert (other.clock.steps, other.clock.updates, other.has_pending) == (10, 8, True)
     other.train(24)
     straight = in_folder(tmp_path / "straight")
     straight.train(24)
@@ -250,7 +250,7 @@ def test_ordinary_runs_are_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     for at_once in (1, 3, 256):
         monkeypatch.setattr(replay_module, "AT_ONCE", at_once)
         run = build_run("dqn", parts("replay_ratio(4)"))
-        while run.clock.steps < 20 or run.owing:
+        while run.clock.steps < 20 or run.has_pending:
             run.step()
         runs.append(saved(run))
     assert not differences(runs[0], runs[1]) and not differences(runs[1], runs[2])

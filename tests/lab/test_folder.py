@@ -313,14 +313,14 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(
 
 def during(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], Any]) -> None:
     """Call `act` once the run has reached a step."""
-    original, acted = Run.beat, []
+    original, acted = Run.after_step, []
 
     def with_act(self: Run, before: int) -> None:
         if self.clock.steps >= step and not acted:
             acted.append(act())
         original(self, before)
 
-    monkeypatch.setattr(Run, "beat", with_act)
+    monkeypatch.setattr(Run, "after_step", with_act)
 
 
 @pytest.mark.parametrize("every", ["64", "0"])

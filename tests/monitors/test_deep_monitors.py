@@ -928,7 +928,7 @@ def beaten(run: Run, steps: int) -> Iterator[None]:
     for _ in range(steps):
         before = run.clock.steps
         run.step()
-        run.beat(before)
+        run.after_step(before)
         yield
 
 

@@ -252,7 +252,7 @@ def test_the_record_of_a_stopped_run_is_that_of_one_that_was_not(tmp_path: Path)
         for _ in range(steps):
             before = run.clock.steps
             run.step()
-            run.beat(before)
+            run.after_step(before)
 
     straight, stopped = begin(tmp_path / "straight"), begin(tmp_path / "stopped")
     go(straight, 12)

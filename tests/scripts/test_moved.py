@@ -7,7 +7,12 @@ from importlib import import_module
 
 import pytest
 
+from pliant.agents.memory import Batch
+from pliant.agents.run import Run
+
 MOVED = [
+    ("pliant.agents.run", "graceful_stop", "pliant.agents.stopping.graceful_stop"),
+    ("pliant.agents.run", "play", "pliant.agents.playing.play"),
     ("pliant.agents.hooks", "Every", "pliant.agents.clock.Every"),
     ("pliant.agents.spaces", "ActionSpec", "pliant.common.spaces.ActionSpec"),
     ("pliant.agents.words", "Word", "pliant.common.specs.Spec"),
@@ -39,3 +44,14 @@ def test_modules_with_moved_names_can_be_inspected(module: str) -> None:
 def test_a_name_that_never_existed_is_an_ordinary_mistake() -> None:
     with pytest.raises(ImportError, match="cannot import name 'no_such_name'"):
         exec("from pliant.interventions import no_such_name")
+
+
+RENAMED = [(Run, "owing", "has_pending"), (Run, "beat", "after_step"), (Batch, "_replace", "replace")]
+
+
+@pytest.mark.parametrize(("owner", "name", "new"), RENAMED)
+def test_an_attribute_with_a_new_name_is_refused_with_the_new_name(owner: type, name: str, new: str) -> None:
+    made = object.__new__(owner)
+    with pytest.raises(AttributeError, match=rf"{owner.__name__}\.{name} has a new name: use {owner.__name__}\.{new}$"):
+        getattr(made, name)
+    assert hasattr(owner, new) and not hasattr(made, "no_such_name")
