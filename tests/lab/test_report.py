@@ -1,4 +1,4 @@
-"""A report, from run folders in the formats that runs write to a page that needs nothing else."""
+"""`pliant report`: from run folders, as runs write them, to a self-contained page."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from pliant.scripts.main import main
 SCORES = {"": 10.0, "layer_norm": 40.0}
 
 
-def run(folder: Path, words: tuple[str, ...], seed: int, level: float, *, steps: int = 1000, done: bool = True) -> Path:
-    """A run's folder as `pliant train` leaves it, whose returns rise to a level."""
+def run(folder: Path, specs: tuple[str, ...], seed: int, level: float, *, steps: int = 1000, done: bool = True) -> Path:
+    """A run's folder as `pliant train` writes it; its returns rise to a level."""
     folder.mkdir(parents=True)
     config = replace(
         defaults("dqn", "CartPole-v1"),
-        interventions=words,
+        interventions=specs,
         seed=seed,
         steps=steps,
         evaluate_episodes=0,
@@ -46,7 +46,7 @@ def run(folder: Path, words: tuple[str, ...], seed: int, level: float, *, steps:
         value = level * min(1.0, i / 10) + 0.5 * ((seed * 7) % 5)
         rows.append(at | {"charts/episodic_return": value, "charts/episodic_length": 10, "env": 0, "seed": 0})
         rows.append(at | {"plasticity/dormant_fraction/q": 1.0 / (level + seed)})
-        if words and i == 10:
+        if specs and i == 10:
             rows.append(at | {"firings/layer_norm/fired": 1.0})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     session = {
@@ -57,7 +57,7 @@ def run(folder: Path, words: tuple[str, ...], seed: int, level: float, *, steps:
         "packages": {"torch": "2.13.0" if seed else "2.12.0"},
     }
     (folder / "versions.json").write_text(json.dumps([session]))
-    (folder / "cost.jsonl").write_text(json.dumps({"cpu": 20.0 if words else 10.0, "wall": 12.0}) + "\n")
+    (folder / "cost.jsonl").write_text(json.dumps({"cpu": 20.0 if specs else 10.0, "wall": 12.0}) + "\n")
     if done:
         (folder / "DONE").write_text(json.dumps({"steps": steps, "updates": 1000}))
     return folder
@@ -65,17 +65,17 @@ def run(folder: Path, words: tuple[str, ...], seed: int, level: float, *, steps:
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    for words, level in SCORES.items():
+    for specs, level in SCORES.items():
         for seed in range(4):
-            run(tmp_path / "runs" / (words or "plain") / f"seed{seed}", (words,) if words else (), seed, level)
+            run(tmp_path / "runs" / (specs or "plain") / f"seed{seed}", (specs,) if specs else (), seed, level)
     return tmp_path / "runs"
 
 
-def report(*words: object) -> int:
-    return main(["report", *map(str, words), "--no-flops"])
+def report(*arguments: object) -> int:
+    return main(["report", *map(str, arguments), "--no-flops"])
 
 
-def test_a_page_says_what_the_runs_show(runs: Path, tmp_path: Path) -> None:
+def test_a_page_shows_scores_failures_versions_and_costs_of_the_runs(runs: Path, tmp_path: Path) -> None:
     failed = run(runs / "plain" / "seed9", (), 9, 0.0, done=False)
     (failed / "output.log").write_text("Traceback\nRuntimeError: out of luck\n")
     run(runs / "plain" / "seed8", (), 8, 0.0, done=False)
@@ -92,7 +92,7 @@ def test_a_page_says_what_the_runs_show(runs: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "figures" / "iqm-0.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_two_seeds_have_no_interval_and_the_page_says_so(runs: Path, tmp_path: Path) -> None:
+def test_two_seeds_have_no_interval_and_the_page_states_it(runs: Path, tmp_path: Path) -> None:
     for arm in ("plain", "layer_norm"):
         for seed in (2, 3):
             shutil.rmtree(runs / arm / f"seed{seed}")
@@ -104,7 +104,7 @@ def test_two_seeds_have_no_interval_and_the_page_says_so(runs: Path, tmp_path: P
         assert row.split(",")[5:7] == ["", ""]
 
 
-def test_forks_stand_apart_and_are_compared_with_their_control(
+def test_forks_are_a_section_of_their_own_and_are_compared_with_their_control(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parent = runs / "plain" / "seed0"
@@ -126,23 +126,23 @@ def test_forks_stand_apart_and_are_compared_with_their_control(
     drawn: dict[str, list[Any]] = {}
     real = report_figures.lines
 
-    def noted(name: str, curves: Any, *more: Any, **options: Any) -> Any:
+    def recorded(name: str, curves: Any, *more: Any, **options: Any) -> Any:
         drawn[name] = curves
         return real(name, curves, *more, **options)
 
-    monkeypatch.setattr(report_figures, "lines", noted)
+    monkeypatch.setattr(report_figures, "lines", recorded)
     assert report(parent, "--out", tmp_path / "out") == 0
     past = {line.label: line for line in drawn["fork-0"]}["parent"]
     assert past.y[0] == 3.0 and 0 < past.x[0] < 25 and past.x[-1] < 510, "the parent is drawn from its first episode on"
     text = (tmp_path / "out" / "report.md").read_text()
     assert "the arms that recover are `full reset`" in text and "`injection`: too few replicates" in text
     assert "1 parent. The score" in text
-    # Of what came after the fork alone: what went before, half as good, is everybody's.
+    # Only steps after the fork count: the lower returns before it belong to all arms.
     rows = list(csv.DictReader((tmp_path / "out" / "forks.csv").read_text().splitlines()))
     assert {row["arm"]: float(row["mean"]) for row in rows} == pytest.approx(
         {"control": 10.1, "full reset": 30.1, "injection": 10.0}
     )
-    # Named by a relative path, no table says where that lies.
+    # With a relative path no table contains the absolute path.
     monkeypatch.chdir(tmp_path)
     assert report("runs/plain/seed0", "--out", "near") == 0
     assert "runs/plain/seed0," in (tmp_path / "near" / "runs.csv").read_text()
@@ -163,7 +163,7 @@ def fork_of(parent: Path, label: str, replicate: int, level: float, steps: int =
 
 
 def test_arms_of_different_lengths_are_compared_up_to_the_shortest(runs: Path, tmp_path: Path) -> None:
-    """The returns of every run rise until step 500 and stay; of the control, they fall once the short arm is over."""
+    """All returns rise until step 500 and stay; those of the control fall after the end of the short arm."""
     parent = runs / "plain" / "seed0"
     for k in range(3):
         fork_of(parent, "control", k, 10.0)
@@ -181,20 +181,20 @@ def test_arms_of_different_lengths_are_compared_up_to_the_shortest(runs: Path, t
     assert "from the fork to step 700" in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_forks_of_different_arms_are_separate(runs: Path, tmp_path: Path) -> None:
-    """What helps one arm's runs and harms another's is told of each."""
+def test_forks_of_the_runs_of_different_arms_are_compared_separately(runs: Path, tmp_path: Path) -> None:
+    """An intervention that helps the runs of one arm and harms those of another has a row for each."""
     for arm, gap in (("plain", 5.0), ("layer_norm", -5.0)):
         for k in range(3):
             fork_of(runs / arm / "seed0", "control", k, 10.0)
             fork_of(runs / arm / "seed0", "redo", k, 10.0 + gap)
     assert report(runs, "--out", tmp_path / "out") == 0
     rows = list(csv.DictReader((tmp_path / "out" / "forks.csv").read_text().splitlines()))
-    found = {row["parents"]: float(row["difference"]) for row in rows if row["arm"] == "redo"}
-    assert found == {"plain": 5.0, "layer_norm": -5.0}
+    gaps = {row["parents"]: float(row["difference"]) for row in rows if row["arm"] == "redo"}
+    assert gaps == {"plain": 5.0, "layer_norm": -5.0}
     assert "dqn with `plain` in CartPole-v1" in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_a_stem_and_an_unfinished_folder_are_not_runs(runs: Path, tmp_path: Path) -> None:
+def test_a_stem_and_an_unfinished_folder_do_not_count_as_runs(runs: Path, tmp_path: Path) -> None:
     parent = runs / "plain" / "seed0"
     run(parent / "forks" / "stem" / "450", (), 0, 10.0, steps=450, done=False)
     run(parent / "forks" / "450" / "redo" / "seed0.tmp", (), 0, 10.0, done=False)
@@ -202,7 +202,7 @@ def test_a_stem_and_an_unfinished_folder_are_not_runs(runs: Path, tmp_path: Path
     assert sum(",done," in line for line in (tmp_path / "out" / "runs.csv").read_text().splitlines()) == 1
 
 
-def test_different_settings_of_loose_runs_are_not_attributed_to_a_method(runs: Path, tmp_path: Path) -> None:
+def test_runs_with_other_settings_are_a_separate_arm(runs: Path, tmp_path: Path) -> None:
     for file in (runs / "layer_norm").rglob("config.yaml"):
         config = load(file.parent)
         file.write_text(dump(replace(config, agent_config=replace(config.agent_config, gamma=0.9))))
@@ -213,8 +213,8 @@ def test_different_settings_of_loose_runs_are_not_attributed_to_a_method(runs: P
 
 
 @pytest.mark.full
-def test_a_swept_study_is_reported_whole(tmp_path: Path) -> None:
-    """Real runs from the sweep to the page: one cell was never begun, and one is not what the study says."""
+def test_the_report_of_a_swept_study_covers_every_cell(tmp_path: Path) -> None:
+    """Real runs from the sweep to the page: one cell was never begun, and one has other settings than the study."""
     file, root, out = tmp_path / "small.yaml", tmp_path / "runs", tmp_path / "out"
     file.write_text(
         yaml.safe_dump(
@@ -264,7 +264,7 @@ def cell_of(study: Study, arm: str, seed: int) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("arguments", "message"),
     [
         (["nowhere"], "nowhere does not exist"),
         (["RUNS", "--baseline", "plane"], "Did you mean 'plain'"),
@@ -275,23 +275,23 @@ def cell_of(study: Study, arm: str, seed: int) -> Path:
         (["RUNS", "--margin", "-1"], "above 0"),
     ],
 )
-def test_misuse_is_one_line(
-    runs: Path, tmp_path: Path, words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+def test_a_wrong_command_line_gives_one_line_of_error(
+    runs: Path, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [str(runs) if word == "RUNS" else word for word in words]
+    given = [str(runs) if argument == "RUNS" else argument for argument in arguments]
     assert report(*given, "--out", tmp_path / "out") == 2
     error = capsys.readouterr().err
-    assert told in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
-def test_a_damaged_view_removes_only_its_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_file_of_costs_removes_only_its_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run(tmp_path / "seed0", (), 0, 1.0)
     whole = read_run(folder)
     (folder / "cost.jsonl").write_text('{"cpu": 1\n')
     (folder / "timing.jsonl").write_text('{"time/act": 1}\n{"time/\n')
     damaged = read_run(folder)
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 2 and "cost.jsonl: 1 of 1 lines" in told[0] and "timing.jsonl is damaged" in told[1]
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2 and "cost.jsonl: 1 of 1 lines" in errors[0] and "timing.jsonl is damaged" in errors[1]
     assert math.isnan(damaged.wall_seconds) and math.isnan(damaged.cpu_seconds)
     assert damaged.returns.values.tolist() == whole.returns.values.tolist()
     (folder / "timing.jsonl").write_text('{"time/act": 1}\n{"time/act": 2}\n')
@@ -320,7 +320,7 @@ def test_text_is_not_interpreted_as_markup() -> None:
 @pytest.mark.skipif(
     not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), reason="no Chromium here"
 )
-def test_nothing_is_wider_than_a_phone(runs: Path, tmp_path: Path) -> None:
+def test_no_part_of_the_page_is_wider_than_a_phone(runs: Path, tmp_path: Path) -> None:
     assert report(runs, "--out", tmp_path / "out") == 0
     file = Path(__file__).resolve().parents[2] / "studies" / "screenshots.py"
     spec = importlib.util.spec_from_file_location("screenshots_of_reports", file)

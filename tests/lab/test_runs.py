@@ -1,6 +1,6 @@
-"""Whole runs through the real command, killed and gone on with: the last bit must not notice.
+"""Whole runs through the real command: a run that was killed and continued equals an uninterrupted run to the last bit.
 
-Everything here starts `pliant train` as a process of its own, on real simulators and real ROMs.
+Every test starts `pliant train` as a process of its own, on real simulators and real ROMs.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ RUNS = {
         "--agent.replay-ratio",
         "0.5",
     ],
-    "dqn on Breakout with a sentence": [
+    "dqn on Breakout with interventions": [
         "--agent",
         "dqn",
         "--env",
@@ -129,7 +129,7 @@ RUNS = {
         "--agent.batch-size",
         "16",
     ],
-    "sac on HalfCheetah with a sentence": [
+    "sac on HalfCheetah with interventions": [
         "--agent",
         "sac",
         "--env",
@@ -158,23 +158,23 @@ RUNS = {
 }
 
 
-def start(folder: Path, *words: str) -> Command:
-    return Command("train", "--run", str(folder), *words)
+def start(folder: Path, *arguments: str) -> Command:
+    return Command("train", "--run", str(folder), *arguments)
 
 
-def finish(folder: Path, *words: str) -> str:
-    code, said = outcome_of("train", "--run", str(folder), *words)
-    assert code == 0, said
-    return said
+def finish(folder: Path, *arguments: str) -> str:
+    code, output = outcome_of("train", "--run", str(folder), *arguments)
+    assert code == 0, output
+    return output
 
 
 def steps_saved(folder: Path) -> int:
     return max((int(p.name.split("_")[1]) for p in folder.glob("checkpoints/step_*") if p.suffix == ""), default=0)
 
 
-def kill_soon_after_a_checkpoint(folder: Path, words: list[str], rng: random.Random) -> None:
-    """SIGKILL at a random moment after the run has got further than it was."""
-    before, process = steps_saved(folder), start(folder, *words)
+def kill_soon_after_a_checkpoint(folder: Path, arguments: list[str], rng: random.Random) -> None:
+    """SIGKILL at a random moment after the next checkpoint."""
+    before, process = steps_saved(folder), start(folder, *arguments)
     deadline = time.monotonic() + 120
     while steps_saved(folder) <= before:
         assert process.poll() is None, process.printed()
@@ -199,25 +199,25 @@ class Chunks:
     """Collects the replay of a checkpoint."""
 
     def __init__(self) -> None:
-        self.held: dict[str, dict[str, torch.Tensor]] = {}
+        self.content: dict[str, dict[str, torch.Tensor]] = {}
 
     def chunks(self) -> list[tuple[str, int]]:
         return []
 
     def chunk(self, name: str) -> dict[str, torch.Tensor]:
-        return self.held[name]
+        return self.content[name]
 
     def load_chunk(self, name: str, content: dict[str, torch.Tensor]) -> None:
-        self.held[name] = content
+        self.content[name] = content
 
 
 def content(folder: Path) -> dict[str, Any]:
-    """All that a run's last checkpoint holds, but for the log's file sizes (event files differ by session)."""
-    found = Checkpoints.open(folder, verify=None)
+    """The content of a run's last checkpoint, without the log's file sizes (event files differ by session)."""
+    checkpoint = Checkpoints.open(folder, verify=None)
     chunks = Chunks()
-    found.restore(chunks)
-    parts = {part: found.load(part) for part in ("agent", "replay", "envs", "loop")}
-    return parts | {"chunks": chunks.held, "metrics": (folder / "metrics.jsonl").read_bytes()}
+    checkpoint.restore(chunks)
+    parts = {part: checkpoint.load(part) for part in ("agent", "replay", "envs", "loop")}
+    return parts | {"chunks": chunks.content, "metrics": (folder / "metrics.jsonl").read_bytes()}
 
 
 def assert_same_run(one: Path, other: Path) -> None:
@@ -228,33 +228,33 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_killed_three_times_ends_as_the_one_that_was_not(name: str, tmp_path: Path) -> None:
+def test_a_run_that_is_killed_three_times_equals_an_uninterrupted_run(name: str, tmp_path: Path) -> None:
     rng = random.Random(name)
-    words = [*RUNS[name], *SMALL]
-    finish(tmp_path / "straight", *words)
+    arguments = [*RUNS[name], *SMALL]
+    finish(tmp_path / "straight", *arguments)
     for _ in range(3):
-        kill_soon_after_a_checkpoint(tmp_path / "killed", words, rng)
-    said = finish(tmp_path / "killed", *words)
-    assert "goes on from step" in said
+        kill_soon_after_a_checkpoint(tmp_path / "killed", arguments, rng)
+    output = finish(tmp_path / "killed", *arguments)
+    assert "goes on from step" in output
     assert_same_run(tmp_path / "straight", tmp_path / "killed")
-    if "--interventions" in words:
+    if "--interventions" in arguments:
         logged = (tmp_path / "killed" / "metrics.jsonl").read_text()
-        assert "interventions/re" in logged, "what a method did is not in the log"
+        assert "interventions/re" in logged, "the log lacks the actions of the methods"
 
 
 @pytest.mark.full
 def test_a_signal_saves_at_once_and_exits_with_75(tmp_path: Path) -> None:
-    words = [*RUNS["dqn, prioritised, 3-step, double, dueling"], *SMALL, "--checkpoint-every", "0"]
-    finish(tmp_path / "straight", *words)
+    arguments = [*RUNS["dqn, prioritised, 3-step, double, dueling"], *SMALL, "--checkpoint-every", "0"]
+    finish(tmp_path / "straight", *arguments)
     for number in (signal.SIGTERM, signal.SIGINT):
-        process = start(tmp_path / "stopped", *words)
-        process.wait_for_line("replay: ")  # until the run is set up, there is nothing to save
+        process = start(tmp_path / "stopped", *arguments)
+        process.wait_for_line("replay: ")  # before that line the run is not set up, and there is nothing to save
         time.sleep(0.3)
         process.send(number)
-        code, said = process.wait(60), process.printed()
-        assert code == 75 and "stopped and saved at step" in said, said
+        code, output = process.wait(60), process.printed()
+        assert code == 75 and "stopped and saved at step" in output, output
         assert steps_saved(tmp_path / "stopped") > 0
-    finish(tmp_path / "stopped", *words)
+    finish(tmp_path / "stopped", *arguments)
     assert_same_run(tmp_path / "straight", tmp_path / "stopped")
 
 
@@ -262,12 +262,12 @@ def test_a_signal_saves_at_once_and_exits_with_75(tmp_path: Path) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run that is done, with an evaluation."""
     folder = tmp_path_factory.mktemp("runs") / "cartpole"
-    words = ["--env", "CartPole-v1", "--steps", "600", "--agent.learning-starts", "100", "--evaluate-episodes", "3"]
-    finish(folder, *words, "--threads", "1", "--log-every", "100")
+    arguments = ["--env", "CartPole-v1", "--steps", "600", "--agent.learning-starts", "100", "--evaluate-episodes", "3"]
+    finish(folder, *arguments, "--threads", "1", "--log-every", "100")
     return folder
 
 
-def test_the_folder_holds_the_complete_record(finished: Path) -> None:
+def test_the_folder_of_a_run_holds_configuration_versions_metrics_and_checkpoints(finished: Path) -> None:
     there = {p.name for p in finished.iterdir()}
     assert {"config.yaml", "versions.json", "metrics.jsonl", "timing.jsonl", "checkpoints", "replay", "DONE"} <= there
     assert any(name.startswith("events.out.tfevents") for name in there)
@@ -281,7 +281,7 @@ def test_the_folder_holds_the_complete_record(finished: Path) -> None:
     assert not any("SPS" in tag or tag.startswith("time/") for tag in tags)
 
 
-def test_a_done_run_is_not_run_again_and_more_steps_go_on(finished: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_not_repeated_and_goes_on_with_more_steps(finished: Path, tmp_path: Path) -> None:
     config = str(finished / "config.yaml")
     assert "is done already" in finish(finished, "--config", config)
     longer, straight = tmp_path / "longer", tmp_path / "straight"
@@ -292,7 +292,7 @@ def test_a_done_run_is_not_run_again_and_more_steps_go_on(finished: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["--agent.gamma", "0.9"], "holds another run: --agent.gamma 0.99 there, 0.9 now"),
         (["--resume", "never"], "holds a run already"),
@@ -301,32 +301,32 @@ def test_a_done_run_is_not_run_again_and_more_steps_go_on(finished: Path, tmp_pa
         (["--interventions", "redoo"], "unknown intervention"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(finished: Path, words: list[str], message: str) -> None:
-    if "--device" in words and torch.cuda.is_available():
-        pytest.skip("there may be such a device here")
+def test_bad_input_gives_one_line_of_error_and_exit_code_2(finished: Path, arguments: list[str], message: str) -> None:
+    if "--device" in arguments and torch.cuda.is_available():
+        pytest.skip("this machine may have such a device")
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.name != ".lock"}
-    code, said = outcome_of("train", "--run", str(finished), "--config", str(finished / "config.yaml"), *words)
-    assert code == 2, said
-    errors = [text for text in said.splitlines() if text.startswith("error: ")]
-    assert len(errors) == 1 and message in errors[0], said
+    code, output = outcome_of("train", "--run", str(finished), "--config", str(finished / "config.yaml"), *arguments)
+    assert code == 2, output
+    errors = [text for text in output.splitlines() if text.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0], output
     assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.name != ".lock"}
 
 
 @pytest.mark.full
-def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
-    words = [*RUNS["dqn, prioritised, 3-step, double, dueling"], *SMALL, "--steps", "100000"]
-    first = start(tmp_path, *words)
+def test_a_second_process_in_a_folder_is_refused_with_the_pid_of_the_first(tmp_path: Path) -> None:
+    arguments = [*RUNS["dqn, prioritised, 3-step, double, dueling"], *SMALL, "--steps", "100000"]
+    first = start(tmp_path, *arguments)
     while not (tmp_path / "metrics.jsonl").exists() and first.poll() is None:
         time.sleep(0.02)
-    code, said = outcome_of("train", "--run", str(tmp_path), *words)
+    code, output = outcome_of("train", "--run", str(tmp_path), *arguments)
     first.send(signal.SIGKILL)
     first.wait()
     assert code == 1
-    assert f"is in use by pid {first.pid}" in said and "Traceback" not in said
+    assert f"is in use by pid {first.pid}" in output and "Traceback" not in output
 
 
 @pytest.mark.full
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(finished: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "damaged"
     shutil.copytree(finished, folder)
     config = str(finished / "config.yaml")
@@ -334,36 +334,36 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(finished: Pat
     newest = max(folder.glob("checkpoints/step_*"))
     agent = newest / "agent.pt"
     agent.write_bytes(agent.read_bytes()[:-100])
-    said = finish(folder, "--config", config, "--steps", "1500", "--checkpoint-every", "300")
-    assert "damaged checkpoint passed over" in said and newest.name in said
-    assert "goes on from step 900" in said
+    output = finish(folder, "--config", config, "--steps", "1500", "--checkpoint-every", "300")
+    assert "damaged checkpoint passed over" in output and newest.name in output
+    assert "goes on from step 900" in output
 
 
 @pytest.mark.full
-def test_sac_learns_from_the_pixels_of_a_real_game_and_is_filmed(tmp_path: Path) -> None:
-    words = ["--agent", "sac", "--env", "ALE/Breakout-v5", "--env.continuous", "--steps", "120", "--num-envs", "2"]
-    words += ["--agent.learning-starts", "40", "--agent.buffer-size", "200", "--agent.network.width", "0.25"]
-    words += ["--agent.batch-size", "8", "--agent.network.hidden", "16", "--agent.projection", "8", *SMALL]
-    words += ["--env.max-episode-frames", "400"]
-    finish(tmp_path / "run", *words)
+def test_sac_learns_from_the_pixels_of_a_real_game_and_evaluate_films_it(tmp_path: Path) -> None:
+    arguments = ["--agent", "sac", "--env", "ALE/Breakout-v5", "--env.continuous", "--steps", "120", "--num-envs", "2"]
+    arguments += ["--agent.learning-starts", "40", "--agent.buffer-size", "200", "--agent.network.width", "0.25"]
+    arguments += ["--agent.batch-size", "8", "--agent.network.hidden", "16", "--agent.projection", "8", *SMALL]
+    arguments += ["--env.max-episode-frames", "400"]
+    finish(tmp_path / "run", *arguments)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert any("losses/actor_loss" in line for line in lines)
     film = tmp_path / "film.gif"
-    code, said = outcome_of("evaluate", str(tmp_path / "run"), "--episodes", "1", "--video", str(film))
-    assert code == 0, said
+    code, output = outcome_of("evaluate", str(tmp_path / "run"), "--episodes", "1", "--video", str(film))
+    assert code == 0, output
     assert film.read_bytes()[:6] == b"GIF89a"
-    assert "human-normalised" in said
+    assert "human-normalised" in output
 
 
-def test_evaluation_needs_no_replay(finished: Path, tmp_path: Path) -> None:
+def test_a_run_is_evaluated_without_its_replay(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "bare"
     shutil.copytree(finished, folder)
     for file in (folder / "replay").iterdir():
         file.unlink()
-    words = ["evaluate", str(folder), "--episodes", "4", "--seed", "3"]
-    code, said = outcome_of(*words)
-    assert code == 0, said
+    arguments = ["evaluate", str(folder), "--episodes", "4", "--seed", "3"]
+    code, output = outcome_of(*arguments)
+    assert code == 0, output
     result = json.loads((folder / "evaluation.json").read_text())
     assert len(result["returns"]) == 4 and result["mean"] == pytest.approx(sum(result["returns"]) / 4)
-    assert outcome_of(*words, "--out", str(tmp_path / "again.json"))[0] == 0
+    assert outcome_of(*arguments, "--out", str(tmp_path / "again.json"))[0] == 0
     assert json.loads((tmp_path / "again.json").read_text())["returns"] == result["returns"]
