@@ -6,7 +6,7 @@ An agent works without the training loop, the logger and the environments:
     action = agent.act(obs)                                   # [E, 4] → [E]
     batch = Batch.of(obs, action, reward, next_obs, terminated)
     clock = clock.updated()
-    agent.update(batch, clock)
+    agent.update(batch, agent.plan(clock))
     agent.save("agent.pt"); agent = DQN.load("agent.pt")
 """
 
@@ -17,9 +17,9 @@ import errno
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -29,14 +29,15 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
 from ..common.memory import refuse_too_large
-from ..common.ranges import OutOfRange, check_numbers
+from ..common.moved import moved
+from ..common.ranges import OutOfRange
 from ..common.seeds import derive_seed
 from ..common.spaces import ActionSpec, ObservationSpec, action_spec, observation_spec
-from .clock import Clock, Sampling, Update
-from .heads import precise
+from .clock import Clock, Plan, Sampling, Update
+from .config import plain, restore
 from .hooks import Compose, Intervention, restore_stream_
 from .memory import Memory
-from .networks import Dropout, Trace
+from .networks import Dropout
 from .replay import Batch, Replay
 from .saved import BadFile, check_is_agent, read_agent
 
@@ -82,7 +83,9 @@ class Agent(ABC):
     config_class: ClassVar[type[Any]]
     learns_from_targets: ClassVar[bool] = False  # True: the environments must give labels
     slow: ClassVar[tuple[str, ...]] = ()  # the components that have a target network
-    values_are_returns: ClassVar[bool] = True  # True: values can be compared with observed returns
+    # The class that answers the questions of observers (`pliant.agents.views.AgentView`); None: that of the base class,
+    # if there is one. An agent needs no view to train, to be reset and to resume.
+    view_class: ClassVar[type[Any] | None] = None
 
     def __init__(
         self,
@@ -98,6 +101,9 @@ class Agent(ABC):
         self.action: ActionSpec = action_spec(action)
         # A tensor reports its device with an index; this makes the two comparable.
         self.device = torch.empty(0, device=device).device
+        if not self.action.discrete:
+            low, high = torch.tensor(self.action.low), torch.tensor(self.action.high)
+            self.center, self.scale = ((high + low) / 2).to(self.device), ((high - low) / 2).to(self.device)
         self.seed = seed
         self.given_config = self.config_class() if config is None else config
         self.interventions = Compose(interventions)
@@ -110,7 +116,8 @@ class Agent(ABC):
         # The latest loss of each component without the penalties of interventions. Penalties that are weighted relative
         # to the loss read it.
         self.unpenalised: dict[str, Tensor] = {}
-        self.born = 0  # environment step of the initialisation: an agent that is reinitialised restarts its schedules
+        # Environment step of the initialisation: an agent that is reinitialised restarts its schedules.
+        self.initialised_at = 0
         self.build(Generator().manual_seed(derive_seed(seed, "weights")))
         self.dropouts = [m for _, module in self.modules() for m in module.modules() if isinstance(m, Dropout)]
         self.interventions.to(self.device)
@@ -174,65 +181,26 @@ class Agent(ABC):
         The agent explores if `clock` is given, and acts greedily otherwise.
         """
 
+    def plan(self, clock: Clock) -> Plan:
+        """What the host decides about the next update from the clock, which already counts it."""
+        return Plan()
+
     @abstractmethod
-    def update(self, batch: Batch, clock: Clock) -> Update:
-        """Make one gradient update; `clock` already counts it. The host never waits for the device."""
+    def update(self, batch: Batch, plan: Plan) -> Update:
+        """Make one gradient update as `plan` says. All else is tensors in, tensors out: the host neither decides nor
+        waits."""
 
     @abstractmethod
     def blank_pass(self) -> None:
         """Run every online network once on an observation of zeros, so that the unit graph can be traced."""
 
-    @abstractmethod
-    def activations(self, batch: Batch) -> dict[str, Trace]:
-        """The outputs of every hidden layer on a batch, by component, as `update` returns them; draws nothing."""
-
-    @abstractmethod
-    def live_traces(self, batch: Batch) -> Iterator[tuple[str, Tensor, Trace]]:
-        """Yield component, loss, and hidden outputs with their graph, so that gradients of units can be computed."""
-
-    @abstractmethod
-    def values(self, batch: Batch, *, target: bool = False) -> Tensor:
-        """Each critic's values of the batch's actions [N, B], by the online network or (`target`) by the target network
-        of agents that have one. Differentiable; makes no random draw."""
-
-    @torch.no_grad()
-    def valued_policy(self, obs: NDArray[Any] | Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-        """The policy that `values` evaluates: actions for observations [E, *obs], and the bonus [E] (for SAC the
-        entropy bonus) that the agent adds to the reward. Random draws use `generator`. Here the greedy policy, without
-        a bonus."""
-        action = self.act(obs)
-        return action, torch.zeros(len(obs), device=action.device)
-
-    def scaled_rewards(self, reward: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Rewards in the units of `values`, before clipping."""
-        return reward
-
-    @abstractmethod
-    def losses(self, batch: Batch, seed: int) -> dict[str, Callable[[], Tensor]]:
-        """Component → its loss on a batch as a function of its current weights only, without penalties.
-
-        Targets are computed once, now; noise (from `seed`) is the same at every call; dropout is off.
-        """
-
-    @abstractmethod
-    def decisions(self, batch: Batch) -> Tensor:
-        """The policy's output on a batch, without noise, in the form that `policy_churn` compares."""
-
-    @abstractmethod
-    def policy_churn(self, before: Tensor, after: Tensor) -> Tensor:
-        """The distance of two sets of `decisions` on the same observations (0-d)."""
-
-    @abstractmethod
-    def probed(self, batch: Batch) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
-        """The modules whose plasticity is probed separately, by name, each with its inputs on a batch."""
-
-    def twin(self) -> Self:
+    def fresh_copy(self) -> Self:
         """A freshly initialised agent with the same configuration and seed, its own tensors and no interventions, for
-        experiments; `become_` then copies this agent's state into it."""
+        experiments; `copy_from_` then copies this agent's state into it."""
         return type(self)(self.observation, self.action, self.config, seed=self.seed, device=self.device)
 
     @torch.no_grad()
-    def become_(self, other: Agent) -> None:
+    def copy_from_(self, other: Agent) -> None:
         """Copy the weights and optimizer states of an agent with the same configuration, in place."""
         for name, component in other.components.items():
             mine = self.components[name]
@@ -248,7 +216,7 @@ class Agent(ABC):
 
     def age(self, clock: Clock) -> int:
         """Environment steps since the agent was initialised; its schedules are functions of this number."""
-        return clock.steps - self.born
+        return clock.steps - self.initialised_at
 
     def charts(self, clock: Clock) -> dict[str, float]:
         """Current values of the agent's schedules, for the log."""
@@ -334,24 +302,6 @@ class Agent(ABC):
         self.unpenalised[component] = (loss if own is None else own).detach()
         return loss + self.interventions.penalty(self, component)
 
-    def predictions(
-        self, component: str, obs: Tensor, action: Tensor, networks: Mapping[str, nn.Module] | None = None
-    ) -> Tensor:
-        """The outputs of a component on B observations and actions: values [B, actions] or [N, B], or a policy in the
-        form of `decisions`. Differentiable; makes no random draw.
-
-        Args:
-            networks: Copies of networks, by component, that are used instead of the agent's own; all or some of them.
-        """
-        output: Tensor = self.asked(component, networks)(obs)
-        return output
-
-    def asked(self, component: str, networks: Mapping[str, nn.Module] | None) -> Any:
-        """The given network of a component, or the agent's own if none is given."""
-        if networks is not None and component in networks:
-            return networks[component]
-        return self.components[component].online
-
     def slow_copy(self, online: N) -> N:
         """A frozen copy of a network, to be its target network. Dropout in both draws from the agent's generator."""
         for module in online.modules():
@@ -359,6 +309,10 @@ class Agent(ABC):
                 module.generator = self.generator
         # A generator cannot be deep-copied; the memo makes both networks share the same one.
         return copy.deepcopy(online, memo={id(self.generator): self.generator}).requires_grad_(False)
+
+    def unscaled(self, action: Tensor) -> Tensor:
+        """Actions [B, A] in the environment's range → the range [-1, 1], which networks use."""
+        return (action - self.center) / self.scale
 
     def tensor(self, obs: NDArray[Any] | Tensor) -> Tensor:
         """Observations [E, *obs] on the device, in the stored type.
@@ -409,7 +363,7 @@ class Agent(ABC):
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers()},
             "generator": self.generator.get_state(),
             "host_rng": _rng_state(self.host_rng),
-            "born": self.born,
+            "born": self.initialised_at,
         }
 
     def load_state_dict(self, state: dict[str, Any], *, joining: int = 0) -> None:
@@ -435,7 +389,7 @@ class Agent(ABC):
             ) from error
         restore_stream_(self.generator, state["generator"], derive_seed(self.seed, "noise"))
         _set_rng_state(self.host_rng, state["host_rng"])
-        self.born = state.get("born", 0)
+        self.initialised_at = state.get("born", 0)
 
     def _refuse_unmatched(self, missing: Sequence[str], unknown: Sequence[str], joining: int | None) -> None:
         """Check a state that was loaded with `strict=False`.
@@ -546,21 +500,6 @@ def _set_rng_state(rng: np.random.Generator, saved: dict[str, Any]) -> None:
     rng.bit_generator.state = {**saved, "bit_generator": "PCG64", "state": words}
 
 
-def check_off_policy(config: Any) -> None:
-    """Check the configuration of an agent with a replay: the range of every number, and `n_step` against `buffer_size`.
-
-    Raises:
-        ValueError: A number is not in its range, or no window of `n_step` rewards fits into the replay.
-    """
-    check_numbers(config)
-    if config.n_step >= config.buffer_size:
-        raise OutOfRange(
-            "n_step",
-            f"must be below buffer_size = {config.buffer_size:,}, not {config.n_step:,}: no window of so many rewards "
-            "fits into the replay",
-        )
-
-
 @torch.no_grad()
 def sync_target_(component: Component[Any], tau: float) -> None:
     """target ← tau * online + (1 - tau) * target, in place, for every parameter; buffers are copied."""
@@ -572,59 +511,4 @@ def sync_target_(component: Component[Any], tau: float) -> None:
         mine.copy_(theirs)
 
 
-def gaussian_kl(before: Tensor, after: Tensor) -> Tensor:
-    """Mean KL(before ‖ after) of diagonal Gaussians (0-d). Each is means and log standard deviations [2, B, A]."""
-    (mean, log_std), (new_mean, new_log_std) = precise(before), precise(after)
-    moved = (mean - new_mean) / new_log_std.exp()
-    divergence = 0.5 * (beyond_first_order(2 * (log_std - new_log_std)) + moved.square()).sum(dim=1)
-    return divergence.clamp(min=0).mean().to(after.dtype)
-
-
-def categorical_kl(before: Tensor, after: Tensor) -> Tensor:
-    """Mean KL(before ‖ after) of categorical distributions (0-d). Each is log-probabilities [B, actions].
-
-    The log-probabilities are normalised again in double precision: rounded ones sum to 1 to seven digits only.
-    """
-    old, new = precise(before).log_softmax(dim=1), precise(after).log_softmax(dim=1)
-    change, p = new - old, old.exp()
-    # Where a probability grows a lot no digits cancel, and exp(change) may overflow: there use the direct formula.
-    small = p * beyond_first_order(change.clamp(max=1.0))
-    divergence = torch.where(change < 1.0, small, new.exp() - p * (1 + change)).sum(dim=1)
-    return divergence.clamp(min=0).mean().to(after.dtype)
-
-
-def beyond_first_order(x: Tensor) -> Tensor:
-    """exp(x) - 1 - x, never negative: the KL divergence for a change x of a log-probability.
-
-    After one update it is of the order of 1e-8. In single precision the rounding error of exp(x) would be larger.
-    """
-    return x.expm1() - x
-
-
-def plain(config: Any) -> dict[str, Any]:
-    """A configuration as nested dicts of numbers, strings and lists."""
-    return {
-        f.name: plain(value)
-        if is_dataclass(value := getattr(config, f.name))
-        else list(value)
-        if isinstance(value, tuple)
-        else value
-        for f in fields(config)
-    }
-
-
-def restore(cls: type[Any], values: dict[str, Any]) -> Any:
-    """The inverse of `plain`. The types of the default values show which fields are nested configurations or tuples."""
-    default = cls()
-    unknown = set(values) - {f.name for f in fields(cls)}
-    if unknown:
-        raise ValueError(f"{cls.__name__} has no field {', '.join(sorted(unknown))}")
-    given = {
-        name: restore(type(old), value)
-        if is_dataclass(old := getattr(default, name))
-        else tuple(value)
-        if isinstance(old, tuple)
-        else value
-        for name, value in values.items()
-    }
-    return cls(**given)
+__getattr__ = moved(__name__, {name: f"pliant.agents.policies.{name}" for name in ("categorical_kl", "gaussian_kl")})

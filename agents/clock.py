@@ -38,6 +38,11 @@ class Clock:
     episodes: int = 0
     last_episodes: int = 0
 
+    def __getattr__(self, name: str) -> Any:
+        if name in ("actor", "target", "learning_rate"):
+            raise AttributeError("agents learn by a plan: agent.update(batch, agent.plan(clock))")
+        raise AttributeError(f"a clock has no {name!r}")
+
     def stepped(self, steps: int, episodes: int = 0) -> Clock:
         """The clock after `steps` more environment steps, in which `episodes` episodes ended."""
         now = self._settled()

@@ -7,7 +7,6 @@ and CleanRL's DQN, where the paper uses centred RMSProp.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -15,46 +14,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
-from ..common.ranges import (
-    EnvSteps,
-    NotNegative,
-    NStep,
-    Ratio,
-    Samples,
-    Share,
-    SomeEnvSteps,
-    SomeTransitions,
-    SomeUpdates,
-)
-from .agent import Agent, Component, check_off_policy, sync_target_
-from .clock import Clock, Every, Update
-from .heads import HeadConfig, HeadName, build_head
+from ..common.ranges import EnvSteps, Ratio, Samples, Share, SomeEnvSteps, SomeTransitions, SomeUpdates
+from .agent import Agent, Component, sync_target_
+from .clock import Clock, Every, Linear, Plan, Update
+from .config import OffPolicyConfig
+from .heads import HeadName, build_head
 from .networks import NetworkConfig, QNetwork, Trace
 from .optimizers import OptimizerConfig, build_optimizer, step
 from .replay import Batch, PrioritisedConfig
 
 
 @dataclass(frozen=True)
-class DQNConfig:
+class DQNConfig(OffPolicyConfig):
     """DQN.
 
     Attributes:
         network: Shape of the Q-network.
         optimizer: Optimizer of the Q-network.
-        batch_size: Transitions in a batch.
-        buffer_size: Transitions that the replay holds.
-        learning_starts: Environment steps of random actions before the first update.
-        replay_ratio: Gradient updates per environment step.
-        update_every: Environment steps between two rounds of updates; a round makes all pending updates.
-        gamma: Discount factor.
-        n_step: Rewards summed before bootstrapping.
         double: Double Q-learning: the online network selects the next action, and the target network evaluates it.
         dueling: Use separate streams for value and advantage.
-        value_loss: Value head and loss.
-        head: Parameters of the value loss.
-        reward_clip: Clip rewards to [-reward_clip, reward_clip] in the targets, never in the score; 0 is off.
-        target_period: Gradient updates between two updates of the target network.
-        target_tau: Weight of the online network in an update of the target network; 1 is a hard copy.
         epsilon_start: Initial probability of a random action.
         epsilon_end: Final probability of a random action.
         epsilon_steps: Environment steps over which the probability changes linearly from the first to the second.
@@ -63,8 +41,8 @@ class DQNConfig:
         priorities: Parameters of prioritised replay.
     """
 
-    # Component → names of the fields that shape its network and its optimizer.
     parts: ClassVar[dict[str, tuple[str, str]]] = {"critic": ("network", "optimizer")}
+    presets: ClassVar[str] = "dqn"
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=2.3e-3, max_grad_norm=10.0))
@@ -73,58 +51,17 @@ class DQNConfig:
     learning_starts: EnvSteps = 1_000
     replay_ratio: Ratio = 0.5
     update_every: SomeEnvSteps = 256
-    gamma: Share = 0.99
-    n_step: NStep = 1
-    double: bool = False
-    dueling: bool = False
     value_loss: HeadName = "huber"
-    head: HeadConfig = field(default_factory=HeadConfig)
-    reward_clip: NotNegative = 0.0
     target_period: SomeUpdates = 128
     target_tau: Share = 1.0
+    double: bool = False
+    dueling: bool = False
     epsilon_start: Share = 1.0
     epsilon_end: Share = 0.04
     epsilon_steps: EnvSteps = 7_000
     act_with_target: bool = False
     prioritised: bool = False
     priorities: PrioritisedConfig = field(default_factory=PrioritisedConfig)
-
-    def __post_init__(self) -> None:
-        check_off_policy(self)
-
-    @classmethod
-    def for_suite(cls, suite: str) -> DQNConfig:
-        """Presets with known results: `control` (RL Zoo's for CartPole, the default), `minatar` (Young & Tian 2019) and
-        `atari` (Dopamine's DQN with Adam).
-        """
-        if suite == "minatar":
-            return cls(
-                network=NetworkConfig(hidden=(128,)),
-                optimizer=OptimizerConfig(lr=2.5e-4),
-                batch_size=32,
-                buffer_size=100_000,
-                learning_starts=5_000,
-                replay_ratio=1.0,
-                update_every=1,
-                target_period=1_000,
-                epsilon_steps=100_000,
-                epsilon_end=0.1,
-            )
-        if suite == "atari":
-            return cls(
-                network=NetworkConfig(hidden=(512,)),
-                optimizer=OptimizerConfig(lr=6.25e-5, eps=1.5e-4),
-                batch_size=32,
-                buffer_size=1_000_000,
-                learning_starts=20_000,
-                replay_ratio=0.25,
-                update_every=4,
-                reward_clip=1.0,
-                target_period=2_000,
-                epsilon_steps=250_000,
-                epsilon_end=0.01,
-            )
-        return cls()
 
 
 class DQN(Agent):
@@ -145,23 +82,18 @@ class DQN(Agent):
         self.critic = Component(online, build_optimizer(online.parameters(), c.optimizer), slow)
         self.components = {"critic": self.critic}
         self.actor = slow if c.act_with_target else online
-        self.target_beat = Every(c.target_period)
+        self.exploration = Linear(c.epsilon_start, c.epsilon_end, c.epsilon_steps, begin=c.learning_starts)
+        self.target_due = Every(c.target_period)
 
     def networks(self, generator: Generator) -> dict[str, nn.Module]:
-        c = self.config
-        return {
-            "critic": QNetwork(
-                self.observation, self.action.size, self.head.outputs, c.network, generator, dueling=c.dueling
-            )
-        }
+        c, actions = self.config, self.action.size
+        q = QNetwork(self.observation, actions, self.head.outputs, c.network, generator, dueling=c.dueling)
+        return {"critic": q}
 
     def epsilon(self, clock: Clock) -> float:
         """Probability of a random action: 1 before learning starts, then linear in environment steps."""
-        c, age = self.config, self.age(clock)
-        if age < c.learning_starts:
-            return 1.0
-        share = min(1.0, (age - c.learning_starts) / max(1, c.epsilon_steps))
-        return c.epsilon_start + share * (c.epsilon_end - c.epsilon_start)
+        age = self.age(clock)
+        return 1.0 if age < self.config.learning_starts else self.exploration(age)
 
     def charts(self, clock: Clock) -> dict[str, float]:
         return {"charts/epsilon": self.epsilon(clock)}
@@ -174,13 +106,14 @@ class DQN(Agent):
         if explore is None or not explore.any():
             return self.greedy(obs)
         random = self.upload(self.host_rng.integers(self.action.size, size=len(obs)))
-        if explore.all():
-            return random
-        return torch.where(self.upload(explore), random, self.greedy(obs))
+        return random if explore.all() else torch.where(self.upload(explore), random, self.greedy(obs))
 
     def greedy(self, obs: NDArray[Any] | Tensor) -> Tensor:
         """The actions of highest value [E], by the acting network."""
         return self.head.value(self.actor.forward(self.tensor(obs))).argmax(dim=1)
+
+    def plan(self, clock: Clock) -> Plan:
+        return Plan(target=self.target_due(clock))
 
     @torch.no_grad()
     def target(self, batch: Batch) -> Tensor:
@@ -199,57 +132,17 @@ class DQN(Agent):
         logits = logits.detach()
         return loss, self.head.error(logits, target), self.head.value(logits), trace
 
-    def blank_pass(self) -> None:
-        self.critic.online(self.blank())
-
-    @torch.no_grad()
-    def activations(self, batch: Batch) -> dict[str, Trace]:
-        trace = Trace()
-        self.critic.online(batch.obs, trace)
-        return {"critic": trace}
-
-    def live_traces(self, batch: Batch) -> Iterator[tuple[str, Tensor, Trace]]:
-        loss, _, _, trace = self.loss(batch)
-        yield "critic", loss, trace
-
-    def values(self, batch: Batch, *, target: bool = False) -> Tensor:
-        network = self.critic.target if target else self.critic.online
-        assert network is not None
-        return self.head.value(pick(network(batch.obs), batch.action)).unsqueeze(0)
-
-    def predictions(
-        self, component: str, obs: Tensor, action: Tensor, networks: Mapping[str, nn.Module] | None = None
-    ) -> Tensor:
-        """Values of all actions [B, actions]."""
-        return self.head.value(self.asked(component, networks)(obs))
-
-    def losses(self, batch: Batch, seed: int) -> dict[str, Callable[[], Tensor]]:
-        target = self.target(batch)
-        return {"critic": lambda: self.loss(batch, target)[0]}
-
-    @torch.no_grad()
-    def decisions(self, batch: Batch) -> Tensor:
-        """Greedy actions [B]."""
-        return self.greedy(batch.obs)
-
-    def policy_churn(self, before: Tensor, after: Tensor) -> Tensor:
-        """Share of observations whose greedy action differs."""
-        return (before != after).float().mean()
-
-    def probed(self, batch: Batch) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
-        modules: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {"critic": (self.critic.online, (batch.obs,))}
-        if self.observation.pixels:
-            modules["encoder"] = (self.critic.online.encoder, (batch.obs,))
-        return modules
-
-    def update(self, batch: Batch, clock: Clock) -> Update:
+    def update(self, batch: Batch, plan: Plan) -> Update:
         batch = self.interventions.transform_batch(batch)
         loss, error, value, trace = self.loss(batch)
         step(self.penalised(loss, "critic"), self.critic.optimizer, self.config.optimizer.max_grad_norm)
-        if self.target_beat(clock):
+        if plan.target:
             sync_target_(self.critic, self.config.target_tau)
         metrics = {"losses/td_loss": loss.detach(), "losses/q_values": value.mean(), "losses/td_error": error.mean()}
         return Update(metrics, {"critic": [h.detach() for h in trace]}, error)
+
+    def blank_pass(self) -> None:
+        self.critic.online(self.blank())
 
 
 def pick(logits: Tensor, action: Tensor) -> Tensor:

@@ -15,34 +15,25 @@ divergence.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
-from ..common.ranges import (
-    EnvSteps,
-    NotNegative,
-    Positive,
-    Samples,
-    Share,
-    SomeEnvSteps,
-    at_least,
-    between,
-    check_numbers,
-)
+from ..common.ranges import EnvSteps, NotNegative, Positive, Samples, Share, SomeEnvSteps, at_least, between
 from ..common.seeds import derive_seed
-from .agent import Agent, Component, beyond_first_order, categorical_kl, gaussian_kl
-from .clock import Clock, Sampling, Update
+from .agent import Agent, Component
+from .clock import Clock, Linear, Plan, Sampling, Update
+from .config import AgentConfig
 from .heads import HeadConfig, HeadName, build_head, precise
-from .networks import Dense, LayerBuilder, NetworkConfig, Trace, ValueNetwork
+from .networks import NetworkConfig, Trace, ValueNetwork
+from .normalisation import RunningNorm
 from .optimizers import OptimizerConfig, build_optimizer, step
-from .replay import Batch
+from .policies import PolicyNetwork, beyond_first_order, gaussian
 from .rollout import Judged, Rollout, RolloutBatch, RolloutParts
 
 # Heads whose target is a number; the others need the distribution of the return.
@@ -50,7 +41,7 @@ SCALAR_TARGETS = ("mse", "huber", "symlog", "two_hot", "hl_gauss")
 
 
 @dataclass(frozen=True)
-class PPOConfig:
+class PPOConfig(AgentConfig):
     """PPO.
 
     Attributes:
@@ -79,11 +70,11 @@ class PPOConfig:
         initial_log_std: Initial logarithm of the policy's standard deviation (continuous actions).
     """
 
-    # Component → names of the fields that shape its network and its optimizer.
     parts: ClassVar[dict[str, tuple[str, str]]] = {
         "critic": ("network", "optimizer"),
         "actor": ("actor_network", "optimizer"),
     }
+    presets: ClassVar[str] = "ppo"
     # The loop asks for batches after every step; the rollout yields them only when it is complete.
     update_every: ClassVar[int] = 1
 
@@ -113,7 +104,7 @@ class PPOConfig:
     initial_log_std: Annotated[float, between(-20, 20)] = 0.0
 
     def __post_init__(self) -> None:
-        check_numbers(self)
+        super().__post_init__()
         if self.value_loss not in SCALAR_TARGETS:
             raise ValueError(
                 f"ppo regresses on returns, and {self.value_loss} on distributions of them; use "
@@ -121,90 +112,6 @@ class PPOConfig:
             )
         if self.clip_value and self.value_loss != "mse":
             raise ValueError(f"clip_value bounds how a number moves: with value_loss {self.value_loss} it must be 0")
-
-    @classmethod
-    def for_suite(cls, suite: str) -> PPOConfig:
-        """Presets with known results: `control` (Schulman et al. 2017, table 3), `atari` (table 5) and `minatar`.
-
-        The paper uses 8 environments. Its value weight of 1 applies to the full squared error, so it is 2 here. In the
-        paper, learning rate and clip range fall to zero over the run. Here both are constant, because a preset does not
-        know the length of a run, and an agent with learning rate zero cannot continue; set `anneal_steps` to anneal the
-        learning rate. Later code (OpenAI's PPO2, CleanRL) uses 4 epochs and a weight of 0.5 on half the squared error;
-        `minatar` uses these, and a smaller network.
-
-        MuJoCo also needs `normalise_observations` and `scale_rewards` (Andrychowicz et al. 2021, 2006.05990). They are
-        off by default because running statistics also hide a drift of the observations.
-        """
-        if suite in ("atari", "minatar"):
-            atari = suite == "atari"
-            network = NetworkConfig(hidden=(512,) if atari else (128,), init="orthogonal")
-            return cls(
-                network=network,
-                actor_network=NetworkConfig(hidden=(), init="orthogonal"),
-                rollout=128,
-                epochs=3 if atari else 4,
-                batch_size=256,
-                entropy=0.01,
-                clip=0.1,
-                reward_clip=1.0 if atari else 0.0,
-                value_weight=2.0 if atari else 0.5,
-                optimizer=OptimizerConfig(lr=2.5e-4, eps=1e-5, max_grad_norm=0.5),
-            )
-        return cls()
-
-
-class PolicyNetwork(nn.Module):
-    """Features [B, F] → logits of a categorical [B, actions], or means [B, A] of a Gaussian whose standard deviation
-    does not depend on the observation."""
-
-    def __init__(
-        self, features: int, outputs: int, config: NetworkConfig, generator: Generator, *, log_std: float | None
-    ) -> None:
-        super().__init__()
-        build = LayerBuilder(config, generator)
-        self.body = Dense(features, config.hidden, build)
-        self.output = build.output(self.body.features, outputs, gain=0.01)
-        self.log_std = None if log_std is None else nn.Parameter(torch.full((outputs,), log_std))
-        self.initial_log_std = log_std
-
-    @torch.no_grad()
-    def load_fresh_deviation(self) -> None:
-        """Reset the policy's standard deviation to its initial value, in place; a categorical policy has none."""
-        if self.log_std is not None and self.initial_log_std is not None:
-            self.log_std.fill_(self.initial_log_std)
-
-    def forward(self, features: Tensor, trace: Trace | None = None) -> Tensor:
-        logits: Tensor = self.output.forward(self.body(features, trace))
-        return logits
-
-
-class RunningNorm(nn.Module):
-    """Running mean and variance of all samples (the pairwise formula of Chan et al. 1979)."""
-
-    mean: Tensor
-    var: Tensor
-    count: Tensor
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
-        self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
-        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
-
-    @torch.no_grad()
-    def see(self, x: Tensor) -> None:
-        """Add N samples [N, *shape] to the statistics."""
-        x = x.double()
-        mean, var, number = x.mean(0), x.var(0, unbiased=False), len(x)
-        total = self.count + number
-        delta = mean - self.mean
-        weight = self.var * self.count + var * number + delta.square() * self.count * number / total
-        self.mean.add_(delta * number / total)
-        self.var.copy_(weight / total)
-        self.count.copy_(total)
-
-    def deviation(self) -> Tensor:
-        return (self.var + 1e-8).sqrt()
 
 
 class PPO(Agent):
@@ -224,20 +131,14 @@ class PPO(Agent):
         self.components = {"critic": self.critic, "actor": self.actor}
         self.seen = RunningNorm(self.observation.shape).to(self.device)
         self.returns = RunningNorm(()).to(self.device)
-        if not self.action.discrete:
-            low, high = torch.tensor(self.action.low), torch.tensor(self.action.high)
-            self.center, self.scale = ((high + low) / 2).to(self.device), ((high - low) / 2).to(self.device)
+        self.annealing = Linear(1.0, 0.0, c.anneal_steps)
 
     def networks(self, generator: Generator) -> dict[str, nn.Module]:
         c = self.config
         critic = ValueNetwork(self.observation, self.head.outputs, c.network, generator)
-        actor = PolicyNetwork(
-            critic.body.features if self.shared else critic.encoder.features,
-            self.action.size,
-            c.actor_network,
-            generator,
-            log_std=None if self.action.discrete else c.initial_log_std,
-        )
+        features = critic.body.features if self.shared else critic.encoder.features
+        log_std = None if self.action.discrete else c.initial_log_std
+        actor = PolicyNetwork(features, self.action.size, c.actor_network, generator, log_std=log_std)
         return {"critic": critic, "actor": actor}
 
     def batch(self) -> int:
@@ -247,8 +148,6 @@ class PPO(Agent):
         yield from super().modules()
         yield "seen", self.seen
         yield "returns", self.returns
-
-    # ------------------------------------------------------------------------------------------------- the policy
 
     def read(self, obs: Tensor, trace: Trace | None = None) -> tuple[Tensor, Tensor]:
         """Observations [B, *obs] → value logits [B, outputs], and the actor's input features [B, F]."""
@@ -288,10 +187,7 @@ class PPO(Agent):
         if self.action.discrete:
             logs = policy[0]
             return logs.gather(1, action.view(-1, 1)).squeeze(1), -(logs.exp() * logs).sum(dim=1)
-        mean, log_std = policy
-        z = ((action - self.center) / self.scale - mean) / log_std.exp()
-        log_prob = -0.5 * (z.square() + math.log(2 * math.pi)) - log_std
-        return log_prob.sum(dim=1), (log_std + 0.5 * (1 + math.log(2 * math.pi))).sum(dim=1)
+        return gaussian(*policy, self.unscaled(action))
 
     @torch.no_grad()
     def act(self, obs: NDArray[Any] | Tensor, clock: Clock | None = None) -> Tensor:
@@ -307,8 +203,6 @@ class PPO(Agent):
             mean = mean + log_std.exp() * torch.randn(mean.shape, generator=self.generator, device=self.device)
         # Not clipped: the agent trains on the sampled action, and the environment clips it to its bounds.
         return torch.addcmul(self.center, self.scale, mean)
-
-    # ------------------------------------------------------------------------------------------------- the rollout
 
     def sampling(self, clock: Clock) -> Sampling:
         c = self.config
@@ -369,7 +263,15 @@ class PPO(Agent):
         if self.config.normalise_observations and not self.shared:
             self.seen.see(obs)
 
-    # ------------------------------------------------------------------------------------------------- learning
+    def learning_rate(self, clock: Clock) -> float:
+        """The optimizer's learning rate, annealed linearly if `anneal_steps` is set."""
+        return self.config.optimizer.lr * (self.annealing(self.age(clock)) if self.config.anneal_steps else 1.0)
+
+    def charts(self, clock: Clock) -> dict[str, float]:
+        return {"charts/learning_rate": self.learning_rate(clock)}
+
+    def plan(self, clock: Clock) -> Plan:
+        return Plan(learning_rate=self.learning_rate(clock) if self.config.anneal_steps else None)
 
     def value_loss(self, batch: RolloutBatch, logits: Tensor) -> Tensor:
         """Mean value loss; with `clip_value`, of the larger of the losses of the value and the clipped value."""
@@ -417,99 +319,20 @@ class PPO(Agent):
         }
         return loss, parts, error.abs(), traces
 
-    def learning_rate(self, clock: Clock) -> float:
-        """The optimizer's learning rate, annealed linearly if `anneal_steps` is set."""
-        c = self.config
-        return c.optimizer.lr * (max(0.0, 1.0 - self.age(clock) / c.anneal_steps) if c.anneal_steps else 1.0)
-
-    def charts(self, clock: Clock) -> dict[str, float]:
-        return {"charts/learning_rate": self.learning_rate(clock)}
-
-    def update(self, batch: Any, clock: Clock) -> Update:
+    def update(self, batch: Any, plan: Plan) -> Update:
         batch = self.interventions.transform_batch(batch)
         loss, parts, error, traces = self.loss(batch)
         c, optimizer = self.config, self.critic.optimizer
         loss = self.penalised(loss, "critic", c.value_weight * parts["losses/value_loss"])
         loss = self.penalised(loss, "actor", parts["losses/policy_loss"])
-        if c.anneal_steps:
+        if plan.learning_rate is not None:
             for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate(clock)
+                group["lr"] = plan.learning_rate
         step(loss, optimizer, c.optimizer.max_grad_norm)
         return Update(parts, {name: [h.detach() for h in trace] for name, trace in traces.items()}, error)
-
-    # ------------------------------------------------------------------------------------------------- for observers
 
     def blank_pass(self) -> None:
         # Skips the normalisation, which would change the zeros.
         critic, blank = self.critic.online, self.blank()
         features = critic.read(blank)[1]
         self.actor.online(features if self.shared else critic.encoder(blank))
-
-    @torch.no_grad()
-    def activations(self, batch: Batch) -> dict[str, Trace]:
-        traces: dict[str, Trace] = {"critic": Trace(), "actor": Trace()}
-        _, features = self.read(batch.obs, traces["critic"])
-        self.actor.online(features, traces["actor"])
-        return traces
-
-    def live_traces(self, batch: Any) -> Iterator[tuple[str, Tensor, Trace]]:
-        for name in self.components:
-            loss, _, _, traces = self.loss(batch)
-            yield name, loss, traces[name]
-
-    def values(self, batch: Batch, *, target: bool = False) -> Tensor:
-        """Values of the observations [1, B]: PPO's critic does not read actions, and has no target network."""
-        return self.head.value(self.read(batch.obs)[0]).unsqueeze(0)
-
-    def valued_policy(self, obs: NDArray[Any] | Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-        """The stochastic policy of training, which the critic evaluates; there is no bonus."""
-        with self.drawing_from(generator):
-            action = self.act(obs, Clock())
-        return action, torch.zeros(len(action), device=action.device)
-
-    def scaled_rewards(self, reward: NDArray[np.float64]) -> NDArray[np.float64]:
-        if not self.config.scale_rewards:
-            return reward
-        return (reward / float(self.returns.deviation())).clip(-10, 10)
-
-    def losses(self, batch: Any, seed: int) -> dict[str, Callable[[], Tensor]]:
-        c = self.config
-
-        def policy() -> Tensor:
-            loss, entropy, _ = self.policy_loss(batch, self.read(batch.obs)[1])
-            return loss - c.entropy * entropy
-
-        return {"critic": lambda: c.value_weight * self.value_loss(batch, self.read(batch.obs)[0]), "actor": policy}
-
-    def predictions(
-        self, component: str, obs: Tensor, action: Tensor, networks: Mapping[str, nn.Module] | None = None
-    ) -> Tensor:
-        """Values [B], or the policy in the form that `decisions` returns."""
-        critic, x = self.asked("critic", networks), self.normal(obs)
-        if component == "critic":
-            return self.head.value(critic(x))
-        features = critic.read(x)[1] if self.shared else critic.encoder(x)
-        policy = self.policy(features, network=self.asked("actor", networks))
-        return policy[0] if self.action.discrete else torch.stack(policy)
-
-    @torch.no_grad()
-    def decisions(self, batch: Batch) -> Tensor:
-        """Log-probabilities [B, actions], or means and log standard deviations [2, B, A]."""
-        return self.predictions("actor", batch.obs, batch.action)
-
-    def policy_churn(self, before: Tensor, after: Tensor) -> Tensor:
-        """Mean KL(policy before ‖ policy after)."""
-        if self.action.discrete:
-            return categorical_kl(before, after)
-        return gaussian_kl(before, after)
-
-    @torch.no_grad()
-    def probed(self, batch: Batch) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
-        x = self.normal(batch.obs)
-        modules: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {
-            "critic": (self.critic.online, (x,)),
-            "actor": (self.actor.online, (self.read(batch.obs)[1],)),
-        }
-        if self.shared:
-            modules["encoder"] = (self.critic.online.encoder, (x,))
-        return modules

@@ -237,7 +237,7 @@ class Run:
         self.batch = batch
         if self.monitors is not None:
             self.monitors.before_update(self)
-        update = self.agent.update(batch, self.clock)
+        update = self.agent.update(batch, self.agent.plan(self.clock))
         self.memory.update_priorities(batch.index, update.td_error)
         if self.monitors is not None:
             self.monitors.after_update(self, update)

@@ -11,7 +11,7 @@ error, averaged over the numbers of a target, or with another head for scalars.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -20,11 +20,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
-from ..common.ranges import SomeTransitions, at_least, check_numbers
+from ..common.ranges import SomeTransitions, at_least
 from ..common.seeds import derive_seed
 from ..common.spaces import ObservationSpec
 from .agent import Agent, Component
-from .clock import Clock, Sampling, Update
+from .clock import Clock, Plan, Sampling, Update
+from .config import AgentConfig
 from .heads import HeadConfig, HeadName, ValueHead, build_head
 from .networks import Injection, NetworkConfig, Trace, ValueNetwork
 from .optimizers import OptimizerConfig, build_optimizer, step
@@ -36,8 +37,9 @@ NUMBERS = ("auto", "mse", "huber", "symlog", "two_hot", "hl_gauss")
 
 
 @dataclass(frozen=True)
-class SupervisedConfig:
-    """A supervised learner.
+class SupervisedConfig(AgentConfig):
+    """A supervised learner. The defaults are those of experiments with random labels: two layers of 128, Adam with
+    learning rate 1e-3. The batch size is the number of environments.
 
     Attributes:
         network: Shape of the network; the last layer has one output per class, or the outputs of the head per number.
@@ -49,7 +51,6 @@ class SupervisedConfig:
         buffer_size: Latest samples kept for monitors and methods; training uses only the newest minibatch.
     """
 
-    # Component → names of the fields that shape its network and its optimizer.
     parts: ClassVar[dict[str, tuple[str, str]]] = {"critic": ("network", "optimizer")}
     # Updates follow every step.
     update_every: ClassVar[int] = 1
@@ -62,18 +63,12 @@ class SupervisedConfig:
     buffer_size: SomeTransitions = 4096
 
     def __post_init__(self) -> None:
-        check_numbers(self)
+        super().__post_init__()
         if self.value_loss not in NUMBERS:
             raise ValueError(
                 f"supervised regresses on numbers, and {self.value_loss} on distributions of returns; use "
                 f"{', '.join(NUMBERS)}"
             )
-
-    @classmethod
-    def for_suite(cls, suite: str) -> SupervisedConfig:
-        """The same preset for all suites, from experiments with random labels: two layers of 128, Adam with learning
-        rate 1e-3. The batch size is the number of environments."""
-        return cls()
 
 
 class Predictor(ValueNetwork):
@@ -112,7 +107,6 @@ class Supervised(Agent):
     config_class = SupervisedConfig
     config: SupervisedConfig
     learns_from_targets: ClassVar[bool] = True
-    values_are_returns: ClassVar[bool] = False
     # Batch size for observers; a training minibatch has one sample per environment.
     batch_size: ClassVar[int] = 64
 
@@ -138,9 +132,9 @@ class Supervised(Agent):
     @torch.no_grad()
     def act(self, obs: NDArray[Any] | Tensor, clock: Clock | None = None) -> Tensor:
         """The predictions: the most likely classes [E], or numbers [E, K]. There is no exploration."""
-        return self.said(self.critic.online.forward(self.tensor(obs)))
+        return self.predicted(self.critic.online.forward(self.tensor(obs)))
 
-    def said(self, logits: Tensor) -> Tensor:
+    def predicted(self, logits: Tensor) -> Tensor:
         """Logits [B, outputs] → predictions: the most likely classes [B], or numbers [B, K]."""
         if self.head is None:
             return logits.argmax(dim=1)
@@ -177,7 +171,11 @@ class Supervised(Agent):
         each = self.head.loss(logits.view(-1, self.head.outputs), target.flatten())
         return each.view(target.shape).mean(dim=1)
 
-    def update(self, batch: Batch, clock: Clock) -> Update:
+    def loss(self, batch: Batch, trace: Trace | None = None) -> Tensor:
+        """Mean loss of a batch, without penalties of interventions."""
+        return self.errors(self.critic.online(batch.obs, trace), batch.action).mean()
+
+    def update(self, batch: Batch, plan: Plan) -> Update:
         batch = self.interventions.transform_batch(batch)
         trace = Trace()
         logits = self.critic.online.forward(batch.obs, trace)
@@ -186,64 +184,12 @@ class Supervised(Agent):
         step(self.penalised(loss, "critic"), self.critic.optimizer, self.config.optimizer.max_grad_norm)
         metrics = {"losses/loss": loss.detach()}
         with torch.no_grad():
-            predicted = self.said(logits)
+            predicted = self.predicted(logits)
             if self.head is None:
                 metrics["losses/accuracy"] = (predicted == batch.action).float().mean()
             else:
                 metrics["losses/squared_error"] = (predicted - batch.action).square().mean()
         return Update(metrics, {"critic": [h.detach() for h in trace]}, errors.detach())
 
-    # ------------------------------------------------------------------------------------------------- for observers
-
-    def loss(self, batch: Batch, trace: Trace | None = None) -> Tensor:
-        """Mean loss of a batch, without penalties of interventions."""
-        return self.errors(self.critic.online(batch.obs, trace), batch.action).mean()
-
     def blank_pass(self) -> None:
         self.critic.online(self.blank())
-
-    @torch.no_grad()
-    def activations(self, batch: Batch) -> dict[str, Trace]:
-        trace = Trace()
-        self.critic.online(batch.obs, trace)
-        return {"critic": trace}
-
-    def live_traces(self, batch: Batch) -> Iterator[tuple[str, Tensor, Trace]]:
-        trace = Trace()
-        yield "critic", self.loss(batch, trace), trace
-
-    def values(self, batch: Batch, *, target: bool = False) -> Tensor:
-        """The network's output for the target [1, B]: the logit of the target's class minus the mean logit (a softmax
-        determines logits only up to a constant), or the mean of the predicted numbers. There is no target network."""
-        logits = self.critic.online(batch.obs)
-        if self.head is None:
-            own = logits.gather(1, batch.action.view(-1, 1)).squeeze(1)
-            return (own - logits.mean(dim=1)).unsqueeze(0)
-        return self.said(logits).mean(dim=1).unsqueeze(0)
-
-    def predictions(
-        self, component: str, obs: Tensor, action: Tensor, networks: Mapping[str, nn.Module] | None = None
-    ) -> Tensor:
-        """Logits of all classes [B, classes], or numbers [B, K]."""
-        logits: Tensor = self.asked(component, networks)(obs)
-        return logits if self.head is None else self.said(logits)
-
-    def losses(self, batch: Batch, seed: int) -> dict[str, Callable[[], Tensor]]:
-        return {"critic": lambda: self.loss(batch)}
-
-    def decisions(self, batch: Batch) -> Tensor:
-        """Classes [B], or numbers [B, K]."""
-        return self.act(batch.obs)
-
-    def policy_churn(self, before: Tensor, after: Tensor) -> Tensor:
-        """Fraction of samples whose predicted class differs, or for numbers the KL divergence of Gaussians of variance
-        1 around them, which is half their squared distance."""
-        if self.head is None:
-            return (before != after).float().mean()
-        return 0.5 * (before - after).square().sum(dim=1).mean()
-
-    def probed(self, batch: Batch) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
-        modules: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {"critic": (self.critic.online, (batch.obs,))}
-        if self.observation.pixels:
-            modules["encoder"] = (self.critic.online.encoder, (batch.obs,))
-        return modules

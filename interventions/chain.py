@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..agents.agent import Agent
 from ..agents.hooks import Intervention, Run, sample_like_training
 from ..agents.networks import Injection
+from ..agents.views import view
 from ..common.ranges import NotNegative, Samples, SomeUpdates, Updates
 
 
@@ -66,6 +67,7 @@ class Chain(Intervention):
         self.terms: dict[str, Tensor] = {}
 
     def bind(self, agent: Agent) -> None:
+        view(agent, self.name)
         known = [name for name in ("critic", "actor") if name in agent.components]
         chosen = known if self.on == "all" else [self.on]
         if self.on != "all" and self.on not in known:
@@ -92,9 +94,9 @@ class Chain(Intervention):
         if component not in self.online:
             return 0.0
         with torch.no_grad():
-            before = agent.predictions(component, self.obs, self.action, self.before[component])  # type: ignore[arg-type]
-        now = agent.predictions(component, self.obs, self.action)
-        churn = agent.policy_churn(before, now) if component == "actor" else (now - before).square().mean()
+            before = view(agent).predictions(component, self.obs, self.action, self.before[component])  # type: ignore[arg-type]
+        now = view(agent).predictions(component, self.obs, self.action)
+        churn = view(agent).policy_churn(before, now) if component == "actor" else (now - before).square().mean()
         strength = self.strength(component, agent.unpenalised[component].abs(), churn.detach())
         self.remember_(component)
         term = strength * churn

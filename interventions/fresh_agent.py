@@ -125,7 +125,7 @@ class FreshAgent(LayerMethod):
                 for parameter in group["params"]:
                     forget_(self.optimizers, parameter)
         if self.restarts:
-            agent.born = run.clock.steps
+            agent.initialised_at = run.clock.steps
         if self.memory == "clear":
             memory.clear()
         for part in agent.interventions:

@@ -62,6 +62,7 @@ class ReDo(Recycler):
     ) -> None:
         super().__init__(on, every, of, start, stop, step_counts)
         self.tau, self.samples, self.max_fraction = tau, samples, max_fraction
+        self.needs_view = samples > 0
 
     def fire(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
         chosen = {}

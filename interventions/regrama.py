@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..agents.clock import Unit
 from ..agents.hooks import Run, sample_like_training
+from ..agents.views import view
 from ..common.ranges import NotNegative, Period, Samples, SomeShare, Start
 from .core.recycling import Recycler, StepCounts, lowest, per_unit
 from .core.surgery import Chosen
@@ -69,6 +70,7 @@ class ReGraMa(Recycler):
         super().__init__(on, every, of, start, stop, step_counts)
         self.tau, self.mode, self.samples = tau, mode, samples
         self.outgoing, self.max_fraction = outgoing, max_fraction
+        self.needs_view = mode == "unit"
 
     def fire(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
         sizes = self.unit_gradients(run) if self.mode == "unit" else self.weight_gradients()
@@ -83,7 +85,7 @@ class ReGraMa(Recycler):
         batch = sample_like_training(run, self.samples, self.generator)
         sizes = {}
         with run.agent.drawing_from(self.generator):
-            for component, loss, trace in run.agent.live_traces(batch):
+            for component, loss, trace in view(run.agent).losses(batch):
                 wanted = [(n, h) for n, h in zip(self.survey.taps[component], trace, strict=True) if n in self.units]
                 if not wanted:
                     continue

@@ -38,6 +38,7 @@ from torch import Generator, Tensor, nn
 from ..agents.agent import Agent
 from ..agents.networks import Layer
 from ..agents.replay import Batch
+from ..agents.views import view
 from ..common.moved import moved
 from ..common.seeds import derive_seed
 from ..interventions.core.parts import Survey, survey
@@ -125,7 +126,7 @@ def attribute(
         seed: Seed of all random numbers.
     """
     budget = Budget.of(agent.observation.pixels, steps, None, draws=draws)
-    modules = [name for name in agent.probed(batch) if name in agent.components]
+    modules = [name for name in view(agent).probed(batch) if name in agent.components]
     return [_attributed(agent, batch, name, budget, seed) for name in modules]
 
 
@@ -170,15 +171,15 @@ def _attributed(agent: Agent, batch: Batch, module: str, budget: Budget, seed: i
 @torch.no_grad()
 def _spread(agent: Agent, batch: Batch, module: str) -> float:
     """Standard deviation of the targets of a module that learns values, at least 1; 1 for other modules."""
-    if module != "critic" or agent.learns_from_targets or not agent.values_are_returns:
+    if module != "critic" or agent.learns_from_targets or not view(agent).values_are_returns:
         return 1.0
     return max(1.0, float(temporal_difference_targets(agent, batch).float().std()))
 
 
 def _copy_of(agent: Agent) -> Agent:
     """A copy with the optimizers' state, in which step counts of single weights can be reset."""
-    copied = agent.twin()
-    copied.become_(agent)
+    copied = agent.fresh_copy()
+    copied.copy_from_(agent)
     for _, optimizer in copied.optimizers():
         if hasattr(optimizer, "count_per_weight"):
             state = optimizer.state_dict()
@@ -198,7 +199,7 @@ def _hidden(surveyed: Survey, module: str) -> dict[str, Layer]:
 
 
 def _outputs(patient: Agent, surveyed: Survey, batch: Batch) -> dict[str, Tensor]:
-    return surveyed.outputs(patient.activations(batch))
+    return surveyed.outputs(view(patient).activations(batch))
 
 
 @torch.no_grad()
@@ -262,7 +263,7 @@ def centre_(patient: Agent, agent: Agent, batch: Batch, module: str, generator: 
 @torch.no_grad()
 def norms_(patient: Agent, agent: Agent, batch: Batch, module: str, generator: Generator) -> float:
     """Scale every tensor of every layer to its initial norm; return the largest factor, in either direction."""
-    initial, present = survey(agent.twin()).layers, survey(patient).layers
+    initial, present = survey(agent.fresh_copy()).layers, survey(patient).layers
     largest = 1.0
     for name, layer in present.items():
         if not name.startswith(f"{module}."):

@@ -40,6 +40,7 @@ from ..agents.agent import Agent
 from ..agents.clock import Clock, Every, Trigger, Unit, Update, When
 from ..agents.hooks import Intervention, sample_like_training
 from ..agents.replay import Batch
+from ..agents.views import view
 from ..common.moved import moved
 from ..common.seeds import derive_seed
 from ..interventions.core.parts import ENCODER, Survey, chosen_layers, survey
@@ -64,7 +65,7 @@ class Known(NamedTuple):
     @classmethod
     def of(cls, agent: Agent) -> Known:
         """Survey an agent. Its initial weights follow from its seed, no matter how long it has been trained."""
-        copy = agent.twin()
+        copy = agent.fresh_copy()
         copy_survey = survey(copy)
         initial = {
             name: {key: p.detach().clone() for key, p in layer.named_parameters()}
@@ -99,7 +100,7 @@ class MonitorContext:
 
     def copy(self) -> Agent:
         """A copy of the agent in its present state, for experiments; valid until the next call."""
-        self._copy.become_(self.agent)
+        self._copy.copy_from_(self.agent)
         return self._copy
 
     def seed(self, purpose: str) -> int:
@@ -131,7 +132,7 @@ class MonitorContext:
     def _outputs(self, samples: int) -> dict[str, Tensor]:
         kept = self.__dict__.setdefault("_kept", {})
         if samples not in kept:
-            kept[samples] = self.survey.outputs(self.agent.activations(self.batch(samples)))
+            kept[samples] = self.survey.outputs(view(self.agent).activations(self.batch(samples)))
         return kept[samples]
 
     @cached_property
@@ -295,8 +296,11 @@ class Monitors:
         """Observe this agent from now on, and supply the triggers of its interventions with measurements.
 
         Raises:
-            ValueError: A monitor does not fit the agent, or a trigger waits for a metric that no monitor measures.
+            ValueError: A monitor does not fit the agent, the agent has no view, or a trigger waits for a metric that no
+                monitor measures.
         """
+        if self.parts:
+            view(agent, f"monitor {next(iter(self.parts))}")
         self.known = Known.of(agent) if self.parts else None
         for part in self.parts.values():
             if part.plays and getattr(part.when, "of", "steps") != "steps":
@@ -349,7 +353,7 @@ class Monitors:
         if self.parts and run.memory is not None:
             batch = self._context(run).batch(SAMPLES, "firing")
             with torch.no_grad():
-                before = run.agent.values(batch)
+                before = view(run.agent).values(batch)
         part.touched = {}
         yield
         measured: list[tuple[str, Tensor]] = []
@@ -358,7 +362,7 @@ class Monitors:
             measured.append((f"{part.name}/units/{layer}", units))
         if batch is not None:
             with torch.no_grad():
-                measured.append((f"{part.name}/value_change", (run.agent.values(batch) - before).abs().mean()))
+                measured.append((f"{part.name}/value_change", (view(run.agent).values(batch) - before).abs().mean()))
         if not measured:
             measured.append((f"{part.name}/fired", torch.ones((), device=run.agent.device)))
         self.pages.append(_Page.sent(run.clock, part.name, measured, fired=True))

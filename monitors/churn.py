@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..agents.clock import Unit
 from ..agents.replay import Batch
+from ..agents.views import view
 from ..common.ranges import Period, Samples
 from .base import Monitor, MonitorContext, trigger
 
@@ -52,14 +53,14 @@ class Churn(Monitor):
     @torch.no_grad()
     def before_update(self, context: MonitorContext) -> None:
         batch = context.batch(self.samples, "churn")
-        self.before = batch, context.agent.values(batch), context.agent.decisions(batch)
+        self.before = batch, view(context.agent).values(batch), view(context.agent).decisions(batch)
 
     @torch.no_grad()
     def measure(self, context: MonitorContext) -> Iterator[tuple[str, Tensor]]:
         assert self.before is not None
         (batch, values, decisions), self.before = self.before, None
-        changed, size = (context.agent.values(batch) - values).abs().mean(), values.abs().mean()
+        changed, size = (view(context.agent).values(batch) - values).abs().mean(), values.abs().mean()
         yield "critic/value_churn", changed
         yield "critic/relative_value_churn", torch.where(size > 0, changed / size, 0.0)
         place = "actor" if "actor" in context.agent.components else "critic"
-        yield f"{place}/policy_churn", context.agent.policy_churn(decisions, context.agent.decisions(batch))
+        yield f"{place}/policy_churn", view(context.agent).policy_churn(decisions, view(context.agent).decisions(batch))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..agents.clock import Unit
 from ..agents.stopping import heed
+from ..agents.views import view
 from ..common.ranges import Period, Samples
 from ..interventions.core.parts import ENCODER
 from ..interventions.core.surgery import load_layer_
@@ -54,9 +55,9 @@ class Criticality(Monitor):
     @torch.no_grad()
     def measure(self, context: MonitorContext) -> Iterator[tuple[str, Tensor]]:
         agent, batch = context.copy(), context.batch(self.samples)
-        losses = agent.losses(batch, context.seed("criticality"))
+        losses = view(agent).loss_functions(batch, context.seed("criticality"))
         before = {name: loss() for name, loss in losses.items()}
-        decisions = agent.decisions(batch)
+        decisions = view(agent).decisions(batch)
         generator = context.generator("criticality")
         for name, layer in context.copy_survey.layers.items():
             heed()
@@ -68,11 +69,11 @@ class Criticality(Monitor):
                 load_layer_(layer, weights, None)
                 yield f"{name}/{how}_criticality", losses[component]() - before[component]
                 if decides:
-                    now = agent.decisions(batch)
+                    now = view(agent).decisions(batch)
                     if agent.action.discrete:
                         yield f"{name}/{how}_action_agreement", (_greedy(decisions) == _greedy(now)).float().mean()
                     else:
-                        yield f"{name}/{how}_policy_churn", agent.policy_churn(decisions, now)
+                        yield f"{name}/{how}_policy_churn", view(agent).policy_churn(decisions, now)
             load_layer_(layer, own, None)
 
 

@@ -20,6 +20,7 @@ from torch import Generator, Tensor
 from ..agents.agent import Component
 from ..agents.clock import Clock, Unit
 from ..agents.stopping import heed
+from ..agents.views import view
 from ..common.ranges import Period, Positive, Samples, at_least
 from .base import Finding, Monitor, MonitorContext, trigger
 
@@ -82,7 +83,9 @@ class Curvature(Monitor):
 
     def measure(self, context: MonitorContext) -> Iterator[tuple[str, Tensor]]:
         agent, generator = context.copy(), context.generator("curvature")
-        for name, loss in agent.losses(context.batch(self.samples), context.seed("curvature loss")).items():
+        for name, loss in (
+            view(agent).loss_functions(context.batch(self.samples), context.seed("curvature loss")).items()
+        ):
             parameters = trained(agent.components[name])
             product = hessian_products(loss, parameters)
             size = sum(p.numel() for p in parameters)

@@ -16,6 +16,7 @@ from ..agents.agent import Agent
 from ..agents.clock import Clock, Unit
 from ..agents.replay import Batch
 from ..agents.stopping import heed
+from ..agents.views import view
 from ..common.ranges import Period, at_least
 from .base import Finding, Monitor, MonitorContext, trigger
 from .curvature import Loss, gradient, trained
@@ -87,7 +88,7 @@ class Kernel(Monitor):
         yield "critic/interference_random", others.sum() / (goes_on.sum() * (n - 1)).clamp_(min=1)
 
         # Each transition has independent noise, because shared noise would appear as similarity.
-        losses = [agent.losses(batch.take(i), context.seed(f"kernel {i.start}")) for i in singles]
+        losses = [view(agent).loss_functions(batch.take(i), context.seed(f"kernel {i.start}")) for i in singles]
         for name in losses[0]:
             yield f"{name}/gradients", gram([each[name] for each in losses], trained(agent.components[name]))
 
@@ -138,7 +139,7 @@ def gram(functions: Sequence[Loss], parameters: Sequence[Tensor], room: int = RO
 def _joint_value(agent: Agent, single: Batch) -> Tensor:
     """A scalar whose gradient covers all critics: if critics share no weights, inner products of these gradients are
     the means of the critics' inner products."""
-    values = agent.values(single)
+    values = view(agent).values(single)
     return values.sum() / math.sqrt(len(values))
 
 

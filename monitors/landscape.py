@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 
 from ..agents.clock import Clock, Unit
 from ..agents.stopping import heed
+from ..agents.views import view
 from ..common.ranges import Period, Positive, Samples, at_least
 from .base import Finding, Monitor, MonitorContext, trigger
 from .curvature import Loss
@@ -66,7 +67,7 @@ class Landscape(Monitor):
 
     def measure(self, context: MonitorContext) -> Iterator[tuple[str, Tensor]]:
         agent, generator = context.copy(), context.generator("landscape directions")
-        for name, loss in agent.losses(context.batch(self.samples), context.seed("landscape")).items():
+        for name, loss in view(agent).loss_functions(context.batch(self.samples), context.seed("landscape")).items():
             online = agent.components[name].online
             directions = [filter_normalised(online, generator) for _ in range(2)]
             yield f"{name}/landscape", loss_slice(loss, online, directions, axis(self.points, self.span))

@@ -16,6 +16,7 @@ from ..agents.agent import Agent
 from ..agents.playing import Environments
 from ..agents.replay import Batch
 from ..agents.stopping import heed
+from ..agents.views import view
 from ..common.ranges import Episodes, SomeEnvSteps, SomeShare
 from ..common.seeds import derive_seed
 from .base import SAMPLES, Finding, Monitor, trigger
@@ -79,7 +80,7 @@ class Overestimation(Monitor):
                 "monitor out"
             )
         agent: Agent = run.agent
-        if not agent.values_are_returns:
+        if not view(agent).values_are_returns:
             return
         generator = Generator(agent.device).manual_seed(
             derive_seed(agent.seed, f"overestimation at {run.clock.steps} steps")
@@ -89,7 +90,7 @@ class Overestimation(Monitor):
         envs: Environments = run.fresh_envs()
         try:
             for piece in played(agent, envs, self.episodes, self.max_steps, generator):
-                reward = agent.scaled_rewards(np.asarray(piece.reward, np.float64))
+                reward = view(agent).scaled_rewards(np.asarray(piece.reward, np.float64))
                 reward = np.clip(reward, -clip, clip) if clip else reward
                 beyond = 0.0 if piece.terminated else state_value(agent, piece.last, generator)
                 followed = discounted(reward, piece.bonus, beyond, sampling.gamma, sampling.n_step)
@@ -122,7 +123,7 @@ def played(agent: Agent, envs: Environments, episodes: int, max_steps: int, gene
     obs = envs.reset()
     while any(shares):
         heed()
-        action, bonus = (x.cpu().numpy() for x in agent.valued_policy(obs, generator))
+        action, bonus = (x.cpu().numpy() for x in view(agent).policy(obs, generator))
         step = envs.step(action)
         ends = step.terminated | step.truncated | step.reset
         for i, piece in enumerate(pieces):
@@ -148,13 +149,13 @@ def action_values(agent: Agent, obs: Sequence[NDArray[Any]], action: Sequence[ND
         seen, done = np.stack(obs[i : i + SAMPLES]), np.stack(action[i : i + SAMPLES])
         nothing = np.zeros(len(seen))
         batch = Batch.of(agent.tensor(seen), done, nothing, agent.tensor(seen), nothing, device=agent.device)
-        means.append(agent.values(batch).mean(dim=0).cpu().numpy().astype(np.float64))
+        means.append(view(agent).values(batch).mean(dim=0).cpu().numpy().astype(np.float64))
     return np.concatenate(means)
 
 
 def state_value(agent: Agent, obs: NDArray[Any], generator: Generator) -> float:
     """The agent's value of an observation [*obs]: the value of an action of its policy, plus the bonus."""
-    action, bonus = (x.cpu().numpy() for x in agent.valued_policy(obs[None], generator))
+    action, bonus = (x.cpu().numpy() for x in view(agent).policy(obs[None], generator))
     return float(action_values(agent, [obs], [action[0]])[0] + bonus[0])
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..agents.agent import Agent
 from ..agents.clock import Clock, Unit
 from ..agents.replay import Batch
+from ..agents.views import view
 from ..common.ranges import Period, Positive, Samples, SomeUpdates
 from ..interventions.core.spec import did_you_mean
 from .base import Finding, Monitor, MonitorContext, trigger
@@ -111,7 +112,7 @@ class ProbeMonitor(Monitor):
         pixels = agent.observation.pixels
         self.budget = Budget.of(pixels, self.given["steps"], self.given["batch_size"], **self.others)
         self.states = self.samples or (256 if pixels else 512)
-        groups = grouped(agent.probed(_blank(agent)))
+        groups = grouped(view(agent).probed(_blank(agent)))
         known = [*groups, *(place(name) for names in groups.values() if len(names) > 1 for name in names)]
         if unknown := [name for name in self.wanted if name not in (*known, "all")]:
             raise ValueError(

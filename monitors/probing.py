@@ -51,6 +51,7 @@ from ..agents.networks import Dropout, Injection, Layer, all_layers
 from ..agents.optimizers import Adam, OptimizerConfig
 from ..agents.replay import Batch
 from ..agents.stopping import heed
+from ..agents.views import view
 from ..common.moved import moved
 from ..common.ranges import AT_ONCE, Positive, Samples, SomeUpdates, at_least, check_numbers
 from ..common.seeds import derive_seed
@@ -303,7 +304,7 @@ def probe(
     budget = Budget.of(
         agent.observation.pixels, steps, batch_size, draws=draws, lr=lr, relative=relative, outputs=outputs
     )
-    initial = agent.twin() if control == "initial" else None
+    initial = agent.fresh_copy() if control == "initial" else None
     here = subjects(agent, batch, "replay", modules, initial)
     there = {} if next_batch is None else subjects(agent, next_batch, "next", modules, initial)
     probes = []
@@ -332,7 +333,7 @@ def subjects(
     Args:
         initial_agent: The agent with its initial weights, if its modules are the control.
     """
-    probed = agent.probed(batch)
+    probed = view(agent).probed(batch)
     names = list(probed) if modules is None else list(modules)
     if unknown := [name for name in names if name not in probed]:
         raise ValueError(
@@ -341,7 +342,7 @@ def subjects(
         )
     values = {kind: temporal_difference_targets(agent, batch)}
     memory = {p: state for _, optimizer in agent.optimizers() for p, state in optimizer.state.items()}
-    initial = {} if initial_agent is None else initial_agent.probed(batch)
+    initial = {} if initial_agent is None else view(initial_agent).probed(batch)
     action = batch.action if agent.action.discrete else None
     return {
         name: Subject(
@@ -362,7 +363,7 @@ def subjects(
 def temporal_difference_targets(agent: Agent, batch: Batch) -> Tensor:
     """r + gamma^n min Q⁻(s', a'), a' the greedy action, without an entropy bonus [N]; it draws no random number."""
     following = batch.replace(obs=batch.next_obs, action=agent.act(batch.next_obs))
-    return torch.addcmul(batch.reward, batch.discount, agent.values(following, target=True).amin(dim=0))
+    return torch.addcmul(batch.reward, batch.discount, view(agent).values(following, target=True).amin(dim=0))
 
 
 # --------------------------------------------------------------------------------------------------- experiment

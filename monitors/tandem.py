@@ -57,7 +57,7 @@ class Tandem(Monitor):
 
     def follow(self, run: Any) -> None:
         """Learn from the batch that the agent has just learnt from."""
-        self.passive.update(run.batch, run.clock)
+        self.passive.update(run.batch, self.passive.plan(run.clock))
 
     def between(self, run: Any) -> Iterator[Finding]:
         if run.fresh_envs is None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..agents.clock import Unit
+from ..agents.views import view
 from ..common.ranges import Period, Samples
 from .base import Monitor, MonitorContext, trigger
 
@@ -72,11 +73,11 @@ class Values(Monitor):
         if context.memory is None:
             return
         batch = context.batch(self.samples)
-        values = context.agent.values(batch)
+        values = view(context.agent).values(batch)
         yield "critic/q_mean", values.mean()
         yield "critic/q_std", values.mean(0).std(correction=0)
         yield "critic/q_abs_max", values.abs().max()
         if len(values) > 1:
             yield "critic/ensemble_disagreement", values.std(0, correction=0).mean()
         if context.agent.components["critic"].target is not None:
-            yield "critic/target_gap", (values - context.agent.values(batch, target=True)).abs().mean()
+            yield "critic/target_gap", (values - view(context.agent).values(batch, target=True)).abs().mean()

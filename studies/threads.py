@@ -78,7 +78,7 @@ def measure(given: int, seconds: float) -> dict[str, Any]:
     start = time.perf_counter()
     while (spent := time.perf_counter() - start) < seconds / 2:
         clock = clock.updated()
-        agent.update(batch, clock)
+        agent.update(batch, agent.plan(clock))
         made += 1
     return {
         "steps/s": steps,

@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 from pliant.agents import Agent, Batch, Clock
 from pliant.agents.hooks import Intervention
 from pliant.agents.networks import Layer
+from pliant.agents.views import view
 from pliant.interventions.core.surgery import MEMORY
 
 
@@ -49,13 +50,13 @@ class Stand:
     def act(self, activations: Mapping[str, Sequence[Tensor]] | None = None) -> None:
         """Let the agent's interventions act, on the memory's batch unless given activations."""
         if activations is None:
-            activations = self.agent.activations(self.memory.batch)
+            activations = view(self.agent).activations(self.memory.batch)
         self.agent.interventions.after_update(self, activations)
 
     def learn(self, steps: int = 1, episodes: int = 0) -> None:
         """Make a step and an update, then let the interventions act on it."""
         self.tick(steps, episodes)
-        update = self.agent.update(self.memory.batch, self.clock)
+        update = self.agent.update(self.memory.batch, self.agent.plan(self.clock))
         self.agent.interventions.after_update(self, update.activations)
 
 

@@ -12,6 +12,7 @@ from ...agents.agent import Agent
 from ...agents.clock import Every, Unit
 from ...agents.hooks import Effect, Intervention, Run, sample_like_training
 from ...agents.networks import Fourier
+from ...agents.views import view
 from ...common.moved import moved
 from .parts import Survey, chosen_layers, edited, survey
 from .surgery import Chosen, Optimizers, reinit_units_
@@ -29,6 +30,7 @@ class Recycler(Intervention):
     """
 
     effect: ClassVar[Effect] = "unit_surgery"
+    needs_view: bool = False  # it measures outputs or gradients on transitions from the replay
     former_parameters: ClassVar[Mapping[str, tuple[str, Mapping[Any, Any]]]] = {
         "ages": ("step_counts", {"own": "per_weight", "shared": "per_tensor"})
     }
@@ -49,6 +51,8 @@ class Recycler(Intervention):
         self.recycled: dict[str, Tensor] = {}
 
     def bind(self, agent: Agent) -> None:
+        if self.needs_view and isinstance(agent, Agent):  # an external network measures its own passes
+            view(agent, self.name)
         self.survey: Survey = survey(agent)
         names = chosen_layers(self.survey, self.on, self.name)
         graph = self.survey.graph
@@ -94,7 +98,7 @@ class Recycler(Intervention):
     ) -> dict[str, Tensor]:
         """Outputs by layer on `samples` transitions from the replay, or on the update's own batch if `samples` is 0."""
         if samples and run.memory is not None:
-            activations = run.agent.activations(sample_like_training(run, samples, self.generator))
+            activations = view(run.agent).activations(sample_like_training(run, samples, self.generator))
         return {name: h for name, h in self.survey.outputs(activations).items() if name in self.units}
 
     def recycle(self, chosen: Mapping[str, Chosen], *, outgoing: bool = True) -> None:

@@ -253,7 +253,7 @@ def inspect_agent(saved: Looked, monitors: Monitors, report: Report, *, seed: in
     batch = sample_like_training(run, agent.sampling(clock).batch_size, generator)
     monitors.before_update(run)
     with agent.drawing_from(generator):
-        update = agent.update(batch, clock)
+        update = agent.update(batch, agent.plan(clock))
     monitors.after_update(run, update)
     for arrived in monitors.arrive():
         for key, value in arrived.values.items():

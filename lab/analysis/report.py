@@ -157,6 +157,6 @@ def _first_update(envs: Envs, agent: Agent) -> int | None:
         for batch in memory.batches(agent.sampling(clock)):
             clock = clock.updated()
             with FlopCounterMode(display=False) as counter:
-                agent.update(batch, clock)
+                agent.update(batch, agent.plan(clock))
             return int(counter.get_total_flops())
     return None

@@ -19,6 +19,7 @@ from ...agents.hooks import sample_like_training
 from ...agents.optimizers import Adam, OptimizerConfig
 from ...agents.replay import Batch
 from ...agents.run import Run
+from ...agents.views import view
 from ...envs import make
 from ...interventions import INTERVENTIONS
 from ...interventions.core.spec import build
@@ -66,10 +67,10 @@ def injection() -> list[Row]:
         critic = run.agent.components["critic"]
         trained = sum(p.numel() for group in critic.optimizer.param_groups for p in group["params"])
         with torch.no_grad():
-            before = run.agent.values(batch)
+            before = view(run.agent).values(batch)
             weights = [p.clone() for p in critic.online.parameters()]
             part.inject(run.agent, 0)
-            after = run.agent.values(batch)
+            after = view(run.agent).values(batch)
         changed = float((after - before).abs().max())
         pairs = zip(critic.online.parameters(), weights, strict=True)
         moved = max(float((p.detach() - q).abs().max()) for p, q in pairs)
@@ -100,7 +101,7 @@ def adaptive_replay_ratio() -> list[Row]:
         "--agent dqn --env CartPole-v1", f"adaptive_replay_ratio(low=0.5, high=2.0, every={period}, of=updates)"
     )
     agent, clock, ratios = run.agent, Clock(), []
-    traces = agent.activations(_batch(agent))
+    traces = view(agent).activations(_batch(agent))
     for share in shares:
         clock = clock.stepped(1).updated()
         active = {name: [_active(h, share) for h in hs] for name, hs in traces.items()}

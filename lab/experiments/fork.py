@@ -47,6 +47,7 @@ from pliant.agents.hooks import Intervention, sample_like_training
 from pliant.agents.log import METRICS, TIMING, read_metrics
 from pliant.agents.progress import Progress as RunProgress
 from pliant.agents.run import Run
+from pliant.agents.views import view
 from pliant.common.files import read_json, write_whole
 from pliant.common.ranges import COUNTED, parameters_of
 from pliant.common.seeds import derive_seed
@@ -556,16 +557,19 @@ def _join(run: Run, plain: Agent, joining: int, specs: str) -> None:
     except (RuntimeError, ValueError) as error:
         raise BadInput(f"nothing has been learnt from yet at step {clock.steps}; fork later ({error})") from error
     with torch.no_grad():
-        pairs = [(agent.values(batch), plain.values(batch)), (agent.decisions(batch), plain.decisions(batch))]
+        pairs = [
+            (view(agent).values(batch), view(plain).values(batch)),
+            (view(agent).decisions(batch), view(plain).decisions(batch)),
+        ]
         if any(component.target is not None for component in agent.components.values()):
-            pairs.append((agent.values(batch, target=True), plain.values(batch, target=True)))
+            pairs.append((view(agent).values(batch, target=True), view(plain).values(batch, target=True)))
     if not all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs):
         raise BadInput(
             f"{specs} cannot be added to a trained network: it would change the network's outputs at once. "
             "Compare two runs from the start instead: pliant train --interventions"
         )
     with torch.no_grad():
-        activations = agent.activations(batch)
+        activations = view(agent).activations(batch)
     parts = list(agent.interventions)
     for part in parts[len(parts) - joining :]:
         part.added_late(run, activations)

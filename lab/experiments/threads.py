@@ -143,7 +143,7 @@ def updates_per_second(agent: Agent, batch_size: int, most: int, expected: float
         started, made = time.perf_counter(), 0
         while True:
             clock = clock.stepped(1).updated()
-            agent.update(batch, clock)
+            agent.update(batch, agent.plan(clock))
             made += 1
             if (spent := time.perf_counter() - started) >= at_least:
                 return spent, made

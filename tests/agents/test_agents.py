@@ -86,7 +86,7 @@ def train(agent: Agent, clock: Clock, updates: int) -> Clock:
         clock = clock.stepped(1)
         agent.act(observations(agent, 2, clock.steps), clock)
         clock = clock.updated()
-        agent.update(batch_for(agent, seed=clock.updates), clock)
+        agent.update(batch_for(agent, seed=clock.updates), agent.plan(clock))
     return clock
 
 
@@ -187,11 +187,11 @@ class TestEveryAgent:
                 clock = clock.stepped(20).updated()
                 agent.act(obs, clock)
                 agent.act(obs)
-                agent.update(batch, clock)
+                agent.update(batch, agent.plan(clock))
 
     def test_update_returns_device_scalars_errors_and_activations(self, name: str) -> None:
         agent = AGENTS[name]()
-        update = agent.update(batch_for(agent), Clock(updates=4))
+        update = agent.update(batch_for(agent), agent.plan(Clock(updates=4)))
         assert all(v.ndim == 0 and not v.requires_grad for v in update.metrics.values())
         assert update.td_error.shape == (8,) and (update.td_error >= 0).all()
         assert all(len(h) == 8 and not h.requires_grad for hs in update.activations.values() for h in hs)
@@ -256,7 +256,7 @@ def test_the_target_network_changes_only_at_its_period() -> None:
     equal = []
     for _ in range(6):
         clock = clock.stepped(1).updated()
-        agent.update(batch, clock)
+        agent.update(batch, agent.plan(clock))
         online, target = (m.advantage.linear.weight for m in (agent.critic.online, agent.critic.target))
         equal.append(torch.equal(online, target))
     assert equal == [False, False, True, False, False, True]
@@ -265,7 +265,7 @@ def test_the_target_network_changes_only_at_its_period() -> None:
 def test_soft_targets_move_by_tau() -> None:
     agent = linear_dqn(target_period=1, target_tau=0.25)
     old = agent.critic.target.advantage.linear.weight.clone()  # type: ignore[union-attr]
-    agent.update(transition([1.0, 2.0], 0, 0.5, [1.0, 2.0], 0.9), Clock(updates=1))
+    agent.update(transition([1.0, 2.0], 0, 0.5, [1.0, 2.0], 0.9), agent.plan(Clock(updates=1)))
     new, online = agent.critic.target.advantage.linear.weight, agent.critic.online.advantage.linear.weight  # type: ignore[union-attr]
     torch.testing.assert_close(new, 0.75 * old + 0.25 * online)
 
@@ -285,7 +285,7 @@ def test_the_fraction_of_random_actions_is_epsilon() -> None:
 
 def test_gradients_are_clipped_to_the_norm() -> None:
     agent = linear_dqn(optimizer=OptimizerConfig(lr=1e-3, max_grad_norm=0.5))
-    agent.update(transition([1.0, 2.0], 0, 0.5, [1.0, 2.0], 0.9), Clock(updates=1))
+    agent.update(transition([1.0, 2.0], 0, 0.5, [1.0, 2.0], 0.9), agent.plan(Clock(updates=1)))
     grads = [p.grad for p in agent.critic.online.parameters() if p.grad is not None]
     assert torch.linalg.vector_norm(torch.cat([g.flatten() for g in grads])).item() == pytest.approx(0.5, rel=1e-4)
 
@@ -343,7 +343,7 @@ def test_the_temperature_moves_towards_its_target_entropy() -> None:
 def test_the_temperature_loss_is_linear_in_alpha() -> None:
     """Eq. 18: its gradient with respect to log alpha is alpha times that of Stable-Baselines3's loss in log alpha."""
     agent = SAC((5,), BOX, replace(SAC_SMALL, initial_temperature=0.3, target_entropy=2.0))
-    entropy = agent.update(batch_for(agent), Clock(1, 1)).metrics["losses/entropy"]
+    entropy = agent.update(batch_for(agent), agent.plan(Clock(1, 1))).metrics["losses/entropy"]
     gradient = agent.temperature.log_alpha.grad
     assert gradient is not None and agent.target_entropy == 2.0 * agent.action.size
     torch.testing.assert_close(gradient, 0.3 * (entropy - agent.target_entropy))

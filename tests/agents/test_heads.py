@@ -584,7 +584,7 @@ def batch_for(agent: Agent, seed: int, reward: float | None = None, n: int = 16)
 def learn(agent: Agent, clock: Clock, updates: int, reward: float | None = None) -> Clock:
     for _ in range(updates):
         clock = clock.stepped(1).updated()
-        agent.update(batch_for(agent, clock.updates, reward), clock)
+        agent.update(batch_for(agent, clock.updates, reward), agent.plan(clock))
     return clock
 
 
@@ -623,7 +623,7 @@ def test_every_head_acts_updates_and_resumes(kind: str, form: str, tmp_path: Pat
     with no_wait():
         for acting in (None, clock):
             agent.act(obs, acting)
-        update = agent.update(batch, clock.updated())
+        update = agent.update(batch, agent.plan(clock.updated()))
     assert update.td_error.shape == (16,) and (update.td_error >= 0).all() and update.td_error.isfinite().all()
     assert all(metric.isfinite() for metric in update.metrics.values())
     agent.save(tmp_path / "agent.pt")

@@ -17,10 +17,11 @@ from torch.distributions import Categorical, Normal
 from pliant.agents import PPO, Clock, PPOConfig
 from pliant.agents.log import read_metrics
 from pliant.agents.networks import NetworkConfig
+from pliant.agents.normalisation import RunningNorm
 from pliant.agents.optimizers import OptimizerConfig
-from pliant.agents.ppo import RunningNorm
 from pliant.agents.rollout import Rollout
 from pliant.agents.run import Run
+from pliant.agents.views import view
 from pliant.common.spaces import ActionSpec, Episode, ObservationSpec, Step
 from pliant.scripts.main import main as pliant
 
@@ -51,7 +52,7 @@ def test_advantages_equal_those_of_a_plain_loop(lam: float) -> None:
     memory, steps, _ = filled(agent, length=40)
     assert any(s.terminated.any() for s in steps) and any(s.truncated.any() for s in steps)
     whole = memory.complete(0.9)
-    values = agent.values(whole)[0].double().view(40, 3)
+    values = view(agent).values(whole)[0].double().view(40, 3)
     values = values.detach()
     with torch.no_grad():
         final = torch.stack([agent.head.value(agent.critic.online(torch.from_numpy(s.final_obs))) for s in steps])
@@ -152,7 +153,7 @@ def test_the_loss_is_the_weighted_sum_of_policy_clipped_value_and_entropy() -> N
     batch = memory.complete(0.9)
     batch = batch.replace(value=batch.value + 0.5)
     loss, parts, error, _ = agent.loss(batch)
-    value = agent.values(batch)[0].detach()
+    value = view(agent).values(batch)[0].detach()
     near = batch.value + (value - batch.value).clamp(-0.1, 0.1)
     worse = torch.maximum(0.5 * (value - batch.ret) ** 2, 0.5 * (near - batch.ret) ** 2).mean()
     assert parts["losses/value_loss"].item() == pytest.approx(worse.item(), rel=1e-5)
@@ -246,7 +247,7 @@ def test_the_learning_rate_falls_to_zero() -> None:
     batch = memory.complete(0.9)
     for steps, expected in ((0, 0.01), (50, 0.005), (100, 0.0), (150, 0.0)):
         before = agent.critic.online.output.linear.weight.detach().clone()
-        agent.update(batch, Clock(steps=steps, updates=1))
+        agent.update(batch, agent.plan(Clock(steps=steps, updates=1)))
         assert agent.critic.optimizer.param_groups[0]["lr"] == pytest.approx(expected)
         assert torch.equal(before, agent.critic.online.output.linear.weight) == (expected == 0.0)
 
@@ -256,7 +257,7 @@ def test_with_images_the_actor_uses_and_trains_the_critics_features() -> None:
     memory, _, _ = filled(agent)
     batch = memory.complete(0.9)
     before = agent.critic.online.encoder.blocks[0].linear.weight.detach().clone()
-    agent.update(batch, Clock(updates=1))
+    agent.update(batch, agent.plan(Clock(updates=1)))
     assert not torch.equal(before, agent.critic.online.encoder.blocks[0].linear.weight)
     fresh: Any = ppo(MINATAR, DISCRETE)()
     weight = fresh.actor.online.output.linear.weight.detach()
@@ -357,12 +358,12 @@ def test_values_are_compared_with_returns_of_the_policy_that_they_evaluate(actio
     """This is the policy of training, not the greedy policy, with the caller's generator and the unit of the values."""
     agent: Any = ppo(VECTOR, action, scale_rewards=True)(seed=4)
     obs, before = torch.zeros(2_000, 5), agent.generator.get_state()
-    drawn, bonus = agent.valued_policy(obs, torch.Generator().manual_seed(1))
-    again, _ = agent.valued_policy(obs, torch.Generator().manual_seed(1))
+    drawn, bonus = view(agent).policy(obs, torch.Generator().manual_seed(1))
+    again, _ = view(agent).policy(obs, torch.Generator().manual_seed(1))
     assert torch.equal(drawn, again) and not drawn.eq(agent.act(obs)).all() and not bonus.any()
     assert torch.equal(agent.generator.get_state(), before)
     agent.returns.see(torch.tensor([0.0, 8.0]))
-    assert agent.scaled_rewards(np.array([2.0, -400.0])) == pytest.approx([0.5, -10.0])
+    assert view(agent).scaled_rewards(np.array([2.0, -400.0])) == pytest.approx([0.5, -10.0])
 
 
 def test_the_atari_preset_is_the_papers_and_the_minatar_preset_is_not() -> None:
@@ -374,8 +375,8 @@ def test_the_atari_preset_is_the_papers_and_the_minatar_preset_is_not() -> None:
     agent: Any = ppo(VECTOR, DISCRETE)()
     memory, _, _ = filled(agent)
     batch = memory.complete(0.9)
-    squared = (agent.values(batch)[0] - batch.ret).square().mean().item()
+    squared = (view(agent).values(batch)[0] - batch.ret).square().mean().item()
     for preset, weight in ((atari, 1.0), (minatar, 0.25)):
         agent.config = replace(agent.config, value_weight=preset.value_weight)
-        assert agent.losses(batch, 0)["critic"]().item() == pytest.approx(weight * squared, rel=1e-5)
+        assert view(agent).loss_functions(batch, 0)["critic"]().item() == pytest.approx(weight * squared, rel=1e-5)
     assert (minatar.epochs, minatar.reward_clip, minatar.network.hidden) == (4, 0.0, (128,))

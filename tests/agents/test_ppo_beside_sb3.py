@@ -160,7 +160,7 @@ def test_losses_and_clipped_gradients_are_equal(discrete: bool) -> None:
     """The gradients are compared after clipping, which was necessary."""
     pair = make(discrete, batch=LENGTH * ENVS, epochs=1)
     pair.theirs.train()
-    update = pair.ours.update(pair.whole, Clock(steps=LENGTH * ENVS, updates=1))
+    update = pair.ours.update(pair.whole, pair.ours.plan(Clock(steps=LENGTH * ENVS, updates=1)))
     logged = pair.theirs.logger.name_to_value
     for ours, theirs, weight in (
         ("policy_loss", "policy_gradient_loss", 1.0),
@@ -195,7 +195,7 @@ def test_the_weights_are_equal_after_three_passes_in_the_same_order(discrete: bo
         for begin in range(0, size, BATCH):
             clock = clock.updated()
             batch = pair.whole.take(places[begin : begin + BATCH])
-            update = pair.ours.update(batch, clock)
+            update = pair.ours.update(batch, pair.ours.plan(clock))
             fractions.append(update.metrics["losses/clip_fraction"].item())
             divergences.append(update.metrics["losses/approx_kl"].item())
             sizes.append(len(batch.reward))
@@ -262,6 +262,6 @@ def test_the_learning_rate_decreases_equally() -> None:
         theirs._update_current_progress_remaining(steps, 100)
         theirs._update_learning_rate(theirs.policy.optimizer)
         memory.filled = 20
-        ours.update(memory.complete(0.9), Clock(steps=steps, updates=1))
+        ours.update(memory.complete(0.9), ours.plan(Clock(steps=steps, updates=1)))
         expected = theirs.policy.optimizer.param_groups[0]["lr"]
         assert ours.critic.optimizer.param_groups[0]["lr"] == pytest.approx(expected, abs=1e-12)

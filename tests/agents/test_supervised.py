@@ -22,6 +22,7 @@ from pliant.agents.networks import NetworkConfig
 from pliant.agents.optimizers import OptimizerConfig
 from pliant.agents.run import Run
 from pliant.agents.stream import Samples
+from pliant.agents.views import view
 from pliant.common.spaces import ActionSpec, ObservationSpec, Step
 from pliant.envs import EnvConfig, make
 from pliant.interventions import INTERVENTIONS
@@ -53,7 +54,7 @@ def linear(action: ActionSpec, **changes: Any) -> tuple[Supervised, Tensor, Tens
 def test_cross_entropy_loss_and_gradient_equal_their_closed_form() -> None:
     agent, weight, bias = linear(DISCRETE)
     x, target = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 2, 1, 0, 1])
-    update = agent.update(batch_of(x, target), Clock().updated())
+    update = agent.update(batch_of(x, target), agent.plan(Clock().updated()))
     logits = x @ weight.T + bias
     share = logits.exp() / logits.exp().sum(1, keepdim=True)
     each = -share[torch.arange(7), target].log()
@@ -72,7 +73,7 @@ def test_the_loss_of_numbers_is_half_the_mean_squared_error() -> None:
     agent, weight, bias = linear(BOX)
     g = torch.Generator().manual_seed(0)
     x, target = torch.randn(7, 5, generator=g), torch.randn(7, 2, generator=g)
-    update = agent.update(batch_of(x, target), Clock().updated())
+    update = agent.update(batch_of(x, target), agent.plan(Clock().updated()))
     error = x @ weight.T + bias - target
     torch.testing.assert_close(update.metrics["losses/loss"], error.square().mean() / 2)
     torch.testing.assert_close(update.metrics["losses/squared_error"], error.square().mean())
@@ -88,9 +89,9 @@ def test_numbers_are_learnt_by_every_head_for_scalars(loss: str) -> None:
     target = torch.stack([x[:, 0], x[:, 1] - x[:, 2]], dim=1)
     for _ in range(300):
         clock = clock.stepped(32).updated()
-        agent.update(batch_of(x, target), clock)
+        agent.update(batch_of(x, target), agent.plan(clock))
     assert agent.act(x).shape == (32, 2) and (agent.act(x) - target).square().mean() < 0.1
-    values = agent.values(batch_of(x, target))
+    values = view(agent).values(batch_of(x, target))
     torch.testing.assert_close(values, agent.act(x).mean(1).unsqueeze(0))
 
 
@@ -107,12 +108,14 @@ def test_values_are_logits_minus_their_mean() -> None:
     agent, weight, bias = linear(DISCRETE)
     x, target = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1, 2])
     logits = x @ weight.T + bias
-    torch.testing.assert_close(agent.values(batch_of(x, target))[0], logits[torch.arange(6), target] - logits.mean(1))
-    before, after = agent.decisions(batch_of(x, target)), torch.tensor([0, 0, 0, 0, 0, 0])
-    assert agent.policy_churn(before, after) == (before != 0).float().mean()
+    torch.testing.assert_close(
+        view(agent).values(batch_of(x, target))[0], logits[torch.arange(6), target] - logits.mean(1)
+    )
+    before, after = view(agent).decisions(batch_of(x, target)), torch.tensor([0, 0, 0, 0, 0, 0])
+    assert view(agent).policy_churn(before, after) == (before != 0).float().mean()
     numbers = linear(BOX)[0]
     a, b = torch.zeros(4, 2), torch.full((4, 2), 3.0)
-    assert numbers.policy_churn(a, b) == 9.0
+    assert view(numbers).policy_churn(a, b) == 9.0
 
 
 def test_random_labels_are_memorised() -> None:
@@ -272,7 +275,7 @@ def test_environments_without_targets_are_refused() -> None:
 
 def test_an_image_learner_has_an_encoder() -> None:
     agent = Supervised(IMAGE, DISCRETE, SupervisedConfig(network=NetworkConfig(body="drq", width=0.1, hidden=(8,))))
-    assert set(agent.probed(batch_of(agent.blank(), torch.zeros(1).long()))) == {"critic", "encoder"}
+    assert set(view(agent).probed(batch_of(agent.blank(), torch.zeros(1).long()))) == {"critic", "encoder"}
     assert watch(agent, "all").parts
 
 

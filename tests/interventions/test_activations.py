@@ -15,6 +15,7 @@ from torch import Generator, Tensor, nn
 
 from pliant.agents import DQN, Agent
 from pliant.agents.networks import ACTIVATIONS, COPIES, CReLU, Fourier, Layer, NetworkConfig, QNetwork, hidden_layers
+from pliant.agents.views import view
 from pliant.interventions import INTERVENTIONS
 from pliant.interventions.core.recycling import magnitude
 from pliant.interventions.core.spec import build
@@ -141,7 +142,7 @@ def is_affine(agent: Agent, component: str) -> bool:
 
     def said(obs: Tensor) -> Tensor:
         obs = obs.to(agent.observation.dtype)
-        found = agent.predictions(component, obs, batch.action[:8])
+        found = view(agent).predictions(component, obs, batch.action[:8])
         return (found[0] if component == "actor" and found.ndim == 3 else found).double()
 
     middle, ends = said((x + y) / 2), (said(x) + said(y)) / 2

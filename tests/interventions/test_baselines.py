@@ -29,6 +29,7 @@ from torch import Generator, Tensor
 from pliant.agents import Agent, Clock, Intervention
 from pliant.agents.optimizers import OptimizerConfig
 from pliant.agents.run import Run
+from pliant.agents.views import view
 from pliant.common.seeds import derive_seed
 from pliant.interventions import INTERVENTIONS
 from pliant.interventions.continual_backprop import ContinualBackprop
@@ -114,14 +115,14 @@ def test_it_acts_at_the_task_boundary_and_learns_from_later_transitions() -> Non
     assert steps == [*first, *(step + 20 for step in first), 50, 50]
     assert all(first >= 20 for step, first, _ in seen if 20 < step <= 40)
     assert all(first >= 40 for step, first, _ in seen if step > 40)
-    assert min(first for step, first, _ in seen if step <= 20) < 4 and run.agent.born == 40
+    assert min(first for step, first, _ in seen if step <= 20) < 4 and run.agent.initialised_at == 40
 
 
 def test_with_kept_memory_learning_continues_without_a_break() -> None:
     run = run_of("dqn", "fresh_agent(every=20, memory=keep)")
     seen = learnt(run, 20)
     assert [step for step, _, _ in seen] == [s for s in range(10, 41, 2) for _ in range(2)]
-    assert min(first for step, first, _ in seen if step > 20) < 10 and run.agent.born == 0
+    assert min(first for step, first, _ in seen if step > 20) < 10 and run.agent.initialised_at == 0
 
 
 @pytest.mark.parametrize(
@@ -131,15 +132,15 @@ def test_with_kept_memory_learning_continues_without_a_break() -> None:
 def test_exploration_restarts_with_an_empty_memory_or_on_request(options: str, born: int) -> None:
     run = run_of(dqn(VECTOR, epsilon_steps=4, epsilon_end=0.0), f"fresh_agent(every=20{options})")
     take_steps(run, 9)
-    assert run.agent.epsilon(run.clock) == 0.0 and run.agent.born == 0  # type: ignore[attr-defined]
+    assert run.agent.epsilon(run.clock) == 0.0 and run.agent.initialised_at == 0  # type: ignore[attr-defined]
     take_steps(run, 1)
-    assert run.agent.born == born
+    assert run.agent.initialised_at == born
     for steps, epsilon in ((20, 1.0), (27, 1.0), (28, 1.0), (30, 0.5), (32, 0.0)) if born else ((20, 0.0), (28, 0.0)):
         assert run.agent.epsilon(Clock(steps)) == epsilon  # type: ignore[attr-defined]
     state = saved(run)
     other = run_of(dqn(VECTOR, epsilon_steps=4, epsilon_end=0.0), f"fresh_agent(every=20{options})", seed=3)
     resume(other, state)
-    assert other.agent.born == born and not differences(saved(other), state)
+    assert other.agent.initialised_at == born and not differences(saved(other), state)
 
 
 def test_sac_tries_actions_at_random_again() -> None:
@@ -165,7 +166,7 @@ def test_a_rollout_across_a_task_boundary_is_discarded() -> None:
             observed.append((int(agent.seen.count), int(agent.returns.count)))
             carried.append(bool(run.memory.carry.any()))  # type: ignore[attr-defined]
     # Two passes of two minibatches; a reinitialisation cancels all but the first.
-    assert counts == [(6, 4), (12, 1), (18, 1), (24, 1)] and agent.born == 24
+    assert counts == [(6, 4), (12, 1), (18, 1), (24, 1)] and agent.initialised_at == 24
     # The new agent's statistics are empty; they do not include the rollout of the earlier agent.
     assert observed == [(6, 6), (0, 0), (0, 0), (0, 0)]
     # The discounted returns behind its reward scale restart too.
@@ -190,7 +191,7 @@ def test_it_resumes_between_a_reinitialisation_and_the_first_update(agent: str) 
     straight, stopped = run_of(agent, word), run_of(agent, word)
     take_steps(straight, 26)
     take_steps(stopped, 13)
-    assert stopped.agent.born == 24
+    assert stopped.agent.initialised_at == 24
     resumed = run_of(agent, word, seed=9)
     resume(resumed, saved(stopped))
     take_steps(resumed, 13)
@@ -232,7 +233,7 @@ def test_later_methods_still_get_batches_after_a_reinitialisation() -> None:
         words = "fresh_agent(every=2, of=updates)", "redo(every=1, samples=8)", "regrama(every=1, samples=8)"
         run = run_of(agent, *words)
         take_steps(run, 12)
-        assert run.agent.born > 0
+        assert run.agent.initialised_at > 0
 
 
 def test_other_methods_lose_their_state_about_the_earlier_agent() -> None:
@@ -437,7 +438,7 @@ def test_the_placebo_moves_every_tensor_as_far_in_another_direction(agent: str, 
         run.clock = run.clock.stepped(1).updated()
         with no_wait():
             batch = run.memory.sample(8, generator=Generator())
-            run.agent.interventions.after_update(run, run.agent.activations(batch))
+            run.agent.interventions.after_update(run, view(run.agent).activations(batch))
         treated.append(changes(run.agent, before))
     assert not differences(networks(real.agent)["optimizers"], networks(placebo.agent)["optimizers"])
     moved = 0
@@ -574,8 +575,8 @@ def test_the_log_shows_exploration_and_values_separately() -> None:
 def test_magnitudes_are_means_of_absolute_values() -> None:
     agent: Any = AGENTS["sac"]()
     batch = Stand(agent).memory.batch
-    values = agent.values(batch)
-    metrics = agent.update(batch, Clock(9, 1)).metrics
+    values = view(agent).values(batch)
+    metrics = agent.update(batch, agent.plan(Clock(9, 1))).metrics
     torch.testing.assert_close(metrics["losses/q_magnitude"], values.abs().mean().detach())
 
 

@@ -277,8 +277,8 @@ def test_an_update_learns_from_shifted_images() -> None:
     only(agent).seed(5, agent.device)
     made = agent.interventions.transform_batch(before)
     only(agent).seed(5, agent.device)
-    agent.update(before, stand.tick().clock)
-    plain.update(made, stand.clock)
+    agent.update(before, agent.plan(stand.tick().clock))
+    plain.update(made, plain.plan(stand.clock))
     for mine, theirs in zip(agent.critic.online.parameters(), plain.critic.online.parameters(), strict=True):  # type: ignore[attr-defined]
         assert torch.equal(mine, theirs)
     assert after.obs.shape == before.obs.shape

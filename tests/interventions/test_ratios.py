@@ -24,6 +24,7 @@ from pliant.agents import DQN, SAC, Agent, DQNConfig, Intervention
 from pliant.agents.clock import Sampling
 from pliant.agents.networks import NetworkConfig
 from pliant.agents.run import Run
+from pliant.agents.views import view
 from pliant.common.spaces import ActionSpec, Episode, ObservationSpec, Step
 from pliant.interventions.adaptive_replay_ratio import AdaptiveReplayRatio
 from pliant.interventions.replay_ratio import ReplayRatio
@@ -311,7 +312,7 @@ def test_the_share_is_pooled_over_the_value_functions_hidden_layers_alone() -> N
     network = NetworkConfig(body="drq", width=0.25, hidden=(7, 30))
     agent: Agent = SAC(SMALL_PIXELS, BOX, replace(SAC_SMALL, network=network), interventions=[AdaptiveReplayRatio()])
     stand = Stand(agent)
-    trace = agent.activations(stand.memory.batch)["critic"]
+    trace = view(agent).activations(stand.memory.batch)["critic"]
     assert len(trace) == 4 + 1 + 2 * 2
     own = torch.cat([h.flatten() for h in trace[5:]])
     stand.tick().act()

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from pliant.agents import DQN, SAC, Agent, Clock, DQNConfig, Intervention
 from pliant.agents.networks import Layer, NetworkConfig
 from pliant.agents.optimizers import OptimizerConfig
+from pliant.agents.views import view
 from pliant.common.spaces import ObservationSpec
 from pliant.interventions.bbf import BBF
 from pliant.interventions.continual_backprop import ContinualBackprop
@@ -72,7 +73,7 @@ def golden(**options: Any) -> tuple[DQN, Stand]:
 
 def test_redo_scores_the_golden_network() -> None:
     agent, stand = golden()
-    h = agent.activations(stand.memory.batch)["critic"][0]
+    h = view(agent).activations(stand.memory.batch)["critic"][0]
     a = magnitude(layer_of(agent, FIRST), h)
     assert a.tolist() == [2.0, 1.0, 0.0]
     torch.testing.assert_close(dormancy_score(a), torch.tensor([2.0, 1.0, 0.0]))
@@ -356,7 +357,7 @@ def test_parts_without_units_are_refused(kind: type[Recycler]) -> None:
 def test_not_even_the_first_event_makes_the_host_wait(part: Callable[[], Recycler], name: str) -> None:
     agent = DEAD[name](part())
     stand = Stand(agent)
-    activations = agent.activations(stand.memory.batch)
+    activations = view(agent).activations(stand.memory.batch)
     with no_wait():
         only(agent).after_update(stand.tick(), activations)
     assert only(agent).measurements()
@@ -388,9 +389,9 @@ def changed_rows(agent: DQN, act: Callable[[], None]) -> list[bool]:
 @pytest.mark.parametrize("mode", ["unit", "weight_grad"])
 def test_a_unit_that_is_on_but_unread_is_active_to_redo_and_inactive_to_regrama(mode: str) -> None:
     agent, stand = two_units(mode, [[1.0], [1.0]], [0.0, 0.0], [[1.0, 0.0], [1.0, 0.0]])
-    h = agent.activations(stand.memory.batch)["critic"][0]
+    h = view(agent).activations(stand.memory.batch)["critic"][0]
     assert dormancy_score(magnitude(layer_of(agent, FIRST), h)).tolist() == pytest.approx([1.0, 1.0])
-    agent.update(stand.memory.batch, stand.tick().clock)
+    agent.update(stand.memory.batch, agent.plan(stand.tick().clock))
     put_(layer_of(agent, OUT), [[1.0, 0.0], [1.0, 0.0]])  # the update itself has begun to read it
     assert changed_rows(agent, stand.act) == [False, True]
 
@@ -399,7 +400,7 @@ def test_a_unit_that_is_on_but_unread_is_active_to_redo_and_inactive_to_regrama(
 def test_a_dead_unit_has_a_gradient_that_its_weights_do_not_get(mode: str, recycled: list[bool]) -> None:
     """The loss has a gradient with respect to a dead unit's output, but its weights get none: the two modes differ."""
     agent, stand = two_units(mode, [[1.0], [-1.0]], [0.0, 0.0], [[1.0, 1.0], [1.0, 1.0]])
-    agent.update(stand.memory.batch, stand.tick().clock)
+    agent.update(stand.memory.batch, agent.plan(stand.tick().clock))
     assert changed_rows(agent, stand.act) == recycled
 
 
@@ -410,7 +411,7 @@ def test_samples_that_cancel_make_an_active_unit_look_inactive_by_its_weights(mo
     # Inputs 1 and -1 give h = (1, 1) and (0, 1), q = 2 and 1: errors of -8 and -8 pull unit 1's weight by -8 and +8.
     obs, reward = torch.tensor([[1.0], [-1.0]]), torch.tensor([10.0, 9.0])
     stand.memory.batch = stand.memory.batch.replace(obs=obs, reward=reward)
-    agent.update(stand.memory.batch, stand.tick().clock)
+    agent.update(stand.memory.batch, agent.plan(stand.tick().clock))
     gradient = layer_of(agent, FIRST).linear.weight.grad
     assert gradient is not None and gradient.flatten().tolist() == [-4.0, 0.0]
     assert changed_rows(agent, stand.act) == recycled
@@ -532,7 +533,7 @@ def test_measuring_gradients_leaves_no_trace() -> None:
     config = replace(SAC_SMALL, network=network, dropout=0.2, critics=3, target_critics=2)
     agent = SAC((5,), BOX, config, interventions=[ReGraMa(tau=0.0, every=1, on="all")])
     stand = Stand(agent)
-    agent.update(stand.memory.batch, stand.tick().clock)
+    agent.update(stand.memory.batch, agent.plan(stand.tick().clock))
     before = {n: m.state_dict() for n, m in agent.modules()}
     before = copy.deepcopy({n: s for n, s in before.items() if n != "interventions"})
     gradients = [
@@ -626,7 +627,7 @@ def test_the_utility_of_a_channel_adds_up_its_positions() -> None:
     agent = on_pixels(ContinualBackprop(0.0, maturity=0, decay=0.0, on="encoder"), hidden=(5,))
     part, stand = only(agent), Stand(agent)
     name = "critic.encoder.blocks.0"
-    h = agent.activations(stand.memory.batch)["critic"][0]
+    h = view(agent).activations(stand.memory.batch)["critic"][0]
     stand.tick().act()
     weight = agent.critic.online.head.layers[0].linear.weight.detach()  # type: ignore[union-attr]
     outgoing = weight.abs().sum(0).view(16, 64)
@@ -637,7 +638,7 @@ def test_the_utility_of_two_copies_is_the_sum_of_theirs() -> None:
     network = NetworkConfig(hidden=(3,), activation="crelu")
     agent = dqn(ContinualBackprop(0.0, maturity=0, decay=0.0), network=network)
     stand, out = Stand(agent), layer_of(agent, OUT).linear.weight.detach()
-    h = agent.activations(stand.memory.batch)["critic"][0]
+    h = view(agent).activations(stand.memory.batch)["critic"][0]
     stand.tick().act()
     per_copy = h.mean(0) * out.abs().sum(0)
     torch.testing.assert_close(memory(only(agent), "utility"), per_copy[:3] + per_copy[3:])
@@ -651,7 +652,7 @@ def test_all_consumers_of_a_unit_count() -> None:
         interventions=[ContinualBackprop(0.0, maturity=0, decay=0.0, on="encoder")],
     )
     stand, online = Stand(agent), agent.critic.online
-    h = agent.activations(stand.memory.batch)["critic"][0].mean(0).view(16, 64)
+    h = view(agent).activations(stand.memory.batch)["critic"][0].mean(0).view(16, 64)
     stand.tick().act()
     outgoing = sum(
         m.layers[0].linear.weight.detach().abs().sum(0).view(16, 64)  # type: ignore[union-attr, operator]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pliant.agents import DQN, SAC, Agent, Batch, Clock, Supervised, SupervisedConfig
 from pliant.agents.networks import Layer, NetworkConfig, all_layers
 from pliant.agents.optimizers import OptimizerConfig, step
+from pliant.agents.views import view
 from pliant.interventions import INTERVENTIONS, attach
 from pliant.interventions.chain import Chain
 from pliant.interventions.core.parts import Survey
@@ -328,7 +329,7 @@ class TestSpectral:
             index = torch.randint(640, (64,), generator=g)
             zeros = torch.zeros(64)
             batch = Batch(obs[index], labels[index], zeros, zeros, obs[index], zeros + 1, index)
-            agent.update(batch, Clock(updates, updates + 1))
+            agent.update(batch, agent.plan(Clock(updates, updates + 1)))
         assert min(lags) > -1e-5 and least < torch.tensor(lags).median() < most
 
     def test_a_zero_layer_recovers_its_singular_vector(self) -> None:
@@ -454,7 +455,7 @@ class TestEveryPenalty:
             for _ in range(3):
                 calls.clear()
                 stand.tick()
-                update = made_.update(stand.memory.batch, stand.clock)
+                update = made_.update(stand.memory.batch, made_.plan(stand.clock))
                 loss = dict(part.measurements())
                 made_.interventions.after_update(stand, update.activations)  # type: ignore[arg-type]
             assert sorted(calls) == sorted(c for c in made_.components if c != "temperature")
@@ -632,7 +633,7 @@ class TestChain:
         parts = made("chain(samples=8)", "ppo")[0]
         stand = Stand(parts)
         stand.learn()
-        update = parts.update(stand.memory.batch, stand.tick().clock)
+        update = parts.update(stand.memory.batch, parts.plan(stand.tick().clock))
         own = parts.unpenalised["critic"], parts.unpenalised["actor"]
         assert own[0] == parts.config.value_weight * update.metrics["losses/value_loss"]  # type: ignore[attr-defined]
         assert own[1] == update.metrics["losses/policy_loss"]
@@ -715,13 +716,13 @@ def test_predictions_match_the_agents_outputs() -> None:
         batch = batch_for(agent)
         networks = {c: other.components[c].online for c in other.components}
         for component in (c for c in agent.components if c != "temperature"):
-            mine = agent.predictions(component, batch.obs, batch.action)
-            theirs = agent.predictions(component, batch.obs, batch.action, networks)
-            assert torch.equal(theirs, other.predictions(component, batch.obs, batch.action))
+            mine = view(agent).predictions(component, batch.obs, batch.action)
+            theirs = view(agent).predictions(component, batch.obs, batch.action, networks)
+            assert torch.equal(theirs, view(other).predictions(component, batch.obs, batch.action))
             assert not torch.equal(mine, theirs) and mine.requires_grad
             if component == "actor":
-                assert torch.equal(mine, agent.decisions(batch))
+                assert torch.equal(mine, view(agent).decisions(batch))
     agent = EVERYWHERE["dqn"]()
-    taken = agent.predictions("critic", batch_for(agent).obs, batch_for(agent).action)
-    values = agent.values(batch_for(agent))[0]
+    taken = view(agent).predictions("critic", batch_for(agent).obs, batch_for(agent).action)
+    values = view(agent).values(batch_for(agent))[0]
     assert torch.equal(taken.gather(1, batch_for(agent).action[:, None]).squeeze(1), values)

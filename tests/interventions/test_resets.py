@@ -66,7 +66,7 @@ def trained(make: Make, *parts: Intervention, updates: int = 3, **options: Any) 
     stand = Stand(agent)
     for k in range(updates):
         stand.memory.batch = batch_for(agent, seed=k)
-        agent.update(stand.memory.batch, stand.tick().clock)
+        agent.update(stand.memory.batch, agent.plan(stand.tick().clock))
     return agent, stand
 
 
@@ -117,7 +117,7 @@ def test_reset_layers_continue_to_learn(name: str) -> None:
     held = {id(p) for _, o in agent.optimizers() for g in o.param_groups for p in g["params"]}
     assert held == {id(p) for _, m in agent.modules() for p in m.parameters() if p.requires_grad}
     before = modules(agent)
-    agent.update(batch_for(agent, 32, seed=9), stand.tick().clock)
+    agent.update(batch_for(agent, 32, seed=9), agent.plan(stand.tick().clock))
     now = modules(agent)
     for module in (k for k in now if ".target" not in k):
         still = [key for key in now[module] if torch.equal(now[module][key], before[module][key])]
@@ -378,7 +378,7 @@ def test_initial_noise_is_the_initial_weights_and_changes_no_new_network() -> No
     for key, value in modules(agent)["critic.online"].items():
         torch.testing.assert_close(value, born[key])
     for k in range(3):
-        agent.update(batch_for(agent, seed=k), stand.tick().clock)
+        agent.update(batch_for(agent, seed=k), agent.plan(stand.tick().clock))
     trained_weights = modules(agent)["critic.online"]
     act(stand)
     for key, value in modules(agent)["critic.online"].items():
@@ -649,7 +649,7 @@ def test_an_injection_changes_no_prediction_and_neither_does_a_second_one(name: 
         assert only(agent).measurements()["interventions/plasticity_injection_heads"] >= 1
         for old, new in zip(before, says(agent), strict=True):
             assert torch.equal(old, new)
-        agent.update(batch_for(agent, seed=8), stand.tick().clock)
+        agent.update(batch_for(agent, seed=8), agent.plan(stand.tick().clock))
         assert not torch.equal(says(agent)[0], before[0])
 
 
@@ -702,7 +702,7 @@ def test_only_the_new_head_and_the_encoder_move_afterwards(name: str) -> None:
     critic = agent.components["critic"].online
     before = parameters(critic)
     for k in range(3):
-        agent.update(batch_for(agent, seed=20 + k), stand.tick().clock)
+        agent.update(batch_for(agent, seed=20 + k), agent.plan(stand.tick().clock))
     frozen = {id(p) for which in ("old", "born") for p in copies(critic, which, 0).values()}
     assert frozen
     for key, p in critic.named_parameters():
@@ -713,7 +713,7 @@ def test_the_encoder_is_trained_through_all_three_heads() -> None:
     agent, stand = trained(INJECTED["dqn, dueling, minatar, crelu"], PlasticityInjection((4,), "updates"))
     act(stand)
     for k in range(2):
-        agent.update(batch_for(agent, seed=20 + k), stand.tick().clock)
+        agent.update(batch_for(agent, seed=20 + k), agent.plan(stand.tick().clock))
     network, obs = agent.components["critic"].online, batch_for(agent).obs
     encoder, direction = list(network.encoder.parameters()), torch.randn(8, 3, 1, generator=Generator().manual_seed(1))
     gradients = torch.autograd.grad((network(obs) * direction).sum(), encoder)
@@ -739,7 +739,7 @@ def test_the_target_takes_over_frozen_heads_when_it_follows(name: str) -> None:
     act(stand)  # update 5
     old = {k: p.clone() for k, p in copies(critic.target, "old", 0).items()}
     assert any(not torch.equal(p, copies(critic.online, "old", 0)[k]) for k, p in old.items())
-    agent.update(batch_for(agent, seed=20), stand.tick().clock)  # update 6: also the beat of a hard copy
+    agent.update(batch_for(agent, seed=20), agent.plan(stand.tick().clock))  # update 6: also the beat of a hard copy
     tau = agent.config.target_tau
     for which in ("old", "born"):
         for key, p in copies(critic.target, which, 0).items():

@@ -18,6 +18,7 @@ from torch import nn
 
 from pliant.agents import DQN, PPO, Agent, Clock, Supervised
 from pliant.agents.checkpoint import Checkpoints
+from pliant.agents.views import view
 from pliant.common.seeds import derive_seed
 from pliant.common.spaces import ObservationSpec
 from pliant.envs import make
@@ -117,7 +118,7 @@ def test_the_report_on_a_run_agrees_with_direct_computation(run: Path, tmp_path:
     c, old = agent.config, [p.detach().double().clone() for p in agent.critic.online.parameters()]
     known = Known.of(agent)
     generator = torch.Generator().manual_seed(derive_seed(5, "inspect"))
-    update = agent.update(memory.sample(c.batch_size, c.n_step, c.gamma, generator=generator), clock)
+    update = agent.update(memory.sample(c.batch_size, c.n_step, c.gamma, generator=generator), agent.plan(clock))
     new = [p.detach().double() for p in agent.critic.online.parameters()]
     untrained = DQN(agent.observation, agent.action, c, seed=agent.seed).critic.online
     initial = [p.detach().double() for p in untrained.parameters()]
@@ -134,7 +135,7 @@ def test_the_report_on_a_run_agrees_with_direct_computation(run: Path, tmp_path:
     changed = norm(less(new, old))
     assert metrics["critic/update_to_weight"] == pytest.approx(changed / norm(old), rel=1e-3)
     context = MonitorContext(agent, clock, memory, known, update)
-    h = agent.activations(context.batch(200))["critic"]
+    h = view(agent).activations(context.batch(200))["critic"]
     dead = [float((x.abs().amax(0) == 0).float().mean()) for x in h]
     assert [metrics[f"critic.head.layers.{i}/dead_fraction"] for i in range(2)] == pytest.approx(dead)
     probed = probe(agent, context.batch(64, "probe"), steps=4, draws=3, batch_size=16, seed=context.seed("probe"))[

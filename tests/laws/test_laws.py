@@ -37,6 +37,7 @@ from pliant.agents import PPO, Agent, Every, Supervised
 from pliant.agents.hooks import EFFECTS, Effect
 from pliant.agents.networks import Layer
 from pliant.agents.run import Run
+from pliant.agents.views import view
 from pliant.interventions import INTERVENTIONS, attach
 from pliant.interventions.core.parts import survey
 from pliant.interventions.core.recycling import Recycler
@@ -372,7 +373,7 @@ def test_recycling_dead_units_changes_no_prediction(agent: str, spec: str) -> No
     batch = run.memory.sample(8)
     before = predictions(run.agent, batch)
     run.clock = run.clock.stepped(1).updated()
-    run.agent.interventions.after_update(run, run.agent.activations(batch))
+    run.agent.interventions.after_update(run, view(run.agent).activations(batch))
     for old, new in zip(before, predictions(run.agent, batch), strict=True):
         torch.testing.assert_close(old, new, atol=2e-7, rtol=2e-6)
     assert all(layer.linear.weight[unit].abs().max() > 0 for layer, unit in dead), "a dead unit was not recycled"

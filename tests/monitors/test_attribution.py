@@ -35,7 +35,7 @@ def healthy(spread: float = 1.0) -> tuple[DQN, Batch]:
     clock = Clock()
     for _ in range(30):
         clock = clock.updated()
-        agent.update(batch, clock)
+        agent.update(batch, agent.plan(clock))
     return agent, batch
 
 

@@ -34,6 +34,7 @@ from pliant.agents import DQN, SAC, Agent, Batch, Clock, DQNConfig, SACConfig
 from pliant.agents.clock import Every
 from pliant.agents.networks import NetworkConfig
 from pliant.agents.run import Run
+from pliant.agents.views import view
 from pliant.common.seeds import derive_seed
 from pliant.common.spaces import Step
 from pliant.envs import make
@@ -71,7 +72,7 @@ def trained_agent(name: str, updates: int = 4, made: Callable[..., Agent] | None
     agent, clock = (made or SMALL[name])(seed=3), Clock(steps=100)
     for i in range(updates):
         clock = clock.stepped(1).updated()
-        agent.update(batch_for(agent, seed=50 + i), clock)
+        agent.update(batch_for(agent, seed=50 + i), agent.plan(clock))
     return agent
 
 
@@ -95,8 +96,8 @@ def read(monitor: Monitor, context: MonitorContext) -> dict[str, Any]:
 
 def doubled(agent: Agent, batch: Batch) -> tuple[Agent, Batch]:
     """A copy of an agent in double precision, and what it can read."""
-    twin = agent.twin()
-    twin.become_(agent)
+    twin = agent.fresh_copy()
+    twin.copy_from_(agent)
     for _, module in twin.modules():
         module.double()
     for name in ("center", "scale"):
@@ -242,7 +243,7 @@ class TestCurvature:
         before = weights(agent)
         found = read(Curvature(steps=160, probes=1, rho=0.2), context)
         twin, wide = doubled(agent, batch)
-        for component, loss in twin.losses(wide, context.seed("curvature loss")).items():
+        for component, loss in view(twin).loss_functions(wide, context.seed("curvature loss")).items():
             parameters = [p for p in twin.components[component].online.parameters() if p.requires_grad]
             slope = gradients_of(loss, parameters)
             hessian = jacobian(slope, parameters)
@@ -320,12 +321,12 @@ class TestKernel:
         critic = [p for p in twin.components["critic"].online.parameters() if p.requires_grad]
         if agent.action.discrete:
             each = (wide.replace(obs=wide.next_obs, action=torch.full((n,), a)) for a in range(3))
-            action = torch.stack([twin.values(b)[0] for b in each]).argmax(0)
+            action = torch.stack([view(twin).values(b)[0] for b in each]).argmax(0)
         else:
             mean = twin.actor.online(twin.critic.online.encoder(wide.next_obs))[0].tanh()
             action = twin.center + twin.scale * mean
         followed = wide.replace(obs=wide.next_obs, action=action)
-        parts = [jacobian(lambda b=b: twin.values(b), critic) for b in (wide, followed)]  # each [N * n, P]
+        parts = [jacobian(lambda b=b: view(twin).values(b), critic) for b in (wide, followed)]  # each [N * n, P]
         parts = [part.view(-1, n, part.shape[1]) for part in parts]
         kernel = torch.stack([part @ part.T for part in parts[0]]).mean(0)
         values = torch.linalg.eigvalsh(kernel)
@@ -346,7 +347,7 @@ class TestKernel:
         others = [pairs[i][j] for j in live for i in range(n) if i != j]
         assert found["critic/interference_random"] == pytest.approx(np.mean(others), abs=1e-5)
 
-        singles = [twin.losses(wide.take(slice(i, i + 1)), context.seed(f"kernel {i}")) for i in range(n)]
+        singles = [view(twin).loss_functions(wide.take(slice(i, i + 1)), context.seed(f"kernel {i}")) for i in range(n)]
         for component in singles[0]:
             parameters = [p for p in twin.components[component].online.parameters() if p.requires_grad]
             rows = torch.cat([jacobian(single[component], parameters) for single in singles])
@@ -441,12 +442,14 @@ class TestChurn:
         values, policies = [], []
         for _ in range(2):
             with torch.no_grad():
-                values.append(np.array([agent.values(held.take(slice(i, i + 1)))[:, 0].numpy() for i in range(8)]))
+                values.append(
+                    np.array([view(agent).values(held.take(slice(i, i + 1)))[:, 0].numpy() for i in range(8)])
+                )
                 policies.append(self.policy(agent, held))
-            agent.update(batch, Clock(1000, 4, 999, 3))
+            agent.update(batch, agent.plan(Clock(1000, 4, 999, 3)))
         # The second update is none of it.
         after = trained_agent(name)
-        after.update(batch, Clock(1000, 4, 999, 3))
+        after.update(batch, after.plan(Clock(1000, 4, 999, 3)))
         context.agent = after
         found = read(monitor, context)
         change = np.abs(values[1].astype(float) - values[0]).mean()
@@ -766,7 +769,7 @@ class TestCriticality:
             birth = dict(born.components[component].online.get_submodule(path).named_parameters())
             for how, given in (("reset", birth), ("rerandomised", fresh)):
                 twin, wide = doubled(agent, batch)
-                losses, decided = twin.losses(wide, seed), decisions_of(twin, wide)
+                losses, decided = view(twin).loss_functions(wide, seed), decisions_of(twin, wide)
                 with torch.no_grad():
                     old = losses[component]().item()
                     for part, p in twin.components[component].online.get_submodule(path).named_parameters():
@@ -777,7 +780,7 @@ class TestCriticality:
                     kept = (decisions_of(twin, wide) == decided).double().mean().item()
                     assert found[f"{key}/{how}_action_agreement"] == pytest.approx(kept)
                 elif component == "actor":
-                    churn = twin.policy_churn(decided, decisions_of(twin, wide)).item()
+                    churn = view(twin).policy_churn(decided, decisions_of(twin, wide)).item()
                     assert found[f"{key}/{how}_policy_churn"] == pytest.approx(churn, rel=1e-3, abs=1e-6)
                 else:
                     assert f"{key}/{how}_policy_churn" not in found
@@ -813,7 +816,7 @@ class TestCriticality:
         agent, learnt = trained_agent("dqn", 1), trained_agent("dqn", 1)
         batch = batch_for(agent).replace(discount=torch.zeros(8), reward=torch.linspace(5, 9, 8))
         for i in range(200):
-            learnt.update(batch, Clock(i + 1, i + 1, i, i))
+            learnt.update(batch, learnt.plan(Clock(i + 1, i + 1, i, i)))
         few, many = (read(Criticality(samples=8), context_of(a, batch)) for a in (agent, learnt))
         key = "critic.advantage/reset_criticality"
         assert many[key] > 1 and many[key] > 3 * abs(few[key])
@@ -850,8 +853,8 @@ class TestLandscape:
         assert not differences(weights(agent), weights(context._twin))
         found, generator = read(monitor, context), context.generator("landscape directions")
         twin, wide = doubled(agent, batch)
-        single = agent.losses(batch, context.seed("landscape"))
-        for component, loss in twin.losses(wide, context.seed("landscape")).items():
+        single = view(agent).loss_functions(batch, context.seed("landscape"))
+        for component, loss in view(twin).loss_functions(wide, context.seed("landscape")).items():
             online = agent.components[component].online
             directions = [filter_normalised(online, generator) for _ in range(2)]
             network, grid = twin.components[component].online, np.zeros((5, 5))
@@ -956,7 +959,7 @@ def test_deep_monitors_do_not_change_the_run(name: str) -> None:
     measured = {key.rpartition("/")[2] for key in readings}
     assert measured <= known
     others = "_policy_churn" if watched.agent.action.discrete else "agreement"  # said of other kinds of actions
-    if not watched.agent.values_are_returns:
+    if not view(watched.agent).values_are_returns:
         known -= set(MONITORS["overestimation"].metrics)
     assert all(others in metric for metric in known - measured)
 

@@ -19,6 +19,7 @@ from pliant.agents.clock import Clock
 from pliant.agents.networks import ACTIVATIONS, Layer
 from pliant.agents.optimizers import OptimizerConfig
 from pliant.agents.run import Run
+from pliant.agents.views import view
 from pliant.interventions.core.parts import survey
 from pliant.interventions.plasticity_injection import PlasticityInjection
 from pliant.monitors import metrics
@@ -217,7 +218,7 @@ class TestRanks:
     def test_in_a_run_they_are_those_of_the_layers(self, agent: str, one: Callable[..., Run]) -> None:
         run = one(agent, "ranks(every=1, samples=16)", steps=14)
         found, context = readings(run), run.monitors._context(run)  # type: ignore[union-attr]
-        outputs = context.survey.outputs(run.agent.activations(context.batch(16)))
+        outputs = context.survey.outputs(view(run.agent).activations(context.batch(16)))
         for component, names in monitor_ranks.feature_layers(context.survey).items():
             truth = [by_svd(outputs[name].flatten(1).double().numpy()) for name in names]
             for name, ranks in zip(names, truth, strict=True):
@@ -373,7 +374,7 @@ class TestUnits:
     def test_in_a_run_they_are_those_of_the_layers(self, agent: str, one: Callable[..., Run]) -> None:
         run = one(agent, "units(every=1, samples=16)", steps=14)
         found, context = readings(run), run.monitors._context(run)  # type: ignore[union-attr]
-        outputs = context.survey.outputs(run.agent.activations(context.batch(16)))
+        outputs = context.survey.outputs(view(run.agent).activations(context.batch(16)))
         sizes = {name: h.transpose(0, 1).flatten(1).abs().double().mean(1) for name, h in outputs.items()}
         scores = {name: size / size.mean() for name, size in sizes.items()}
         places = {name: [name] for name in outputs} | metrics.pools(outputs)

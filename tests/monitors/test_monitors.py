@@ -301,9 +301,9 @@ def test_monitors_may_come_and_go_between_sessions() -> None:
 def test_a_twin_is_the_agent_and_shares_nothing() -> None:
     run = build_run("sac, pixels")
     take_steps(run, STEPS)
-    twin = run.agent.twin()
+    twin = run.agent.fresh_copy()
     fresh = deepcopy(twin.state_dict())
-    twin.become_(run.agent)
+    twin.copy_from_(run.agent)
     state, copy = run.agent.state_dict(), twin.state_dict()
     for part in ("modules", "optimizers"):
         assert not [d for d in differences(state[part], copy[part]) if "interventions" not in d]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pliant.agents import DQN, Agent, Batch, DQNConfig
 from pliant.agents.clock import Clock
 from pliant.agents.networks import Injection, NetworkConfig, all_layers
+from pliant.agents.views import view
 from pliant.interventions import INTERVENTIONS
 from pliant.interventions.core.spec import build
 from pliant.monitors import MONITORS
@@ -71,7 +72,7 @@ def learned(name: str, updates: int = 20) -> Agent:
     batch = batch_for(agent)
     for _ in range(updates):
         clock = clock.stepped(1).updated()
-        agent.update(batch, clock)
+        agent.update(batch, agent.plan(clock))
     return agent
 
 
@@ -82,7 +83,7 @@ def learned(name: str, updates: int = 20) -> Agent:
 def test_an_untrained_agent_is_exactly_as_plastic_as_new(name: str) -> None:
     agent = AGENTS[name](seed=5)
     found = probe(agent, states(agent), control="initial", targets=("random", "noise", "replay"), **TINY)
-    assert {p.module for p in found} == set(agent.probed(states(agent)))
+    assert {p.module for p in found} == set(view(agent).probed(states(agent)))
     for p in found:
         for arm in ("present", "fresh", "rescaled"):
             assert np.array_equal(p.losses[ARMS.index(arm)], p.losses[0]), (p.module, p.target, arm)
@@ -100,7 +101,7 @@ def test_exactly_one_in_numbers() -> None:
 )
 def test_an_agent_that_holds_a_draw_of_the_control_is_that_control(name: str, module: str) -> None:
     agent = AGENTS[name](seed=5)
-    net = agent.probed(states(agent))[module][0]
+    net = view(agent).probed(states(agent))[module][0]
     reinitialise_(all_layers(net).values(), Streams(7, module, 0, agent.device)("control"))
     budget: dict[str, Any] = dict(modules=[module], steps=6, batch_size=8, seed=7, targets=("random", "noise"))
     for p in probe(agent, states(agent), draws=1, **budget):
@@ -261,7 +262,7 @@ def by_hand(
     agent: Agent, batch: Batch, name: str, kind: str, draw: int, steps: int, size: int, seed: int, relative: bool
 ) -> list[float]:
     """Losses of the arms and the variance of the target, in double precision with torch's own Adam."""
-    net, inputs = agent.probed(batch)[name]
+    net, inputs = view(agent).probed(batch)[name]
     x = torch.cat([i.double() for i in inputs], dim=1)
     streams = Streams(seed, name, draw, agent.device)
     order = torch.randint(len(x), (steps, size), generator=streams("order"))
@@ -328,7 +329,7 @@ def test_ages_of_weights_are_copied_too() -> None:
         clock = Clock()
         for _ in range(10):
             clock = clock.stepped(1).updated()
-            one.update(batch, clock)
+            one.update(batch, one.plan(clock))
     # The same weights and moments, once with an age per weight: the same arms, but for rounding.
     pair = [probe(one, batch, targets=("random",), **TINY)["critic", "random"] for one in (agent, plain)]
     np.testing.assert_allclose(pair[0].losses, pair[1].losses, rtol=1e-4)

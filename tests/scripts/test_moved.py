@@ -13,6 +13,7 @@ from pliant.agents.run import Run
 MOVED = [
     ("pliant.agents.run", "graceful_stop", "pliant.agents.stopping.graceful_stop"),
     ("pliant.agents.run", "play", "pliant.agents.playing.play"),
+    ("pliant.agents.agent", "gaussian_kl", "pliant.agents.policies.gaussian_kl"),
     ("pliant.agents.hooks", "Every", "pliant.agents.clock.Every"),
     ("pliant.agents.spaces", "ActionSpec", "pliant.common.spaces.ActionSpec"),
     ("pliant.agents.words", "Word", "pliant.common.specs.Spec"),
