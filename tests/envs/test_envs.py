@@ -1,4 +1,4 @@
-"""The environments' contract, over every adapter: flags, final observations, seeds, exact resumption, no aliasing."""
+"""The contract of environments for every adapter: flags, final observations, seeds, exact resumption, no aliasing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLE
 
 
 class Counting(gymnasium.Env):
-    """Shows [steps since the reset, seed of the reset mod 1000, last action]; the reward is ten times the step.
+    """Observes [steps since the reset, seed of the reset mod 1000, last action]; the reward is ten times the step.
 
     An episode takes `length` steps and ends by termination, or by truncation if `cut`. If `careless`, it always
     returns one and the same array.
@@ -68,8 +68,8 @@ class Counting(gymnasium.Env):
         return self.shown, 10.0 * self.shown[0], bool(over and not self.cut), bool(over and self.cut), {}
 
 
-class Drawn(gymnasium.Env):
-    """An image-only task: the step number is painted in every pixel. Steps outside an episode are an error."""
+class ImageTask(gymnasium.Env):
+    """A task with image observations: every pixel is the step number. Steps outside an episode are an error."""
 
     action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
 
@@ -89,7 +89,7 @@ class Drawn(gymnasium.Env):
         space = self.observation_space
         assert space.shape is not None
         image = np.full(space.shape, self.t % 2 if space.dtype == np.bool_ else self.t, space.dtype)
-        image[0] = 0  # marks the first row, so that a wrong order of axes is seen
+        image[0] = 0  # marks the first row, so that a wrong order of axes is noticed
         return image
 
 
@@ -105,7 +105,7 @@ def counting(mode: AutoresetMode | None, ends: list[tuple[int, bool]], seed: int
 
 @dataclass(frozen=True)
 class Case:
-    """One kind of environment, and how long a stream of it contains ended episodes."""
+    """One kind of environment, with the number of steps after which some episodes have ended."""
 
     build: Callable[[int, int, bool], Envs]  # seed, num_envs, evaluation
     shape: tuple[int, ...]
@@ -173,7 +173,7 @@ CASES = {
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def in_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MuJoCo leaves a log file in the working directory."""
     monkeypatch.chdir(tmp_path)
 
@@ -199,7 +199,7 @@ def recorded(name: str, seed: int, wide: bool, evaluation: bool = False) -> list
 
 
 def actions_for(envs: Envs, steps: int, seed: int = 0) -> Any:
-    """Random actions; those of an environment do not depend on how many others there are."""
+    """Random actions; those of one environment do not depend on the number of environments."""
     spec, rows = envs.action, []
     for i in range(envs.num_envs):
         rng = np.random.default_rng([seed, i])
@@ -215,7 +215,7 @@ def play(envs: Envs, actions: Any) -> list[Step]:
 
 
 def stream(envs: Envs, steps: int, seed: int = 0) -> list[Any]:
-    """The first observations and every step, of an own copy."""
+    """Copies of the first observations and of every step."""
     first = envs.reset().copy()
     return [first, *(copied(step) for step in play(envs, actions_for(envs, steps, seed)))]
 
@@ -233,7 +233,7 @@ def same(a: Any, b: Any) -> bool:
 def assert_same(a: list[Any], b: list[Any]) -> None:
     assert len(a) == len(b)
     for t, (x, y) in enumerate(zip(a, b, strict=True)):
-        assert same(x, y), f"the streams part at {t}: {x} against {y}"
+        assert same(x, y), f"the streams differ at {t}: {x} and {y}"
 
 
 def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
@@ -248,7 +248,7 @@ def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("wide", [False, True])
-def test_shapes_and_kinds(name: str, wide: bool) -> None:
+def test_observations_and_steps_have_the_right_shapes_and_types(name: str, wide: bool) -> None:
     case = CASES[name]
     E = case.widths[wide]
     envs = case(0, E)
@@ -286,10 +286,10 @@ def test_flags_and_episodes_agree(name: str) -> None:
             assert not np.array_equal(step.obs[env], step.final_obs[env])
             returns[env], lengths[env] = 0, 0
             numbers[env] += 1
-    assert sum(numbers) > 0, "too short a stream to say anything about the ends of episodes"
+    assert sum(numbers) > 0, "the stream is too short: no episode has ended"
 
 
-def test_the_seed_decides(name: str) -> None:
+def test_the_seed_determines_the_stream(name: str) -> None:
     case = CASES[name]
     assert_same(recorded(name, 0, False), stream(case(0), case.steps))
     assert not all(same(x, y) for x, y in zip(recorded(name, 0, False), stream(case(4), case.steps), strict=True))
@@ -303,19 +303,19 @@ def test_an_environment_does_not_depend_on_its_neighbours(name: str) -> None:
         assert a.episodes == tuple(e for e in b.episodes if e.env == 0)
 
 
-def test_neighbours_differ(name: str) -> None:
+def test_environments_of_one_run_differ(name: str) -> None:
     first, *steps = recorded(name, 0, True)
     shown = np.stack([first, *(step.obs for step in steps)])
     assert not np.array_equal(shown[:, 0], shown[:, 1])
 
 
-def test_resumption_is_exact(name: str) -> None:
+def test_resumption_is_exact_within_and_at_the_end_of_episodes(name: str) -> None:
     case = CASES[name]
     steps = recorded(name, 0, True)
     original = case(0, case.widths[True])
     actions = actions_for(original, case.steps)
     ends = [t for t, step in enumerate(steps) if t and step.reset.any()]
-    # No environment's episode ends at the middle; at the edge some environment has just begun one.
+    # In the middle no episode ends; at the last end some environment has just started an episode.
     middle = next(t for t in range(ends[0] + 2, case.steps) if t not in ends)
     states, shown = {}, {}
     original.reset()
@@ -325,17 +325,17 @@ def test_resumption_is_exact(name: str) -> None:
         if t < case.steps:
             assert same(original.step(actions[t]), steps[t + 1]), "saving has changed the run"
 
-    resumed = case(77, case.widths[True])  # the state, not the new adapter, knows the seed
+    resumed = case(77, case.widths[True])  # the seed comes from the state, not from the new adapter
     resumed.reset()
-    for t in states:  # and what the adapter has done before leaves no trace
+    for t in states:  # earlier steps of the adapter have no effect
         resumed.load_state_dict(states[t])
         assert same(resumed.obs, shown[t])
         assert_same(play(resumed, actions[t : t + 25]), steps[t + 1 : t + 26])
-    # At an episode's edge no action of it is left.
+    # At the start of an episode no actions are stored.
     assert [len(a) == 0 for a in states[ends[-1]]["actions"]] == steps[ends[-1]].reset.tolist()
 
 
-def test_a_state_from_before_the_first_reset(name: str) -> None:
+def test_a_state_saved_before_the_first_reset_loads(name: str) -> None:
     case = CASES[name]
     state = through_a_file(case(0).state_dict())
     resumed = case(9)
@@ -343,7 +343,7 @@ def test_a_state_from_before_the_first_reset(name: str) -> None:
     assert_same(stream(resumed, 5), recorded(name, 0, False)[:6])
 
 
-def test_evaluation_has_seeds_of_its_own(name: str) -> None:
+def test_evaluation_has_separate_seeds(name: str) -> None:
     training, evaluation = (recorded(name, 0, False, e) for e in (False, True))
     a, b = ({e.seed for step in steps[1:] for e in step.episodes} for steps in (training, evaluation))
     assert {seed % 2 for seed in a} <= {0}
@@ -358,13 +358,13 @@ def test_returned_arrays_are_never_overwritten(case: Case) -> None:
     for action in actions_for(envs, case.steps):
         mine = action.copy()
         step = envs.step(mine)
-        mine[...] = 0  # nor is the action kept by reference
+        mine[...] = 0  # actions are not kept by reference
         kept.append(step)
         copies.append(copied(step))
     assert_same(kept, copies)
 
 
-def test_a_vector_environment_that_reuses_its_arrays() -> None:
+def test_steps_of_a_vector_environment_that_reuses_its_arrays_are_copied() -> None:
     envs = wrap(SyncVectorEnv([lambda: gymnasium.make("CartPole-v1")] * 2, copy=False))
     kept = [envs.reset(), *play(envs, actions_for(envs, 60))]
     assert any(step.episodes for step in kept[1:])  # type: ignore[union-attr]
@@ -382,26 +382,26 @@ def test_reset_starts_the_next_episode(case: Case) -> None:
     assert_same([other.reset(), other.reset()], [first, second])
 
 
-def test_misuse_is_refused(case: Case) -> None:
+def test_steps_before_a_reset_and_invalid_actions_are_refused(case: Case) -> None:
     envs = case(num_envs=1)
-    wanted = actions_for(envs, 1)[0]
+    action = actions_for(envs, 1)[0]
     with pytest.raises(RuntimeError, match="reset"):
-        envs.step(wanted)
+        envs.step(action)
     with pytest.raises(RuntimeError, match="reset"):
         _ = envs.obs
     envs.reset()
     with pytest.raises(ValueError, match="shape"):
-        envs.step(np.concatenate([wanted, wanted]))
+        envs.step(np.concatenate([action, action]))
     if envs.action.discrete:
         with pytest.raises(ValueError, match="integer"):
-            envs.step(wanted.astype(np.float32))
+            envs.step(action.astype(np.float32))
 
 
-# The literal stream
+# The stream of the counting environment
 
 
 @pytest.mark.parametrize("mode", [None, *MODES])
-def test_the_counting_environment_literally(mode: AutoresetMode | None) -> None:
+def test_the_stream_of_the_counting_environment_is_as_computed_by_hand(mode: AutoresetMode | None) -> None:
     envs = counting(mode, [(3, False), (2, True)], seed=11)
     seeds = {(i, k): episode_seed(11, i, k) for i in (0, 1) for k in range(3)}
     tag = {key: seed % 1000 for key, seed in seeds.items()}
@@ -439,7 +439,7 @@ ends = st.lists(st.tuples(st.integers(1, 6), st.booleans()), min_size=1, max_siz
 
 @settings(max_examples=60, deadline=None)
 @given(ends=ends, steps=st.integers(1, 25), seed=st.integers(0, 2**40), mode=st.sampled_from(MODES))
-def test_a_vector_environment_is_a_list_of_environments(
+def test_a_vector_environment_equals_a_list_of_environments(
     ends: list[tuple[int, bool]], steps: int, seed: int, mode: AutoresetMode
 ) -> None:
     assert_same(stream(counting(None, ends, seed), steps), stream(counting(mode, ends, seed), steps))
@@ -449,7 +449,7 @@ def test_a_vector_environment_is_a_list_of_environments(
 @given(
     ends=ends, before=st.integers(0, 20), after=st.integers(1, 12), mode=st.sampled_from([None, *MODES]), data=st.data()
 )
-def test_resumption_is_exact_wherever(
+def test_resumption_is_exact_at_any_step(
     ends: list[tuple[int, bool]], before: int, after: int, mode: AutoresetMode | None, data: st.DataObject
 ) -> None:
     original, resumed = (counting(mode, ends, 8) for _ in range(2))
@@ -464,7 +464,7 @@ def test_resumption_is_exact_wherever(
 
 
 @given(st.integers(0, 2**64), st.integers(0, 4096), st.integers(0, 2**40))
-def test_episode_seeds_fit_and_branches_are_apart(run: int, env: int, episode: int) -> None:
+def test_episode_seeds_are_in_range_and_evaluation_seeds_are_separate(run: int, env: int, episode: int) -> None:
     training, evaluation = episode_seed(run, env, episode), episode_seed(run, env, episode, evaluation=True)
     assert 0 <= training < 2**31
     assert 0 <= evaluation < 2**31
@@ -484,14 +484,14 @@ def test_episode_seeds_do_not_change_between_versions() -> None:
     assert episode_seed(0, 0, 0, evaluation=True) == 238126281
 
 
-def test_episode_seeds_hardly_ever_meet() -> None:
+def test_episode_seeds_rarely_collide() -> None:
     seeds = {episode_seed(r, i, k) for r in range(10) for i in range(10) for k in range(100)}
-    assert len(seeds) > 9_990  # 10,000 draws from 2**30 meet 0.05 times on average
+    assert len(seeds) > 9_990  # 10,000 draws from 2**30 have 0.05 collisions on average
 
 
 @given(st.lists(st.one_of(st.none(), st.integers(0, 2)), max_size=120), st.booleans())
-def test_recorded_actions_are_those_since_the_start(events: list[int | None], discrete: bool) -> None:
-    """None is a step of all environments, a number the start of that environment's next episode."""
+def test_recorded_actions_are_those_since_the_start_of_the_episode(events: list[int | None], discrete: bool) -> None:
+    """None is a step of all environments; a number is the start of the next episode of that environment."""
     spec = ActionSpec(7, True) if discrete else ActionSpec(2, False, (-1.0, -1.0), (1.0, 1.0))
     spec_shape = () if discrete else (2,)
     log, expected, rng = ActionLog(3, spec, rows=4), [[], [], []], np.random.default_rng(0)
@@ -509,11 +509,11 @@ def test_recorded_actions_are_those_since_the_start(events: list[int | None], di
     for i in range(3):
         assert log.length(i) == len(expected[i])
         assert np.array_equal(log.since_start(i), np.array(expected[i]).reshape(len(expected[i]), *spec_shape))
-    assert len(log._rows) <= max(4, 4 * peak), "rows that no running episode needs are kept"
+    assert len(log._rows) <= max(4, 4 * peak), "the log keeps rows that no running episode needs"
 
 
-def test_half_an_hour_of_play_is_resumed() -> None:
-    """27,000 steps, as the longest Atari episode, beside an environment in short episodes."""
+def test_an_episode_of_half_an_hour_is_resumed() -> None:
+    """27,000 steps, the length of the longest Atari episode, beside an environment with short episodes."""
     original, resumed = (counting(AutoresetMode.SAME_STEP, [(27_000, True), (7, False)]) for _ in range(2))
     original.reset()
     play(original, actions_for(original, 5_000))
@@ -521,43 +521,43 @@ def test_half_an_hour_of_play_is_resumed() -> None:
     assert_same(play(original, actions_for(original, 9)), play(resumed, actions_for(resumed, 9)))
 
 
-# Simulators that cannot be resumed, states of something else
+# Simulators that cannot be resumed, states of other environments
 
 
-class Forgetful(Counting):
-    """Its second episode with the same seed is another one."""
+class NotDeterministic(Counting):
+    """Its second episode with the same seed differs from the first."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, difference: str) -> None:
         super().__init__(10)
-        self.what, self.resets = what, 0
+        self.difference, self.resets = difference, 0
 
     def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
         shown, info = super().reset(**options)
         self.resets += 1
-        if self.what == "observation":
+        if self.difference == "observation":
             shown[1] = self.resets
-        elif self.what == "length":
+        elif self.difference == "length":
             self.length = 10 - 8 * (self.resets > 1)
         return shown, info
 
     def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         obs, reward, *rest = super().step(action)
-        return obs, reward + (self.resets if self.what == "score" else 0), *rest
+        return obs, reward + (self.resets if self.difference == "score" else 0), *rest
 
 
-@pytest.mark.parametrize("what", ["observation", "length", "score"])
+@pytest.mark.parametrize("difference", ["observation", "length", "score"])
 @pytest.mark.parametrize("vector", [False, True])
-def test_a_simulator_that_does_not_repeat_itself_is_named(what: str, vector: bool) -> None:
-    fine, bad = Counting(10), Forgetful(what)
-    envs = wrap(SyncVectorEnv([lambda: fine, lambda: bad]) if vector else [fine, bad], name="Forgetful-v0")
+def test_a_simulator_that_is_not_deterministic_is_refused_by_name(difference: str, vector: bool) -> None:
+    fine, bad = Counting(10), NotDeterministic(difference)
+    envs = wrap(SyncVectorEnv([lambda: fine, lambda: bad]) if vector else [fine, bad], name="NotDeterministic-v0")
     envs.reset()
     play(envs, actions_for(envs, 5))
     state = envs.state_dict()
-    with pytest.raises(NotReproduced, match=r"Forgetful-v0, environment 1.*not deterministic.*version"):
+    with pytest.raises(NotReproduced, match=r"NotDeterministic-v0, environment 1.*not deterministic.*version"):
         envs.load_state_dict(state)
 
 
-def test_a_state_of_something_else_is_refused() -> None:
+def test_a_state_of_another_environment_is_refused() -> None:
     state = make("CartPole-v1", 2).state_dict()
     with pytest.raises(ValueError, match=r"2 x CartPole-v1.*3 x CartPole-v1"):
         make("CartPole-v1", 3).load_state_dict(state)
@@ -572,13 +572,13 @@ def test_a_vector_environment_with_one_generator_for_all_is_refused() -> None:
 
 
 def test_a_vector_environment_that_ignores_the_mask_is_refused() -> None:
-    class Everything(SyncVectorEnv):
+    class ResetsAll(SyncVectorEnv):
         def reset(self, *, seed: Any = None, options: Any = None) -> Any:
             return super().reset(seed=seed)
 
-    envs = wrap(Everything([lambda: Counting(2), lambda: Counting(5)]), name="Everything")
+    envs = wrap(ResetsAll([lambda: Counting(2), lambda: Counting(5)]), name="ResetsAll")
     envs.reset()
-    with pytest.raises(RuntimeError, match=r"Everything.*outside its reset_mask"):
+    with pytest.raises(RuntimeError, match=r"ResetsAll.*outside its reset_mask"):
         play(envs, actions_for(envs, 3))
 
 
@@ -586,26 +586,26 @@ def test_a_vector_environment_that_ignores_the_mask_is_refused() -> None:
 
 
 def rebuilt(steps: list[Any], spec: ObservationSpec) -> list[tuple[Any, Any]]:
-    """Every (obs, final_obs) of environment 0, stacked anew from newest frames alone, as replay does."""
+    """Every (obs, final_obs) of environment 0, stacked again from only the newest frames, as the replay memory does."""
     size = spec.shape[0] // spec.stack
 
-    def started(obs: Any) -> deque[Any]:
+    def first_stack(obs: Any) -> deque[Any]:
         newest = obs[-size:]
         older = newest if spec.padding == "repeat" else np.zeros_like(newest)
         return deque([older] * (spec.stack - 1) + [newest], maxlen=spec.stack)
 
-    frames, stacks = started(steps[0][0]), [(np.concatenate(started(steps[0][0])),) * 2]
+    frames, stacks = first_stack(steps[0][0]), [(np.concatenate(first_stack(steps[0][0])),) * 2]
     for step in steps[1:]:
         frames.append(step.final_obs[0][-size:])
         final = np.concatenate(frames)
         if step.reset[0]:
-            frames = started(step.obs[0])
+            frames = first_stack(step.obs[0])
         stacks.append((np.concatenate(frames), final))
     return stacks
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "wanted"),
+    ("name", "options", "flag"),
     [
         ("ALE/Breakout-v5", {"frame_skip": 16, "terminal_on_life_loss": True}, "terminated"),
         ("ALE/Breakout-v5", {"frame_skip": 20, "frame_stack": 3}, "terminated"),
@@ -613,14 +613,14 @@ def rebuilt(steps: list[Any], spec: ObservationSpec) -> list[tuple[Any, Any]]:
         ("ALE/Pong-v5", {"max_episode_frames": 101, "frame_stack": 1}, "truncated"),
     ],
 )
-def test_stacks_can_be_rebuilt_from_single_frames(name: str, options: dict[str, Any], wanted: str) -> None:
+def test_stacks_can_be_rebuilt_from_single_frames(name: str, options: dict[str, Any], flag: str) -> None:
     envs = make(name, 1, 3, EnvConfig(**options))
     steps = stream(envs, 110)
-    assert sum(int(step.reset[0] & getattr(step, wanted)[0]) for step in steps[1:]) >= 1
+    assert sum(int(step.reset[0] & getattr(step, flag)[0]) for step in steps[1:]) >= 1
     shown = [(steps[0][0],) * 2] + [(step.obs[0], step.final_obs[0]) for step in steps[1:]]
-    for (obs, final), (obs_anew, final_anew) in zip(shown, rebuilt(steps, envs.observation), strict=True):
-        assert np.array_equal(obs, obs_anew)
-        assert np.array_equal(final, final_anew)
+    for (obs, final), (obs_rebuilt, final_rebuilt) in zip(shown, rebuilt(steps, envs.observation), strict=True):
+        assert np.array_equal(obs, obs_rebuilt)
+        assert np.array_equal(final, final_rebuilt)
 
 
 @functools.cache
@@ -628,7 +628,7 @@ def breakout(**options: Any) -> list[Any]:
     return stream(make("ALE/Breakout-v5", 2, 1, EnvConfig(frame_skip=12, **options)), 100, seed=4)
 
 
-def test_a_lost_life_ends_bootstrapping_and_nothing_else() -> None:
+def test_a_lost_life_ends_only_bootstrapping() -> None:
     plain, marked = breakout(), breakout(terminal_on_life_loss=True)
     lost = np.zeros(2, int)
     for a, b in zip(plain[1:], marked[1:], strict=True):
@@ -638,12 +638,12 @@ def test_a_lost_life_ends_bootstrapping_and_nothing_else() -> None:
         assert not (a.terminated & ~b.terminated).any()
         lost += b.terminated & ~b.reset
         for episode in b.episodes:
-            assert lost[episode.env] == 4, "Breakout has five lives, the last of which is the game"
+            assert lost[episode.env] == 4, "Breakout has five lives, and the last one ends the game"
             lost[episode.env] = 0
     assert any(step.episodes for step in plain[1:])
 
 
-def test_lost_lives_are_those_that_ale_reports() -> None:
+def test_lost_lives_are_those_reported_by_ale() -> None:
     from ale_py.vector_env import AtariVectorEnv
 
     steps = breakout(terminal_on_life_loss=True)
@@ -674,8 +674,8 @@ def test_lost_lives_are_those_that_ale_reports() -> None:
             ale.reset(seed=seeds, options={"reset_mask": step.reset})
 
 
-def test_when_a_life_counts_as_lost() -> None:
-    """In the last life of a few games the counter already shows zero; only the end of the game ends that."""
+def test_a_life_is_lost_when_the_counter_falls_to_a_positive_number() -> None:
+    """In a few games the counter is already zero during the last life; this life ends only with the game."""
 
     class Scripted(gymnasium.vector.VectorEnv):
         num_envs = 1
@@ -696,7 +696,7 @@ def test_when_a_life_counts_as_lost() -> None:
     envs = AtariAdapter(Scripted(), terminal_on_life_loss=True, name="Scripted", observation=spec, seed=0)
     envs.reset()  # 5 lives
     got = play(envs, np.array([[0], [0], [0], [1], [0], [2], [0]]))
-    # 4, still 4, zero in play, the end (and 3 again), 2, cut at 2 (and 5 again), 4
+    # 4, 4 again, zero during play, the end (then 3), 2, cut at 2 (then 5), 4
     assert [bool(step.terminated[0]) for step in got] == [True, False, False, True, True, False, True]
     assert [bool(step.reset[0]) for step in got] == [False, False, False, True, False, True, False]
 
@@ -719,7 +719,7 @@ def test_atari_frames_do_not_depend_on_threads() -> None:
     assert_same(one, two)
 
 
-def test_sticky_actions_are_on_unless_asked_otherwise() -> None:
+def test_sticky_actions_are_on_by_default() -> None:
     fixed = np.full((30, 1), 3)
     streams = []
     for sticky in (None, 0.25, 0.0):
@@ -728,7 +728,7 @@ def test_sticky_actions_are_on_unless_asked_otherwise() -> None:
         streams.append([step.obs for step in play(envs, np.where(np.arange(30)[:, None] % 2, 2, fixed))])
     assert_same(streams[0], streams[1])
     assert not np.array_equal(streams[0][-1], streams[2][-1])
-    # Without stickiness and initial no-ops an episode does not depend on its seed at all.
+    # Without sticky actions and initial no-ops an episode does not depend on its seed.
     envs = make("ALE/Pong-v5", 1, 9, EnvConfig(sticky_actions=0.0, noop_max=0))
     envs.reset()
     other = [step.obs for step in play(envs, np.where(np.arange(30)[:, None] % 2, 2, fixed))]
@@ -736,16 +736,16 @@ def test_sticky_actions_are_on_unless_asked_otherwise() -> None:
 
 
 @pytest.mark.parametrize(("options", "actions"), [({}, 6), ({"full_action_space": True}, 18)])
-def test_atari_action_sets(options: dict[str, Any], actions: int) -> None:
+def test_atari_games_have_their_minimal_or_the_full_action_set(options: dict[str, Any], actions: int) -> None:
     envs = make("ALE/Pong-v5", config=EnvConfig(**options))
     assert (envs.action.size, envs.action.discrete, envs.frame_skip) == (actions, True, 4)
 
 
 def test_every_atari_game_starts() -> None:
-    found = [name for name in names() if name.startswith("ALE/")]
-    assert len(found) == len(set(found)) >= 100
-    assert {"ALE/MsPacman-v5", "ALE/TicTacToe3D-v5", "ALE/Pong-v5", "ALE/UpNDown-v5"} <= set(found)
-    for name in found[::25]:
+    games = [name for name in names() if name.startswith("ALE/")]
+    assert len(games) == len(set(games)) >= 100
+    assert {"ALE/MsPacman-v5", "ALE/TicTacToe3D-v5", "ALE/Pong-v5", "ALE/UpNDown-v5"} <= set(games)
+    for name in games[::25]:
         envs = make(name)
         first = envs.reset()
         step = envs.step(np.array([0]))
@@ -767,7 +767,7 @@ def test_float64_observations_are_rounded_to_float32() -> None:
     assert step.reward[0] == np.float32(reward)
 
 
-def test_action_repeat_sums_rewards() -> None:
+def test_action_repeat_adds_rewards() -> None:
     once, thrice = make("Pendulum-v1"), make("Pendulum-v1", config=EnvConfig(action_repeat=3))
     assert thrice.frame_skip == 3
     for envs in (once, thrice):
@@ -777,16 +777,16 @@ def test_action_repeat_sums_rewards() -> None:
     repeated = thrice.step(action)
     assert np.array_equal(repeated.obs, single[-1].obs)
     assert repeated.reward[0] == pytest.approx(sum(s.reward[0] for s in single))
-    # A task of 200 steps of its own has 67 of the agent's, the last of them two steps short.
+    # A task of 200 steps has 67 steps of the agent; the last one has two steps fewer.
     assert next(t for t in range(2, 99) if thrice.step(action).reset[0]) == 67
 
 
 @pytest.mark.parametrize("shape", [(6, 8, 3), (3, 6, 8), (6, 8)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.bool_])
 @pytest.mark.parametrize("vector", [False, True])
-def test_images_come_channel_first(shape: tuple[int, ...], dtype: Any, vector: bool) -> None:
+def test_images_have_their_channels_first(shape: tuple[int, ...], dtype: Any, vector: bool) -> None:
     high = 255 if dtype == np.uint8 else 1
-    makers = [lambda: Drawn(shape, dtype, high)] * 2
+    makers = [lambda: ImageTask(shape, dtype, high)] * 2
     envs = wrap(SyncVectorEnv(makers) if vector else [maker() for maker in makers])
     channels = 3 if len(shape) == 3 else 1
     assert envs.observation == ObservationSpec((channels, 6, 8), torch.uint8, float(high))
@@ -802,13 +802,13 @@ def test_images_come_channel_first(shape: tuple[int, ...], dtype: Any, vector: b
 
 def test_a_given_observation_spec_adds_information() -> None:
     spec = ObservationSpec((3, 6, 8), torch.uint8, 255.0, stack=3, padding="repeat")
-    assert wrap([Drawn((3, 6, 8))], observation=spec).observation == spec
+    assert wrap([ImageTask((3, 6, 8))], observation=spec).observation == spec
     with pytest.raises(ValueError, match="has observations of"):
-        wrap([Drawn((3, 6, 8))], observation=ObservationSpec((4, 6, 8), torch.uint8, 255.0))
+        wrap([ImageTask((3, 6, 8))], observation=ObservationSpec((4, 6, 8), torch.uint8, 255.0))
 
 
-class Painted(gymnasium.Env):
-    """A vector task that can be drawn: the seed and the step number, in colours."""
+class RenderedTask(gymnasium.Env):
+    """A vector task that can be rendered: its colours show the seed and the step number."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 1}  # noqa: RUF012
     observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
@@ -832,14 +832,14 @@ class Painted(gymnasium.Env):
 
 
 @pytest.fixture
-def painted() -> Any:
-    gymnasium.register("Painted-v0", entry_point=Painted, max_episode_steps=7)
-    yield "Painted-v0"
-    del gymnasium.registry["Painted-v0"]
+def rendered_task() -> Any:
+    gymnasium.register("RenderedTask-v0", entry_point=RenderedTask, max_episode_steps=7)
+    yield "RenderedTask-v0"
+    del gymnasium.registry["RenderedTask-v0"]
 
 
-def test_drawn_observations(painted: str) -> None:
-    envs = make(painted, 2, 5, EnvConfig(pixels=10, frame_stack=2, action_repeat=2))
+def test_rendered_observations_are_stacked_repeated_and_resumed(rendered_task: str) -> None:
+    envs = make(rendered_task, 2, 5, EnvConfig(pixels=10, frame_stack=2, action_repeat=2))
     assert envs.observation == ObservationSpec((6, 10, 10), torch.uint8, 255.0, stack=2, padding="repeat")
     steps = stream(envs, 9)
     first = steps[0][0]
@@ -856,17 +856,17 @@ def test_drawn_observations(painted: str) -> None:
     assert steps[4].truncated.all()
     assert steps[4].episodes[0].length == 4
     shown = [(steps[0][0],) * 2] + [(step.obs[0], step.final_obs[0]) for step in steps[1:]]
-    for (obs, final), (obs_anew, final_anew) in zip(shown, rebuilt(steps, envs.observation), strict=True):
-        assert np.array_equal(obs, obs_anew)
-        assert np.array_equal(final, final_anew)
-    resumed = make(painted, 2, 5, EnvConfig(pixels=10, frame_stack=2, action_repeat=2))
+    for (obs, final), (obs_rebuilt, final_rebuilt) in zip(shown, rebuilt(steps, envs.observation), strict=True):
+        assert np.array_equal(obs, obs_rebuilt)
+        assert np.array_equal(final, final_rebuilt)
+    resumed = make(rendered_task, 2, 5, EnvConfig(pixels=10, frame_stack=2, action_repeat=2))
     resumed.load_state_dict(envs.state_dict())
     assert_same(play(envs, actions_for(envs, 6)), play(resumed, actions_for(resumed, 6)))
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 40), st.integers(0, 255), st.integers(0, 99))
 @settings(deadline=None)
-def test_shrinking_averages_over_areas(height: int, width: int, side: int, value: int, seed: int) -> None:
+def test_shrinking_an_image_averages_over_areas(height: int, width: int, side: int, value: int, seed: int) -> None:
     flat = control.shrink(np.full((height, width, 3), value, np.uint8), side)
     assert flat.shape == (3, side, side)
     assert (flat == value).all()
@@ -875,20 +875,20 @@ def test_shrinking_averages_over_areas(height: int, width: int, side: int, value
     assert np.array_equal(control.shrink(image, side), np.rint(blocks / 6).astype(np.uint8))
 
 
-def test_a_machine_that_cannot_draw_raises_a_clear_error(painted: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_display(self: Painted) -> Any:
+def test_a_machine_that_cannot_render_raises_a_clear_error(rendered_task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_display(self: RenderedTask) -> Any:
         raise OSError("no display")
 
-    monkeypatch.setattr(Painted, "render", no_display)
-    with pytest.raises(RenderingUnavailable, match=r"Painted-v0.*no display.*MUJOCO_GL"):
-        make(painted, config=EnvConfig(pixels=16))
+    monkeypatch.setattr(RenderedTask, "render", no_display)
+    with pytest.raises(RenderingUnavailable, match=r"RenderedTask-v0.*no display.*MUJOCO_GL"):
+        make(rendered_task, config=EnvConfig(pixels=16))
 
-    def no_pygame(self: Painted) -> Any:
+    def no_pygame(self: RenderedTask) -> Any:
         raise gymnasium.error.DependencyNotInstalled('run `pip install "gymnasium[classic-control]"`')
 
-    monkeypatch.setattr(Painted, "render", no_pygame)
+    monkeypatch.setattr(RenderedTask, "render", no_pygame)
     with pytest.raises(MissingPackage, match=r"pip install .gymnasium\[classic-control\]"):
-        make(painted, config=EnvConfig(pixels=16))
+        make(rendered_task, config=EnvConfig(pixels=16))
 
 
 def test_a_missing_box2d_is_reported_with_its_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -901,26 +901,26 @@ def test_a_missing_box2d_is_reported_with_its_install_command(monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("action", "observation", "said"),
+    ("action", "observation", "message"),
     [
-        (gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32), None, r"Odd.*unbounded.*RescaleAction"),
-        (gymnasium.spaces.MultiDiscrete([2, 2]), None, "Odd.*MultiDiscrete"),
-        (None, gymnasium.spaces.Discrete(5), r"Odd.*Discrete\(5\)"),
-        (None, gymnasium.spaces.Dict({"a": gymnasium.spaces.Discrete(2)}), "Odd.*Dict"),
+        (gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32), None, r"Unusable.*unbounded.*RescaleAction"),
+        (gymnasium.spaces.MultiDiscrete([2, 2]), None, "Unusable.*MultiDiscrete"),
+        (None, gymnasium.spaces.Discrete(5), r"Unusable.*Discrete\(5\)"),
+        (None, gymnasium.spaces.Dict({"a": gymnasium.spaces.Discrete(2)}), "Unusable.*Dict"),
     ],
 )
-def test_spaces_that_an_agent_cannot_use_are_refused(action: Any, observation: Any, said: str) -> None:
+def test_spaces_that_an_agent_cannot_use_are_refused(action: Any, observation: Any, message: str) -> None:
     env = Counting()
     env.action_space = action or env.action_space
     env.observation_space = observation or env.observation_space
     for form in ([env], SyncVectorEnv([lambda: env])):
-        with pytest.raises(ValueError, match=said):
-            wrap(form, name="Odd")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=message):
+            wrap(form, name="Unusable")  # type: ignore[arg-type]
 
 
-def test_environments_of_a_list_must_agree() -> None:
+def test_environments_of_a_list_must_have_the_same_spaces() -> None:
     with pytest.raises(ValueError, match="same spaces"):
-        wrap([Counting(), Drawn()])
+        wrap([Counting(), ImageTask()])
     with pytest.raises(ValueError, match="at least one"):
         wrap([])
 
@@ -929,7 +929,7 @@ def test_environments_of_a_list_must_agree() -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in names() if n.startswith("MinAtar/")])
-def test_minatar_observations(name: str) -> None:
+def test_minatar_observations_are_the_states_of_the_game(name: str) -> None:
     envs = make(name, 2)
     assert envs.observation.high == 1.0
     assert envs.observation.pixels
@@ -942,7 +942,7 @@ def test_minatar_observations(name: str) -> None:
     assert np.array_equal(envs.obs[0], raw.transpose(2, 0, 1))
 
 
-def test_minatar_forgets_the_last_action_of_the_last_episode() -> None:
+def test_minatar_does_not_repeat_the_last_action_of_the_last_episode() -> None:
     """MinAtar's own reset keeps it, and sticky actions may repeat it."""
     streams = []
     for last in (1, 2):
@@ -971,7 +971,7 @@ def test_minatar_options_reach_the_game() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("ALE/Brekout-v5", r"did you mean ALE/Breakout-v5\?"),
         ("ALE/ms_pacman-v5", "ALE/MsPacman-v5"),
@@ -987,53 +987,53 @@ def test_minatar_options_reach_the_game() -> None:
         ("xyzzyqq", "names"),
     ],
 )
-def test_an_unknown_name_suggests_the_nearest(name: str, said: str) -> None:
-    with pytest.raises(UnknownEnvironment, match=said):
+def test_an_unknown_name_suggests_the_most_similar_names(name: str, message: str) -> None:
+    with pytest.raises(UnknownEnvironment, match=message):
         make(name)
 
 
-def test_names_are_all_known() -> None:
+def test_the_list_of_names_holds_all_suites() -> None:
     known = names()
     assert known == sorted(set(known))
     assert {"CartPole-v1", "MountainCar-v0", "HalfCheetah-v5", "ALE/Pong-v5", "MinAtar/Freeway-v1"} <= set(known)
     assert not {"Pong-v4", "HalfCheetah-v2"} & set(known)
 
 
-def test_suites() -> None:
-    found = [suite(n) for n in ("ALE/Pong-v5", "MinAtar/Breakout-v1", "CartPole-v1", "mine:Thing-v0")]
-    assert found == ["atari", "minatar", "control", "control"]
+def test_each_name_has_its_suite() -> None:
+    suites = [suite(n) for n in ("ALE/Pong-v5", "MinAtar/Breakout-v1", "CartPole-v1", "mine:Thing-v0")]
+    assert suites == ["atari", "minatar", "control", "control"]
 
 
 @pytest.mark.parametrize("package", ["mujoco", "minatar"])
-def test_a_missing_package_names_the_extra(package: str) -> None:
+def test_a_missing_package_is_reported_with_its_extra(package: str) -> None:
     name = {"mujoco": "HalfCheetah-v5", "minatar": "MinAtar/Breakout-v1"}[package]
     code = f"""
 import importlib.util, sys
 sys.modules[{package!r}] = None
-found = importlib.util.find_spec
-importlib.util.find_spec = lambda n, *a: None if n == {package!r} else found(n, *a)
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda n, *a: None if n == {package!r} else find_spec(n, *a)
 from pliant.envs import MissingPackage, make
 try:
     make({name!r})
 except MissingPackage as error:
     print(error)
 """
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert f"pip install 'pliant[{package}]'" in said
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert f"pip install 'pliant[{package}]'" in output
 
 
-def test_importing_imports_no_simulator() -> None:
+def test_importing_the_package_imports_no_simulator() -> None:
     code = """
 import sys
 import pliant.envs
 print([m for m in ("gymnasium", "ale_py", "mujoco", "minatar") if m in sys.modules])
 """
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.strip() == "[]"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "[]"
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "said"),
+    ("name", "options", "message"),
     [
         ("CartPole-v1", {"sticky_actions": 0.25}, r"CartPole-v1 has no option sticky_actions.*atari and minatar"),
         ("CartPole-v1", {"frame_skip": 2}, "frame_skip.*atari"),
@@ -1048,8 +1048,8 @@ print([m for m in ("gymnasium", "ale_py", "mujoco", "minatar") if m in sys.modul
         ("ALE/Pong-v5", {"continuous": True, "full_action_space": True}, "continuous.*full_action_space"),
     ],
 )
-def test_options_of_another_suite_are_refused_by_name(name: str, options: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_options_of_another_suite_are_refused_by_name(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         make(name, config=EnvConfig(**options))
 
 
@@ -1068,19 +1068,19 @@ def test_options_of_another_suite_are_refused_by_name(name: str, options: dict[s
         {"threads": -1},
     ],
 )
-def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
+def test_invalid_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         EnvConfig(**options)
 
 
-def test_impossible_numbers_are_refused() -> None:
+def test_invalid_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match="num_envs"):
         make("CartPole-v1", 0)
     with pytest.raises(ValueError, match="seed must be at least 0, not -1"):
         make("CartPole-v1", 1, -1)
 
 
-def test_the_adapters_behind_the_names() -> None:
+def test_each_name_has_its_adapter() -> None:
     assert isinstance(make("CartPole-v1"), ListAdapter)
     assert isinstance(make("ALE/Pong-v5"), VectorAdapter)
     assert make("ALE/Pong-v5").name == "ALE/Pong-v5"
