@@ -74,6 +74,11 @@ class Command:
         return code
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether the run in this folder has a complete checkpoint."""
+    return any(path.suffix == "" for path in folder.glob("checkpoints/step_*"))
+
+
 def outcome_of(*arguments: str, file: Path | None = None) -> tuple[int, str]:
     """Run a command to its end: its exit code and output."""
     command = Command(*arguments, file=file)

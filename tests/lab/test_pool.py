@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import has_checkpoint
 
 from pliant.common.files import FileDamaged
 from pliant.lab.errors import BadInput
@@ -58,10 +59,6 @@ def poke(monkeypatch: pytest.MonkeyPatch, what: Callable[[Any], None]) -> None:
     monkeypatch.setattr(pool._Workers, "wait", poked)
 
 
-def saved(folder: Path) -> bool:
-    return any(p.suffix == "" for p in folder.glob("checkpoints/step_*"))
-
-
 def test_every_run_is_done_exactly_once(tmp_path: Path) -> None:
     finished: list[Outcome] = []
     for again in range(2):
@@ -97,7 +94,7 @@ def test_a_worker_killed_by_sigkill_is_tried_again_from_its_checkpoint(
 
     def kill_once(team: Any) -> None:
         for process in team.busy:
-            if not killed and saved(tmp_path / "seed0"):
+            if not killed and has_checkpoint(tmp_path / "seed0"):
                 killed.append(process.pid)
                 process.kill()
 
@@ -144,7 +141,7 @@ def test_a_server_that_is_killed_during_runs_changes_no_result(tmp_path: Path, m
     killed: list[None] = []
 
     def kill_once(team: Any) -> None:
-        if not killed and saved(tmp_path / "seed0"):
+        if not killed and has_checkpoint(tmp_path / "seed0"):
             killed.append(kill_server())
 
     poke(monkeypatch, kill_once)
@@ -236,7 +233,7 @@ def test_runs_are_saved_at_the_end_of_the_budget_and_continued_by_the_next_pool(
     monkeypatch.setattr(pool.time, "monotonic", lambda: now() + late[0])
 
     def budget_ends(team: Any) -> None:
-        if saved(tmp_path / "seed0"):
+        if has_checkpoint(tmp_path / "seed0"):
             late[0] = 50.0
 
     poke(monkeypatch, budget_ends)
@@ -271,7 +268,7 @@ def test_a_signal_to_the_pool_saves_running_runs(tmp_path: Path, number: int) ->
         start_new_session=True,
     )
     deadline = time.monotonic() + 100
-    while not saved(tmp_path / "seed0"):
+    while not has_checkpoint(tmp_path / "seed0"):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     os.killpg(process.pid, number)
@@ -292,7 +289,7 @@ def test_workers_save_and_end_when_the_pool_is_killed(tmp_path: Path) -> None:
     path = os.environ | {"PYTHONPATH": PATH, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, str(script), str(tmp_path)], env=path)
     deadline = time.monotonic() + 100
-    while not saved(tmp_path / "seed0"):
+    while not has_checkpoint(tmp_path / "seed0"):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     process.kill()

@@ -1,4 +1,4 @@
-"""The learning study: its statistics against numbers worked out elsewhere, its settings as both libraries get them."""
+"""The learning study: its statistics equal reference numbers, and both libraries get the same settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def learning() -> ModuleType:
     spec = importlib.util.spec_from_file_location("learning_study", FILE)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["learning_study"] = module  # dataclasses look their module up
+    sys.modules["learning_study"] = module  # dataclasses need their module here
     spec.loader.exec_module(module)
     return module
 
@@ -30,14 +30,14 @@ def test_intervals_are_those_of_students_t(learning: ModuleType) -> None:
     assert learning.interval([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx((3.0, 1.96324), abs=1e-3)
 
 
-def test_differences_are_welchs(learning: ModuleType) -> None:
+def test_differences_are_those_of_welch(learning: ModuleType) -> None:
     # Welch on (1 … 5) and (2, 4, 6, 8, 10): variances 2.5 and 10, standard error sqrt(2.5), 5.882 degrees of freedom:
     # t = 2.458824.
     gap, half = learning.difference([1.0, 2.0, 3.0, 4.0, 5.0], [2.0, 4.0, 6.0, 8.0, 10.0])
     assert (gap, half) == pytest.approx((-3.0, 2.4588237 * 2.5**0.5))
 
 
-def test_the_training_score_looks_at_the_last_fifth(learning: ModuleType) -> None:
+def test_the_training_score_is_the_mean_of_the_last_fifth(learning: ModuleType) -> None:
     episodes = [[100, 1.0], [800, 2.0], [801, 10.0], [1000, 20.0]]
     assert learning.training_score({"steps": 1000, "episodes": episodes}) == 15.0
     assert learning.training_score({"steps": 10_000, "episodes": episodes}) == 20.0
@@ -69,7 +69,7 @@ def test_every_task_has_settings_for_both_libraries(learning: ModuleType) -> Non
         if task.agent == "ppo":
             assert s.keys() == ON_POLICY, name
             whole, rest = divmod(task.steps, s["rollout"] * s["num_envs"])
-            assert whole > 10 and not rest, f"{name}: the last rollout would be learnt from by one library alone"
+            assert whole > 10 and not rest, f"{name}: only one library would learn from the last rollout"
         else:
             assert s.keys() >= OFF_POLICY, name
             assert (s["replay_ratio"] * s["update_every"]).is_integer(), name
@@ -77,7 +77,7 @@ def test_every_task_has_settings_for_both_libraries(learning: ModuleType) -> Non
 
 @pytest.mark.parametrize("name", ["ppo-cartpole", "ppo-pendulum", "ppo-halfcheetah"])
 def test_both_libraries_get_the_settings_of_a_ppo_task(learning: ModuleType, name: str) -> None:
-    """Field by field, as each library names them."""
+    """Compared field by field, under the names of each library."""
     pytest.importorskip("stable_baselines3")
     from pliant.envs import make
 
@@ -108,10 +108,10 @@ def test_both_libraries_get_the_settings_of_a_ppo_task(learning: ModuleType, nam
 
 @pytest.mark.parametrize("library", ["pliant", "sb3"])
 @pytest.mark.parametrize("name", ["ppo-cartpole", "ppo-pendulum"])
-def test_a_short_run_of_a_ppo_task(
+def test_a_short_run_records_every_episode_and_the_seeds_of_the_evaluation(
     learning: ModuleType, name: str, library: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Every episode once, with its undiscounted return; evaluation begins where it is said to."""
+    """Every episode is recorded once, with its undiscounted return; the evaluation begins at its own seeds."""
     pytest.importorskip("stable_baselines3")
     whole = learning.TASKS[name]
     short = {"num_envs": 2, "rollout": 128, "epochs": 1, "batch": 64}
@@ -122,13 +122,13 @@ def test_a_short_run_of_a_ppo_task(
     began = []
     gym_env = learning.gym_env
 
-    def noted(task: Any) -> Any:
+    def recorded(task: Any) -> Any:
         env = gym_env(task)
         reset = env.reset
         env.reset = lambda **k: (began.append(k.get("seed")), reset(**k))[1]
         return env
 
-    monkeypatch.setattr(learning, "gym_env", noted)
+    monkeypatch.setattr(learning, "gym_env", recorded)
     learning.run(name, library, 0)
     result = json.loads((tmp_path / name / library / "seed0.json").read_text())
     assert began[-2:] == [10_000, 10_001] and len(result["evaluation"]) == 2
@@ -137,4 +137,4 @@ def test_a_short_run_of_a_ppo_task(
     if name == "ppo-pendulum":
         assert list(steps) == [400, 400] and all(-2000 < r < -500 for r in returns)
     else:
-        assert 400 < sum(returns) <= 512, "a return is a length"
+        assert 400 < sum(returns) <= 512, "the return of an episode is its length"

@@ -1,4 +1,4 @@
-"""Study files: what they may say, which runs they are, and what is refused."""
+"""Study files: their keys, the runs that they describe, and the errors about mistakes."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ def write(folder: Path, **changes: Any) -> Path:
     return file
 
 
-def test_a_study_is_read_whole(tmp_path: Path) -> None:
+def test_a_study_is_read_with_all_its_keys(tmp_path: Path) -> None:
     study = load_study(write(tmp_path))
     assert (study.baseline, study.seeds, study.segment, study.arms["plain"].kind) == ("plain", (0, 1), 100, "control")
     cells = study.cells(tmp_path / "runs")
-    assert len(cells) == 2 * (2 * 2 * 2 + 1)  # `fast` is one combination alone
-    assert [cell.seed for cell in cells] == [0] * 9 + [1] * 9  # a seed of everything, before the next
+    assert len(cells) == 2 * (2 * 2 * 2 + 1)  # `fast` is in one combination only
+    assert [cell.seed for cell in cells] == [0] * 9 + [1] * 9  # one seed of all cells before the next seed
     assert len({cell.folder for cell in cells}) == len(cells)
     first = cells[0]
     assert first.folder == tmp_path / "runs" / "CartPole-v1" / "ppo" / "plain" / "seed0"
     assert (first.config.steps, first.config.checkpoint_every, first.config.threads) == (400, 100, 1)
-    # The command is the run, to the last setting.
+    # The command gives every setting of the run.
     for cell in cells[:9]:
         assert parse(list(cell.words), prog="test").config == cell.config
 
 
-def test_the_folder_of_a_study_is_the_study(tmp_path: Path) -> None:
+def test_a_folder_with_a_study_file_is_read_as_the_study(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     write(tmp_path).rename(tmp_path / "root" / "study.yaml")
     study = load_study(tmp_path / "root")
@@ -67,7 +67,7 @@ def test_a_smaller_scale_has_a_separate_folder(tmp_path: Path) -> None:
     assert load_study(tmp_path / "again").cells()[0].config.steps == 200
 
 
-def test_a_slash_in_an_environment_does_not_make_a_folder(tmp_path: Path) -> None:
+def test_a_slash_in_the_name_of_an_environment_makes_no_subfolder(tmp_path: Path) -> None:
     study = load_study(
         write(
             tmp_path, agents=["supervised"], environments=["stream/RandomLabels"], arms=["plain"], flags={"steps": 64}
@@ -79,7 +79,7 @@ def test_a_slash_in_an_environment_does_not_make_a_folder(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"sedes": 3}, "unknown key 'sedes'. Did you mean 'seeds'?"),
         ({"title": None}, "'title' is missing"),
@@ -99,8 +99,8 @@ def test_a_slash_in_an_environment_does_not_make_a_folder(tmp_path: Path) -> Non
         ({"arms": {}}, "'arms' is empty"),
     ],
 )
-def test_a_mistake_gives_one_line(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+def test_a_mistake_gives_one_line_of_error(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     file = write(tmp_path, **changes)
     with pytest.raises(BadInput) as error:
         load_study(file)
-    assert str(error.value).startswith(str(file)) and told in str(error.value) and "\n" not in str(error.value)
+    assert str(error.value).startswith(str(file)) and message in str(error.value) and "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Sweeps of real runs: killed, resumed, locked, full, on a pool, on Ray and as a SLURM array."""
+"""Sweeps of real runs: killed, resumed, locked, with a full disk; in a pool, on Ray and as a SLURM array."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from processes import Command, outcome_of
+from processes import Command, has_checkpoint, outcome_of
 
 from pliant.agents.checkpoint import Checkpoints, RunLock
 from pliant.lab.experiments import pool, sweep
@@ -40,7 +40,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def study(folder: Path, name: str = "tiny", **changes: Any) -> Path:
-    """The small study as a file; `steps` goes to its flags."""
+    """The small study as a file; `steps` and `device` become flags."""
     data = TINY | {"name": name} | changes
     data["flags"] = TINY["flags"] | {k: data.pop(k) for k in ("steps", "device") if k in data}
     file = folder / f"{name}.yaml"
@@ -48,13 +48,13 @@ def study(folder: Path, name: str = "tiny", **changes: Any) -> Path:
     return file
 
 
-def call(*words: Any) -> int:
-    return main(["sweep", *map(str, words)])
+def call(*arguments: Any) -> int:
+    return main(["sweep", *map(str, arguments)])
 
 
-def popen(*words: Any, **more: Any) -> subprocess.Popen[str]:
+def popen(*arguments: Any, **more: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "pliant.scripts", "sweep", *map(str, words)],
+        [sys.executable, "-m", "pliant.scripts", "sweep", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -64,9 +64,9 @@ def popen(*words: Any, **more: Any) -> subprocess.Popen[str]:
     )
 
 
-def begun(*words: Any) -> Command:
-    """As `popen`, of a process that need not import anything first."""
-    return Command("sweep", *map(str, words))
+def begin(*arguments: Any) -> Command:
+    """As `popen`, in a process that need not import anything first."""
+    return Command("sweep", *map(str, arguments))
 
 
 def sessions(root: Path) -> dict[str, int]:
@@ -74,19 +74,19 @@ def sessions(root: Path) -> dict[str, int]:
 
 
 def results(root: Path) -> dict[str, Any]:
-    """What the runs came to: all their metrics, and the hash of the final agent's content. (The file itself may be
-    pickled otherwise after a resumption, where two equal strings are no longer one object.)"""
-    found = {}
+    """The results of the runs: all their metrics, and the hash of the final agent's content. (The bytes of the file may
+    differ after a resumption, where two equal strings are no longer one object.)"""
+    by_folder = {}
     for done in sorted(root.rglob("DONE")):
         checkpoint = Checkpoints(done.parent).newest_good()
         assert checkpoint is not None
         digest = hashlib.sha256(b"".join(content(checkpoint.load("agent")))).hexdigest()
-        found[str(done.parent.relative_to(root))] = ((done.parent / "metrics.jsonl").read_bytes(), digest)
-    return found
+        by_folder[str(done.parent.relative_to(root))] = ((done.parent / "metrics.jsonl").read_bytes(), digest)
+    return by_folder
 
 
 def content(value: Any) -> Iterator[bytes]:
-    """All that a state holds, to the last bit."""
+    """The bytes of everything in a state."""
     if isinstance(value, torch.Tensor):
         yield repr((value.dtype, tuple(value.shape))).encode()
         yield value.contiguous().view(-1).numpy().tobytes()
@@ -101,26 +101,22 @@ def content(value: Any) -> Iterator[bytes]:
         yield repr(value).encode()
 
 
-def saved(folder: Path) -> bool:
-    return any(p.suffix == "" for p in folder.glob("checkpoints/step_*"))
-
-
 Process = subprocess.Popen[str] | Command
 
 
-def said(process: Process) -> str:
+def output_of(process: Process) -> str:
     return process.printed() if isinstance(process, Command) else process.communicate()[0]
 
 
 def until(condition: Callable[[], bool], process: Process | None = None, seconds: float = 100) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process is None or process.poll() is None, said(process)
+        assert process is None or process.poll() is None, output_of(process)
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def test_a_study_is_run_once_and_its_state_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_run_is_done_once_and_the_status_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, root = study(tmp_path, seeds=2), tmp_path / "runs"
     assert call(file, "--out", root, "--dry-run", "--seeds", 1, "--only", "plain") == 0
     line = capsys.readouterr().out.splitlines()
@@ -128,20 +124,20 @@ def test_a_study_is_run_once_and_its_state_reported(tmp_path: Path, capsys: pyte
     assert call(file, "--out", root, "--seeds", 1) == 0
     assert "2 of 2 runs done (0 before)" in capsys.readouterr().out
     assert call(file, "--out", root, "--status") == 0
-    told = capsys.readouterr().out
-    assert told.startswith("tiny: 2 of 4 runs done, 2 waiting")
-    assert told.count("50 %") == 2
+    output = capsys.readouterr().out
+    assert output.startswith("tiny: 2 of 4 runs done, 2 waiting")
+    assert output.count("50 %") == 2
     assert call(file, "--out", root) == 0
     assert "4 of 4 runs done (2 before)" in capsys.readouterr().out
     assert set(sessions(root).values()) == {1} and len(sessions(root)) == 4
-    # The folder is the study too.
+    # The folder can be given instead of the file.
     assert call(root, "--status") == 0
     assert capsys.readouterr().out.startswith("tiny: 4 of 4 runs done ")
 
 
-def test_a_mistake_gives_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_gives_one_line_of_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, root = study(tmp_path), tmp_path / "runs"
-    for words, told in (
+    for arguments, message in (
         ((file, "--only", "plian"), "there is no arm 'plian'. Did you mean 'plain'?"),
         ((file, "--seeds", 9), "has 1 seeds, not 9"),
         ((file, "--jobs", -1), "--jobs must be at least 0 processes, not -1"),
@@ -151,9 +147,9 @@ def test_a_mistake_gives_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     ):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("CUDA_VISIBLE_DEVICES", "")
-            assert call(*words) == 2
+            assert call(*arguments) == 2
         error = capsys.readouterr().err
-        assert told in error and error.count("\n") == 1
+        assert message in error and error.count("\n") == 1
     same = study(tmp_path, "same", arms={"plain": None, "other": {"flags": {"agent.rollout": 64}}})
     assert call(same) == 2
     assert "'plain' and 'other' are the same run" in capsys.readouterr().err
@@ -171,7 +167,7 @@ def test_a_folder_with_another_run_is_refused_before_anything_runs(
 
 
 @pytest.mark.full
-def test_one_sweep_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_sweep_in_the_same_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, root = study(tmp_path), tmp_path / "runs"
     root.mkdir()
     with RunLock(root):
@@ -194,7 +190,7 @@ def test_states_are_read_without_taking_the_lock(tmp_path: Path) -> None:
     assert (state_of(cell).state, state_of(cell).steps) == ("interrupted", 120)
     pool.mark_failed(cell.folder, "killed by SIGKILL")
     assert (state_of(cell).state, state_of(cell).tail) == ("failed", ("killed by SIGKILL",))
-    # Done is who made all the steps that are asked for now.
+    # A run is done once it has made all the steps that the study now gives.
     for steps, state in ((299, "failed"), (300, "done"), (400, "done")):
         (cell.folder / "DONE").write_text(json.dumps({"steps": steps, "updates": 1}))
         assert state_of(cell).state == state
@@ -205,26 +201,26 @@ def test_a_killed_sweep_leaves_no_process_and_the_same_command_finishes(tmp_path
     whole = tmp_path / "whole"
     assert call(study(tmp_path, steps=6000), "--out", whole, "--jobs", 2) == 0
     file, root = study(tmp_path, steps=6000), tmp_path / "runs"
-    first = begun(file, "--out", root, "--jobs", 1)
+    first = begin(file, "--out", root, "--jobs", 1)
     plain, norm = (root / "CartPole-v1" / "ppo" / arm / "seed0" for arm in ("plain", "layer_norm"))
-    until(lambda: (plain / "DONE").exists() and saved(norm), first)
+    until(lambda: (plain / "DONE").exists() and has_checkpoint(norm), first)
     first.send(signal.SIGKILL)
     first.wait()
     until(lambda: not locked(norm / ".lock"))
-    code, told = outcome_of("sweep", str(file), "--out", str(root))
-    assert code == 0 and "2 of 2 runs done (1 before)" in told
+    code, output = outcome_of("sweep", str(file), "--out", str(root))
+    assert code == 0 and "2 of 2 runs done (1 before)" in output
     assert sessions(root)["CartPole-v1/ppo/plain/seed0"] == 1
     assert "goes on from step" in (norm / "output.log").read_text()
     assert results(root) == results(whole) and len(results(root)) == 2
 
 
 @pytest.mark.full
-def test_a_killed_worker_and_cut_events_change_nothing(tmp_path: Path) -> None:
+def test_a_killed_worker_and_truncated_event_files_change_no_result(tmp_path: Path) -> None:
     file, whole, root = study(tmp_path, steps=6000), tmp_path / "whole", tmp_path / "runs"
     assert call(file, "--out", whole, "--only", "plain") == 0
     folder = root / "CartPole-v1" / "ppo" / "plain" / "seed0"
-    first = begun(file, "--out", root, "--only", "plain")
-    until(lambda: saved(folder), first)
+    first = begin(file, "--out", root, "--only", "plain")
+    until(lambda: has_checkpoint(folder), first)
     pid = int((folder / ".lock").read_text().split()[1])
     os.kill(pid, signal.SIGKILL)
     until(lambda: (folder / "output.log").read_text().count("in a pool") == 2, first)
@@ -238,24 +234,25 @@ def test_a_killed_worker_and_cut_events_change_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.full
 def test_a_run_whose_disk_is_full_fails_and_others_continue(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A limit on the size of files is a full disk to the run that reaches it: the wide one."""
+    """A limit on the size of files acts as a full disk on the run that reaches it, the wide one."""
     wide = {"flags": {"agent.network.hidden": [600, 600]}}
     file, root = study(tmp_path, arms={"plain": None, "wide": wide}), tmp_path
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1500000, 1500000)); "
     run = "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from pliant.scripts.main import main; "
     code = f"{limit}{run}sys.exit(main(sys.argv[1:]))"
-    words = [sys.executable, "-c", code, "sweep", str(file), "--out", str(root / "runs")]
-    done = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT, timeout=100)
+    arguments = [sys.executable, "-c", code, "sweep", str(file), "--out", str(root / "runs")]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT, timeout=100)
     assert done.returncode == 1 and "1 of 2 runs done" in done.stdout, done
     assert "cannot save a checkpoint" in done.stdout and "Make room and resume" in done.stdout
     assert call(file, "--out", root / "runs", "--status") == 0
-    told = capsys.readouterr().out
-    assert "1 failed" in told and "failed: CartPole-v1/ppo/wide/seed0" in told and "cannot save a checkpoint" in told
+    output = capsys.readouterr().out
+    for text in ("1 failed", "failed: CartPole-v1/ppo/wide/seed0", "cannot save a checkpoint"):
+        assert text in output
     assert call(file, "--out", root / "runs") == 0  # room was made
     assert sorted(sessions(root / "runs").values()) == [1, 2] and not list((root / "runs").rglob("FAILED"))
 
 
-def test_gpus_are_assigned_to_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_run_gets_a_free_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sweep.slots(["0", "1"], 1) == ("0", "1")
     assert sweep.slots(["0", "1"], 0.5) == ("0", "1", "0", "1")
     assert sweep.slots(["0", "1", "2", "3", "4"], 2) == ("0,1", "2,3")
@@ -289,18 +286,18 @@ def test_gpus_are_assigned_to_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     outcomes = [pool.Outcome(pool.Job(cell.config)) for cell in cells]
     for outcome in outcomes[:2]:
         team.start(outcome)
-    assert list(team.wait(0)) == outcomes[:1]  # whose GPU is free again
+    assert list(team.wait(0)) == outcomes[:1]  # its GPU is free again
     for outcome in outcomes[2:3]:
         team.start(outcome)
     assert [gpu for gpu, _ in given] == ["3", "5", "3"]
 
 
 @pytest.mark.full
-def test_a_slurm_array_does_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_task_of_a_slurm_array_does_its_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, root = study(tmp_path, seeds=3), tmp_path / "a b's runs"
     script = tmp_path / "array.sh"
-    words = (file, "--out", root, "--executor", "slurm", "--emit", script, "--runs-per-job", 4, "--cpus", 2)
-    assert call(*words, "--time", "01:00:00", "--partition", "gpu", "--gpus", 1) == 0
+    arguments = (file, "--out", root, "--executor", "slurm", "--emit", script, "--runs-per-job", 4, "--cpus", 2)
+    assert call(*arguments, "--time", "01:00:00", "--partition", "gpu", "--gpus", 1) == 0
     text = script.read_text()
     for option in (
         "--array=0-1",
@@ -315,8 +312,8 @@ def test_a_slurm_array_does_the_runs(tmp_path: Path, capsys: pytest.CaptureFixtu
     (listed,) = tmp_path.glob("array-*.commands")
     before = listed.read_bytes()
     assert len(before.splitlines()) == 6
-    # The next script, for other runs, leaves alone what an array that waits in the queue will read.
-    assert call(*words, "--seeds", 1) == 0
+    # A script for other runs does not change the list that an array in the queue will read.
+    assert call(*arguments, "--seeds", 1) == 0
     assert listed.read_bytes() == before and len([*tmp_path.glob("array-*.commands")]) == 2
     script.write_text(text)
     path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "1"}
@@ -327,19 +324,19 @@ def test_a_slurm_array_does_the_runs(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out.startswith("tiny: 2 of 6 runs done, 4 waiting")
 
 
-def test_a_slurm_job_that_is_asked_to_stop_saves(tmp_path: Path) -> None:
+def test_a_slurm_job_saves_when_it_is_terminated(tmp_path: Path) -> None:
     file, root, script = study(tmp_path, steps=500_000), tmp_path / "runs", tmp_path / "array.sh"
     assert call(file, "--out", root, "--executor", "slurm", "--emit", script, "--only", "plain") == 0
     path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "0"}
     job = subprocess.Popen(["bash", str(script)], env=ENVIRONMENT | path, start_new_session=True)
     folder = root / "CartPole-v1" / "ppo" / "plain" / "seed0"
-    until(lambda: saved(folder))
-    job.terminate()  # the batch shell alone, as B: says
+    until(lambda: has_checkpoint(folder))
+    job.terminate()  # only the batch shell, as with `--signal=B:`
     assert job.wait(timeout=100) == 75
     assert "stopped and saved" in (folder / "output.log").read_text() and not (folder / "FAILED").exists()
 
 
-def test_ray_that_is_not_installed_is_one_line(
+def test_the_error_without_ray_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Missing:
@@ -356,13 +353,13 @@ def test_ray_that_is_not_installed_is_one_line(
 
 @needs_ray
 @pytest.mark.full
-def test_ray_does_what_the_pool_does(tmp_path: Path) -> None:
+def test_ray_gives_the_results_of_the_pool(tmp_path: Path) -> None:
     bad = TINY["environments"] | {"broken": {"env": "CartPole-v9"}}
     file = study(tmp_path, environments=bad, arms={"plain": None})
     ray = popen(file, "--out", tmp_path / "ray", "--executor", "ray", "--jobs", 2)
-    told, _ = ray.communicate(timeout=200)
-    assert ray.returncode == 1, told  # the broken one, tried once
-    assert "1 of 2 runs done" in told and "CartPole-v9" in told
+    output, _ = ray.communicate(timeout=200)
+    assert ray.returncode == 1, output  # the broken run, tried once
+    assert "1 of 2 runs done" in output and "CartPole-v9" in output
     assert set(sessions(tmp_path / "ray").values()) == {1}
     assert call(file, "--out", tmp_path / "pool") == 1
     assert results(tmp_path / "ray") == results(tmp_path / "pool") and len(results(tmp_path / "ray")) == 1
@@ -370,21 +367,21 @@ def test_ray_does_what_the_pool_does(tmp_path: Path) -> None:
 
 @needs_ray
 @pytest.mark.slow
-def test_ray_saves_when_it_is_asked_to_stop(tmp_path: Path) -> None:
+def test_a_sweep_on_ray_saves_when_it_is_terminated(tmp_path: Path) -> None:
     file, root = study(tmp_path, steps=500_000), tmp_path / "runs"
     process = popen(file, "--out", root, "--executor", "ray", "--jobs", 1)
     folder = root / "CartPole-v1" / "ppo" / "plain" / "seed0"
-    until(lambda: saved(folder), process, 200)
+    until(lambda: has_checkpoint(folder), process, 200)
     process.terminate()
-    told, _ = process.communicate(timeout=100)
-    assert process.returncode == 75, told
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 75, output
     assert "stopped and saved" in (folder / "output.log").read_text()
 
 
 @needs_ray
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_ray_node_that_dies_costs_nothing(tmp_path: Path) -> None:
+def test_the_loss_of_a_ray_node_changes_no_result(tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 
     file = study(tmp_path, seeds=2, steps=20_000)
@@ -395,13 +392,13 @@ def test_a_ray_node_that_dies_costs_nothing(tmp_path: Path) -> None:
         doomed = cluster.add_node(num_cpus=1)
         process = popen(file, "--out", root, "--executor", "ray", env={"RAY_ADDRESS": cluster.address})
         folders = [cell.folder for cell in load_study(file).cells(root)]
-        until(lambda: sum(map(saved, folders)) >= 2, process, 200)
+        until(lambda: sum(map(has_checkpoint, folders)) >= 2, process, 200)
         finished = {f for f in folders if (f / "DONE").exists()}
         cluster.remove_node(doomed, allow_graceful=False)
-        told, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=300)
     finally:
         cluster.shutdown()
-    assert process.returncode == 0, told
+    assert process.returncode == 0, output
     assert results(root) == results(tmp_path / "pool") and len(results(root)) == 4
     counts = sessions(root)
     assert all(counts[str(f.relative_to(root))] == 1 for f in finished)

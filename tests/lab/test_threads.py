@@ -1,4 +1,4 @@
-"""The number of threads is chosen once and leaves no trace, and threads that wait do not take cores from others."""
+"""The number of threads is chosen once, by a measurement that changes no result; waiting threads use no cores."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SAC += " --agent.network.hidden 32 32 --agent.actor-network.hidden 32 32 --agent
 
 @pytest.fixture
 def two_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nobody has said how many threads there are to be, and torch would take two."""
+    """No variable sets the number of threads, and torch would use two."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     before = torch.get_num_threads()
@@ -51,7 +51,7 @@ def two_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def measuring(monkeypatch: pytest.MonkeyPatch, one: float, two: float, others: float | None = None) -> list[float]:
-    """Replace the measurement by one with this result; the expected updates of each are kept."""
+    """Replace the measurement by one with this result; the returned list collects the expected updates of each call."""
     asked: list[float] = []
 
     def measured(agent: Any, batch_size: int, most: int, expected: float) -> Measured:
@@ -62,8 +62,8 @@ def measuring(monkeypatch: pytest.MonkeyPatch, one: float, two: float, others: f
     return asked
 
 
-def run(folder: Path, words: str = DQN) -> int:
-    return train.main([*words.split(), "--run", str(folder)])
+def run(folder: Path, arguments: str = DQN) -> int:
+    return train.main([*arguments.split(), "--run", str(folder)])
 
 
 # ------------------------------------------------------------------------------------------------ the choice
@@ -75,12 +75,12 @@ def run(folder: Path, words: str = DQN) -> int:
         ({1: 19.5, 2: 31.04}, 0.1, 2, "2 threads: 31 updates/s, 19.5 with 1"),
         ({1: 19.5, 2: 31.04}, None, 2, "2 threads: 31 updates/s, 19.5 with 1"),
         ({1: 8.7, 2: 2.7}, 1.94, 2, "1 thread: 8.7 updates/s, 2.7 with 2; other processes use 1.9 of 2 cores"),
-        ({1: 100.0, 2: 109.0}, 0.0, 2, "1 thread: 100 updates/s, 109 with 2"),  # a core for less than a tenth
+        ({1: 100.0, 2: 109.0}, 0.0, 2, "1 thread: 100 updates/s, 109 with 2"),  # less than a tenth more
         ({1: 100.0, 16: 1234.0}, 0.0, 16, "16 threads: 1,234 updates/s, 100 with 1"),
         ({}, None, 2, "1 thread: too few updates to measure"),
     ],
 )
-def test_the_faster_number_is_taken_and_the_reason_is_reported(
+def test_the_faster_number_of_threads_is_chosen_and_the_reason_is_reported(
     rates: dict[int, float], others: float | None, most: int, text: str
 ) -> None:
     assert str(threads.judged(Measured(rates, others), most)) == text
@@ -96,13 +96,13 @@ def test_the_faster_number_is_taken_and_the_reason_is_reported(
         (1e9, 10.0, 1.0),
     ],
 )
-def test_a_measurement_takes_a_second_at_most_and_a_fiftieth_of_the_run(
+def test_a_measurement_takes_at_most_a_second_and_a_fiftieth_of_the_run(
     expected: float, seconds: float, allowed: float
 ) -> None:
     assert threads.budget(expected, seconds) == pytest.approx(allowed)
 
 
-def test_a_short_run_makes_at_most_two_updates_to_find_out_that_it_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_measurement_of_a_short_run_makes_at_most_two_updates(monkeypatch: pytest.MonkeyPatch) -> None:
     agent, made = AGENTS["dqn"](), []
     update = agent.update
     monkeypatch.setattr(agent, "update", lambda *given: made.append(0) or update(*given))
@@ -111,7 +111,7 @@ def test_a_short_run_makes_at_most_two_updates_to_find_out_that_it_is_short(monk
 
 
 @pytest.mark.parametrize(
-    ("words", "updates"),
+    ("arguments", "updates"),
     [
         ("--agent dqn --env CartPole-v1 --steps 11000", 5_000),
         ("--agent sac --env Pendulum-v1 --steps 6000 --interventions replay_ratio(4)", 4_000),
@@ -120,8 +120,8 @@ def test_a_short_run_makes_at_most_two_updates_to_find_out_that_it_is_short(monk
         ("--agent dqn --env CartPole-v1 --steps 10", 0),
     ],
 )
-def test_updates_are_counted_before_the_run(words: str, updates: int) -> None:
-    config = replace(parse(words.split(), prog="test").config, threads=1, device="cpu")
+def test_the_number_of_updates_is_computed_before_the_run(arguments: str, updates: int) -> None:
+    config = replace(parse(arguments.split(), prog="test").config, threads=1, device="cpu")
     envs, agent = training.built(config)
     envs.close()
     assert threads.updates(config, agent) == pytest.approx(updates)
@@ -152,13 +152,15 @@ def test_every_agent_can_be_measured_with_every_intervention(agent: str) -> None
 
 
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])
-def test_a_users_own_number_is_not_measured(name: str, two_cores: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_number_set_by_a_variable_is_used_without_a_measurement(
+    name: str, two_cores: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(name, "2")
     choice = threads.choose(RunConfig(), AGENTS["dqn"](), 2, pytest.fail)
     assert choice == Choice(2, f"{name} is set")
 
 
-def test_one_core_is_not_measured(two_cores: None) -> None:
+def test_one_core_needs_no_measurement(two_cores: None) -> None:
     assert str(threads.choose(RunConfig(), AGENTS["dqn"](), 1, pytest.fail)) == "1 thread"
 
 
@@ -175,20 +177,20 @@ def test_the_first_line_reports_the_choice_and_the_folder_records_it(
     assert first.endswith("cpu, 1 thread: 8.7 updates/s, 2.7 with 2; other processes use 1.9 of 2 cores)")
     assert load(tmp_path).threads == 1
 
-    # By now the machine is idle, and two threads would be the faster: the run keeps its bits.
+    # Now two threads would be faster; the run keeps its number, so that its results stay the same.
     torch.set_num_threads(2)
     asked = measuring(monkeypatch, 10.0, 20.0)
     assert run(tmp_path, DQN + " --steps 500") == 0
     assert not asked and load(tmp_path).threads == 1 and torch.get_num_threads() == 1
     assert capsys.readouterr().err.splitlines()[0].endswith("cpu, 1 thread)")
 
-    # A number that is given is another run, and is told so.
+    # Another number on the command line is refused as another run.
     with pytest.raises(BadInput, match="--threads 1 there, 2 now"):
         run(tmp_path, DQN + " --steps 600 --threads 2")
     assert not asked
 
 
-def test_a_given_number_is_not_measured(
+def test_a_number_on_the_command_line_is_used_without_a_measurement(
     tmp_path: Path, two_cores: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = measuring(monkeypatch, 10.0, 20.0)
@@ -199,17 +201,17 @@ def test_a_given_number_is_not_measured(
     assert not asked
 
 
-@pytest.mark.parametrize("words", [DQN, PPO, SAC], ids=["dqn", "ppo", "sac"])
-def test_a_measured_run_is_that_of_the_number_given(
-    words: str, tmp_path: Path, two_cores: None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("arguments", [DQN, PPO, SAC], ids=["dqn", "ppo", "sac"])
+def test_a_measured_run_equals_a_run_with_the_number_given(
+    arguments: str, tmp_path: Path, two_cores: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(threads, "SECONDS", 0.05)
     monkeypatch.setattr(threads, "LEAST", 0)
     measured: list[Measured] = []
-    monkeypatch.setattr(threads, "judged", lambda found, most: measured.append(found) or Choice(most))
-    assert run(tmp_path / "chosen", words) == 0
-    assert measured and measured[0].rates.keys() == {1, 2}  # for real, and then two threads whatever it says
-    assert run(tmp_path / "given", words + " --threads 2") == 0
+    monkeypatch.setattr(threads, "judged", lambda rates, most: measured.append(rates) or Choice(most))
+    assert run(tmp_path / "chosen", arguments) == 0
+    assert measured and measured[0].rates.keys() == {1, 2}  # a real measurement, then two threads for any result
+    assert run(tmp_path / "given", arguments + " --threads 2") == 0
     assert len(measured) == 1
     for file in ("metrics.jsonl", "config.yaml"):
         assert (tmp_path / "chosen" / file).read_bytes() == (tmp_path / "given" / file).read_bytes(), file
@@ -220,10 +222,10 @@ def test_a_measured_run_is_that_of_the_number_given(
             assert not isinstance(value, torch.Tensor) or torch.equal(value, b["modules"][name][key]), key
 
 
-# ------------------------------------------------------------------------------------------------ spinning
+# ------------------------------------------------------------------------------------------------ threads that wait
 
 
-def test_a_users_own_setting_wins() -> None:
+def test_a_setting_of_the_user_is_kept() -> None:
     assert spinning.bounded({}) == {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
     for name in spinning.DECIDED:
         assert spinning.bounded({name: "1"}) == {}
@@ -232,14 +234,14 @@ def test_a_users_own_setting_wins() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="torch brings GNU's OpenMP on Linux")
 @pytest.mark.full
 def test_the_openmp_that_torch_loads_has_read_the_setting() -> None:
-    """Real processes: the command, and the script."""
-    command = [sys.executable, "-m", "pliant.scripts", "train", "--help"]
+    """In real processes, of the command and of the script."""
+    module = [sys.executable, "-m", "pliant.scripts", "train", "--help"]
     script = [sys.executable, str(ROOT / "scripts" / "train.py"), "--help"]
     environment = {key: value for key, value in os.environ.items() if key not in spinning.DECIDED}
     environment["OMP_DISPLAY_ENV"] = "VERBOSE"  # OpenMP prints what it has read
     started = [
-        subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        for words in (command, script)
+        subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for command in (module, script)
     ]
     for text in [process.communicate()[1] for process in started]:
         assert "OMP_WAIT_POLICY = 'PASSIVE'" in text and "GOMP_SPINCOUNT = '0'" in text, text
@@ -248,28 +250,28 @@ def test_the_openmp_that_torch_loads_has_read_the_setting() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.full
 def test_workers_of_a_pool_start_with_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a real worker's process was started with, before it loaded anything."""
+    """The environment variables of a real worker at its start, before it loaded anything."""
     for name in (*spinning.DECIDED, "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     forkserver._forkserver._stop()  # type: ignore[attr-defined]  # it was started with the settings of the tests
-    born: list[str] = []
+    started: list[str] = []
     wait = pool._Workers.wait
 
-    def watched(self: Any, seconds: float) -> Any:
-        born.extend(Path(f"/proc/{process.pid}/environ").read_text() for process in self.busy if not born)
+    def recorded(self: Any, seconds: float) -> Any:
+        started.extend(Path(f"/proc/{process.pid}/environ").read_text() for process in self.busy if not started)
         return wait(self, seconds)
 
-    monkeypatch.setattr(pool._Workers, "wait", watched)
+    monkeypatch.setattr(pool._Workers, "wait", recorded)
     config = replace(parse([*PPO.split(), "--run", str(tmp_path)], prog="test").config, steps=100)
     (outcome,) = pool.run_all([pool.Job(config)])
     assert outcome.status == "done", outcome.tail
-    there = dict(word.split("=", 1) for word in born[0].split("\0") if "=" in word)
+    there = dict(entry.split("=", 1) for entry in started[0].split("\0") if "=" in entry)
     assert there["OMP_WAIT_POLICY"] == "PASSIVE" and there["KMP_BLOCKTIME"] == "0" and there["OMP_NUM_THREADS"] == "1"
     assert not {*spinning.DECIDED, "OMP_NUM_THREADS"} & os.environ.keys()
     assert json.loads((tmp_path / "DONE").read_text())["steps"] >= 100
 
 
-def test_a_pool_leaves_a_users_own_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_keeps_a_setting_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in spinning.DECIDED:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
@@ -295,5 +297,5 @@ def test_the_study_measures_the_job_of_make_train_and_reports_the_choice(tmp_pat
     }
     file = tmp_path / "results.json"
     file.write_text(json.dumps(results))
-    assert study.measure_missing(file, 1.0) == results  # all is there: nothing is started
+    assert study.measure_missing(file, 1.0) == results  # no result is missing, so nothing is started
     assert "| beside 2 busy processes | 98 | 98 | 98 | 98 (1 thread) |" in study.tables(results)
