@@ -58,7 +58,7 @@ def measure(given: int, seconds: float) -> dict[str, Any]:
     from pliant.agents.run import Run
     from pliant.lab.experiments import threads
     from pliant.lab.experiments.config import parse
-    from pliant.lab.experiments.training import fresh_agent, built
+    from pliant.lab.experiments.training import built, fresh_agent
 
     most = torch.get_num_threads()
     config = replace(parse(job(), prog="pliant train").config, threads=given or 1)
