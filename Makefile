@@ -2,40 +2,58 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LOWEST := $(VENV)-lowest
+NEWEST := $(VENV)-newest
 
 # Ten minutes on two cores: DQN on a real game, on a schedule shortened to fit. See the README for longer ones.
 ARGS ?= --agent dqn --env ALE/Freeway-v5 --steps 24000 --num-envs 4 --seed 1 \
 	--agent.buffer-size 24000 --agent.learning-starts 2000 --agent.epsilon-steps 10000 \
 	--agent.target-period 500 --agent.optimizer.lr 2e-4 --evaluate-episodes 4
 
-PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+# The build of torch for check-lowest and check-newest. constraints.txt names one release, because pip may take another
+# release in a build for CUDA, which is several gigabytes. TORCH=torch==2.6.0 tests the lowest, TORCH=torch the newest.
+TORCH ?= $(shell grep '^torch==' constraints.txt)
 
-PACKAGES := common agents envs interventions monitors lab scripts
+# -n 2: two tests at a time. TESTS='...' names files or options of pytest.
+PYTEST := -m pytest -n 2 --dist worksteal
+QUICK := -m "not slow and not full and not square"
 
-.PHONY: help train test test-rest test-all check format clean
+.PHONY: help train test test-rest test-all check style types check-lowest check-newest format clean
 
 help:  ## list what make can do (the default)
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 11
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 15
 
 train: $(READY)  ## set up what is missing and train; ARGS='...' is any other command line of `pliant train`
 	$(BIN)/pliant train $(ARGS)
 
 test: $(READY)  ## set up what is missing and pass the quick tests; TESTS='...' names files or options of pytest
-	$(PYTEST) -m "not slow and not full and not square" $(TESTS)
+	$(BIN)/python $(PYTEST) $(QUICK) $(TESTS)
 
 test-rest: $(READY)  ## pass the tests that `make test` leaves out
-	$(PYTEST) -m "not slow and (full or square)" $(TESTS)
+	$(BIN)/python $(PYTEST) -m "not slow and (full or square)" $(TESTS)
 
 test-all: $(READY)  ## pass all tests
-	$(PYTEST) -m "not slow" $(TESTS)
+	$(BIN)/python $(PYTEST) -m "not slow" $(TESTS)
 
-check: $(READY)  ## style, format, types, the direction of imports, and plain English
+check: style types  ## style and types
+
+style: $(READY)  ## style, format, the direction of imports, and plain English
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/python .ci/plain_english.py
+
+types: $(READY)  ## types
 	mkdir -p .typecheck && ln -sfn .. .typecheck/pliant
-	MYPYPATH=.typecheck $(BIN)/mypy $(PACKAGES:%=-p pliant.%)
+	$(BIN)/mypy
+
+check-lowest: $(LOWEST)/.ready-$(TORCH)  ## pass the quick tests with the lowest supported dependencies, in an environment of its own
+	$(LOWEST)/bin/python $(PYTEST) $(QUICK) $(TESTS)
+
+check-newest:  ## pass the quick tests with the newest dependencies, in a new environment; PYTHON='...' is the version
+	$(PYTHON) -m venv --clear $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --editable ".[test]" "$(TORCH)"
+	$(NEWEST)/bin/python $(PYTEST) $(QUICK) $(TESTS)
 
 format: $(READY)  ## format the code
 	$(BIN)/ruff check --fix .
@@ -46,5 +64,11 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-clean:  ## remove the environment and all caches
-	rm -rf $(VENV) .typecheck .pytest_cache .ruff_cache .mypy_cache .import_linter_cache build *.egg-info
+$(LOWEST)/.ready-$(TORCH): pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable ".[test]" "$(TORCH)"
+	touch $@
+
+clean:  ## remove the environments and all caches
+	rm -rf $(VENV) $(LOWEST) $(NEWEST) .typecheck build *.egg-info \
+		.pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

@@ -540,7 +540,7 @@ class ListAdapter(Envs):
                 reward[i] = gained
             except (TypeError, ValueError):
                 self._not_a_number(i, gained)
-            if gained is None or gained.__class__ is str:  # numpy would convert these to numbers
+            if gained is None or isinstance(gained, str):  # numpy would convert these to numbers
                 self._not_a_number(i, gained)
             if over or cut:
                 terminated[i], truncated[i] = over, cut

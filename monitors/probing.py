@@ -297,7 +297,7 @@ def probe(
     check_targets(targets)
     if ("next" in targets) != (next_batch is not None):
         raise ValueError("the targets of the next task need both: targets=('next', ...) and next_batch=...")
-    if control == "born":  # the former name
+    if str(control) == "born":  # the former name
         raise ValueError("control='born' is called control='initial' now")
     if control not in get_args(Control):
         raise ValueError(f"control must be 'drawn' or 'initial', not {control!r}")

@@ -119,37 +119,39 @@ class Branch:
         return "no recovery shown" if self.diagnoses(label) else "no difference shown"
 
     def shown(self) -> list[str]:
-        """Text lines on the differences that are shown."""
-        lines = []
+        """Sentences on the differences that are shown."""
+        sentences = []
         for label, difference in self.differences.items():
-            verdict = self.verdict(label)
-            if verdict in ("recovers", "above", "below"):
+            word = self.verdict(label)
+            if word in ("recovers", "above", "below"):
                 d = difference.interval()
-                side = "below" if verdict == "below" else "above"
-                size = interval(Interval(-d.estimate, -d.high, -d.low) if verdict == "below" else d)
-                effect = "recovers" if verdict == "recovers" else "works" if verdict == "above" else "harms"
-                lines.append(f"{self.title}: `{label}` {effect}, {size} {side} the control ({difference.seeds} pairs).")
-        if recovering := [label for label in self.differences if self.verdict(label) == "recovers"]:
-            lines.append(
-                f"{self.title}: by the diagnosis, the arms that recover are {', '.join(f'`{b}`' for b in recovering)}."
+                side = "below" if word == "below" else "above"
+                size = interval(Interval(-d.estimate, -d.high, -d.low) if word == "below" else d)
+                said = "recovers" if word == "recovers" else "works" if word == "above" else "harms"
+                sentences.append(
+                    f"{self.title}: `{label}` {said}, {size} {side} the control ({difference.seeds} pairs)."
+                )
+        if back := [label for label in self.differences if self.verdict(label) == "recovers"]:
+            sentences.append(
+                f"{self.title}: by the diagnosis, the arms that recover are {', '.join(f'`{b}`' for b in back)}."
             )
-        return lines
+        return sentences
 
     def not_shown(self) -> list[str]:
-        """Text lines on the comparisons without a shown difference."""
-        lines = []
+        """Sentences on the comparisons without a shown difference."""
+        sentences = []
         for label in self.labels:
-            verdict = self.verdict(label)
+            word = self.verdict(label)
             start = f"{self.title}: `{label}`"
-            if verdict in ("too few replicates", "no pair with the control"):
-                lines.append(f"{start}: {verdict}.")
-            elif verdict.startswith("no "):
+            if word in ("too few replicates", "no pair with the control"):
+                sentences.append(f"{start}: {word}.")
+            elif word.startswith("no "):
                 d = self.differences[label]
-                lines.append(
-                    f"{start}: {verdict} ({interval(d.interval())}); these {d.seeds} pairs would have shown "
+                sentences.append(
+                    f"{start}: {word} ({interval(d.interval())}); these {d.seeds} pairs would have shown "
                     f"{number(d.detectable())} with 80 % probability."
                 )
-        return lines
+        return sentences
 
 
 def branches(runs: Runs) -> list[Branch]:
