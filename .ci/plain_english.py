@@ -40,7 +40,7 @@ GLOSSARY: list[tuple[str, str]] = [
     (r"strangers?|welcomed?|breathes?|up for air", "a plain technical verb or noun"),
 ]
 EXCEPTIONS = (
-    r"in other words|key ?words?|in words"
+    r"in other words|key ?words?|in words|break-word"
     r"|twin critics?|twin q"
     r"|csv\.(?:dict)?reader"
     r"|sentence:|card\.sentence|\"sentence\""  # a key of claim files

@@ -46,7 +46,7 @@ def read_json(file: Path, kind: type[Kind], way_out: str) -> Kind | None:
         state = f"is not JSON ({error})" if data.strip() else "is empty"
         raise FileDamaged(f"{file} {state}. {way_out}") from error
     if not isinstance(content, kind):
-        raise FileDamaged(f"{file} must contain {_KINDS[kind]}, not {type(content).__name__}. {way_out}")
+        raise FileDamaged(f"{file} must hold {_KINDS[kind]}, not {type(content).__name__}. {way_out}")
     return content
 
 

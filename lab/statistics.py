@@ -28,7 +28,7 @@ TAUS = 101  # points of a performance profile
 
 
 class Interval(NamedTuple):
-    """An estimate and its interval; `low` and `high` are NaN where there were too few seeds for one."""
+    """An estimate and its interval; `low` and `high` are NaN if there are too few seeds for one."""
 
     estimate: float
     low: float
@@ -51,7 +51,7 @@ def _values(values: ArrayLike) -> Array:
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean difference, its standard error and degrees of freedom (NaN where there were too few seeds)."""
+    """A mean difference, its standard error and degrees of freedom (NaN with too few seeds)."""
 
     estimate: float
     error: float
@@ -292,8 +292,8 @@ def profile(tasks: Sequence[ArrayLike], thresholds: Array, *, replicates: int = 
 class Gap:
     """The share of the gap between the plain agent and the oracle that an arm closes.
 
-    `fraction` is None where the plain agent is not below the oracle to begin with. `above` says that the arm is better
-    than the oracle, by an interval that excludes zero: better optimisation, then, and not plasticity kept.
+    `fraction` is None if the plain agent is not below the oracle. `above` is True if the arm is better than the oracle,
+    by an interval that excludes zero: then it optimises better, beyond keeping plasticity.
     """
 
     fraction: Interval | None
@@ -333,11 +333,11 @@ def gap_closed(
 def holm(ps: Sequence[float]) -> list[float]:
     """Holm's step-down correction (1979) of p-values that belong together; NaN stays, and does not count."""
     known = sorted((i for i, p in enumerate(ps) if not math.isnan(p)), key=lambda i: ps[i])
-    found, worst = [math.nan] * len(ps), 0.0
+    corrected, worst = [math.nan] * len(ps), 0.0
     for rank, i in enumerate(known):
         worst = max(worst, min(1.0, (len(known) - rank) * ps[i]))
-        found[i] = worst
-    return found
+        corrected[i] = worst
+    return corrected
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> Array:

@@ -29,7 +29,18 @@ from pliant.agents.checkpoint import saved_steps
 from pliant.common.ranges import SomeEnvSteps
 from pliant.lab.commands.arguments import Jobs, Parser, Replicates, read
 from pliant.lab.errors import BadInput, bad_input
-from pliant.lab.experiments.fork import CONTROL, Arm, arm_of, diagnosis, fork, held, moment, parent_of, reach, settled
+from pliant.lab.experiments.fork import (
+    CONTROL,
+    Arm,
+    arm_of,
+    checkpoint_at,
+    diagnosis,
+    fork,
+    fork_step,
+    locked_against_forks,
+    parent_of,
+    resolved,
+)
 from pliant.lab.experiments.why import explain
 from pliant.monitors.registry import check_monitors
 
@@ -76,28 +87,28 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.steps is not None and arguments.length is not None:
         raise BadInput("give --steps or --for, not both")
     parents = [parent_of(folder) for folder in arguments.runs]
-    at = moment(arguments.at, parents)
+    at = fork_step(arguments.at, parents)
     if arguments.why:
-        to_reach = [parent for parent in parents if at not in saved_steps(parent.folder)]  # others need no lock
-        with bad_input(), held(to_reach):
-            return explain([(parent.folder, reach(parent, at)) for parent in parents])
+        to_reach = [parent for parent in parents if at not in saved_steps(parent.folder)]  # the others need no lock
+        with bad_input(), locked_against_forks(to_reach):
+            return explain([(parent.folder, checkpoint_at(parent, at)) for parent in parents])
     beside = () if arguments.tandem is None else check_monitors([f"tandem(every={arguments.tandem})"])
     given = [Arm((), CONTROL, None, beside)]
-    given += [arm for text in arguments.arms if (arm := arm_of(text)).words]
+    given += [arm for text in arguments.arms if (arm := arm_of(text)).specs]
     if arguments.diagnose:
         given += diagnosis(parents[0].config)
     by_folder: dict[str, Arm] = {}
     for arm in given:
-        if by_folder.setdefault(arm.folder, arm).words != arm.words:
+        if by_folder.setdefault(arm.folder, arm).specs != arm.specs:
             raise BadInput(
-                f"two arms would stand in one folder {arm.folder}, {' '.join(by_folder[arm.folder].words)!r} and "
-                f"{' '.join(arm.words)!r}: write out a parameter, or fork twice"
+                f"two arms have the same folder {arm.folder}, {' '.join(by_folder[arm.folder].specs)!r} and "
+                f"{' '.join(arm.specs)!r}: spell out a parameter, or use two commands"
             )
     arms = list(by_folder.values())
     if len(arms) == 1 and not (beside or arguments.arms):
         raise BadInput('nothing to compare: give arms with --with "redo(tau=0.1)", or --diagnose, --tandem or --why')
-    threads = max(settled(parent.config).threads for parent in parents)
-    with held(parents):
+    threads = max(resolved(parent.config).threads for parent in parents)
+    with locked_against_forks(parents):
         return fork(
             parents,
             at,

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 from pliant.common.ranges import Seed
-from pliant.lab.analysis.inspection import SAMPLES, States, report_on_agent, report_on_module
+from pliant.lab.analysis.inspection import SAMPLES, States, agent_inspection, module_inspection
 from pliant.lab.commands.arguments import Parser, read
 from pliant.lab.commands.outputs import file_for, written
 from pliant.lab.errors import BadInput, bad_input
@@ -79,12 +79,12 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.json not in (None, "-"):
         file_for(Path(arguments.json), "--json")
     with bad_input():
-        report = report_on_module(arguments) if arguments.module is not None else report_on_agent(arguments)
-    text = json.dumps(report.json(), indent=1)
+        inspection = module_inspection(arguments) if arguments.module is not None else agent_inspection(arguments)
+    text = json.dumps(inspection.json(), indent=1)
     if arguments.json == "-":
         print(text)
         return 0
-    print(report)
+    print(inspection)
     if arguments.json is not None:
         with written(Path(arguments.json), "--json"):
             Path(arguments.json).write_text(text + "\n", encoding="utf-8")

@@ -30,7 +30,7 @@ from pliant.lab.commands.arguments import Gpus, GpusPerRun, HowManySeeds, Jobs, 
 from pliant.lab.commands.durations import seconds
 from pliant.lab.experiments.on_slurm import Request
 from pliant.lab.experiments.pool import Job, Progress, run_all
-from pliant.lab.experiments.status import report, state_of
+from pliant.lab.experiments.status import overview, state_of
 from pliant.lab.experiments.study import FILE, load_study
 from pliant.lab.experiments.sweep import (
     chosen,
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     emitted = None if arguments.emit is None else script_file(arguments.emit)
     cells = chosen(study, root, arguments.only, arguments.seeds)
     if arguments.status:
-        print(report(study, root, cells))
+        print(overview(study, root, cells))
         return 0
     refuse_other_runs(cells)
     left = [cell for cell in cells if state_of(cell).state != "done"]

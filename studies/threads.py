@@ -58,7 +58,7 @@ def measure(given: int, seconds: float) -> dict[str, Any]:
     from pliant.agents.run import Run
     from pliant.lab.experiments import threads
     from pliant.lab.experiments.config import parse
-    from pliant.lab.experiments.training import born, built
+    from pliant.lab.experiments.training import built, fresh_agent
 
     most = torch.get_num_threads()
     config = replace(parse(job(), prog="pliant train").config, threads=given or 1)
@@ -66,7 +66,7 @@ def measure(given: int, seconds: float) -> dict[str, Any]:
     choice = threads.Choice(given)
     if not given:
         choice = threads.choose(config, agent, most)
-        agent = born(replace(config, threads=choice.threads), envs)
+        agent = fresh_agent(replace(config, threads=choice.threads), envs)
     run = Run(agent, envs)
     run.train(240)  # what is made once is made here
     start, before = time.perf_counter(), run.clock.steps

@@ -44,12 +44,12 @@ MARGIN = 0.1  # of the baseline's mean, where no margin is given
 
 @dataclass(frozen=True)
 class Measure:
-    """What a run's score is.
+    """The definition of the score of a run.
 
     Attributes:
         name: final, last, tasks, area or the tag of a measurement.
-        segment: Environment steps of a task; 0 if nobody says.
-        higher_is_better: Which way is up, for the probability of improvement and the oracle's gap.
+        segment: Environment steps of a task; 0 if unknown.
+        higher_is_better: Whether higher scores are better, for the probability of improvement and the oracle's gap.
     """
 
     name: str
@@ -67,17 +67,17 @@ class Measure:
 
     @property
     def about(self) -> str:
-        """What it is, in a sentence."""
+        """The definition in full."""
         share = f"the last {100 * END:.0f} % of environment steps"
         return {
             "final": "The score of a run is its final evaluation: the mean return of the episodes that the greedy "
-            "policy played once training was over.",
+            "policy played after training.",
             "last": f"The score of a run is its mean training return over the episodes that ended in {share}.",
             "tasks": f"The score of a run is its mean training return per task (of {self.segment:,} environment "
             "steps), over the last half of its tasks.",
             "area": "The score of a run is its mean training return over the whole run, every "
             + (f"task (of {self.segment:,} environment steps)" if self.segment else "twentieth of it")
-            + " weighing the same: the area under its learning curve, divided by its length.",
+            + " with the same weight: the area under its learning curve, divided by its length.",
         }.get(self.name, f"The score of a run is the mean of {self.name} over {share}.")
 
     def of(self, record: Record) -> float:
@@ -104,21 +104,21 @@ def average(values: Array) -> float:
 
 def per_task(record: Record, segment: int) -> Array:
     """Mean training return of every task of `segment` environment steps (of every twentieth of the run if 0), NaN where
-    no episode ended. The parts are those of `claim_results.summarise`."""
+    no episode ended. `lab.claims.results.summarise` divides a run in the same way."""
     size = segment or max(-(-record.steps // BINS), 1)
     edges = size * np.arange(-(-record.steps // size) + 1, dtype=np.float64)
     return binned(record.returns.steps, record.returns.values, edges)
 
 
-def choose_measure(runs: Runs, asked: str | None, segment: int, higher_is_better: bool) -> Measure:
-    """The measure asked for; else the final evaluation if every run has one, else the return per task if a task's
-    length is known, else the return at the end."""
-    if asked is None:
+def choose_measure(runs: Runs, requested: str | None, segment: int, higher_is_better: bool) -> Measure:
+    """The requested measure; else the final evaluation if every run has one; else the return per task if the length
+    of a task is known; else the return at the end."""
+    if requested is None:
         if runs.finished and all(record.done.get("evaluation") for record in runs.finished):
-            asked = "final"
+            requested = "final"
         else:
-            asked = "tasks" if segment else "last"
-    return Measure(asked, segment, higher_is_better)
+            requested = "tasks" if segment else "last"
+    return Measure(requested, segment, higher_is_better)
 
 
 # ------------------------------------------------------------------------------------------------ tables of scores
@@ -126,14 +126,14 @@ def choose_measure(runs: Runs, asked: str | None, segment: int, higher_is_better
 
 @dataclass(frozen=True)
 class Group:
-    """One agent in all its environments: score[arm][environment][seed], by the scale of the runs themselves.
+    """One agent in all its environments: scores[arm][environment][seed], as measured.
 
     Attributes:
         agent: Its label.
-        scores: Finite scores alone.
-        baseline: The arm that others are compared with, or None.
+        scores: Finite scores only.
+        baseline: The arm that the others are compared with, or None.
         oracle: The arm whose lead over the baseline is the gap to be closed, or None.
-        human: Are all environments Atari games whose human score is known, and scores returns?
+        human: Whether all environments are Atari games with a known human score, and the scores are returns.
     """
 
     agent: str
@@ -153,7 +153,7 @@ class Group:
 
     @cached_property
     def scale(self) -> Scale:
-        """On what scale scores of several tasks are put together."""
+        """The scale on which scores of several tasks are combined."""
         if self.human:
             return Scale(
                 "human",
@@ -173,8 +173,8 @@ class Group:
                     "reference",
                     "normalised score",
                     f"0 is the mean of {self.baseline} and 1 that of "
-                    f"{self.oracle} in the same environment: the study's own arms, whose means are taken "
-                    "as if they were known",
+                    f"{self.oracle} in the same environment. The means of these two arms are treated "
+                    "as exact",
                     "1",
                 )
         return Scale("none", "", "")
@@ -182,9 +182,9 @@ class Group:
     def scaled(self, env: str, value: float) -> float:
         """A score on the common scale."""
         if self.scale.kind == "human":
-            found = human_normalised(env.split(" ")[0], value)
-            assert found is not None
-            return found
+            normalised = human_normalised(env.split(" ")[0], value)
+            assert normalised is not None
+            return normalised
         if self.scale.kind == "reference":
             assert self.baseline is not None and self.oracle is not None
             low, high = (float(_of(self.scores[arm][env]).mean()) for arm in (self.baseline, self.oracle))
@@ -192,17 +192,17 @@ class Group:
         return value
 
     def strata(self, arm: str) -> list[Array]:
-        """Scores of an arm on the common scale, a row for every environment that it was run in."""
+        """Scores of an arm on the common scale: one row for each environment in which it was run."""
         return [np.array([self.scaled(env, v) for v in values.values()]) for env, values in self.scores[arm].items()]
 
-    def whole(self, arm: str) -> bool:
-        """Was the arm run in every environment? Only then can it be put beside others."""
+    def covers_all(self, arm: str) -> bool:
+        """Whether the arm was run in every environment. Only such arms are compared over all environments."""
         return set(self.scores[arm]) == set(self.environments)
 
     def by_seed(self, arm: str) -> dict[int, float]:
-        """Mean over environments on the common scale, for every seed that was run in all of them."""
+        """Mean over environments on the common scale, for each seed that was run in all of them."""
         by_env = self.scores[arm]
-        if not self.whole(arm):
+        if not self.covers_all(arm):
             return {}
         seeds = set.intersection(*(set(values) for values in by_env.values()))
         return {s: float(np.mean([self.scaled(e, values[s]) for e, values in by_env.items()])) for s in sorted(seeds)}
@@ -210,7 +210,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Scale:
-    """kind, what a score on it is called, what it means, and the score that is good enough ("" if nobody knows)."""
+    """A scale: its kind, the name of a score on it, its meaning, and the score that counts as solved ("" if none)."""
 
     kind: Literal["human", "raw", "reference", "none"]
     title: str
@@ -225,7 +225,7 @@ def _of(values: Values) -> Array:
 def group_runs(
     runs: Runs, measure: Measure, baseline: str | None, oracle: str | None
 ) -> tuple[list[Group], list[Record]]:
-    """Scores by agent, and the runs that are done and have none."""
+    """Scores by agent, and the finished runs without a score."""
     table: dict[str, dict[str, dict[str, dict[int, float]]]] = {}
     without = []
     for record in runs.finished:
@@ -256,20 +256,20 @@ def group_runs(
 
 
 def _in_order(scores: Mapping[str, Any], baseline: str | None, oracle: str | None) -> dict[str, Any]:
-    """Baseline first, the oracle after it, others as they came."""
+    """The arms with the baseline first and the oracle second."""
     first = [arm for arm in (baseline, oracle) if arm is not None and arm in scores]
     return {arm: scores[arm] for arm in [*first, *(arm for arm in scores if arm not in first)]}
 
 
 def guess_baseline(runs: Runs) -> str | None:
-    """The study's; else the arm to which nothing is done."""
+    """The study's baseline; without a study, the arm without interventions."""
     if runs.study is not None:
         return runs.study.baseline
     return PLAIN if any(record.arm == PLAIN for record in runs.records) else None
 
 
 def guess_oracle(runs: Runs) -> str | None:
-    """The study's only oracle; else the arm that is a fresh agent for every task and nothing else."""
+    """The study's oracle, if it has one only; without a study, the arm whose only intervention is `fresh_agent`."""
     if runs.study is not None:
         oracles = [arm.name for arm in runs.study.arms.values() if arm.kind == "oracle"]
     else:
@@ -290,15 +290,15 @@ def guess_oracle(runs: Runs) -> str | None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """An arm beside the baseline in one environment, or in all (`environment` is empty).
+    """An arm compared with the baseline in one environment, or in all (`environment` is empty).
 
     Attributes:
-        seeds: Seeds that both share.
-        difference: Arm less baseline, paired by seed.
+        seeds: Number of seeds that both have.
+        difference: Arm minus baseline, paired by seed.
         better: Probability that a run of the arm is better than one of the baseline.
-        margin: Smallest difference that would matter.
-        p_holm: Two-sided p after Holm's correction over all comparisons of the report.
-        gap: Share of the oracle's lead that the arm has closed, if there is an oracle.
+        margin: Smallest difference that matters.
+        p_holm: Two-sided p-value after Holm's correction over all comparisons of the report.
+        gap: Share of the oracle's lead that the arm closes, if there is an oracle.
     """
 
     agent: str
@@ -327,7 +327,7 @@ class Comparison:
 
     @property
     def verdict(self) -> Literal["above", "below", "equivalent", "open", "too few"]:
-        """By the 95 % interval, and where it holds 0, by the two one-sided tests at 5 %."""
+        """From the 95 % interval; if it contains 0, from the two one-sided tests at 5 %."""
         interval = self.interval
         if not interval.known:
             return "too few"
@@ -337,8 +337,8 @@ class Comparison:
 
 
 def compare_all(groups: Iterable[Group], margin: float | None) -> list[Comparison]:
-    """Every arm with the baseline of its agent, in every environment; and over all of them if there are several."""
-    found: list[Comparison] = []
+    """Each arm compared with the baseline of its agent, in each environment and, if there are several, over all."""
+    comparisons: list[Comparison] = []
     for group in groups:
         if group.baseline is None:
             continue
@@ -347,14 +347,14 @@ def compare_all(groups: Iterable[Group], margin: float | None) -> list[Compariso
                 continue
             for env in group.environments:
                 if env in group.scores[arm] and env in group.scores[group.baseline]:
-                    found.append(_compare(group, env, arm, margin))
-            if len(group.environments) > 1 and group.scale.kind != "none" and group.whole(arm):
-                found.append(_compare_overall(group, arm))
-    single = [i for i, c in enumerate(found) if c.environment]
-    corrected = holm([_p(found[i]) for i in single])
+                    comparisons.append(_compare(group, env, arm, margin))
+            if len(group.environments) > 1 and group.scale.kind != "none" and group.covers_all(arm):
+                comparisons.append(_compare_overall(group, arm))
+    single = [i for i, c in enumerate(comparisons) if c.environment]
+    corrected = holm([_p(comparisons[i]) for i in single])
     for i, p in zip(single, corrected, strict=True):
-        found[i] = replace(found[i], p_holm=p)
-    return found
+        comparisons[i] = replace(comparisons[i], p_holm=p)
+    return comparisons
 
 
 def _p(comparison: Comparison) -> float:
@@ -402,9 +402,9 @@ def _compare_overall(group: Group, arm: str) -> Comparison:
 
 @dataclass(frozen=True)
 class Curve:
-    """Mean over seeds at moments of a common grid, with Student's 95 % interval (NaN from too few seeds).
+    """Mean over seeds at the points of a common grid, with Student's 95 % interval (NaN with too few seeds).
 
-    `x` is in the units of the axis, `seeds` says how many runs the mean is one of.
+    `x` is in the units of the axis; `seeds` is the number of runs.
     """
 
     x: Array
@@ -415,22 +415,22 @@ class Curve:
 
 
 def curve(rows: Sequence[Array], x: Array) -> Curve:
-    """Curves of several seeds on one grid, cut where the shortest ends; a point that a seed does not have is a mean of
-    the others."""
+    """Mean of the curves of several seeds on one grid, up to the end of the shortest. A point that one seed lacks is
+    the mean of the others, without an interval."""
     length = min(len(x), *(len(row) for row in rows))
     points = []
     for i in range(length):
         values = np.array([row[i] for row in rows])
         values = values[np.isfinite(values)]
-        whole = len(values) == len(rows)
+        complete = len(values) == len(rows)
         point = mean_interval(values) if len(values) else Interval(math.nan, math.nan, math.nan)
-        points.append(point if whole else Interval(point.estimate, math.nan, math.nan))
+        points.append(point if complete else Interval(point.estimate, math.nan, math.nan))
     mean, low, high = (np.array([getattr(p, n) for p in points]) for n in ("estimate", "low", "high"))
     return Curve(x[:length], mean, low, high, len(rows))
 
 
 def binned(at: Array, values: Array, edges: Array) -> Array:
-    """Mean of the finite values in each bin (edge, edge]; NaN where there is none."""
+    """Mean of the finite values in each bin (edge, edge]; NaN for an empty bin."""
     kept = np.isfinite(values)
     at, values = at[kept], values[kept]
     place = np.searchsorted(edges, at, side="left") - 1
@@ -438,15 +438,15 @@ def binned(at: Array, values: Array, edges: Array) -> Array:
     count = np.bincount(place[inside], minlength=len(edges) - 1)
     total = np.bincount(place[inside], weights=values[inside], minlength=len(edges) - 1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        found: Array = np.where(count > 0, total / count, math.nan)
-    return found
+        means: Array = np.where(count > 0, total / count, math.nan)
+    return means
 
 
 # ------------------------------------------------------------------------------------------------ plasticity
 
 
 def plasticity_tags(records: Iterable[Record]) -> list[str]:
-    """Metrics of whole components that some run has at two moments: `plasticity/<metric>/<component>`."""
+    """Metrics of components that at least one run has at two steps: `plasticity/<metric>/<component>`."""
     tags = {
         tag
         for record in records
@@ -457,19 +457,20 @@ def plasticity_tags(records: Iterable[Record]) -> list[str]:
 
 
 def change(record: Record, tag: str, window: float) -> float:
-    """Mean over the last `window` environment steps less that over the first `window` steps from the tag's first value
-    on; NaN if it was not measured in both, or the two overlap."""
-    found = record.tags.get(tag)
-    if found is None or not len(found.values):
+    """Mean over the last `window` environment steps minus the mean over the first `window` steps from the tag's first
+    value on; NaN if one of them has no value, or if they overlap."""
+    series = record.tags.get(tag)
+    if series is None or not len(series.values):
         return math.nan
-    first = float(found.steps[0])
-    early, late = found.within(first - 1, first - 1 + window), found.within(record.steps - window, record.steps)
+    first = float(series.steps[0])
+    early, late = series.within(first - 1, first - 1 + window), series.within(record.steps - window, record.steps)
     if first - 1 + window > record.steps - window or not len(early) or not len(late):
         return math.nan
     return average(late) - average(early)
 
 
 def window_of(record: Record, segment: int) -> float:
-    """Of the beginning and of the end of a run: a tenth of it, and no less than a task if there are four or more."""
+    """Length of the windows at the beginning and at the end of a run: a tenth of the run, but at least one task if the
+    run has four or more."""
     tenth = END * record.steps
     return max(tenth, float(segment)) if 4 * segment <= record.steps else tenth

@@ -19,7 +19,7 @@ import numpy as np
 from ..statistics import Array, Interval
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F5539", "#6A3D9A")
-STYLES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1.5, 1, 1.5)))
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1.5, 1, 1.5)))
 
 WIDTH = 4.4  # inches; at 72 points an inch a letter of 10 points is 11 pixels high on a phone
 SHORT, LONG = 24, 52  # letters of a label that fit into a legend of two columns, and of one column
@@ -27,21 +27,21 @@ BLACK, GREY = "#000000", "#808080"
 
 
 @dataclass(frozen=True)
-class Look:
+class ArmStyle:
     """The style of one arm in all figures."""
 
     color: str
-    style: Any
+    dashes: Any
     width: float = 1.5
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve: [N] places, values and the ends of their interval (NaN where there is none); `marks` are the places
-    of interventions."""
+    """A curve: [N] positions, values and the ends of their intervals (NaN where there is none). `marks` are the
+    positions of interventions."""
 
     label: str
-    look: Look
+    style: ArmStyle
     x: Array
     y: Array
     low: Array
@@ -66,19 +66,19 @@ def installed() -> bool:
     return True
 
 
-def looks(arms: Iterable[str], baseline: str | None, oracle: str | None) -> dict[str, Look]:
+def arm_styles(arms: Iterable[str], baseline: str | None, oracle: str | None) -> dict[str, ArmStyle]:
     """The style of every arm. Arms other than baseline and oracle get colours in their order."""
     styles = {}
     count = 0
     for arm in arms:
         if arm == baseline:
-            styles[arm] = Look(BLACK, "-", 1.9)
+            styles[arm] = ArmStyle(BLACK, "-", 1.9)
         elif arm == oracle:
-            styles[arm] = Look(GREY, (0, (5, 1.5)), 1.9)
+            styles[arm] = ArmStyle(GREY, (0, (5, 1.5)), 1.9)
         else:
             # Every round of colours has another line style, so that thirty-two arms are distinct.
-            style = STYLES[(count + count // len(COLOURS)) % len(STYLES)]
-            styles[arm] = Look(COLOURS[count % len(COLOURS)], style)
+            dashes = DASHES[(count + count // len(COLOURS)) % len(DASHES)]
+            styles[arm] = ArmStyle(COLOURS[count % len(COLOURS)], dashes)
             count += 1
     return styles
 
@@ -91,7 +91,7 @@ def shortened(label: str, longest: int = LONG) -> str:
     return f"{label[:head].rstrip()}…{label[len(label) - (longest - 1 - head) :].lstrip()}"
 
 
-def drawn_as_it_is(text: str) -> str:
+def escape_for_matplotlib(text: str) -> str:
     """A text escaped so that matplotlib draws every character.
 
     matplotlib would read text between two dollar signs as a formula, and leave a label that begins with an underscore
@@ -134,15 +134,17 @@ def lines(
             axes.plot(
                 line.x[drawn],
                 line.y[drawn],
-                label=drawn_as_it_is(shortened(line.label)),
-                color=line.look.color,
-                linestyle=line.look.style,
-                linewidth=line.look.width,
+                label=escape_for_matplotlib(shortened(line.label)),
+                color=line.style.color,
+                linestyle=line.style.dashes,
+                linewidth=line.style.width,
                 marker="o" if drawn.sum() == 1 else None,
                 markersize=4,
             )
             banded = np.isfinite(line.low) & np.isfinite(line.high)
-            axes.fill_between(line.x, line.low, line.high, where=banded, color=line.look.color, alpha=0.14, linewidth=0)
+            axes.fill_between(
+                line.x, line.low, line.high, where=banded, color=line.style.color, alpha=0.14, linewidth=0
+            )
         marked = [line for line in curves if line.marks]
         for i, line in enumerate(marked):
             # Ticks along the bottom, one row per arm with marks.
@@ -153,7 +155,7 @@ def lines(
                 linestyle="",
                 marker="|",
                 markersize=6,
-                color=line.look.color,
+                color=line.style.color,
                 transform=axes.get_xaxis_transform(),
                 clip_on=True,
             )
@@ -161,36 +163,36 @@ def lines(
             axes.set_xscale("log")
         else:
             axes.xaxis.set_major_formatter(_thousands())
-        axes.set_xlabel(drawn_as_it_is(x))
-        axes.set_ylabel(drawn_as_it_is(shortened(y, 34)))
+        axes.set_xlabel(escape_for_matplotlib(x))
+        axes.set_ylabel(escape_for_matplotlib(shortened(y, 34)))
         _legend(chart, [line.label for line in curves])
         return _drawn(chart, name)
 
 
 def intervals(
-    name: str, rows: Sequence[tuple[str, Interval, Look]], x: str, *, reference: float | None = None
+    name: str, rows: Sequence[tuple[str, Interval, ArmStyle]], x: str, *, reference: float | None = None
 ) -> Drawing:
     """Estimates with their intervals, one below the other, each under its label."""
     with _style(name):
         chart, axes = _chart(0.62 + 0.44 * max(len(rows), 1))
-        for i, (_, interval, look) in enumerate(rows):
+        for i, (_, interval, style) in enumerate(rows):
             if not math.isfinite(interval.estimate):
                 continue
             if interval.known:
                 axes.plot(
                     [interval.low, interval.high],
                     [-i, -i],
-                    color=look.color,
+                    color=style.color,
                     linewidth=5,
                     alpha=0.3,
                     solid_capstyle="butt",
                 )
-            axes.plot([interval.estimate], [-i], marker="o", color=look.color, markersize=5.5)
+            axes.plot([interval.estimate], [-i], marker="o", color=style.color, markersize=5.5)
         for i, (label, _, _) in enumerate(rows):
             axes.text(
                 0.0,
                 -i + 0.2,
-                drawn_as_it_is(shortened(label)),
+                escape_for_matplotlib(shortened(label)),
                 transform=axes.get_yaxis_transform(),
                 fontsize=8.5,
                 va="bottom",
@@ -201,16 +203,16 @@ def intervals(
         axes.set_ylim(-len(rows) + 0.45, 0.85)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel(drawn_as_it_is(x))
+        axes.set_xlabel(escape_for_matplotlib(x))
         return _drawn(chart, name)
 
 
-def points(name: str, sets: Sequence[tuple[str, Look, Array, Array]], x: str, y: str) -> Drawing:
+def points(name: str, sets: Sequence[tuple[str, ArmStyle, Array, Array]], x: str, y: str) -> Drawing:
     """Runs as points, by arm."""
     rows = _legend_rows([label for label, *_ in sets])
     with _style(name):
         chart, axes = _chart(2.75 + rows * 0.185)
-        for label, look, xs, ys in sets:
+        for label, style, xs, ys in sets:
             axes.plot(
                 xs,
                 ys,
@@ -218,16 +220,16 @@ def points(name: str, sets: Sequence[tuple[str, Look, Array, Array]], x: str, y:
                 marker="o",
                 markersize=5,
                 alpha=0.8,
-                color=look.color,
-                label=drawn_as_it_is(shortened(label)),
+                color=style.color,
+                label=escape_for_matplotlib(shortened(label)),
             )
-        axes.set_xlabel(drawn_as_it_is(shortened(x, 44)))
-        axes.set_ylabel(drawn_as_it_is(shortened(y, 34)))
+        axes.set_xlabel(escape_for_matplotlib(shortened(x, 44)))
+        axes.set_ylabel(escape_for_matplotlib(shortened(y, 34)))
         _legend(chart, [label for label, *_ in sets])
         return _drawn(chart, name)
 
 
-# ------------------------------------------------------------------------------------------------ paper and ink
+# ------------------------------------------------------------------------------------------------ appearance
 
 
 def _style(name: str) -> Any:
@@ -257,7 +259,7 @@ def _chart(height: float) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    # Padding in inches: the layout leaves no room for the half of a tick's label that reaches beyond the axis.
+    # Padding in inches: the layout reserves no room for the half of a tick's label that extends beyond the axis.
     chart = Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(w_pad=0.16))
     return chart, chart.add_subplot()
 
@@ -312,6 +314,6 @@ def _embedded(svg: str, name: str) -> str:
     return f'{head} role="img" preserveAspectRatio="xMidYMid meet">{body}\n'
 
 
-def by_arm(arms: Mapping[str, Look], label: str) -> Look:
+def style_of(arms: Mapping[str, ArmStyle], label: str) -> ArmStyle:
     """The style of an arm, or a neutral style for other labels."""
-    return arms.get(label, Look(GREY, "-"))
+    return arms.get(label, ArmStyle(GREY, "-"))

@@ -119,39 +119,37 @@ class Branch:
         return "no recovery shown" if self.diagnoses(label) else "no difference shown"
 
     def shown(self) -> list[str]:
-        """Sentences on the differences that are shown."""
-        sentences = []
+        """Text lines on the differences that are shown."""
+        lines = []
         for label, difference in self.differences.items():
-            word = self.verdict(label)
-            if word in ("recovers", "above", "below"):
+            verdict = self.verdict(label)
+            if verdict in ("recovers", "above", "below"):
                 d = difference.interval()
-                side = "below" if word == "below" else "above"
-                size = interval(Interval(-d.estimate, -d.high, -d.low) if word == "below" else d)
-                said = "recovers" if word == "recovers" else "works" if word == "above" else "harms"
-                sentences.append(
-                    f"{self.title}: `{label}` {said}, {size} {side} the control ({difference.seeds} pairs)."
-                )
-        if back := [label for label in self.differences if self.verdict(label) == "recovers"]:
-            sentences.append(
-                f"{self.title}: by the diagnosis, the arms that recover are {', '.join(f'`{b}`' for b in back)}."
+                side = "below" if verdict == "below" else "above"
+                size = interval(Interval(-d.estimate, -d.high, -d.low) if verdict == "below" else d)
+                effect = "recovers" if verdict == "recovers" else "works" if verdict == "above" else "harms"
+                lines.append(f"{self.title}: `{label}` {effect}, {size} {side} the control ({difference.seeds} pairs).")
+        if recovering := [label for label in self.differences if self.verdict(label) == "recovers"]:
+            lines.append(
+                f"{self.title}: by the diagnosis, the arms that recover are {', '.join(f'`{b}`' for b in recovering)}."
             )
-        return sentences
+        return lines
 
     def not_shown(self) -> list[str]:
-        """Sentences on the comparisons without a shown difference."""
-        sentences = []
+        """Text lines on the comparisons without a shown difference."""
+        lines = []
         for label in self.labels:
-            word = self.verdict(label)
+            verdict = self.verdict(label)
             start = f"{self.title}: `{label}`"
-            if word in ("too few replicates", "no pair with the control"):
-                sentences.append(f"{start}: {word}.")
-            elif word.startswith("no "):
+            if verdict in ("too few replicates", "no pair with the control"):
+                lines.append(f"{start}: {verdict}.")
+            elif verdict.startswith("no "):
                 d = self.differences[label]
-                sentences.append(
-                    f"{start}: {word} ({interval(d.interval())}); these {d.seeds} pairs would have shown "
+                lines.append(
+                    f"{start}: {verdict} ({interval(d.interval())}); these {d.seeds} pairs would have shown "
                     f"{number(d.detectable())} with 80 % probability."
                 )
-        return sentences
+        return lines
 
 
 def branches(runs: Runs) -> list[Branch]:

@@ -1,6 +1,6 @@
-"""Measurements of a saved agent, or of any torch module, by the monitors: the report behind `pliant inspect`.
+"""Measurements of a saved agent, or of any torch module, by the monitors, for `pliant inspect`.
 
-The report shows the values that the run's own monitors would have measured at its next update, on states from its
+The result contains the values that the run's own monitors would have measured at its next update, on states from its
 replay. One update is made, on a copy in memory; no file is written.
 
 For a module that is not an agent, the monitors of weights and outputs are available: units, norms, ranks, probe.
@@ -57,7 +57,7 @@ LATE = 10**12  # environment steps after which no exploration schedule is still 
 
 
 @dataclass
-class Report:
+class Inspection:
     """The result of an inspection.
 
     Attributes:
@@ -116,41 +116,41 @@ def _table(rows: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
 
 
 @dataclass
-class Looked:
+class Loaded:
     """An agent to inspect, with its saved clock, memory and configuration."""
 
     agent: Agent
     clock: Clock
     source: str
     memory: Any = None
-    found: Found | None = None
+    checkpoint: Found | None = None
     config: RunConfig | None = None
 
 
-def looked_at(path: Path, device: str, words: Sequence[str] = ()) -> Looked:
+def load_agent(path: Path, device: str, interventions: Sequence[str] = ()) -> Loaded:
     """The agent in a run's folder, a checkpoint or a file, on any device.
 
-    `words` are the interventions of an agent file; those of a run come from its configuration (BadInput, and the errors
-    of `read_saved`).
+    `interventions` are those of an agent file; those of a run come from its configuration (BadInput, and the errors of
+    `read_saved`).
     """
     saved = read_saved(path, whole=True, otherwise="; for weights of a module of your own, give --module")
-    if saved.config is not None and words:
+    if saved.config is not None and interventions:
         raise BadInput(f"--interventions is for an agent's file; {path} belongs to a run with its own")
-    agent, checkpoint = saved.build(device, words), saved.found
+    agent, checkpoint = saved.build(device, interventions), saved.checkpoint
     if checkpoint is None:
-        return Looked(agent, Clock(), saved.source)
+        return Loaded(agent, Clock(), saved.source)
     state = checkpoint.load("replay")
     memory = agent.memory(state["made_for"]["num_envs"])
     own = memory.state_dict()
-    # An inspection draws from its own generator, so that the saved one may belong to another device.
+    # An inspection draws from its own generator: the saved one may belong to another device.
     here = {key: value for key, value in own["made_for"].items() if key == "device"}
     state |= {"generator": own["generator"], "made_for": state["made_for"] | here}
     memory.load_state_dict(state)
     checkpoint.restore(memory)
-    return Looked(agent, Clock(**checkpoint.load("loop")["clock"]), saved.source, memory, checkpoint, saved.config)
+    return Loaded(agent, Clock(**checkpoint.load("loop")["clock"]), saved.source, memory, checkpoint, saved.config)
 
 
-class Given:
+class GivenMemory:
     """A memory that holds given transitions."""
 
     def __init__(self, batch: Batch) -> None:
@@ -164,24 +164,26 @@ class Given:
         return self.batch.take(torch.randint(len(self.batch.reward), (batch_size,), generator=generator, device=device))
 
 
-def observed(agent: Agent, path: Path) -> Given:
+def memory_from_file(agent: Agent, path: Path) -> GivenMemory:
     """Observations from a file, each as the last of an episode without reward."""
     array = _array(path, "--observations")
     spec = agent.observation
     if array.shape[1:] != spec.shape or not len(array):
         raise BadInput(
-            f"--observations {path}: of shape {array.shape}, where this {agent.name} reads "
+            f"--observations {path}: the shape is {array.shape}, but this {agent.name} reads "
             f"(N, {', '.join(map(str, spec.shape))})"
         )
     if spec.pixels and array.dtype != np.uint8:
-        raise BadInput(f"--observations {path}: {array.dtype}, where this {agent.name} reads images of uint8")
+        raise BadInput(f"--observations {path}: the type is {array.dtype}, but this {agent.name} reads images of uint8")
     obs = torch.from_numpy(array).to(agent.device, spec.dtype)
     zeros = torch.zeros(len(obs), device=agent.device)
     index = torch.arange(len(obs), device=agent.device)
-    return Given(Batch(obs, agent.act(obs), zeros, zeros, obs, zeros + 1, index))
+    return GivenMemory(Batch(obs, agent.act(obs), zeros, zeros, obs, zeros + 1, index))
 
 
-def played(agent: Agent, env: str, config: EnvConfig, samples: int, n_step: int, seed: int, **moment: Any) -> Any:
+def memory_from_play(
+    agent: Agent, env: str, config: EnvConfig, samples: int, n_step: int, seed: int, **moment: Any
+) -> Any:
     """A replay of transitions that the agent collects in an environment, with the exploration of the end of training:
     `samples` transitions with complete windows of `n_step` steps, or one rollout if the agent learns from rollouts."""
     envs = make(env, num_envs=1, seed=seed, config=config, evaluation=True, **moment)
@@ -203,38 +205,46 @@ def played(agent: Agent, env: str, config: EnvConfig, samples: int, n_step: int,
         envs.close()
 
 
-def chosen(words: Sequence[str] | None, agent: Agent, env: str | None, probe: bool, report: Report) -> list[str]:
+def select_monitors(
+    specs: Sequence[str] | None, agent: Agent, env: str | None, probe: bool, inspection: Inspection
+) -> list[str]:
     """The monitors to use: the requested ones, or all that apply.
 
     Raises:
         ValueError: A requested monitor is unknown, does not suit the agent, or needs an environment.
     """
-    asked = words is not None
-    wanted = expand(check_monitors(words)) if words is not None else list(MONITORS)
-    kept = []
-    for word in wanted:
-        name = parse(word).name
-        part = built([word])[0]
+    named = specs is not None
+    wanted = expand(check_monitors(specs)) if specs is not None else list(MONITORS)
+    selected = []
+    for spec in wanted:
+        name = parse(spec).name
+        part = built([spec])[0]
         if name == ProbeMonitor.name and not probe:
             continue
         try:
             if part.plays and env is None:
-                raise ValueError(f"{name} plays episodes of its own: give --env, or of a run: its name in --monitors")
+                raise ValueError(
+                    f"{name} plays its own episodes: give --env; for a run, name the monitor in --monitors"
+                )
             if type(part).follow is not Monitor.follow:
-                raise ValueError(f"{name} trains beside a run, and a saved agent is a single moment: use pliant fork")
+                raise ValueError(
+                    f"{name} trains together with a run, so it cannot measure a saved agent: use pliant fork"
+                )
             # A trial, so that a monitor that does not suit the agent does not affect the others.
             part.to(agent.device)
             part.bind(agent)
         except ValueError as error:
-            if asked:
+            if named:
                 raise
-            report.skipped[name] = " ".join(str(error).split())
+            inspection.skipped[name] = " ".join(str(error).split())
         else:
-            kept.append(word)
-    return kept
+            selected.append(spec)
+    return selected
 
 
-def inspect_agent(saved: Looked, monitors: Monitors, report: Report, *, seed: int, fresh_envs: Any = None) -> None:
+def inspect_agent(
+    saved: Loaded, monitors: Monitors, inspection: Inspection, *, seed: int, fresh_envs: Any = None
+) -> None:
     """Apply monitors to one update of an agent, and between two steps."""
     agent = saved.agent
     # An update at which all components are trained.
@@ -246,7 +256,7 @@ def inspect_agent(saved: Looked, monitors: Monitors, report: Report, *, seed: in
     for part in between:
         for key, value in part.between(run):
             if not isinstance(value, Picture):
-                report.add(key, value)
+                inspection.add(key, value)
     for part in monitors.parts.values():
         part.when = Never() if part in between else Every(1)
     generator = Generator(agent.device).manual_seed(derive_seed(seed, "inspect"))
@@ -257,7 +267,7 @@ def inspect_agent(saved: Looked, monitors: Monitors, report: Report, *, seed: in
     monitors.after_update(run, update)
     for arrived in monitors.arrive():
         for key, value in arrived.values.items():
-            report.add(key, value)
+            inspection.add(key, value)
 
 
 # ------------------------------------------------------------------------------------------------- plain modules
@@ -272,15 +282,15 @@ class PlainNetwork:
     def __init__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.module, self.inputs = module.eval(), inputs
         self.device = inputs[0].device
-        self.foreign: ExternalNetwork = read_network(
+        self.external: ExternalNetwork = read_network(
             module, lambda: module(*(x[:2] for x in inputs)), name="network", encoder="encoder", init="torch"
         )
-        taps = {"network": list(self.foreign.places)}
-        self.survey = ExternalSurvey("network", dict(self.foreign.layers), {}, self.foreign.graph, taps)
-        for name, h in zip(self.foreign.places, self.activations(self.batch())["network"], strict=True):
-            # The activation in a module's forward cannot be read from the module, but ReLU shows in its outputs.
+        taps = {"network": list(self.external.places)}
+        self.survey = ExternalSurvey("network", dict(self.external.layers), {}, self.external.graph, taps)
+        for name, h in zip(self.external.places, self.activations(self.batch())["network"], strict=True):
+            # A module does not show which activation its forward applies, but the outputs of ReLU are recognisable.
             rectified = bool((h >= 0).all() and (h == 0).any())
-            self.foreign.layers[name].activation = ReLU() if rectified else nn.Identity()
+            self.external.layers[name].activation = ReLU() if rectified else nn.Identity()
 
     def optimizers(self) -> Iterator[Any]:
         return iter(())
@@ -299,7 +309,7 @@ class PlainNetwork:
     @torch.no_grad()
     def activations(self, batch: Any) -> dict[str, list[Tensor]]:
         """The outputs of each layer's units, as their consumers receive them."""
-        places = {name: here[0] for name, here in self.foreign.places.items()}
+        places = {name: here[0] for name, here in self.external.places.items()}
         seen: dict[nn.Module, Tensor] = {}
 
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -316,7 +326,7 @@ class PlainNetwork:
         return {"network": [place.take(seen[place.consumer]).float() for place in places.values()]}
 
 
-def inspect_module(network: PlainNetwork, words: Sequence[str], report: Report, *, seed: int) -> None:
+def inspect_module(network: PlainNetwork, specs: Sequence[str], inspection: Inspection, *, seed: int) -> None:
     """Apply the monitors of weights and outputs to a module, and probe it."""
     lost = {
         name: {key: torch.full_like(p, torch.nan) for key, p in layer.named_parameters()}
@@ -325,10 +335,10 @@ def inspect_module(network: PlainNetwork, words: Sequence[str], report: Report, 
     agent: Any = network
     watched = Known(network.survey, agent, network.survey, lost)
     clock = Clock(updates=1)
-    for part in built([_on_all(word, len(network.inputs[0])) for word in words]):
+    for part in built([_on_all(spec, len(network.inputs[0])) for spec in specs]):
         if isinstance(part, ProbeMonitor):
             for key, value in _probed(network, part, seed):
-                report.add(key, value)
+                inspection.add(key, value)
             continue
         part.to(network.device)
         part.bind(agent)
@@ -338,17 +348,17 @@ def inspect_module(network: PlainNetwork, words: Sequence[str], report: Report, 
             single: list[Finding] = [(key, float(tensor))] if tensor.ndim == 0 else []
             for name, reading in single or part.finish(key, tensor.cpu().numpy(), clock):
                 if not isinstance(reading, Picture):
-                    report.add(name, reading)
-    for name, why in network.foreign.left_alone.items():
-        report.skipped[f"the units of {name}"] = why
+                    inspection.add(name, reading)
+    for name, why in network.external.left_alone.items():
+        inspection.skipped[f"the units of {name}"] = why
 
 
-def _on_all(word: str, samples: int) -> str:
+def _on_all(spec: str, samples: int) -> str:
     """A monitor spec with all inputs as samples, unless it sets `samples`."""
-    read = parse(word)
+    read = parse(spec)
     if read.name in ("units", "ranks"):
         return str(replace(read, arguments={"samples": samples} | read.arguments))
-    return word
+    return spec
 
 
 def _probed(network: PlainNetwork, part: ProbeMonitor, seed: int) -> Iterator[tuple[str, float]]:
@@ -361,27 +371,27 @@ def _probed(network: PlainNetwork, part: ProbeMonitor, seed: int) -> Iterator[tu
             yield f"network/{metric}", value
 
 
-def built_module(word: str, arguments: str | None) -> nn.Module:
-    """The module built by `package.module:Class` from JSON arguments."""
-    place, colon, name = word.partition(":")
+def build_module(path: str, arguments: str | None) -> nn.Module:
+    """Build a module: `package.module:Class` with JSON arguments."""
+    place, colon, name = path.partition(":")
     if not (place and colon and name):
-        raise BadInput(f"--module {word}: write package.module:Class, or a function that returns the module")
+        raise BadInput(f"--module {path}: write package.module:Class, or a function that returns the module")
     try:
         given = json.loads(arguments) if arguments is not None else {}
     except ValueError as error:
         raise BadInput(f"--module-args is not valid JSON: {error}") from None
     if not isinstance(given, dict | list):
-        raise BadInput(f"--module-args is a JSON object of named arguments, or a list, not {arguments}")
-    with _importable_from_here(), _theirs(f"--module {word}: importing {place} fails"):
+        raise BadInput(f"--module-args must be a JSON object of named arguments, or a list, not {arguments}")
+    with _importable_from_here(), _user_code(f"--module {path}: importing {place} fails"):
         source = import_module(place)
     factory = getattr(source, name, None)
     if not callable(factory):
         hint = did_you_mean(name, vars(source))
-        raise BadInput(f"--module {word}: {place} has no {name!r} that can be called.{hint}")
-    with _theirs(f"--module {word} cannot be built with {arguments or 'no arguments'}"):
+        raise BadInput(f"--module {path}: {place} has no {name!r} that can be called.{hint}")
+    with _user_code(f"--module {path} cannot be built with {arguments or 'no arguments'}"):
         module = factory(**given) if isinstance(given, dict) else factory(*given)
     if not isinstance(module, nn.Module):
-        raise BadInput(f"--module {word} gives {type(module).__name__}, which is not a torch module")
+        raise BadInput(f"--module {path} gives {type(module).__name__}, not a torch module")
     return module
 
 
@@ -397,14 +407,14 @@ def _importable_from_here() -> Iterator[None]:
 
 
 @contextmanager
-def _theirs(what: str) -> Iterator[None]:
-    """Wraps code of a user, which may raise any error or exit (BadInput)."""
+def _user_code(what: str) -> Iterator[None]:
+    """Wraps user code, which may raise any error or exit (BadInput)."""
     try:
         yield
     except (Exception, SystemExit) as error:
-        said = str(error) or "without a message"
+        message = str(error) or "without a message"
         name = "it calls sys.exit" if isinstance(error, SystemExit) else type(error).__name__
-        raise BadInput(f"{what}: {name}: {' '.join(said.split())}") from error
+        raise BadInput(f"{what}: {name}: {' '.join(message.split())}") from error
 
 
 def read_weights_(module: nn.Module, path: Path) -> None:
@@ -413,8 +423,8 @@ def read_weights_(module: nn.Module, path: Path) -> None:
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise BadInput(f"{path} holds no state dict (names and tensors)")
-    with _theirs(f"{path} does not fit {type(module).__name__}"):
+        raise BadInput(f"{path} is not a state dict (names and tensors)")
+    with _user_code(f"{path} does not fit {type(module).__name__}"):
         module.load_state_dict(content)
 
 
@@ -422,20 +432,20 @@ def read_inputs(given: Sequence[str], samples: int, seed: int, device: str) -> t
     """The module's inputs, one per argument, and a description of their source."""
     generator = Generator().manual_seed(derive_seed(seed, "inputs"))
     inputs, sources = [], []
-    for word in given:
-        if re.fullmatch(r"\d+([,x]\d+)*", word):
-            shape = [int(n) for n in re.split("[,x]", word)]
+    for item in given:
+        if re.fullmatch(r"\d+([,x]\d+)*", item):
+            shape = [int(n) for n in re.split("[,x]", item)]
             if samples * math.prod(shape) > MOST_NUMBERS:
                 raise BadInput(
-                    f"--input {word}: {samples:,} samples of this shape are more than {MOST_NUMBERS:,} "
+                    f"--input {item}: {samples:,} samples of this shape are more than {MOST_NUMBERS:,} "
                     "numbers, which are in memory at once; give fewer --samples"
                 )
             inputs.append(torch.randn(samples, *shape, generator=generator))
             sources.append(f"{samples} standard normal draws of shape ({', '.join(map(str, shape))})")
         else:
-            array = _array(Path(word), "--input")
+            array = _array(Path(item), "--input")
             inputs.append(torch.from_numpy(array.astype(np.float32) if array.dtype.kind == "f" else array))
-            sources.append(f"{len(array)} from {word}")
+            sources.append(f"{len(array)} from {item}")
     if len({len(x) for x in inputs}) > 1:
         raise BadInput(f"--input: all arguments need as many samples, not {', '.join(str(len(x)) for x in inputs)}")
     return tuple(x.to(device) for x in inputs), "; ".join(sources)
@@ -444,7 +454,7 @@ def read_inputs(given: Sequence[str], samples: int, seed: int, device: str) -> t
 def _array(path: Path, option: str) -> Any:
     """The samples in a file that numpy saved, [N, ...] of numbers (BadInput)."""
     if path.is_dir():
-        raise BadInput(f"{option} {path} is a folder: name a .npy file")
+        raise BadInput(f"{option} {path} is a folder: give a .npy file")
     try:
         with path.open("rb") as file:
             array = np.load(file, allow_pickle=False)
@@ -466,74 +476,74 @@ def _array(path: Path, option: str) -> Any:
 # ------------------------------------------------------------------------------------------------------ command line
 
 
-def report_on_agent(arguments: argparse.Namespace) -> Report:
-    """The report on a run, a checkpoint or an agent file."""
-    saved = looked_at(arguments.path, arguments.device, arguments.interventions)
+def agent_inspection(arguments: argparse.Namespace) -> Inspection:
+    """Inspect a run, a checkpoint or an agent file."""
+    saved = load_agent(arguments.path, arguments.device, arguments.interventions)
     agent, env = saved.agent, arguments.env
-    report = Report(saved.source, {"agent": agent.name})
-    if saved.found is not None:
-        report.about |= {"steps": saved.clock.steps, "updates": saved.clock.updates}
-    run, words = saved.config, arguments.monitors
-    if env is None and run is not None and words is not None:
+    inspection = Inspection(saved.source, {"agent": agent.name})
+    if saved.checkpoint is not None:
+        inspection.about |= {"steps": saved.clock.steps, "updates": saved.clock.updates}
+    run, specs = saved.config, arguments.monitors
+    if env is None and run is not None and specs is not None:
         env = run.env  # only requested monitors may play, because playing can take minutes
     config = run.env_config if run is not None and run.env == env else EnvConfig()
     if env is not None and run is not None and run.env == env:
         refuse_others(arguments.path, env)
-    # A drifting environment is frozen as the agent last saw it.
+    # A drifting environment is frozen in the state in which the agent last acted.
     moment: dict[str, Any] = {}
-    if run is not None and saved.found is not None:
+    if run is not None and saved.checkpoint is not None:
         moment = {"at_steps": max(0, saved.clock.steps - 1), "drift_seed": run.seed}
     if arguments.observations is not None:
-        saved.memory = observed(agent, arguments.observations)
-        report.about["states"] = f"{len(saved.memory.batch.obs)} from {arguments.observations}"
-        report.notes.append(
-            "the states came without rewards: gradients, errors and curvature are those of episodes that end at once"
+        saved.memory = memory_from_file(agent, arguments.observations)
+        inspection.about["states"] = f"{len(saved.memory.batch.obs)} from {arguments.observations}"
+        inspection.notes.append(
+            "the states have no rewards: gradients, errors and curvature are those of episodes of one step"
         )
     elif saved.memory is not None:
-        report.about["states"] = f"the replay's {len(saved.memory):,}"
+        inspection.about["states"] = f"the replay's {len(saved.memory):,}"
     elif env is not None:
         n_step = agent.sampling(saved.clock).n_step
-        saved.memory = played(agent, env, config, arguments.samples, n_step, arguments.seed, **moment)
+        saved.memory = memory_from_play(agent, env, config, arguments.samples, n_step, arguments.seed, **moment)
         steps = saved.memory.length if isinstance(saved.memory, Rollout) else arguments.samples
-        report.about["states"] = f"{steps:,} steps in {env}"
+        inspection.about["states"] = f"{steps:,} steps in {env}"
     else:
         raise BadInput(
-            f"{arguments.path} holds an agent without its replay: give --env NAME for it to play in, or --observations "
+            f"{arguments.path} holds an agent without its replay: give --env NAME to collect states, or --observations "
             "FILE.npy"
         )
-    words = chosen(words, agent, env, arguments.probe, report)
+    specs = select_monitors(specs, agent, env, arguments.probe, inspection)
     if arguments.observations is not None:
-        words = [_without_rewards(word) for word in words]
-    monitors = watch(agent, *(words or ["none"]))
+        specs = [_without_rewards(spec) for spec in specs]
+    monitors = watch(agent, *(specs or ["none"]))
     fresh: Callable[[], Any] | None = None
     if env is not None:
         fresh = lambda: make(  # noqa: E731
             env, num_envs=1, seed=arguments.seed, config=config, evaluation=True, **moment
         )
-    inspect_agent(saved, monitors, report, seed=arguments.seed, fresh_envs=fresh)
-    return report
+    inspect_agent(saved, monitors, inspection, seed=arguments.seed, fresh_envs=fresh)
+    return inspection
 
 
-def _without_rewards(word: str) -> str:
-    """Without rewards, the probe's own targets cannot be used."""
-    read = parse(word)
-    return "probe(targets=random)" if read.name == ProbeMonitor.name and not read.arguments else word
+def _without_rewards(spec: str) -> str:
+    """The monitor spec without targets that need rewards."""
+    read = parse(spec)
+    return "probe(targets=random)" if read.name == ProbeMonitor.name and not read.arguments else spec
 
 
-def report_on_module(arguments: argparse.Namespace) -> Report:
-    """The report on the weights of a user's module."""
+def module_inspection(arguments: argparse.Namespace) -> Inspection:
+    """Inspect the weights of a user's module."""
     if not arguments.input:
-        raise BadInput("--module needs --input: a FILE.npy of what the module reads, or the SHAPE of one sample")
-    module = built_module(arguments.module, arguments.module_args)
+        raise BadInput("--module needs --input: a FILE.npy with inputs of the module, or the SHAPE of one sample")
+    module = build_module(arguments.module, arguments.module_args)
     read_weights_(module, arguments.path)
     inputs, source = read_inputs(arguments.input, arguments.samples, arguments.seed, arguments.device)
     module = module.to(arguments.device).eval()
-    with _theirs(f"--module {arguments.module} cannot read --input"), torch.no_grad():
+    with _user_code(f"--module {arguments.module} cannot read --input"), torch.no_grad():
         module(*(x[:2] for x in inputs))
-    words = expand(check_monitors(arguments.monitors)) if arguments.monitors is not None else list(PLAIN)
-    if unfit := [word for word in words if parse(word).name not in PLAIN]:
-        raise BadInput(f"{unfit[0]} needs an agent; a module can be measured by {', '.join(PLAIN)}")
-    words = [word for word in words if parse(word).name != ProbeMonitor.name or arguments.probe]
-    report = Report(str(arguments.path), {"module": arguments.module, "inputs": source})
-    inspect_module(PlainNetwork(module, inputs), words, report, seed=arguments.seed)
-    return report
+    specs = expand(check_monitors(arguments.monitors)) if arguments.monitors is not None else list(PLAIN)
+    if unsuitable := [spec for spec in specs if parse(spec).name not in PLAIN]:
+        raise BadInput(f"{unsuitable[0]} needs an agent; a module can be measured by {', '.join(PLAIN)}")
+    specs = [spec for spec in specs if parse(spec).name != ProbeMonitor.name or arguments.probe]
+    inspection = Inspection(str(arguments.path), {"module": arguments.module, "inputs": source})
+    inspect_module(PlainNetwork(module, inputs), specs, inspection, seed=arguments.seed)
+    return inspection

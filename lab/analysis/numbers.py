@@ -17,7 +17,7 @@ def number(value: float) -> str:
 
 
 def interval(x: Interval) -> str:
-    """`87 [60, 110]`, with as many places as tell the two ends apart; `87` where there is no interval."""
+    """`87 [60, 110]`, with as many decimal places as distinguish the two ends; `87` without an interval."""
     if not x.known or not math.isfinite(x.high - x.low):
         return number(x.estimate)
     width = x.high - x.low

@@ -1,6 +1,6 @@
-"""A page of headings, sentences, tables and figures, rendered as self-contained HTML and as Markdown.
+"""A page of headings, text, tables and figures, rendered as self-contained HTML and as Markdown.
 
-Text is plain: it contains no markup, and everything is escaped. `code` in backticks is the only exception.
+Text is plain: it contains no markup, and everything is escaped, except `code` in backticks.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def as_html(page: Page) -> str:
 
 
 CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
-"""Code between two single backticks; any other backtick stands for itself."""
+"""Code between two single backticks; any other backtick is text."""
 
 
 def _inline(text: str) -> str:

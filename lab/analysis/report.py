@@ -138,9 +138,9 @@ def _built_small(config: RunConfig) -> tuple[Envs, Agent]:
     }
     agent_config = replace(config.agent_config, **smaller)
     envs = make(config.env, num_envs=config.num_envs, seed=config.seed, config=config.env_config)
-    words = build(config.interventions, INTERVENTIONS)
+    interventions = build(config.interventions, INTERVENTIONS)
     agent: Agent = known().agent_class(config.agent)(
-        envs.observation, envs.action, agent_config, interventions=tuple(words), seed=config.seed, device="cpu"
+        envs.observation, envs.action, agent_config, interventions=tuple(interventions), seed=config.seed, device="cpu"
     )
     return envs, agent
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from ...agents.log import METRICS, TIMING, LogDamaged, read_metrics
 from ...common.files import DONE, FileDamaged, Kind, read_json
-from ...interventions.core.spec import parse as parse_word
+from ...interventions.core.spec import parse as parse_spec
 from ..errors import BadInput
 from ..experiments.config import RunConfig, differences, dump, load
 from ..experiments.pool import OUTPUT, costs
@@ -34,7 +34,7 @@ PLAIN = "plain"
 """The name of the arm without interventions, outside of a study."""
 RETURN, LENGTH = "charts/episodic_return", "charts/episodic_length"
 # Settings that do not affect learning, or that may be chosen again when a run continues.
-NOT_THE_ARM = {
+NOT_PART_OF_ARM = {
     "seed",
     "run",
     "resume",
@@ -47,7 +47,7 @@ NOT_THE_ARM = {
     "evaluate_every",
 }
 # Settings that may change between two sessions of a run (see `folder.FREE`).
-NOT_THE_RUN = {"run", "monitors", "resume", "steps", "checkpoint_every", "keep_checkpoints"}
+MAY_CHANGE = {"run", "monitors", "resume", "steps", "checkpoint_every", "keep_checkpoints"}
 INSIDE = {"checkpoints", "replay"}  # folders of a run that hold no runs
 
 
@@ -130,14 +130,14 @@ class Runs:
         forks: Runs that were branched off another run.
         parents: The parents of forks, by folder, even if they were not requested.
         study: The study of the runs, if any.
-        strangers: Folders below a study's folder that do not belong to the study.
+        not_in_study: Folders below a study's folder that do not belong to the study.
     """
 
     records: tuple[Record, ...]
     forks: tuple[Record, ...]
     parents: Mapping[Path, Record]
     study: Study | None
-    strangers: tuple[Path, ...] = ()
+    not_in_study: tuple[Path, ...] = ()
 
     @property
     def finished(self) -> tuple[Record, ...]:
@@ -151,7 +151,7 @@ def collect(paths: Sequence[Path]) -> Runs:
     """The runs given by run folders, folders with runs below them, study files or folders of studies.
 
     Raises:
-        BadInput: A path is none of these or holds no run, or the runs belong to two studies.
+        BadInput: A path is none of these or contains no run, or the runs belong to two studies.
     """
     studies: dict[Path, Study] = {}
     whole: set[Path] = set()  # studies of which all runs are requested
@@ -161,30 +161,30 @@ def collect(paths: Sequence[Path]) -> Runs:
         if path.is_file():
             if path.suffix not in (".yaml", ".yml"):
                 raise BadInput(f"{path} is neither a folder with runs nor a study file (.yaml)")
-            named = load_study(path)
-            studies[named.folder.resolve()] = named
-            whole.add(named.folder.resolve())
-            folders |= dict.fromkeys(found_below(named.folder))
+            study_of_file = load_study(path)
+            studies[study_of_file.folder.resolve()] = study_of_file
+            whole.add(study_of_file.folder.resolve())
+            folders |= dict.fromkeys(run_folders_below(study_of_file.folder))
             continue
         if not path.is_dir():
-            raise BadInput(f"{path} does not exist: name run folders, folders with runs below them, or a study file")
-        below = list(found_below(path))
+            raise BadInput(f"{path} does not exist: give run folders, folders with runs below them, or a study file")
+        below = list(run_folders_below(path))
         inner = [file.parent for file in _walk(path, FILE)]
         above = [p for p in path.resolve().parents[:4] if (p / FILE).exists()]
         if not below and not inner:
-            raise BadInput(f"there are no runs in {path}: a run's folder holds config.yaml")
+            raise BadInput(f"{path} contains no runs: a run folder contains config.yaml")
         for folder in [*inner, *above[:1]]:
             studies[folder.resolve()] = load_study(folder)
         whole |= {folder.resolve() for folder in inner}
         folders |= dict.fromkeys(below)
     if len(studies) > 1:
         names = " and ".join(sorted(str(folder) for folder in studies))
-        raise BadInput(f"these runs belong to several studies ({names}): report one of them at a time")
+        raise BadInput(f"these runs belong to several studies ({names}): give the runs of one study")
     study = next(iter(studies.values()), None)
     return _named(list(folders), study, bool(whole))
 
 
-def found_below(path: Path) -> Iterator[Path]:
+def run_folders_below(path: Path) -> Iterator[Path]:
     """The run folders at or below a path, in the order of their names."""
     return (file.parent for file in _walk(path, "config.yaml"))
 
@@ -207,8 +207,8 @@ def _named(folders: Sequence[Path], study: Study | None, whole: bool) -> Runs:
     cells: dict[Path, Cell] = {cell.folder.resolve(): cell for cell in study.cells()} if study is not None else {}
     records: list[Record] = []
     forks: list[Record] = []
-    strangers: list[Path] = []
-    loose: list[Record] = []
+    not_in_study: list[Path] = []
+    others: list[Record] = []
     for folder in folders:
         record = read_run(folder)
         cell = cells.get(folder.resolve())
@@ -225,10 +225,10 @@ def _named(folders: Sequence[Path], study: Study | None, whole: bool) -> Runs:
                 )
             )
         elif study is not None and study.folder.resolve() in folder.resolve().parents:
-            strangers.append(folder)
+            not_in_study.append(folder)
         else:
-            loose.append(record)
-    records += _labelled(loose)
+            others.append(record)
+    records += _labelled(others)
     if whole:
         there = {folder.resolve() for folder in folders}
         for place, cell in cells.items():
@@ -243,22 +243,23 @@ def _named(folders: Sequence[Path], study: Study | None, whole: bool) -> Runs:
                         cell.seed,
                         "missing",
                         cell.config,
-                        note="it was never begun",
+                        note="it was never started",
                     )
                 )
     if study is not None:
         order = [(cell.environment, cell.agent, cell.arm) for cell in cells.values()]
         records.sort(key=lambda r: _place(order, (r.environment, r.agent, r.arm), r.seed))
-    _refuse_twins(records)
+    _refuse_duplicates(records)
     parents = _parents(forks, records)
-    return Runs(tuple(records), tuple(forks), parents, study, tuple(strangers))
+    return Runs(tuple(records), tuple(forks), parents, study, tuple(not_in_study))
 
 
 def _as_planned(record: Record, cell: Cell) -> Record:
-    """The run in a cell's folder: missing if it is another run, interrupted if the study asks for more steps."""
+    """The run in a cell's folder: missing if the folder holds another run, interrupted if it has fewer steps than the
+    study requires."""
     assert record.config is not None
     planned = replace(cell.config, device=record.config.device, threads=record.config.threads)
-    changed = [name for name in differences(record.config, planned) if name not in NOT_THE_RUN]
+    changed = [name for name in differences(record.config, planned) if name not in MAY_CHANGE]
     if changed:
         note = f"its folder holds another run, which differs in {', '.join(changed)}"
         return Record(
@@ -281,13 +282,14 @@ def _place(order: Sequence[tuple[str, str, str]], labels: tuple[str, str, str], 
     return (order.index(labels) if labels in order else len(order), seed)
 
 
-def _refuse_twins(records: Sequence[Record]) -> None:
+def _refuse_duplicates(records: Sequence[Record]) -> None:
     seen: dict[tuple[str, str, str, int], Record] = {}
     for record in records:
         other = seen.setdefault((record.environment, record.agent, record.arm, record.seed), record)
         if other is not record:
             raise BadInput(
-                f"{other.folder} and {record.folder} are the same run (seed {record.seed} of {record.arm!r}): name one"
+                f"{other.folder} and {record.folder} are the same run (seed {record.seed} of {record.arm!r}): "
+                "give only one of them"
             )
 
 
@@ -306,7 +308,7 @@ def _parents(forks: Sequence[Record], records: Sequence[Record]) -> dict[Path, R
     return parents
 
 
-# ------------------------------------------------------------------------------------------------ names of loose runs
+# ------------------------------------------------------------------------------------- names of runs outside of studies
 
 
 def _labelled(records: Sequence[Record]) -> list[Record]:
@@ -333,11 +335,11 @@ def _labelled(records: Sequence[Record]) -> list[Record]:
 
 def _bare(config: RunConfig) -> RunConfig:
     blank = RunConfig(agent=config.agent, env=config.env)
-    return replace(config, **{name: getattr(blank, name) for name in NOT_THE_ARM})
+    return replace(config, **{name: getattr(blank, name) for name in NOT_PART_OF_ARM})
 
 
 def _problem(config: RunConfig) -> str:
-    drifts = [str(parse_word(word)) for word in getattr(config.env_config, "drift", ())]
+    drifts = [str(parse_spec(spec)) for spec in getattr(config.env_config, "drift", ())]
     return " ".join([config.env, *drifts])
 
 
@@ -406,7 +408,7 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
 
 def _json(file: Path, kind: type[Kind]) -> Kind | None:
     try:
-        return read_json(file, kind, "Put it back from a copy, or leave this run out")
+        return read_json(file, kind, "Restore it from a copy, or leave this run out")
     except FileDamaged as error:
         raise BadInput(str(error)) from None
 
@@ -419,7 +421,7 @@ def _as_a_run_writes(file: Path) -> Iterator[None]:
     except BadInput:
         raise
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        raise BadInput(f"{file} is not what a run writes: {error!r}") from error
+        raise BadInput(f"{file} does not have the content that a run writes: {error!r}") from error
 
 
 def _done(file: Path) -> dict[str, Any]:
@@ -505,4 +507,4 @@ def _fork(folder: Path) -> Fork | None:
             data.get("preset"),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise BadInput(f"{folder / 'fork.json'} is not a fork's: {type(error).__name__} {error}") from None
+        raise BadInput(f"{folder / 'fork.json'} does not describe a fork: {type(error).__name__} {error}") from None

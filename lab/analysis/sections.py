@@ -1,6 +1,6 @@
-"""The sections of a report, from the results to their cost. Fixed rules derive every sentence from the numbers.
+"""The sections of a report, from the results to their cost. Fixed rules derive every statement from the numbers.
 
-A difference counts as found if its 95 % interval excludes 0; the page also shows whether it passes Holm's correction.
+A difference counts as shown if its 95 % interval excludes 0; the page also shows whether it passes Holm's correction.
 Comparisons without a difference are listed with the smallest difference that they could have detected.
 """
 
@@ -48,7 +48,7 @@ from .comparisons import (
     plasticity_tags,
     window_of,
 )
-from .figures import Line, Look, looks
+from .figures import ArmStyle, Line, arm_styles
 from .forks import Branch, branches
 from .numbers import interval, number
 from .page import Block, Box, Bullets, Code, Figure, Figures, Folded, Heading, Page, Table, Text
@@ -58,7 +58,7 @@ BINS = 50  # points of a curve
 MOST_EDGES = 60  # task changes that are marked
 MOST_FIRINGS = 200  # marks of an arm
 MOST_METRICS = 12  # figures of the plasticity panel
-MOST_TOLD = 8  # correlations among the findings
+MOST_CORRELATIONS = 8  # correlations among the findings
 EVALUATION = "eval/episodic_return"
 
 
@@ -87,7 +87,7 @@ class Report:
         self.comparisons = compare_all(self.groups, self.margin)
         self.branches = branches(self.runs)
         arms = dict.fromkeys(record.arm for record in self.runs.records)
-        self.looks = looks(arms, self.baseline, self.oracle)
+        self.arm_styles = arm_styles(arms, self.baseline, self.oracle)
         self.drawing = figures.installed()
         self.correlations: list[tuple[str, str, str, Interval, int]] = []
 
@@ -127,8 +127,8 @@ class Report:
         records = [r for r in self.runs.finished if (r.agent, r.environment, r.arm) == (agent, environment, arm)]
         return sorted(records, key=lambda r: r.seed)
 
-    def look(self, arm: str) -> Look:
-        return figures.by_arm(self.looks, arm)
+    def style(self, arm: str) -> ArmStyle:
+        return figures.style_of(self.arm_styles, arm)
 
     def where(self, agent: str, environment: str) -> str:
         """ " of ppo in CartPole-v1", with the parts needed to distinguish them."""
@@ -142,59 +142,59 @@ class Report:
         yield Text(self.measure.about + ("" if self.measure.higher_is_better else " Lower is better."))
         shown = [c for c in self.comparisons if c.verdict in ("above", "below")]
         rest = [c for c in self.comparisons if c.verdict not in ("above", "below")]
-        told = [told_difference(c, self.where(c.agent, c.environment)) for c in _overall_first(shown)]
-        gaps = [(c, told_gap(c, self.oracle, self.where(c.agent, c.environment))) for c in self.comparisons]
-        told += [text for c, text in gaps if text and closes(c)]
-        told += [line for branch in self.branches for line in branch.shown()]
-        # The table has the metrics of layers; this list has those of whole components, if one would not expect as many
-        # among so many by chance.
-        whole = [row for row in self.correlations if not of_layer(row[2])]
+        shown_lines = [difference_text(c, self.where(c.agent, c.environment)) for c in _overall_first(shown)]
+        gaps = [(c, gap_text(c, self.oracle, self.where(c.agent, c.environment))) for c in self.comparisons]
+        shown_lines += [text for c, text in gaps if text and closes(c)]
+        shown_lines += [line for branch in self.branches for line in branch.shown()]
+        # Metrics of layers are only in the table. Those of components are listed here if they pass the correction for
+        # the number of tests.
+        components = [row for row in self.correlations if not of_layer(row[2])]
         strong = sorted(
-            (row for row in whole if survives(row[3], len(whole))), key=lambda row: (*row[:2], -abs(row[3].estimate))
+            (row for row in components if survives(row[3], len(components))),
+            key=lambda row: (*row[:2], -abs(row[3].estimate)),
         )
-        told += [
-            told_correlations(list(rows), len(whole), self.where(*place))
+        shown_lines += [
+            correlations_text(list(rows), len(components), self.where(*place))
             for place, rows in itertools.groupby(strong, key=lambda row: (row[0], row[1]))
         ]
-        silent = [told_difference(c, self.where(c.agent, c.environment)) for c in _overall_first(rest)]
-        silent += [text for c, text in gaps if text and not closes(c)]
-        silent += [line for branch in self.branches for line in branch.not_shown()]
-        flat = [row for row in whole if row not in strong]
+        not_shown_lines = [difference_text(c, self.where(c.agent, c.environment)) for c in _overall_first(rest)]
+        not_shown_lines += [text for c, text in gaps if text and not closes(c)]
+        not_shown_lines += [line for branch in self.branches for line in branch.not_shown()]
+        flat = [row for row in components if row not in strong]
         if flat:
             few = all(not row[3].known for row in flat)
-            why = f"fewer than {FEWEST} seeds: no interval" if few else f"corrected for looking at {len(whole)}"
-            silent.append(
+            why = f"fewer than {FEWEST} seeds: no interval" if few else f"corrected for {len(components)} tests"
+            not_shown_lines.append(
                 f"no rank correlation with the change of return shown ({why}) for {len(flat)} metrics: "
                 f"{by_metric(row[2] for row in flat)}."
             )
-        if told:
-            yield Heading("What shows", 3)
-            yield Bullets(told)
-        yield Heading("What does not show", 3)
+        if shown_lines:
+            yield Heading("Shown", 3)
+            yield Bullets(shown_lines)
+        yield Heading("Not shown", 3)
         if not self.runs.finished:
-            silent.append("no run is done: there is nothing to compare yet.")
+            not_shown_lines.append("no run is done, so nothing can be compared yet.")
         elif not self.comparisons:
-            silent.append(
-                f"the baseline {self.baseline} has no other arm beside it: nothing is compared."
+            not_shown_lines.append(
+                f"{self.baseline}, the baseline, is the only arm: nothing is compared."
                 if self.baseline
-                else "no arm is the baseline, so none is compared with another: name one with --baseline."
+                else "no arm is the baseline, so nothing is compared: name one with --baseline."
             )
         lost = Counter(r.state for r in self.runs.records if r.state != "done")
         if lost:
             states = ", ".join(f"{count} {state}" for state, count in sorted(lost.items()))
-            silent.append(
+            not_shown_lines.append(
                 f"{_count(sum(lost.values()), 'run')} of {len(self.runs.records)} "
                 f"{'is' if sum(lost.values()) == 1 else 'are'} not done and left out ({states}); the "
-                f"protocol "
-                "names them."
+                "protocol names them."
             )
-        yield Bullets(silent) if silent else Text("Every comparison above excludes no difference.")
+        yield Bullets(not_shown_lines) if not_shown_lines else Text("All comparisons show a difference.")
 
     # -------------------------------------------------------------------------------------------- protocol
 
     def protocol(self) -> Iterator[Block]:
         yield Box(list(self._protocol_rows()))
-        yield Folded("The commands that made the runs", [Code("\n".join(self._commands()) or "None is written down.")])
+        yield Folded("The commands of the runs", [Code("\n".join(self._commands()) or "None is recorded.")])
 
     def _protocol_rows(self) -> Iterator[tuple[str, str]]:
         records = self.runs.records
@@ -243,11 +243,11 @@ class Report:
             yield f"{title} runs", "; ".join(f"{r.name} ({r.note})" if r.note else r.name for r in rows) or "none"
         if self.without:
             yield "Runs without a score", "; ".join(r.name for r in self.without)
-        if self.runs.strangers:
-            yield "Not of the study, left out", "; ".join(map(str, self.runs.strangers))
+        if self.runs.not_in_study:
+            yield "Not in the study, left out", "; ".join(map(str, self.runs.not_in_study))
         names = dict.fromkeys(name for r in [*done, *self.runs.forks] for name in r.versions)
         for name in names:
-            values = dict.fromkeys(r.versions.get(name, "not said") for r in [*done, *self.runs.forks])
+            values = dict.fromkeys(r.versions.get(name, "not recorded") for r in [*done, *self.runs.forks])
             yield name, ", ".join(values) + (" (runs differ)" if len(values) > 1 else "")
         yield "This report", f"`{self.command}`"
 
@@ -280,14 +280,15 @@ class Report:
                 yield Heading(group.agent, 3)
             if group.scale.kind == "none":
                 yield Text(
-                    "The environments have no common scale (no human scores, and no baseline that an oracle is "
-                    "above in all of them): there is no aggregate over them. Each stands alone below."
+                    "The environments have no common scale (no human scores, and no oracle above the baseline in all "
+                    "of "
+                    "them), so there is no aggregate over them. The results of each environment are below."
                 )
                 continue
             yield from self._aggregate(index, group)
 
     def _aggregate(self, number: int, group: Group) -> Iterator[Block]:
-        arms = [arm for arm in group.arms if group.whole(arm)]
+        arms = [arm for arm in group.arms if group.covers_all(arm)]
         aggregates = {arm: aggregate(group.strata(arm)) for arm in arms}
         names = [name for name in STATISTICS if name != "optimality gap" or group.scale.goal]
         tasks = len(group.environments)
@@ -308,10 +309,10 @@ class Report:
         if few := [arm for arm in arms if min(map(len, group.strata(arm))) < FEWEST]:
             yield Text(f"No interval from fewer than {FEWEST} seeds: {', '.join(few)}.", "note")
         if partly := [arm for arm in group.arms if arm not in arms]:
-            yield Text(f"Not run in every environment, and so not here: {', '.join(partly)}.", "note")
+            yield Text(f"Left out, because not run in every environment: {', '.join(partly)}.", "note")
         if not self.drawing:
             return
-        drawn = [(arm, aggregates[arm]["IQM"], self.look(arm)) for arm in arms]
+        drawn = [(arm, aggregates[arm]["IQM"], self.style(arm)) for arm in arms]
         reference = aggregates[group.baseline]["IQM"].estimate if group.baseline in aggregates else None
         title = f"{_capital(group.scale.title)}, interquartile mean"
         pair = [
@@ -332,7 +333,7 @@ class Report:
         drawn = []
         for arm in arms:
             one = profile(group.strata(arm), taus)
-            drawn.append(Line(arm, self.look(arm), taus, one.share, one.low, one.high))
+            drawn.append(Line(arm, self.style(arm), taus, one.share, one.low, one.high))
             self.csv(
                 "profiles",
                 ["agent", "arm", "threshold", "share", "low", "high"],
@@ -349,19 +350,19 @@ class Report:
 
     def compared(self) -> Iterator[Block]:
         if not self.comparisons:
-            yield Text("Nothing is compared: there is no baseline with another arm beside it.")
+            yield Text("Nothing is compared: there is no baseline, or no other arm.")
             return
         singles = [c for c in self.comparisons if c.environment]
         margin = (
-            f"{number(self.margin)}, as asked for"
+            f"{number(self.margin)} (--margin)"
             if self.margin is not None
-            else "a tenth of the baseline's mean, for want of a better one (--margin)"
+            else "a tenth of the baseline's mean (--margin sets another)"
         )
         if self.margin is not None and any(not c.environment for c in self.comparisons):
-            margin += ", in one environment; over all of them a tenth of the baseline's mean normalised score"
+            margin += " in one environment; over all environments, a tenth of the baseline's mean normalised score"
         yield Text(
-            f"Differences to the baseline, paired by seed. p is two-sided; beside it Holm's correction for the "
-            f"{_count(len(singles), 'comparison')} of this page. Equivalence: two one-sided tests, by a margin "
+            f"Differences to the baseline, paired by seed. p is two-sided; Holm p is corrected for the "
+            f"{_count(len(singles), 'comparison')} of this page. Equivalence: two one-sided tests with a margin "
             f"of {margin}. "
             "Detectable: the smallest true difference that these seeds would have shown with 80 % probability. "
             "P(better): the probability that a run of the arm is better than one of the baseline.",
@@ -470,7 +471,7 @@ class Report:
             yield self.figure(
                 figures.intervals(
                     f"difference-{slug}",
-                    [(c.arm, c.interval, self.look(c.arm)) for c in rows],
+                    [(c.arm, c.interval, self.style(c.arm)) for c in rows],
                     f"Difference to {figures.shortened(rows[0].baseline, 20)}",
                     reference=0.0,
                 ),
@@ -480,7 +481,7 @@ class Report:
             yield self.figure(
                 figures.intervals(
                     f"better-{slug}",
-                    [(c.arm, c.better, self.look(c.arm)) for c in rows],
+                    [(c.arm, c.better, self.style(c.arm)) for c in rows],
                     f"Probability of improvement over {figures.shortened(rows[0].baseline, 16)}",
                     reference=0.5,
                 ),
@@ -493,9 +494,9 @@ class Report:
 
     def curves(self) -> Iterator[Block]:
         yield Text(
-            "Means over seeds with Student's 95 % bands. Every point is the mean return of the training episodes that "
-            "ended in its part of the run; a curve ends with the shortest run of its arm. "
-            f"Arms of fewer than {FEWEST} seeds have no band.",
+            "Means over seeds with Student's 95 % bands. Each point is the mean return of the training episodes that "
+            "ended in its part of the run; a curve ends where the shortest run of its arm ends. "
+            f"Arms with fewer than {FEWEST} seeds have no band.",
             "note",
         )
         unknown = sorted({reason for reason in self.flops.values() if isinstance(reason, str)})
@@ -583,8 +584,9 @@ class Report:
                 ),
                 f"flops-{slug}",
                 "Return by floating-point operations of the gradient updates (matrix products and "
-                "convolutions, forward and backward; counted on one update of an agent built anew; acting, elementwise "
-                f"operations and what interventions do between updates are not counted){self.where(group.agent, env)}.",
+                "convolutions, forward and backward; counted on one update of a freshly built agent; acting, "
+                "elementwise "
+                f"operations and interventions between updates are not counted){self.where(group.agent, env)}.",
             )
 
     def _steps_curve(self, records: Sequence[Record], tag: str, grid: Array, skip: int) -> Curve | None:
@@ -612,7 +614,7 @@ class Report:
         return averaged if np.isfinite(averaged.mean).any() else None
 
     def _line(self, arm: str, curve: Curve, marks: tuple[float, ...] = ()) -> Line:
-        return Line(arm, self.look(arm), curve.x, curve.mean, curve.low, curve.high, marks)
+        return Line(arm, self.style(arm), curve.x, curve.mean, curve.low, curve.high, marks)
 
     def _firings(self, records: Sequence[Record], skip: int) -> tuple[float, ...]:
         """Frames at which interventions fired in the first of these runs."""
@@ -678,10 +680,9 @@ class Report:
                 )
         if any(group.human for group in self.groups):
             yield Text(
-                "Human-normalised scores: 0 is a random player, 1 a professional tester, by the scores "
-                "of the 57 "
-                "games that Wang et al. 2016 (1511.06581) and the DQN Zoo give, measured without sticky "
-                "actions.",
+                "Human-normalised scores: 0 is a random player, 1 a professional tester. The reference scores of the "
+                "57 "
+                "games are those of Wang et al. 2016 (1511.06581) and the DQN Zoo, measured without sticky actions.",
                 "note",
             )
 
@@ -702,8 +703,8 @@ class Report:
                 yield from self._panel(f"{i}-{j}", group, env, rows, tags)
         if not any_figure:
             yield Text(
-                "No plasticity metric was recorded at two moments of a run: run with --monitors cheap, or those "
-                "that are wanted (pliant monitors lists them)."
+                "No plasticity metric was recorded at two steps of a run: run with --monitors cheap, or with other "
+                "monitors (pliant monitors lists them)."
             )
 
     def _panel(
@@ -729,17 +730,17 @@ class Report:
             )
         correlated.sort(key=lambda row: -abs(row[1].estimate) if math.isfinite(row[1].estimate) else 1.0)
         yield Text(
-            "Spearman's rank correlation over runs, all arms together, of the change of a metric with the "
-            "change of the "
-            "training return, both from the first tenth of a run to its last (at least a task); intervals by bootstrap "
-            "over seeds, each with all its arms. What arms do to both at once correlates too: it is no cause.",
+            "Spearman's rank correlation over runs, all arms together, of the change of a metric with the change of "
+            "the training return, both from the first tenth of a run to its last tenth (at least a task); intervals by "
+            "bootstrap over seeds, each with all its arms. An arm that changes both causes a correlation too: a "
+            "correlation does not show a cause.",
             "note",
         )
         header = ["metric", "rank correlation", "runs", "seeds"]
-        told = [(tag, [_metric(tag), interval(rho), str(n), str(seeds)]) for tag, rho, n, seeds in correlated]
-        yield Table(header, [row for tag, row in told if not of_layer(tag)])
-        if layers := [row for tag, row in told if of_layer(tag)]:
-            yield Folded(f"The same of {_count(len(layers), 'metric')} of single layers", [Table(header, layers)])
+        cells = [(tag, [_metric(tag), interval(rho), str(n), str(seeds)]) for tag, rho, n, seeds in correlated]
+        yield Table(header, [row for tag, row in cells if not of_layer(tag)])
+        if layers := [row for tag, row in cells if of_layer(tag)]:
+            yield Folded(f"The same for {_count(len(layers), 'metric')} of single layers", [Table(header, layers)])
         if any(0 < seeds < FEWEST for *_, seeds in correlated):
             yield Text(f"No interval from fewer than {FEWEST} seeds.", "note")
         drawn = []
@@ -766,7 +767,7 @@ class Report:
             yield Figures(drawn)
         if self.drawing and len(correlated) > len(chosen):
             yield Text(
-                f"Drawn are the {len(chosen)} metrics of whole components with the strongest correlations; "
+                f"The figures show the {len(chosen)} metrics of components with the strongest correlations; "
                 f"plasticity.csv has all {len(correlated)}.",
                 "note",
             )
@@ -843,10 +844,9 @@ class Report:
             yield Text("No run is done.")
             return
         yield Text(
-            "Means of a run. Overhead: processor time of a gradient update (wall clock where nobody wrote the "
-            "processor time down), everything included, beside that of the baseline of the same seed; the "
-            "geometric mean with Student's 95 % interval. Machines that do other things meanwhile blur "
-            "it.",
+            "Means per run. Overhead: processor time per gradient update (wall clock if the processor time was not "
+            "recorded), including everything else that the run does, relative to the baseline with the same seed; "
+            "geometric mean with Student's 95 % interval. Other load on the machine makes it less exact.",
             "note",
         )
         yield Table(header, rows, texts=2)
@@ -855,10 +855,9 @@ class Report:
 
     def forks(self) -> Iterator[Block]:
         yield Text(
-            "Runs branched off a parent at one moment, everything shared up to there. Differences to the control are "
-            "paired by parent and replicate. Of one or two parents they say what happens from this moment of "
-            "these runs "
-            "on, not what a method does in general.",
+            "Runs branched off a parent at one step; they share everything before it. Differences to the control are "
+            "paired by parent and replicate. With one or two parents the results hold for this step of these runs, and "
+            "not for a method in general.",
             "note",
         )
         for i, branch in enumerate(self.branches):
@@ -905,7 +904,7 @@ class Report:
                         ]
                     ],
                 )
-            yield Table(["arm", "runs", "return after it", "difference to the control", "verdict"], rows)
+            yield Table(["arm", "runs", "return after the fork", "difference to the control", "verdict"], rows)
             lost = [r for r in branch.records if r.state != "done"]
             if lost:
                 yield Text("Not done and left out: " + "; ".join(f"{r.name} ({r.note})" for r in lost) + ".", "note")
@@ -915,7 +914,7 @@ class Report:
             yield _no_figures()
 
     def _fork_figure(self, i: int, branch: Branch) -> list[Figure]:
-        arms = looks(branch.labels, "control", None)
+        arms = arm_styles(branch.labels, "control", None)
         done = [r for r in branch.records if r.state == "done"]
         parents = [branch.parents[place] for place in branch.parents]
         ends = [r.steps for r in done]
@@ -925,7 +924,7 @@ class Report:
         after = max(min(ends) - branch.step, 1)
         width = after / 20
         lines = []
-        # As wide as after the fork, except for the remainder at the parent's beginning.
+        # Bins as wide as after the fork, except for the remainder at the parent's beginning.
         start = max(0.0, branch.step - 30 * width)
         history = np.append(np.arange(branch.step, start + 1e-6 * width, -width), start)[::-1]
         source = parents or done[:1]
@@ -933,7 +932,7 @@ class Report:
             rows = [binned(r.returns.steps, r.returns.values, history) for r in source]
             past = curve(rows, (history[:-1] + history[1:]) / 2 * skip)
             nothing = np.full(len(past.x), math.nan)
-            lines.append(Line("parent", Look("#9a9a9a", "-", 1.6), past.x, past.mean, nothing, nothing))
+            lines.append(Line("parent", ArmStyle("#9a9a9a", "-", 1.6), past.x, past.mean, nothing, nothing))
         grid = np.linspace(branch.step, branch.step + after, 21)
         for label in branch.labels:
             mine = [r for r in done if r.fork is not None and r.fork.label == label]
@@ -954,8 +953,8 @@ class Report:
                     at=branch.step * skip,
                 ),
                 name,
-                "Mean return of the arms from the fork on (dashed), with 95 % bands over replicates where there are "
-                f"{FEWEST} or more; grey: the parent before it.",
+                "Mean return of the arms after the fork (dashed line), with 95 % bands over replicates if there are "
+                f"{FEWEST} or more; grey: the parent before the fork.",
             )
         ]
         gaps = [(label, d.interval(), arms[label]) for label, d in branch.differences.items()]
@@ -1028,11 +1027,11 @@ def _beside(parent: Path, folder: Path) -> Path:
     return parent if folder.is_absolute() else Path(os.path.relpath(parent))
 
 
-# ------------------------------------------------------------------------------------------------ in words
+# ------------------------------------------------------------------------------------------------ statements
 
 
-def told_difference(c: Comparison, where: str) -> str:
-    """A comparison as a sentence."""
+def difference_text(c: Comparison, where: str) -> str:
+    """One statement about a comparison."""
     arm, base = f"`{c.arm}`", f"`{c.baseline}`"
     d = c.difference
     if c.verdict in ("above", "below"):
@@ -1046,14 +1045,14 @@ def told_difference(c: Comparison, where: str) -> str:
         if not math.isnan(c.p_holm):
             correction = f", {p_text(c.p_holm)} after Holm's correction"
             if c.p_holm >= 1 - CONFIDENCE:
-                correction += ": alone it would count, among all comparisons of this page it does not"
+                correction += ": significant alone, but not among all comparisons of this page"
         return f"{arm} is {c.verdict} {base}{where} by {size} ({_count(c.seeds, 'seed')}{correction})."
     if c.verdict == "too few":
         if d is None:
-            return f"{arm} and {base}{where}: no seed is shared, so nothing is compared."
+            return f"{arm} and {base}{where}: they have no common seed, so nothing is compared."
         return (
-            f"{arm} and {base}{where}: {_count(c.seeds, 'shared seed')}, and there is no interval from fewer than "
-            f"{FEWEST}; the means differ by {number(d.estimate)}."
+            f"{arm} and {base}{where}: {_count(c.seeds, 'shared seed')}, and fewer than {FEWEST} give no "
+            f"interval; the means differ by {number(d.estimate)}."
         )
     assert d is not None
     if c.verdict == "equivalent":
@@ -1062,18 +1061,17 @@ def told_difference(c: Comparison, where: str) -> str:
             f"{p_text(c.equivalence_p)}); difference {interval(c.interval)}."
         )
     return (
-        f"{arm}: no difference to {base} shown{where} ({interval(c.interval)}); these {c.seeds} seeds would "
-        f"have shown "
+        f"{arm}: no difference to {base} shown{where} ({interval(c.interval)}); these {c.seeds} seeds would have shown "
         f"{number(_detectable(c))} with 80 % probability."
     )
 
 
-def told_gap(c: Comparison, oracle: str | None, where: str) -> str:
-    """The oracle's lead as a sentence; empty if unknown."""
+def gap_text(c: Comparison, oracle: str | None, where: str) -> str:
+    """One statement about the share of the oracle's lead that an arm closes; empty if unknown."""
     if c.gap is None or oracle is None:
         return ""
     of_oracle = "the oracle" if oracle == "oracle" else f"the oracle `{oracle}`"
-    above = f"`{c.arm}` is above {of_oracle}{where}: better optimisation, and not plasticity kept alone."
+    above = f"`{c.arm}` is above {of_oracle}{where}: it optimises better, beyond keeping plasticity."
     if c.gap.fraction is None:
         return above if c.gap.above else ""
     share = percent(c.gap.fraction)
@@ -1082,7 +1080,7 @@ def told_gap(c: Comparison, oracle: str | None, where: str) -> str:
 
 
 def closes(c: Comparison) -> bool:
-    """Whether a part of the oracle's gap, or more than all of it, is shown to be closed."""
+    """Whether it is shown that the arm closes a part of the oracle's gap, or more than all of it."""
     gap = c.gap
     return gap is not None and (gap.above or (gap.fraction is not None and gap.fraction.known and gap.fraction.low > 0))
 
@@ -1098,19 +1096,19 @@ def survives(rho: Interval, count: int) -> bool:
     return rho.estimate - wider * below > 0 or rho.estimate + wider * above < 0
 
 
-def told_correlations(rows: Sequence[tuple[str, str, str, Interval, int]], looked: int, where: str) -> str:
+def correlations_text(rows: Sequence[tuple[str, str, str, Interval, int]], tests: int, where: str) -> str:
     """Correlations that survive the correction for the number tested, the strongest first."""
     runs = max(row[4] for row in rows)
-    each = ", ".join(f"`{_metric(row[2])}` {interval(row[3])}" for row in rows[:MOST_TOLD])
-    rest = f", and {len(rows) - MOST_TOLD} weaker ones" if len(rows) > MOST_TOLD else ""
+    each = ", ".join(f"`{_metric(row[2])}` {interval(row[3])}" for row in rows[:MOST_CORRELATIONS])
+    rest = f", and {len(rows) - MOST_CORRELATIONS} weaker ones" if len(rows) > MOST_CORRELATIONS else ""
     return (
         f"rank correlation over {runs} runs of a metric's change with that of the return{where} (corrected for "
-        f"looking at {looked}): {each}{rest}."
+        f"{tests} tests): {each}{rest}."
     )
 
 
 def of_layer(tag: str) -> bool:
-    """`plasticity/dormant_fraction/critic.body.0`, and not `plasticity/srank_0.01/critic`."""
+    """True for `plasticity/dormant_fraction/critic.body.0`, False for `plasticity/srank_0.01/critic`."""
     return "." in tag.rpartition("/")[2]
 
 

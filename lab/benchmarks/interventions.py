@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 # Typical parameters of each method; defaults where none are given.
-WORDS = {
+SPECS = {
     "activation": "activation(name=silu)",
     "fresh_agent": "fresh_agent(every=100000, memory=keep)",
     "heavy_priming": "heavy_priming(updates=1000000)",
@@ -25,7 +25,7 @@ WORDS = {
 TITLES = {"dqn": "DQN, Nature CNN, batch 32", "sac": "SAC, two critics of 256x256, batch 256"}
 
 
-def prepared(agent: str, word: str | None) -> Any:
+def prepared(agent: str, spec: str | None) -> Any:
     """A run with a replay full of noise, ready to update; None if the agent refuses the intervention."""
     import torch
 
@@ -36,7 +36,7 @@ def prepared(agent: str, word: str | None) -> Any:
     from pliant.interventions import INTERVENTIONS
     from pliant.interventions.core.spec import build
 
-    parts = tuple(build([word] if word else [], INTERVENTIONS))
+    parts = tuple(build([spec] if spec else [], INTERVENTIONS))
     made: Any
     try:
         if agent == "dqn":
@@ -50,12 +50,12 @@ def prepared(agent: str, word: str | None) -> Any:
     except ValueError:
         return None
     run = Run(made, _NoEnvs(made.observation, made.action))  # type: ignore[arg-type]
-    rng, spec = np.random.default_rng(0), made.observation
+    rng, observation = np.random.default_rng(0), made.observation
 
     def obs() -> Any:
-        if spec.pixels:
-            return rng.integers(255, size=(1, *spec.shape), dtype=np.uint8)
-        return rng.normal(size=(1, *spec.shape)).astype(np.float32)
+        if observation.pixels:
+            return rng.integers(255, size=(1, *observation.shape), dtype=np.uint8)
+        return rng.normal(size=(1, *observation.shape)).astype(np.float32)
 
     no = np.zeros(1, bool)
     first = obs()
@@ -115,7 +115,7 @@ def costs(agents: list[str], rounds: int) -> dict[str, dict[str, dict[str, float
         plain = prepared(agent, None)
         block(plain, updates)
         for method in sorted(INTERVENTIONS):
-            run = prepared(agent, WORDS.get(method, method))
+            run = prepared(agent, SPECS.get(method, method))
             if run is None:
                 continue
             block(run, updates)
@@ -141,5 +141,5 @@ def table(costs: dict[str, dict[str, dict[str, float]]], agents: list[str]) -> l
     for method, cost in costs.items():
         cells = [f"{cost[t]['relative']:.2f}" if t in cost else "refused" for t in titles]
         events = [f"{cost[t]['event_ms']:.3g}" for t in titles if t in cost and "event_ms" in cost[t]]
-        rows.append(f"| {WORDS.get(method, method)} | {' | '.join(cells)} | {' / '.join(events)} |")
+        rows.append(f"| {SPECS.get(method, method)} | {' | '.join(cells)} | {' / '.join(events)} |")
     return rows

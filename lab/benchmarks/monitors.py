@@ -39,12 +39,12 @@ def shares(agents: list[str], rounds: int) -> dict[str, dict[str, dict[str, floa
     return by_monitor
 
 
-def cost(run: Any, agent: str, word: str, updates: int, rounds: int) -> dict[str, float]:
+def cost(run: Any, agent: str, spec: str, updates: int, rounds: int) -> dict[str, float]:
     """The cost of one monitor, or of a group with the same schedule, measured in turns with plain updates."""
     from pliant.agents.clock import Clock
     from pliant.monitors import watch
 
-    monitors = watch(run.agent, word)
+    monitors = watch(run.agent, spec)
     when: Any = next(iter(monitors.parts.values())).when
     period, in_steps = int(when.period), when.of == "steps"
     extras, each = [], []

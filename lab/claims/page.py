@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from ..analysis.figures import COLOURS, STYLES
+from ..analysis.figures import COLOURS, DASHES
 from ..analysis.page import fenced
 from ..errors import BadInput
 from ..statistics import FEWEST, Interval, mean_interval
@@ -354,7 +354,7 @@ def _looks(card: Card) -> Iterator[dict[str, Any]]:
         elif arm.kind == "oracle":
             yield {"color": "#808080", "linestyle": (0, (5, 1.5)), "linewidth": 1.8}
         else:
-            yield {"color": COLOURS[count % len(COLOURS)], "linestyle": STYLES[count % len(STYLES)], "linewidth": 1.6}
+            yield {"color": COLOURS[count % len(COLOURS)], "linestyle": DASHES[count % len(DASHES)], "linewidth": 1.6}
             count += 1
 
 

@@ -78,10 +78,10 @@ def _reworded(message: str, flags: Sequence[str]) -> str:
             return f"{flag} takes no value, and was given {explicit[1]}"
         return f"{flag}{' ' if re.match('(must|is|contains|holds|begins) ', rest) else ': '}{rest}"
     if unknown := re.fullmatch("unrecognized arguments: (.*)", message):
-        words = unknown[1].split()
-        flag = next((word.partition("=")[0] for word in words if word.startswith("-")), None)
+        arguments = unknown[1].split()
+        flag = next((argument.partition("=")[0] for argument in arguments if argument.startswith("-")), None)
         if flag is None:
-            return f"{shorten(words[0]) if words else 'an empty argument'} does not belong to any option"
+            return f"{shorten(arguments[0]) if arguments else 'an empty argument'} does not belong to any option"
         if flag in flags:
             return f"{flag} is an option of another command"
         return f"unknown option {shorten(flag)}.{did_you_mean(flag, flags)}"
@@ -90,18 +90,18 @@ def _reworded(message: str, flags: Sequence[str]) -> str:
     return message
 
 
-def text(word: str) -> str:
+def text(argument: str) -> str:
     """A text of a command line (ArgumentTypeError: it is empty, or contains control characters)."""
-    if complaint := unfit(word):
+    if complaint := unfit(argument):
         raise argparse.ArgumentTypeError(complaint)
-    return word
+    return argument
 
 
-def path(word: str) -> Path:
+def path(argument: str) -> Path:
     """A path of a command line (ArgumentTypeError: no file can have this name)."""
-    if complaint := unfit(word) or unfit_name(word):
+    if complaint := unfit(argument) or unfit_name(argument):
         raise argparse.ArgumentTypeError(complaint)
-    return Path(word)
+    return Path(argument)
 
 
 class Numeric:

@@ -12,30 +12,30 @@ LONGEST_NAME = 255
 LONGEST_PATH = 4_095
 
 
-def unfit(word: str) -> str:
+def unfit(text: str) -> str:
     """The reason why a text cannot be a flag's value, phrased to follow the flag in a message; empty if it can."""
-    if not word.strip():
+    if not text.strip():
         return "is empty (was a shell variable unset?): give it a value, or leave it out"
-    if (hidden := control_character(word)) is not None:
-        return f"contains {hidden}: {shorten(word)}"
+    if (hidden := control_character(text)) is not None:
+        return f"contains {hidden}: {shorten(text)}"
     return ""
 
 
-def unfit_name(word: str) -> str:
+def unfit_name(text: str) -> str:
     """The reason why a text cannot name a file, likewise."""
-    names = Path(word).parts
+    names = Path(text).parts
     if (longest := max((len(os.fsencode(name)) for name in names), default=0)) > LONGEST_NAME:
-        return f"holds a name of {longest:,} bytes, and file systems take {LONGEST_NAME}: {shorten(word)}"
-    if len(os.fsencode(word)) > LONGEST_PATH:
-        return f"is a path of {len(os.fsencode(word)):,} bytes, and file systems take {LONGEST_PATH:,}: {shorten(word)}"
-    if word.startswith("~"):
+        return f"holds a name of {longest:,} bytes; file systems allow {LONGEST_NAME}: {shorten(text)}"
+    if len(os.fsencode(text)) > LONGEST_PATH:
+        return f"is a path of {len(os.fsencode(text)):,} bytes; file systems allow {LONGEST_PATH:,}: {shorten(text)}"
+    if text.startswith("~"):
         try:
-            Path(word).expanduser()
+            Path(text).expanduser()
         except RuntimeError:
-            return f"begins with the name of an unknown user: {shorten(word)}"
+            return f"begins with the name of an unknown user: {shorten(text)}"
     return ""
 
 
-def ended(sentence: str) -> str:
-    """A sentence with its final full stop."""
-    return sentence if sentence.endswith((".", "?", "!")) else f"{sentence}."
+def ended(text: str) -> str:
+    """A text with a final full stop."""
+    return text if text.endswith((".", "?", "!")) else f"{text}."

@@ -56,7 +56,7 @@ from ...interventions.core.spec import (
     spell,
     with_current_names,
 )
-from ...interventions.core.spec import parse as parse_word
+from ...interventions.core.spec import parse as parse_spec
 from ...interventions.registry import INTERVENTIONS
 from ...monitors.registry import check_monitors
 from ..commands.given import ended, unfit, unfit_name
@@ -123,8 +123,8 @@ class RunConfig:
     agent: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(AGENTS) + "}")] = "dqn"
     """The agent. Its own options are given as --agent.OPTION."""
     env: Annotated[str, tyro.conf.arg(metavar="NAME")] = "ALE/Pong-v5"
-    """The environment, such as ALE/Pong-v5, MinAtar/Breakout-v1 or HalfCheetah-v5; or module:Name-v0, which a module of
-    yours registers with gymnasium. Its options are given as --env.OPTION."""
+    """The environment, such as ALE/Pong-v5, MinAtar/Breakout-v1 or HalfCheetah-v5; or module:Name-v0, which your own
+    module registers with gymnasium. Its options are given as --env.OPTION."""
     interventions: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[SPEC ...]")] = ()
     """Interventions, in order of application: names, or calls in quotes like "redo(tau=0.1, every=1000)".
     `pliant interventions` lists them."""
@@ -190,7 +190,7 @@ def usable_device(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=name)
-    except (RuntimeError, AssertionError):  # torch's own message is for programmers
+    except (RuntimeError, AssertionError):  # torch's own message is replaced by one for users
         raise BadInput(f"--device {name}: not available on this machine; --device auto chooses one that is") from None
     return name
 
@@ -230,8 +230,8 @@ def parse(argv: Sequence[str] | None = None, *, prog: str | None = None, among: 
     among = among or known()
     _refuse_unfit(line)
     for flag in ("--interventions", "--monitors", "--config"):
-        if sum(word == flag or word.startswith(f"{flag}=") for word in line) > 1:
-            raise BadInput(f"{flag} is given twice" + "; put all words after one" * (flag != "--config"))
+        if sum(item == flag or item.startswith(f"{flag}=") for item in line) > 1:
+            raise BadInput(f"{flag} is given twice" + "; put all specs after one flag" * (flag != "--config"))
     file = _peek(line, "config")
     data, where = _read(file) if file else ({}, "")
     start = _base(data, where, _peek(line, "agent"), _peek(line, "env"), among)
@@ -298,7 +298,7 @@ def run_folder(config: RunConfig) -> Path:
         return default_run_folder(config)
     try:
         return Path(config.run).expanduser()
-    except RuntimeError as error:  # ~somebody
+    except RuntimeError as error:  # ~ and an unknown user
         raise BadInput(f"--run {config.run}: {error}") from None
 
 
@@ -310,7 +310,7 @@ def default_run_folder(config: RunConfig) -> Path:
     `CartPole-v1~observation_offset,every=160000`. A name that was shortened, or lost characters that may distinguish
     it from others, ends in a hash of the whole name.
     """
-    experiment = "+".join([config.agent, *(spec_for_folder(parse_word(word)) for word in config.interventions)])
+    experiment = "+".join([config.agent, *(spec_for_folder(parse_spec(spec)) for spec in config.interventions)])
     problem = "~".join([config.env.replace("/", "-"), *map(spec_for_folder, _drifts(config))])
     return Path("runs", safe_name(problem), safe_name(experiment), f"seed{config.seed}")
 
@@ -330,7 +330,7 @@ def flat_hparams(config: RunConfig) -> dict[str, str | float | bool]:
     flat: dict[str, str | float | bool] = {
         "agent": config.agent,
         "env": config.env,
-        "drift": " ".join(str(word) for word in _drifts(config)) or "-",
+        "drift": " ".join(str(spec) for spec in _drifts(config)) or "-",
         "interventions": normalise(config.interventions) or "-",
         "seed": config.seed,
         "steps": config.steps,
@@ -345,7 +345,7 @@ def flat_hparams(config: RunConfig) -> dict[str, str | float | bool]:
 def differences(before: RunConfig, after: RunConfig) -> dict[str, tuple[Any, Any]]:
     """The settings that differ, by flag without its dashes (`agent.optimizer.lr`), with both values."""
     old, new = _flags(before), _flags(after)
-    missing = "(not there)"
+    missing = "(not set)"
     pairs = {key: (old.get(key, missing), new.get(key, missing)) for key in [*old, *(k for k in new if k not in old)]}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
@@ -374,14 +374,14 @@ def _base(data: Mapping[str, Any], where: str, agent: str | None, env: str | Non
     if agent is not None and names["agent"] is not None and agent != names["agent"] and options["agent"]:
         among.entry(agent)
         raise BadInput(
-            f"{where} holds options of {names['agent']}, not of {agent}: drop --agent {agent} or the section 'agent'"
+            f"{where} holds options of {names['agent']}, not of {agent}: remove --agent {agent} or the section 'agent'"
         )
     agent = agent or names["agent"] or RunConfig.agent
     env = env or names["env"] or RunConfig.env
-    with _blamed_on(where if agent == names["agent"] else ""):
+    with _errors_name(where if agent == names["agent"] else ""):
         config_class = among.config_class(agent)
     suite = among.suite(env)
-    with _blamed_on(where):
+    with _errors_name(where):
         agent_config = _fill(_preset(config_class, suite), options["agent"], where, "agent.")
         env_config = _fill(_preset(among.env_config, suite), options["env"], where, "env.")
         start = RunConfig(agent=agent, env=env, agent_config=agent_config, env_config=env_config)
@@ -440,8 +440,8 @@ def _fill(default: Any, data: Mapping[str, Any], where: str, prefix: str) -> Any
 
 
 @contextmanager
-def _blamed_on(where: str) -> Iterator[None]:
-    """Errors of a dataclass that refuses its values name the file that holds the values."""
+def _errors_name(where: str) -> Iterator[None]:
+    """Errors about values name the file that contains the values."""
     try:
         yield
     except ValueError as error:
@@ -473,7 +473,7 @@ def _read(path: str | Path) -> tuple[dict[str, Any], str]:
     """Content and name of a configuration file, given by its path or its folder."""
     try:
         file = Path(path).expanduser()
-    except RuntimeError as error:  # ~somebody
+    except RuntimeError as error:  # ~ and an unknown user
         raise BadInput(f"--config {path}: {error}") from None
     try:
         if in_folder := file.is_dir():
@@ -486,7 +486,7 @@ def _read(path: str | Path) -> tuple[dict[str, Any], str]:
     except ValueError as error:
         raise BadInput(f"{file} is not valid YAML: {one_line(error)}") from None
     if data is None and in_folder:  # a file written by hand may be empty; that of a run never is
-        raise BadInput(f"{file} is empty: put it back from a copy, or choose another folder")
+        raise BadInput(f"{file} is empty: restore it from a copy, or choose another folder")
     if data is None:
         data = {}
     if not isinstance(data, dict):
@@ -508,11 +508,11 @@ def _plain(value: Any) -> Any:
 def _peek(line: Sequence[str], name: str) -> str | None:
     """The value of a flag before the line is parsed completely. The last one counts, as in the parser."""
     value = None
-    for position, word in enumerate(line):
-        if word == f"--{name}" and position + 1 < len(line) and not line[position + 1].startswith("--"):
+    for position, item in enumerate(line):
+        if item == f"--{name}" and position + 1 < len(line) and not line[position + 1].startswith("--"):
             value = line[position + 1]
-        elif word.startswith(f"--{name}="):
-            value = word.partition("=")[2]
+        elif item.startswith(f"--{name}="):
+            value = item.partition("=")[2]
     return value
 
 
@@ -520,20 +520,20 @@ PATHS = {"config", "run", "env.data"}
 
 
 def _refuse_unfit(line: Sequence[str]) -> None:
-    """Refuse values that are empty, contain no text, or should be a file name and cannot be one."""
+    """Refuse values that are empty, contain control characters, or cannot be the file name that they should be."""
     flag = ""
-    for word in line:
-        if flag in ("--interventions", "--monitors") and not word.startswith("--"):
+    for item in line:
+        if flag in ("--interventions", "--monitors") and not item.startswith("--"):
             continue  # specs have their own grammar and messages
-        if word.startswith("--"):
-            flag, given, value = word.partition("=")
+        if item.startswith("--"):
+            flag, given, value = item.partition("=")
             if not given:
                 continue
         else:
-            value = word
+            value = item
         named = flag.removeprefix("--").replace("-", "_") in PATHS
         if complaint := unfit(value) or (unfit_name(value) if named else ""):
-            raise BadInput(f"{flag or 'a word'} {complaint}")
+            raise BadInput(f"{flag or 'a item'} {complaint}")
 
 
 def _refuse_unknown_options(line: Sequence[str], start: RunConfig, among: Known) -> None:
@@ -542,8 +542,8 @@ def _refuse_unknown_options(line: Sequence[str], start: RunConfig, among: Known)
     tyro sees only the chosen agent and cannot do this. Nor does it explain how to write a switch.
     """
     top = {field.name for field in fields(_CommandLine)} - set(_SECTIONS.values()) | {"help"}
-    for position, word in enumerate(line):
-        flag, given, _ = word.partition("=")
+    for position, item in enumerate(line):
+        flag, given, _ = item.partition("=")
         section, dot, option = flag.removeprefix("--").replace("-", "_").partition(".")
         if not flag.startswith("--"):
             continue
@@ -554,7 +554,7 @@ def _refuse_unknown_options(line: Sequence[str], start: RunConfig, among: Known)
         own = dict(flat_fields(getattr(start, _SECTIONS[section])))
         name = _find(option, own)
         if name is None:
-            raise BadInput(_whose(flag, section, option, list(own), start, among))
+            raise BadInput(_missing_option(flag, section, option, list(own), start, among))
         suite = among.suite(start.env)
         if section == "env" and name.partition(".")[0] not in among.env_options(suite):
             raise BadInput(f"{start.env} has no option {flag}: it is not one of the suite {suite}. --help lists them")
@@ -580,7 +580,7 @@ def _as_hint(keys: Sequence[str]) -> str:
     return f" Did you mean {' or '.join('--' + key.replace('_', '-') for key in keys)}?" if keys else ""
 
 
-def _whose(flag: str, section: str, option: str, own: Sequence[str], start: RunConfig, among: Known) -> str:
+def _missing_option(flag: str, section: str, option: str, own: Sequence[str], start: RunConfig, among: Known) -> str:
     """The message about an unknown option of a section."""
     for other in among.agents if section == "agent" else ():
         if _find(option, dict(flat_fields(_preset(among.config_class(other), among.suite(start.env))))) is not None:
@@ -630,9 +630,9 @@ def _reworded(message: str) -> str:
         names = [name for name in re.split(r"[', ]+", choices) if name]
         return f"{flag} {shorten(given)} is not one of {', '.join(names)}.{did_you_mean(given, names)}".rstrip(".")
     if unknown := re.search("Unrecognized options: ([^,]*)", text):
-        word = unknown[1].strip()
-        kind = "unknown option" if word.startswith("-") else "a value without an option:"
-        return f"{kind} {shorten(word)}"
+        item = unknown[1].strip()
+        kind = "unknown option" if item.startswith("-") else "a value without an option:"
+        return f"{kind} {shorten(item)}"
     return text[:500]
 
 
@@ -703,15 +703,15 @@ def _flag(name: str) -> str:
     return f"--{names.get(section, section)}{dot}{rest}".replace("_", "-")
 
 
-def _whole_number(words: Sequence[str]) -> int:
+def _whole_number(texts: Sequence[str]) -> int:
     """1000000, 1_000_000 or 1e6."""
     try:
-        return int(words[0])
+        return int(texts[0])
     except ValueError:
         try:
-            number = convert(float(words[0]), int)
+            number = convert(float(texts[0]), int)
         except ValueError:
-            raise ValueError(f"{words[0]!r} is not a whole number") from None
+            raise ValueError(f"{texts[0]!r} is not a whole number") from None
         return int(number)
 
 
@@ -761,12 +761,12 @@ def _flags(config: RunConfig) -> dict[str, Any]:
 
 def _drifts(config: RunConfig) -> list[Spec]:
     """The drifts of the environment. The configuration of a user's own environments need not have the field."""
-    return [parse_word(word) for word in getattr(config.env_config, "drift", ())]
+    return [parse_spec(spec) for spec in getattr(config.env_config, "drift", ())]
 
 
-def spec_for_folder(word: Spec) -> str:
-    given = [("", value) for value in word.positional] + [(f"{k}=", v) for k, v in sorted(word.arguments.items())]
-    return ",".join([word.name, *(key + _value_for_folder(value) for key, value in given)])
+def spec_for_folder(spec: Spec) -> str:
+    given = [("", value) for value in spec.positional] + [(f"{k}=", v) for k, v in sorted(spec.arguments.items())]
+    return ",".join([spec.name, *(key + _value_for_folder(value) for key, value in given)])
 
 
 def _value_for_folder(value: Any) -> str:

@@ -33,7 +33,7 @@ class Score:
     returns: list[float]
     lengths: list[int]
     seeds: list[int]
-    cut: int = 0  # number of episodes that did not end by themselves; their return so far counts
+    cut: int = 0  # number of episodes that were cut; their return so far counts
 
     @property
     def mean(self) -> float:
@@ -156,14 +156,14 @@ def picture(envs: Envs) -> Any:
     """The current image of the (single) environment, [H, W, 3] or [H, W] uint8."""
     frame = envs.picture()
     if frame is None:
-        raise BadInput(f"{envs.name} cannot be drawn; leave out --video")
+        raise BadInput(f"{envs.name} cannot be drawn; remove --video")
     # Small frames are enlarged to be visible.
     times = max(1, 252 // frame.shape[0])
     return frame.repeat(times, axis=0).repeat(times, axis=1)
 
 
 def check_film(path: Path) -> None:
-    """Refuse a film that could not be written, before the episodes are played.
+    """Refuse a video that cannot be written, before the episodes are played.
 
     Raises:
         BadInput: Pillow is not installed, the file is not a GIF, or the path cannot be written.
@@ -174,7 +174,7 @@ def check_film(path: Path) -> None:
         raise BadInput("--video needs Pillow: pip install pillow") from None
     Image.init()
     if Image.EXTENSION.get(path.suffix.lower()) not in Image.SAVE_ALL:
-        raise BadInput(f"--video {path}: a film is a GIF; choose a name that ends in .gif")
+        raise BadInput(f"--video {path}: a video is a GIF; choose a name that ends in .gif")
     file_for(path, "--video")
 
 
@@ -192,6 +192,3 @@ def write_gif(frames: list[Any], path: Path, fps: int = 15) -> None:
             os.replace(scratch, path)
         finally:
             scratch.unlink(missing_ok=True)
-
-
-# ------------------------------------------------------------------------------------------------------ command line

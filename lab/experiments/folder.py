@@ -1,4 +1,4 @@
-"""The folder of a run: check whether it is usable, which run it holds, whether the run is done, and which versions ran.
+"""The folder of a run: checks whether it is usable, which run it holds, whether that is done, and which versions ran.
 
 Only `describe` changes the folder.
 """
@@ -33,7 +33,15 @@ PACKAGES = ("pliant", "torch", "numpy", "gymnasium", "ale-py", "mujoco", "minata
 FREE = {"run", "monitors", "resume", "steps", "checkpoint_every", "keep_checkpoints"}
 
 # Errors in making or locking a folder that depend on the place: another folder may work.
-ELSEWHERE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
+ANOTHER_FOLDER_HELPS = {
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+}
 LONGEST_INSIDE = "checkpoints/step_000000000000000.tmp/interventions.pt.tmp"
 
 
@@ -65,7 +73,7 @@ def check_place(folder: Path) -> None:
 
 
 def is_done(folder: Path, config: RunConfig) -> bool:
-    """Is the run done for the steps now requested? (FileDamaged)"""
+    """Whether the run is done for the requested steps (FileDamaged)."""
     steps = steps_done(folder)
     return steps is not None and steps >= config.steps
 
@@ -76,10 +84,12 @@ def check_same_run(folder: Path, config: RunConfig) -> None:
     file = folder / CONFIG
     if not file.exists():
         if saved_steps(folder):
-            raise BadInput(f"{folder} holds checkpoints, but no {CONFIG}: put it back, or choose another --run")
+            raise BadInput(f"{folder} holds checkpoints, but no {CONFIG}: restore it, or choose another --run")
         return
     if config.resume == "never":
-        raise BadInput(f"{folder} holds a run already; go on with --resume auto, or choose another --run or --seed")
+        raise BadInput(
+            f"{folder} already holds a run; continue it with --resume auto, or choose another --run or --seed"
+        )
     with bad_input():
         changed = {name: pair for name, pair in differences(load(folder), config).items() if name not in FREE}
     if changed:
@@ -91,14 +101,14 @@ def check_not_lost(folder: Path) -> None:
     """Refuse to start again in the folder of a run that has saved but has lost its checkpoints (BadInput)."""
     if (evidence := has_saved(folder)) is not None:
         raise BadInput(
-            f"{folder} has no checkpoint, but its run has saved ({evidence} is there): checkpoints/ was deleted or "
-            "emptied. Put it back from a copy; or move the folder away, or choose another --run, to begin anew"
+            f"{folder} has no checkpoint, but its run has saved ({evidence} exists): checkpoints/ was deleted or "
+            "emptied. Restore it from a copy; or, to start again, move the folder away or choose another --run"
         )
 
 
 def sessions(folder: Path) -> list[Any]:
     """The sessions so far, from `versions.json` (FileDamaged)."""
-    way_out = "Move it away, and the same command goes on and begins a new one"
+    way_out = "Move it away; the same command then continues and starts a new one"
     return read_json(folder / VERSIONS, list, way_out) or []
 
 
@@ -129,8 +139,8 @@ def package(name: str) -> str | None:
 def git() -> str | None:
     """The commit of the running checkout, with a mark if files were changed since."""
     here = Path(__file__).resolve().parent
-    call: Callable[..., Any] = lambda *words: subprocess.run(  # noqa: E731
-        ["git", "-C", str(here), *words], capture_output=True, text=True
+    call: Callable[..., Any] = lambda *arguments: subprocess.run(  # noqa: E731
+        ["git", "-C", str(here), *arguments], capture_output=True, text=True
     )
     try:
         commit = call("rev-parse", "HEAD")

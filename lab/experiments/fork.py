@@ -1,17 +1,9 @@
 """Forks: a run is branched at one step into arms that share everything up to it.
 
-Every arm is a run in its own folder, RUN/forks/<step>/<arm>/seed<k>. It starts with the parent's weights, optimizer,
-replay, environments, and random streams at that step, and with the parent's log up to it. `pliant train --config`
-continues an arm like any other run. The control arm changes nothing and repeats the parent to the last bit. `k` is the
-replicate: replicate 0 continues the parent's random streams; --reseed draws new streams for the others. The streams are
-the same in all arms, so that arms are compared in pairs.
-
-An arm's interventions are added to the parent's. Scheduled interventions (`every=`) fire at the fork itself and then on
-their schedule. Interventions with `start=` or `when='...'` wait for their condition. Interventions that would change a
-network's outputs at once, such as layer norm, cannot be added to a trained network, and are refused by name.
-
-If no checkpoint holds the step, the parent is run again from the last checkpoint before it (or from the start), which
-repeats the parent to the last bit.
+`pliant fork --help` (scripts/fork.py) describes what a fork shares with its parent. Here, `checkpoint_at` provides the
+parent's checkpoint, `begin` makes the folder of an arm from it (a branched checkpoint, the parent's log, `fork.json`),
+and the arms are then trained like any other runs. All folders of a fork are made under temporary names and renamed
+together, so that an error or a kill leaves none of them half made.
 """
 
 from __future__ import annotations
@@ -57,7 +49,7 @@ from pliant.interventions.core.spec import Spec, check, parse
 from pliant.lab import statistics as stats
 from pliant.lab.errors import BadInput, bad_input
 from pliant.lab.experiments.config import RunConfig, dump, load, safe_name, spec_for_folder, usable_device
-from pliant.lab.experiments.folder import ELSEWHERE, STOPPED
+from pliant.lab.experiments.folder import ANOTHER_FOLDER_HELPS, STOPPED
 from pliant.lab.experiments.own_modules import refuse_others
 from pliant.lab.experiments.pool import Job, Progress, run_all
 from pliant.lab.experiments.training import assembled, built
@@ -65,10 +57,10 @@ from pliant.monitors.registry import watch
 
 FORKS, LINEAGE, STEM = "forks", "fork.json", "stem"
 CONTROL = "control"
-ONCE = 10**15  # a period that no run completes: the intervention fires only at the fork
+ONCE = 10**15  # a period longer than any run: the intervention fires only at the fork
 
 DIAGNOSES: dict[str, tuple[str, str]] = {
-    "injection": ("plasticity_injection", "the critic's head has lost its plasticity: a new one beside it learns"),
+    "injection": ("plasticity_injection", "the critic's head has lost its plasticity: a new head added to it learns"),
     "actor_reset": (f"reset(layers=actor, every={ONCE})", "the actor has lost its plasticity: a new one learns"),
     "critic_reset": (f"reset(layers=critic, every={ONCE})", "the critic has lost its plasticity: a new one learns"),
     "full_reset": (
@@ -89,16 +81,16 @@ DIAGNOSES: dict[str, tuple[str, str]] = {
 class Arm:
     """One arm: its intervention specs (none for the control), its name, and the preset that defined it."""
 
-    words: tuple[str, ...] = ()
+    specs: tuple[str, ...] = ()
     label: str = CONTROL
     preset: str | None = None
     monitors: tuple[str, ...] = ()
 
     @property
     def folder(self) -> str:
-        if self.preset or not self.words:
+        if self.preset or not self.specs:
             return self.label
-        return safe_name("+".join(spec_for_folder(parse(word)) for word in self.words))
+        return safe_name("+".join(spec_for_folder(parse(spec)) for spec in self.specs))
 
 
 @dataclass(frozen=True)
@@ -110,8 +102,8 @@ class Parent:
 
 
 @contextmanager
-def held(parents: Sequence[Parent]) -> Iterator[None]:
-    """Lock these runs against other forks, which would mistake unfinished arms for those of a killed process.
+def locked_against_forks(parents: Sequence[Parent]) -> Iterator[None]:
+    """Lock these runs against other forks, which would delete unfinished arms as leftovers of a killed process.
 
     After an error, no lock is left.
 
@@ -126,9 +118,11 @@ def held(parents: Sequence[Parent]) -> Iterator[None]:
             except RunLocked as error:
                 raise BadInput(f"{folder.parent} is being forked already: {error}") from error
             except FolderUnusable as error:
-                if error.errno not in ELSEWHERE:
+                if error.errno not in ANOTHER_FOLDER_HELPS:
                     raise
-                raise BadInput(f"{error}. Forks stand in the folder of their run: copy it to another place") from error
+                raise BadInput(
+                    f"{error}. Forks are stored in the folder of their run: copy that folder to another place"
+                ) from error
         yield
     except BaseException:
         for lock in reversed(locks):
@@ -153,7 +147,7 @@ class _Staged:
         """A temporary folder, later renamed to `folder` (BadInput if something else exists there; FolderUnusable)."""
         staging = folder.with_name(folder.name + ".tmp")
         if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-            raise BadInput(f"{folder} already exists and is not a fork: move it away")
+            raise BadInput(f"{folder} already exists and is not a fork: move it to another place")
         self._pairs.append((staging, folder))
         if staging.exists():  # left by a process that was killed
             shutil.rmtree(staging)
@@ -192,14 +186,14 @@ def parent_of(folder: Path) -> Parent:
     return Parent(folder, config)
 
 
-def moment(text: str, parents: Sequence[Parent]) -> int:
+def fork_step(text: str, parents: Sequence[Parent]) -> int:
     """The step given by `--at`; `latest` is the step of the newest checkpoint, the same in all parents (BadInput)."""
     if text == "latest":
         newest = [max(saved_steps(parent.folder), default=0) for parent in parents]
         if min(newest) < 1:
             raise BadInput(f"{parents[newest.index(0)].folder} has no checkpoint to fork from")
         if len(set(newest)) > 1:
-            raise BadInput(f"the latest checkpoints of these runs differ: {', '.join(map(str, newest))}: give one")
+            raise BadInput(f"the latest checkpoints of these runs differ: {', '.join(map(str, newest))}; give one step")
         return newest[0]
     try:
         plain = text.replace("_", "")
@@ -207,7 +201,7 @@ def moment(text: str, parents: Sequence[Parent]) -> int:
             raise ValueError
         at = int(number) if "e" in plain.lower() else int(plain)
     except (ValueError, OverflowError):
-        raise BadInput(f"--at is a number of environment steps or latest, not {shorten(text)}") from None
+        raise BadInput(f"--at must be a number of environment steps or latest, not {shorten(text)}") from None
     if at < 1:
         raise BadInput(f"--at must be at least 1, not {at}: from the very start, use pliant train --interventions")
     if at > COUNTED:
@@ -215,10 +209,10 @@ def moment(text: str, parents: Sequence[Parent]) -> int:
     return at
 
 
-def split(specs: str) -> list[str]:
+def split(text: str) -> list[str]:
     """The intervention specs in a text, split at spaces outside of parentheses and quotes."""
-    words, depth, quote = [""], 0, ""
-    for letter in specs:
+    parts, depth, quote = [""], 0, ""
+    for letter in text:
         if quote:
             quote = "" if letter == quote else quote
         elif letter in "'\"":
@@ -228,37 +222,37 @@ def split(specs: str) -> list[str]:
         elif letter in ")]":
             depth -= 1
         if letter.isspace() and not depth and not quote:
-            words.append("")
+            parts.append("")
         else:
-            words[-1] += letter
-    return [word for word in words if word]
+            parts[-1] += letter
+    return [part for part in parts if part]
 
 
-def arm_of(specs: str) -> Arm:
+def arm_of(text: str) -> Arm:
     """The arm with the intervention specs in a text (SpecError)."""
-    words = check(split(specs), INTERVENTIONS)
-    return Arm(words, " ".join(words) or CONTROL)
+    specs = check(split(text), INTERVENTIONS)
+    return Arm(specs, " ".join(specs) or CONTROL)
 
 
 def _at(text: str, step: int) -> str:
-    """A spec. If it fires only at given steps and names none (as an injection may), it gets the step of the fork."""
-    word = parse(text)
-    parameters = parameters_of(INTERVENTIONS[word.name])
-    if "at" not in parameters or "every" in parameters or {"at", "when"} & {*word.arguments}:
+    """The spec, with the step of the fork if the intervention fires at given steps only and the spec gives none."""
+    spec = parse(text)
+    parameters = parameters_of(INTERVENTIONS[spec.name])
+    if "at" not in parameters or "every" in parameters or {"at", "when"} & {*spec.arguments}:
         return text
-    return check([str(Spec(word.name, {**word.arguments, "at": step, "of": "steps"}))], INTERVENTIONS)[0]
+    return check([str(Spec(spec.name, {**spec.arguments, "at": step, "of": "steps"}))], INTERVENTIONS)[0]
 
 
 def diagnosis(config: RunConfig) -> list[Arm]:
     """The arms of `--diagnose` that suit this agent."""
     arms: list[Arm] = []
-    for label, (specs, _) in DIAGNOSES.items():
+    for label, (text, _) in DIAGNOSES.items():
         if label == "fresh_agent" and any(arm.label == "full_reset" for arm in arms):
             continue  # the agent has a replay, and full_reset keeps it
-        arm = replace(arm_of(specs), label=label, preset="diagnose")
+        arm = replace(arm_of(text), label=label, preset="diagnose")
         try:
-            words = (*config.interventions, *(_at(word, 1) for word in arm.words))
-            envs, _ = built(settled(replace(config, interventions=words)))
+            specs = (*config.interventions, *(_at(spec, 1) for spec in arm.specs))
+            envs, _ = built(resolved(replace(config, interventions=specs)))
         except BadInput as error:
             print(f"left out of the diagnosis: {label} ({error})", file=sys.stderr)
         else:
@@ -267,8 +261,8 @@ def diagnosis(config: RunConfig) -> list[Arm]:
     return arms
 
 
-def settled(config: RunConfig) -> RunConfig:
-    """The configuration with device and threads resolved as `pliant train` resolves them."""
+def resolved(config: RunConfig) -> RunConfig:
+    """The configuration with device and threads chosen as `pliant train` resolves them."""
     return replace(config, device=usable_device(config.device), threads=config.threads or torch.get_num_threads())
 
 
@@ -301,11 +295,11 @@ def fork(
             that does not suit the agent, or an arm that was started with other settings.
     """
     for parent in parents:
-        if beside := [word for arm in arms for word in arm.monitors]:
-            with _Built(settled(parent.config)) as (_, agent), bad_input():
+        if beside := [spec for arm in arms for spec in arm.monitors]:
+            with _Built(resolved(parent.config)) as (_, agent), bad_input():
                 watch(agent, *beside)
-        for word in (word for arm in arms for word in arm.words):
-            _refuse_late(word)
+        for spec in (spec for arm in arms for spec in arm.specs):
+            _refuse_late(spec)
         end = parent.config.steps if steps is None else steps
         if length is None and end <= at <= parent.config.steps:
             raise BadInput(f"arms of {parent.folder} would end at step {end}, but begin at {at}: give --for N")
@@ -314,7 +308,7 @@ def fork(
     spans: dict[int, tuple[int, int]] = {}
     with _Staged() as staged:
         for number, parent in enumerate(parents):
-            checkpoint = reach(parent, at)
+            checkpoint = checkpoint_at(parent, at)
             end = checkpoint.step + length if length is not None else parent.config.steps if steps is None else steps
             if end <= checkpoint.step:
                 raise BadInput(
@@ -325,8 +319,8 @@ def fork(
                 for replicate in range(replicates):
                     folder = parent.folder / FORKS / str(checkpoint.step) / arm.folder / f"seed{replicate}"
                     config = _prepared(parent, checkpoint, arm, replicate, folder, end, staged)
-                    words = ("--config", str(folder / "config.yaml"), "--run", str(folder))
-                    queue.append(Job(replace(config, run=str(folder)), words))
+                    arguments = ("--config", str(folder / "config.yaml"), "--run", str(folder))
+                    queue.append(Job(replace(config, run=str(folder)), arguments))
                     folders[arm.label][number, replicate] = folder
     outcomes = run_all(queue, workers=jobs, progress=Progress(sys.stderr))
     failed = [o for o in outcomes if o.status == "failed"]
@@ -335,13 +329,13 @@ def fork(
         print(f"{len(open_)} arms are not done; the same command continues them", file=sys.stderr)
     if failed or open_:
         return 1 if failed else STOPPED
-    print(told(folders, arms, spans))
+    print(results_table(folders, arms, spans))
     where = " ".join(str(parent.folder / FORKS / str(spans[number][0])) for number, parent in enumerate(parents))
     print(f"\nReport: pliant report {where} --out report")
     return 0
 
 
-def reach(parent: Parent, at: int) -> Found:
+def checkpoint_at(parent: Parent, at: int) -> Found:
     """A checkpoint of the parent at a step. If there is none, the parent is run again up to that step (BadInput)."""
     steps = saved_steps(parent.folder)
     if at in steps:
@@ -351,7 +345,7 @@ def reach(parent: Parent, at: int) -> Found:
         return Checkpoints.open(stem / "checkpoints" / f"step_{made[-1]:012d}", verify=None)
     if at > parent.config.steps:
         raise BadInput(
-            f"{parent.folder} ends at step {parent.config.steps:,}, before {at:,}; go on with it first "
+            f"{parent.folder} ends at step {parent.config.steps:,}, before {at:,}; continue it first "
             "(pliant train --config … --steps …), or fork it earlier"
         )
     before = [step for step in steps if step < at]
@@ -360,7 +354,7 @@ def reach(parent: Parent, at: int) -> Found:
         f"{parent.folder} has no checkpoint of step {at:,} (it has {_listed(steps)}): running it again from {begins}",
         file=sys.stderr,
     )
-    config = settled(parent.config)
+    config = resolved(parent.config)
     with _Staged() as staged, _Built(config) as (envs, agent):
         staging = staged.new(stem)
         if before:
@@ -378,7 +372,7 @@ def reach(parent: Parent, at: int) -> Found:
         log.close("stopped")
         _check_repeated(parent.folder, staging, at)
         write_whole(staging / "config.yaml", dump(replace(config, run=None)))
-    return reach(parent, at)
+    return checkpoint_at(parent, at)
 
 
 def _listed(steps: Sequence[int]) -> str:
@@ -443,11 +437,11 @@ def _prepared(
     parent: Parent, checkpoint: Found, arm: Arm, replicate: int, folder: Path, steps: int, staged: _Staged
 ) -> RunConfig:
     """Like `begin`, for one of several folders: they get their names when all are complete."""
-    words = tuple(_at(word, checkpoint.step) for word in arm.words)
+    specs = tuple(_at(spec, checkpoint.step) for spec in arm.specs)
     kept = () if not arm.monitors else tuple(m for m in parent.config.monitors if m != "none")
     config = replace(
-        settled(parent.config),
-        interventions=parent.config.interventions + words,
+        resolved(parent.config),
+        interventions=parent.config.interventions + specs,
         steps=steps,
         resume="auto",
         monitors=(*kept, *arm.monitors) if arm.monitors else parent.config.monitors,
@@ -455,47 +449,47 @@ def _prepared(
     lineage = {
         "parent": os.path.relpath(parent.folder.resolve(), folder.resolve()),
         "step": checkpoint.step,
-        "arm": " ".join(arm.words),
+        "arm": " ".join(arm.specs),
         "label": arm.label,
         "replicate": replicate,
         "preset": arm.preset,
     }
-    way_out = "Move the folder of the arm away, and it is made again"
+    way_out = "Move the folder of the arm away; it is then made again"
     if (there := read_json(folder / LINEAGE, dict, way_out)) is not None:
         if there != lineage:
             changed = next((key for key in lineage if there.get(key) != lineage[key]), "more keys")
             was, now = there.get(changed), lineage.get(changed)
-            raise BadInput(f"{folder} is another fork ({changed}: {was} there, {now} now)")
-        # Monitors change nothing: a control with more monitors than needed can be used, but not one with fewer.
-        if missing := [word for word in arm.monitors if word not in load(folder).monitors]:
-            raise BadInput(f"{folder} was run without {' '.join(missing)}: move it away, and it is run again with it")
+            raise BadInput(f"{folder} is another fork ({changed}: {was} there, {now} here)")
+        # Monitors do not change a run, so an arm with more monitors than required can be used; one with fewer cannot.
+        if missing := [spec for spec in arm.monitors if spec not in load(folder).monitors]:
+            raise BadInput(f"{folder} was run without {' '.join(missing)}: move it away; it is then run again with it")
         return config
     staging = staged.new(folder)
     branch(checkpoint, staging)
     # The logs come from the folder that holds the checkpoint, to the byte.
     _copy_record(checkpoint.path.parent.parent, staging)
-    if words or replicate:
-        _convert(parent, config, staging, len(words), replicate, checkpoint.step)
+    if specs or replicate:
+        _convert(parent, config, staging, len(specs), replicate, checkpoint.step)
     write_whole(staging / "config.yaml", dump(replace(config, run=None)))
     write_whole(staging / LINEAGE, json.dumps(lineage, indent=1) + "\n")
     return config
 
 
-def _refuse_late(word: str) -> None:
+def _refuse_late(spec: str) -> None:
     """Refuse an intervention that cannot be added to a run that has begun (BadInput)."""
-    if reason := getattr(INTERVENTIONS[parse(word).name], "only_from_start", ""):
-        raise BadInput(f"{word} cannot be added to a run that has begun: {reason}")
+    if reason := getattr(INTERVENTIONS[parse(spec).name], "only_from_start", ""):
+        raise BadInput(f"{spec} cannot be added to a run that has begun: {reason}")
 
 
 def _convert(parent: Parent, config: RunConfig, folder: Path, joining: int, replicate: int, step: int) -> None:
     """Add the arm's interventions and random streams to the run in its folder, and save it."""
     plain = replace(config, interventions=config.interventions[: len(config.interventions) - joining])
     with _Built(plain) as (_, before):
-        for word in config.interventions[len(plain.interventions) :]:
-            _refuse_late(word)
+        for spec in config.interventions[len(plain.interventions) :]:
+            _refuse_late(spec)
             if joining > 1:  # each one alone first, so that an error names the right one
-                with _Built(replace(plain, interventions=(*plain.interventions, word))) as (_, alone):
-                    _adopt(alone, before, Checkpoints.open(folder).load("agent")["state"], 1, word)
+                with _Built(replace(plain, interventions=(*plain.interventions, spec))) as (_, alone):
+                    _adopt(alone, before, Checkpoints.open(folder).load("agent")["state"], 1, spec)
         with _Built(config) as (envs, agent):
             run, checkpoints, log, _ = assembled(folder, config, envs, agent)
             checkpoint = checkpoints.resume()
@@ -555,7 +549,7 @@ def _join(run: Run, plain: Agent, joining: int, specs: str) -> None:
     try:
         batch = sample_like_training(run, agent.sampling(clock).batch_size, generator)
     except (RuntimeError, ValueError) as error:
-        raise BadInput(f"nothing has been learnt from yet at step {clock.steps}; fork later ({error})") from error
+        raise BadInput(f"the agent has made no update yet at step {clock.steps}; fork later ({error})") from error
     with torch.no_grad():
         pairs = [
             (view(agent).values(batch), view(plain).values(batch)),
@@ -580,8 +574,8 @@ def _join(run: Run, plain: Agent, joining: int, specs: str) -> None:
 def fires_at_fork(part: Intervention, clock: Clock) -> bool:
     """Whether an intervention that is added at this step fires at once.
 
-    One on a schedule does, unless the schedule starts later or fires at the very next update anyway. One with given
-    steps does if this step is among them (BadInput if all its steps are past).
+    A scheduled one does, unless its schedule starts later or fires at the next update. One with given steps does if
+    this step is one of them (BadInput if all its steps are past).
     """
     if type(part).fire is Intervention.fire:
         return False
@@ -592,7 +586,7 @@ def fires_at_fork(part: Intervention, clock: Clock) -> bool:
     if isinstance(when, At):
         now = clock.read(when.of)[1]
         if max(when.moments) < now:
-            raise BadInput(f"{part.name} would never fire: its steps lie before the fork at {now}; leave them out")
+            raise BadInput(f"{part.name} would never fire: its steps are before the fork at {now}; remove them")
         return now in when.moments and not when(clock.updated())
     return False
 
@@ -613,12 +607,12 @@ def score(folder: Path, step: int, end: int | None = None) -> float:
     return sum(values) / len(values) if values else float("nan")
 
 
-def told(
+def results_table(
     folders: Mapping[str, Mapping[tuple[int, int], Path]], arms: Sequence[Arm], spans: Mapping[int, tuple[int, int]]
 ) -> str:
     """The table of the arms, and the conclusions of a diagnosis.
 
-    `spans` holds the steps at which the arms of each parent begin and end; an arm may have been run further before.
+    `spans` holds the steps at which the arms of each parent begin and end; an arm may have been trained beyond its end.
     """
     scores = {
         label: {key: score(path, *spans[key[0]]) for key, path in paths.items()} for label, paths in folders.items()

@@ -38,8 +38,12 @@ def do(job: Job, where: str) -> tuple[int, str]:
         if not job.folder.is_dir():
             raise FileNotFoundError(job.folder)
     except OSError:
-        return 1, f"{Path(where) / job.folder} is not on node {socket.gethostname()}: nodes share the folders"
-    if is_done(job):  # by a worker that was lost before it could report so
+        return (
+            1,
+            f"{Path(where) / job.folder} does not exist on node {socket.gethostname()}: the nodes must share the "
+            "folders",
+        )
+    if is_done(job):  # by a worker that was lost before its result arrived
         return 0, ""
     if (job.folder / STOP).exists():
         return STOPPED, ""

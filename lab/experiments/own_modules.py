@@ -58,6 +58,6 @@ def refuse_others(place: Path, env: str) -> None:
         now = here.get(name, was)
         if now["blake2b"] != was["blake2b"] and now["file"] != was["file"]:
             raise BadInput(
-                f"{place} was made with the module {name} in {was['file']}, and here {name} is another module, "
-                f"{now['file']}: go to the folder of the first, or put that folder into PYTHONPATH"
+                f"{place} was made with the module {name} in {was['file']}, but here {name} is another module, "
+                f"{now['file']}: change to the folder of the first, or add that folder to PYTHONPATH"
             )

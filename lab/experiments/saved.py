@@ -25,18 +25,18 @@ class Saved:
         path: The given path.
         content: The input of `Agent.from_content`.
         source: The file or checkpoint that holds it.
-        found: The checkpoint; None for an agent file.
+        checkpoint: The checkpoint; None for an agent file.
         config: The configuration of its run; None for an agent file or a checkpoint without a run.
     """
 
     path: Path
     content: dict[str, Any]
     source: str
-    found: Found | None = None
+    checkpoint: Found | None = None
     config: RunConfig | None = None
 
-    def build(self, device: str, words: Sequence[str] = ()) -> Agent:
-        """The agent on a device. `words` are the interventions of an agent without a run.
+    def build(self, device: str, interventions: Sequence[str] = ()) -> Agent:
+        """The agent on a device. `interventions` are those of an agent without a run.
 
         Raises:
             ValueError: `BadFile` or another that names the file: the agent is unknown or incomplete, or was
@@ -46,7 +46,7 @@ class Saved:
             agent_class = known().agent_class(self.content["agent"])
         except BadInput as error:
             raise BadFile(f"{self.source}: {error}") from None
-        chosen = self.config.interventions if self.config is not None else words
+        chosen = self.config.interventions if self.config is not None else interventions
         agent: Agent = agent_class.from_content(
             self.content, self.source, interventions=tuple(build(chosen, INTERVENTIONS)), device=device
         )
@@ -55,19 +55,19 @@ class Saved:
     @property
     def steps(self) -> int:
         """The environment steps at which it was saved; 0 for an agent file."""
-        return 0 if self.found is None else int(self.found.load("loop")["clock"]["steps"])
+        return 0 if self.checkpoint is None else int(self.checkpoint.load("loop")["clock"]["steps"])
 
 
 def read_saved(path: Path, *, whole: bool = False, otherwise: str = "") -> Saved:
     """The saved agent at a path. Of a checkpoint, only the agent is verified; with `whole`, also the replay.
 
     Args:
-        path: A run's folder (its newest good checkpoint is read), a checkpoint's folder, or a file.
+        path: A run's folder (its newest intact checkpoint is read), a checkpoint's folder, or a file.
         whole: Whether the whole checkpoint is needed.
         otherwise: An alternative for the user if the file holds no agent; the end of the message.
 
     Raises:
-        BadFile: There is nothing at this path, or no agent.
+        BadFile: The path does not exist, or does not hold an agent.
         RuntimeError: Checkpoints are damaged, or of a newer version (classes of `agents.checkpoint`).
     """
     if path.is_dir():
@@ -80,7 +80,7 @@ def read_saved(path: Path, *, whole: bool = False, otherwise: str = "") -> Saved
         run = next((p for p in (path.resolve(), *path.resolve().parents) if (p / "config.yaml").exists()), None)
         return Saved(path, content, str(checkpoint.path), checkpoint, load(run) if run is not None else None)
     if not path.exists():
-        raise BadFile(f"there is nothing at {path}: name a run's folder, a checkpoint, or a saved agent")
+        raise BadFile(f"{path} does not exist: give a run folder, a checkpoint, or a saved agent")
     try:
         return Saved(path, read_agent(path), str(path))
     except BadFile as error:
@@ -92,13 +92,13 @@ def check_fits(agent: Agent, envs: Envs) -> None:
     sees, shown = tuple(agent.observation.shape), tuple(envs.observation.shape)
     if sees != shown or agent.observation.dtype != envs.observation.dtype:
         raise BadInput(
-            f"--env {envs.name}: its observations are {_kind(envs)} of shape {shown}, and this "
+            f"--env {envs.name}: its observations are {_kind(envs)} of shape {shown}, but this "
             f"{agent.name} was trained on {_kind(agent)} of shape {sees}"
         )
     mine, theirs = agent.action, envs.action
     if (mine.discrete, mine.size) != (theirs.discrete, theirs.size):
         does, done = (f"{spec.size} {'actions' if spec.discrete else 'numbers'}" for spec in (mine, theirs))
-        raise BadInput(f"--env {envs.name} takes {done}, and this {agent.name} was trained with {does}")
+        raise BadInput(f"--env {envs.name} takes {done}, but this {agent.name} was trained with {does}")
 
 
 def _kind(of: Agent | Envs) -> str:

@@ -1,5 +1,5 @@
-"""The state of a study's runs, read from their folders. It does not matter where they ran. Reading locks and changes
-nothing.
+"""The state of a study's runs, read from their folders. The runs may have run anywhere. Reading takes no lock and
+changes nothing.
 
 A run is done (its folder records it), running (a process holds its lock), failed (its last session recorded an error),
 interrupted (started, and able to continue from its checkpoint) or waiting.
@@ -69,8 +69,8 @@ def _logged(folder: Path) -> int:
 
 
 def locked(file: Path) -> bool:
-    """Does a process hold this lock? If possible this is decided without acquiring it, since a run that needs it at the
-    same moment would fail."""
+    """Whether a process holds this lock. If possible this is decided without acquiring it, since a run that needs it at
+    the same moment would fail."""
     try:
         with file.open("rb") as opened:
             holder = re.match(rb"pid (\d+) on (\S+)", opened.read(1000))
@@ -94,15 +94,18 @@ def locked(file: Path) -> bool:
         return False
 
 
-def report(study: Study, root: Path, cells: Iterable[Cell]) -> str:
-    """The whole study: one line, a table by arm, and the runs that failed or are under way."""
+def overview(study: Study, root: Path, cells: Iterable[Cell]) -> str:
+    """The whole study: one line, a table by arm, and the runs that failed or are in progress."""
     states = [state_of(cell) for cell in cells]
     counts = {name: sum(s.state == name for s in states) for name in STATES}
     others = ", ".join(f"{n} {name}" for name, n in counts.items() if n and name != "done")
     lines = [f"{study.name}: {counts['done']} of {len(states)} runs done{', ' if others else ''}{others}   {root}", ""]
     lines += table(states)
-    if under_way := [s for s in states if s.state in ("running", "interrupted")]:
-        lines += ["", *(f"{s.state}: {s.cell.name} at step {s.steps:,} of {s.cell.config.steps:,}" for s in under_way)]
+    if in_progress := [s for s in states if s.state in ("running", "interrupted")]:
+        lines += [
+            "",
+            *(f"{s.state}: {s.cell.name} at step {s.steps:,} of {s.cell.config.steps:,}" for s in in_progress),
+        ]
     if counts["failed"]:
         lines += ["", *failures(states)]
     return "\n".join(lines)

@@ -73,9 +73,9 @@ SYNONYMS = {
 """Setting by its dotted name, with the names used by other libraries."""
 
 _NAMES: dict[str, list[str]] = {}
-for _setting, _words in SYNONYMS.items():
-    for _word in _words.split():
-        _NAMES.setdefault(_word, []).append(_setting)
+for _setting, _others in SYNONYMS.items():
+    for _other in _others.split():
+        _NAMES.setdefault(_other, []).append(_setting)
 
 
 def synonyms(name: str, among: Collection[str]) -> list[str]:

@@ -43,7 +43,7 @@ class Measured(NamedTuple):
     others: float | None = None
 
 
-def told(config: RunConfig, folder: Path) -> int:
+def recorded_threads(config: RunConfig, folder: Path) -> int:
     """The number of threads given by the command line or recorded by the run in the folder; otherwise 0.
 
     Raises:
@@ -72,10 +72,10 @@ def choose(
         return Choice(most)
     batch = batch_size(config, agent)
     measured = (measure or updates_per_second)(agent, batch, most, updates(config, agent))
-    return judged(measured, most)
+    return choice_from(measured, most)
 
 
-def judged(measured: Measured, most: int) -> Choice:
+def choice_from(measured: Measured, most: int) -> Choice:
     """The choice that follows from a measurement."""
     rates, others = measured
     if not rates:

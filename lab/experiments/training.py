@@ -30,13 +30,13 @@ from pliant.common.seeds import derive_seed
 from pliant.envs import Envs, make
 from pliant.interventions import INTERVENTIONS
 from pliant.interventions.core.spec import build
-from pliant.interventions.core.spec import parse as parse_word
+from pliant.interventions.core.spec import parse as parse_spec
 from pliant.lab.errors import BadInput, bad_input
 from pliant.lab.experiments import threads
 from pliant.lab.experiments.config import RunConfig, dump, flat_hparams, known, run_folder, usable_device
 from pliant.lab.experiments.evaluation import Score, score
 from pliant.lab.experiments.folder import (
-    ELSEWHERE,
+    ANOTHER_FOLDER_HELPS,
     FAILURE,
     STOPPED,
     check_not_lost,
@@ -50,7 +50,7 @@ from pliant.lab.experiments.own_modules import refuse_others
 from pliant.monitors import watch
 from pliant.monitors.base import Monitors
 
-ALREADY = "{folder} is done already. More --steps go on with it; another --run or --seed starts anew."
+ALREADY = "{folder} is already done. More --steps continue it; another --run or --seed starts a new run."
 
 
 def train(config: RunConfig, source: str = "") -> int:
@@ -61,7 +61,7 @@ def train(config: RunConfig, source: str = "") -> int:
     """
     folder, most = run_folder(config), torch.get_num_threads()
     check_place(folder)
-    given = threads.told(config, folder)
+    given = threads.recorded_threads(config, folder)
     config = replace(config, device=usable_device(config.device), threads=given or 1)
     check_same_run(folder, config)
     if is_done(folder, config):  # before the lock: a finished run may be on a read-only disk
@@ -74,7 +74,7 @@ def train(config: RunConfig, source: str = "") -> int:
         if not given:
             choice = threads.choose(config, agent, most)
             config = replace(config, threads=choice.threads)
-            agent = born(config, envs)  # measuring threads may have trained the first one on noise
+            agent = fresh_agent(config, envs)  # measuring threads may have trained the first one on noise
         progress = Progress(config.steps)
         run, checkpoints, _, monitors = assembled(folder, config, envs, agent, progress)
         with _locked(folder) as lock:
@@ -107,7 +107,7 @@ def _locked(folder: Path) -> RunLock:
     try:
         return RunLock(folder)
     except FolderUnusable as error:
-        if error.errno not in ELSEWHERE:
+        if error.errno not in ANOTHER_FOLDER_HELPS:
             raise
         raise BadInput(f"{error}. Choose another --run") from None
 
@@ -116,10 +116,10 @@ def built(config: RunConfig) -> tuple[Envs, Agent]:
     """Freshly initialised environments and agent of a configuration (BadInput if they cannot be built)."""
     with bad_input():
         envs = make(config.env, num_envs=config.num_envs, seed=config.seed, config=config.env_config)
-    return envs, born(config, envs)
+    return envs, fresh_agent(config, envs)
 
 
-def born(config: RunConfig, envs: Envs) -> Agent:
+def fresh_agent(config: RunConfig, envs: Envs) -> Agent:
     """The freshly initialised agent of a configuration, with its number of threads (BadInput if it cannot be built)."""
     torch.set_num_threads(config.threads)
     with bad_input():
@@ -149,7 +149,7 @@ def _enter(folder: Path, config: RunConfig, run: Run, checkpoint: Found | None, 
     if checkpoint is not None:
         run.log.go_on()
         if run.progress is not None:
-            run.progress.note(f"goes on from step {run.clock.steps:,} ({checkpoint.path.name})")
+            run.progress.note(f"continues from step {run.clock.steps:,} ({checkpoint.path.name})")
     else:
         run.log.restart()
 
@@ -166,7 +166,7 @@ def _in_folder(folder: Path, config: RunConfig, run: Run, monitors: Monitors) ->
         if not finished:
             log.close("stopped")
             progress.close()
-            print(f"stopped and saved at step {run.clock.steps:,}; the same command goes on", file=sys.stderr)
+            print(f"stopped and saved at step {run.clock.steps:,}; the same command continues", file=sys.stderr)
             return STOPPED
         log.close("done")
     except BaseException:
@@ -197,7 +197,7 @@ def assembled(
             progress.note(f"evaluation at step {run.clock.steps:,}: {result.cuts()}")
         return result.metrics()
 
-    with bad_input():  # an impossible memory
+    with bad_input():  # the memory may not fit
         run = Run(
             agent,
             envs,
@@ -222,20 +222,20 @@ def assembled(
 
 def _summary(config: RunConfig, monitors: Monitors) -> str:
     """The run, and one line for each intervention and monitor, for TensorBoard's text tab."""
-    sentence = " ".join(["plain", config.agent] if not config.interventions else config.interventions)
-    lines = [f"# {config.agent} in {config.env}, seed {config.seed}", "", f"`{sentence}`"]
+    title = " ".join(["plain", config.agent] if not config.interventions else config.interventions)
+    lines = [f"# {config.agent} in {config.env}, seed {config.seed}", "", f"`{title}`"]
     drifts = getattr(config.env_config, "drift", ())
     if drifts:
         from pliant.envs.drift import DRIFTS  # loads a simulator's library, which plain runs may not need
     tables: dict[str, dict[str, type[Any]]] = {
-        "intervention": {word: INTERVENTIONS[parse_word(word).name] for word in config.interventions},
-        "drift": {word: DRIFTS[parse_word(word).name] for word in drifts},
+        "intervention": {spec: INTERVENTIONS[parse_spec(spec).name] for spec in config.interventions},
+        "drift": {spec: DRIFTS[parse_spec(spec).name] for spec in drifts},
         "monitor": {name: type(part) for name, part in monitors.parts.items()},
     }
     for title, kinds in tables.items():
-        shown = [(word.replace("|", r"\|"), inspect.getdoc(kind) or "") for word, kind in kinds.items()]
-        rows = [f"| `{word}` | {text.partition(chr(10))[0]} |" for word, text in shown]
-        lines += ["", *((f"| {title} | what it is |", "| --- | --- |", *rows) if rows else (f"No {title}s.",))]
+        shown = [(spec.replace("|", r"\|"), inspect.getdoc(kind) or "") for spec, kind in kinds.items()]
+        rows = [f"| `{spec}` | {text.partition(chr(10))[0]} |" for spec, text in shown]
+        lines += ["", *((f"| {title} | description |", "| --- | --- |", *rows) if rows else (f"No {title}s.",))]
     return "\n".join(lines) + "\n"
 
 
@@ -279,13 +279,13 @@ def _warnings(run: Run) -> list[str]:
         if hasattr(c, name)
     )
     return [
-        f"the agent has learnt nothing: no gradient update in {run.clock.steps:,} environment steps. With {settings} "
+        f"the agent has not been trained: no gradient update in {run.clock.steps:,} environment steps. With {settings} "
         "the first one comes later, or never"
     ]
 
 
 def _evaluate(agent: Agent, config: RunConfig, steps: int) -> Score:
-    # At a task change, the task trained so far counts.
+    # At a task change, evaluate the task that was just trained.
     return score(
         agent,
         config.env,

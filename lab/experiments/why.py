@@ -14,7 +14,7 @@ from ...agents.hooks import sample_like_training
 from ...monitors.attribution import Attribution, attribute, pooled, table
 from ..errors import BadInput
 from .config import load
-from .fork import settled
+from .fork import resolved
 from .training import built
 
 SAMPLES = 256  # transitions of the agent on which copies are probed
@@ -32,9 +32,11 @@ def explain(checkpoints: Sequence[tuple[Path, Found]], draws: int = 10) -> int:
     """
     repairs = [attributed(folder, checkpoint, draws) for folder, checkpoint in checkpoints]
     if len({tuple(each.module for each in one) for one in repairs}) > 1:
-        raise BadInput("these runs are of different agents: ask for one kind at a time")
+        raise BadInput("these runs have different agents: give runs of one agent")
     whose = f"the mean of {len(repairs)} runs" if len(repairs) > 1 else str(checkpoints[0][0])
-    print(f"Repairs of {whose} at step {checkpoints[0][1].step:,}, each alone, and the learning of copies after it:\n")
+    print(
+        f"Single repairs of {whose} at step {checkpoints[0][1].step:,}, and how fast copies learn after each of them:\n"
+    )
     print(table(pooled(repairs)))
     if len(repairs) > 1:
         print("\nBy run:")
@@ -47,7 +49,7 @@ def attributed(folder: Path, checkpoint: Found, draws: int) -> list[Attribution]
     """The repairs of the agent in a checkpoint (BadInput)."""
     threads = torch.get_num_threads()
     config = load(folder)
-    config = settled(config)
+    config = resolved(config)
     envs, agent = built(config)
     try:
         agent.load_state_dict(checkpoint.load("agent")["state"])
@@ -59,7 +61,9 @@ def attributed(folder: Path, checkpoint: Found, draws: int) -> list[Attribution]
         try:
             batch = sample_like_training(SimpleNamespace(agent=agent, clock=clock, memory=memory), SAMPLES, generator)
         except (RuntimeError, ValueError) as error:
-            raise BadInput(f"{folder} had not learnt from any data yet at step {checkpoint.step}: {error}") from error
+            raise BadInput(
+                f"the agent in {folder} had not made an update yet at step {checkpoint.step}: {error}"
+            ) from error
         return attribute(agent, batch, draws=draws, seed=config.seed)
     finally:
         envs.close()

@@ -1,4 +1,4 @@
-"""The only reader of YAML: run configurations, study files, claim cards and testbeds.
+"""Reads all YAML files: run configurations, study files, claim cards and testbeds.
 
 Such a file may come from an untrusted source, so parsing is bounded. A file has at most `LARGEST` bytes, its values are
 nested at most `DEEPEST` levels deep, and it holds at most `MOST` keys and values; the values behind an alias count at
@@ -78,7 +78,7 @@ class _Loader(yaml.SafeLoader):
         if not is_alias:
             self._measure(node)
         elif id(node) not in self.sizes:
-            raise yaml.MarkedYAMLError(problem="an alias stands within its own anchor", problem_mark=mark)
+            raise yaml.MarkedYAMLError(problem="an alias appears within its own anchor", problem_mark=mark)
         return node
 
     def _measure(self, node: yaml.Node) -> None:
@@ -97,7 +97,7 @@ class _Loader(yaml.SafeLoader):
         if depth > DEEPEST:
             problem = f"values are nested more than {DEEPEST} levels deep"
         elif count > MOST:
-            problem = f"there are more than {MOST:,} keys and values (what an alias stands for counts every time)"
+            problem = f"there are more than {MOST:,} keys and values (the values behind an alias count at each alias)"
         else:
             return
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=_without_text(mark))

@@ -392,10 +392,10 @@ def test_a_signal_stops_an_evaluation_which_is_repeated_after_the_resume(tmp_pat
         process = Command(*command, "--run", str(folder))
         wait_for_log_at(process, folder, steps)
         assert exit_code_after_signal(process, number) == 75
-        assert f"stopped and saved at step {steps}; the same command goes on" in process.printed()
+        assert f"stopped and saved at step {steps}; the same command continues" in process.printed()
         assert not (folder / "DONE").exists()
     code, output = outcome_of(*command, "--run", str(folder))
-    assert code == 0 and "goes on from step 600" in output
+    assert code == 0 and "continues from step 600" in output
     for file in ("metrics.jsonl", "DONE"):
         assert (folder / file).read_bytes() == (tmp_path / "straight" / file).read_bytes()
 
@@ -410,7 +410,7 @@ def test_a_signal_interrupts_a_probe_and_the_resumed_run_is_unchanged(trained: P
     left = Checkpoints.open(tmp_path).load("loop")
     assert left["unfinished"]["stage"] == "updates" and 0 < left["clock"]["updates"] < 50
     code, output = outcome_of(*command, "--monitors", "none")
-    assert code == 0 and f"goes on from step {left['clock']['steps']}" in output
+    assert code == 0 and f"continues from step {left['clock']['steps']}" in output
     for part in ("agent", "replay", "envs"):
         assert_same(*(Checkpoints.open(folder).load(part) for folder in (tmp_path, trained)))
     assert (tmp_path / "metrics.jsonl").read_bytes() == (trained / "metrics.jsonl").read_bytes()

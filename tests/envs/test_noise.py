@@ -22,7 +22,7 @@ OURS = (
     r"replay: .* transitions take .* on cpu",
     r"100%  4/4 steps  .*",
     r"Curves: .*   Folder: run",
-    r".*the agent has learnt nothing: no gradient update.*",
+    r".*the agent has not been trained: no gradient update.*",
 )
 
 

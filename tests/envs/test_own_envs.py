@@ -106,7 +106,7 @@ def test_a_run_is_killed_gone_on_with_evaluated_inspected_forked_and_reported(pr
     rng = random.Random(0)
     for _ in range(2):
         kill_soon_after_a_checkpoint(Path("killed"), words, rng)
-    assert "goes on from step" in finish(Path("killed"), *words)
+    assert "continues from step" in finish(Path("killed"), *words)
     assert_same_run(Path("straight"), Path("killed"))
 
     assert f"{NAME}: mean return" in ran("evaluate", "killed", "--episodes", "3")

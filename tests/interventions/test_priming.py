@@ -294,7 +294,7 @@ def test_the_real_command_stops_and_is_killed_in_the_midst(tmp_path: Path, capsy
         step, updates = saved_at(tmp_path / "stopped")
         assert step == 60 and 0 < updates < 2500, "this was not in the midst of priming"
     assert train.main([*words, "--run", str(tmp_path / "stopped")]) == 0
-    assert "goes on from step 60" in capsys.readouterr().err
+    assert "continues from step 60" in capsys.readouterr().err
     assert_same_run(tmp_path / "straight", tmp_path / "stopped")
     lines = [json.loads(line) for line in (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()]
     assert max(line["updates"] for line in lines if line["steps"] == 60) > 2000

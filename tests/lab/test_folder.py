@@ -69,7 +69,12 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], list[str], int, str]] = {
     "no versions": (lambda f: (f / "versions.json").write_text(""), ["none"], 1, "versions.json is empty"),
     "DONE, torn": (lambda f: (f / "DONE").write_text('{"steps": 3'), ["none"], 1, "DONE is not JSON"),
     "DONE, empty": (lambda f: (f / "DONE").write_text(""), ["none"], 1, "DONE is empty"),
-    "DONE, a text": (lambda f: (f / "DONE").write_text('{"steps": "3"}'), ["none"], 1, "DONE does not say how many"),
+    "DONE, a text": (
+        lambda f: (f / "DONE").write_text('{"steps": "3"}'),
+        ["none"],
+        1,
+        "DONE does not contain the number",
+    ),
     "DONE, a list": (lambda f: (f / "DONE").write_text("[3]"), ["none"], 1, "DONE must hold an object"),
     "DONE, no text": (lambda f: (f / "DONE").write_bytes(b"\xff\xfe"), ["none"], 1, "DONE is not JSON"),
     "DONE, nested": (lambda f: (f / "DONE").write_text("[" * 100_000), ["none"], 1, "DONE is not JSON"),
@@ -163,7 +168,7 @@ def test_a_run_that_cannot_begin_leaves_nothing_on_the_disk(
         ("new/" + "x" * 300, "a name of 300 bytes"),
         ("new/" + "ü" * 140, "a name of 280 bytes"),
         ("new/" + "x/" * 2100, "a path of 4,"),
-        ("new/" + ("x" * 200 + "/") * 21, "file systems take 4,095"),
+        ("new/" + ("x" * 200 + "/") * 21, "file systems allow 4,095"),
         ("loop/x", "cannot be used: Too many levels"),
     ],
 )
@@ -176,7 +181,7 @@ def test_a_path_that_cannot_be_a_folder_is_named(
     assert call(tmp_path / name) == 2
     error = error_line(capsys)
     assert error.startswith("error: --run ") and message in error and len(error) < 500
-    assert "Choose another --run" in error or "file systems take" in error
+    assert "Choose another --run" in error or "file systems allow" in error
     assert contents(tmp_path) == before
 
 
@@ -218,7 +223,7 @@ def test_a_finished_run_is_reported_as_done_from_a_read_only_disk(
 ) -> None:
     read_only(monkeypatch)
     assert call(copy) == 0
-    assert "is done already" in capsys.readouterr().out
+    assert "is already done" in capsys.readouterr().out
     assert call(copy, steps=2 * STEPS) == 2
     error = error_line(capsys)
     assert str(copy) in error and "Read-only file system" in error and "another --run" in error
@@ -349,7 +354,7 @@ def test_a_run_whose_folder_is_renamed_saves_at_the_new_path_and_goes_on_from_th
     assert f"{run} was moved to {moved}" in error and "saved there at step" in error
     there = contents(run) if run.exists() else None
     assert call(moved, "--checkpoint-every", every) == 0
-    assert "goes on from step " in capsys.readouterr().err
+    assert "continues from step " in capsys.readouterr().err
     assert call(straight) == 0
     assert (moved / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
     assert (moved / "DONE").exists()

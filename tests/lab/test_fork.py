@@ -157,7 +157,7 @@ def test_a_parent_that_cannot_be_repeated_is_refused(tmp_path: Path) -> None:
     changed["charts/episodic_return"] += 1
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(BadInput, match="did not repeat it: its log differs from step"):
-        fork.reach(fork.parent_of(tmp_path / "run"), 280)
+        fork.checkpoint_at(fork.parent_of(tmp_path / "run"), 280)
     assert not (tmp_path / "run" / "forks").exists()
 
 
@@ -216,7 +216,7 @@ def test_replicates_draw_new_random_numbers_and_arms_of_a_replicate_share_them(p
 @pytest.mark.parametrize("name", ["dqn", "supervised", "sac"])
 def test_a_stopped_arm_with_a_new_seed_goes_on_to_the_same_result(name: str, parents: Any, tmp_path: Path) -> None:
     parent = fork.parent_of(parents(name))
-    start = fork.reach(parent, AT)
+    start = fork.checkpoint_at(parent, AT)
     arm = fork.arm_of("l2(weight=0.1)")
     whole, halved = tmp_path / "whole", tmp_path / "halved"
     for folder in (whole, halved):
@@ -241,7 +241,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", INTERVENTIONS)
 def test_every_intervention_is_added_or_refused_by_name(name: str, parents: Any, tmp_path: Path) -> None:
     parent = fork.parent_of(parents("dqn"))
-    start = fork.reach(parent, AT)
+    start = fork.checkpoint_at(parent, AT)
     arm = fork.arm_of(name if name == "plasticity_injection" else INTERVENTIONS[name].example or name)
     why = next((why for why, names in REFUSED.items() if name in names), None)
     if why is not None:
@@ -258,12 +258,12 @@ def test_every_intervention_is_added_or_refused_by_name(name: str, parents: Any,
 def test_the_error_names_the_one_of_several_interventions_that_cannot_be_added(parents: Any, tmp_path: Path) -> None:
     parent = fork.parent_of(parents("dqn"))
     with pytest.raises(BadInput, match=r"^layer_norm cannot be added"):
-        fork.begin(parent, fork.reach(parent, AT), fork.arm_of("l2 layer_norm"), 0, tmp_path / "arm", STEPS)
+        fork.begin(parent, fork.checkpoint_at(parent, AT), fork.arm_of("l2 layer_norm"), 0, tmp_path / "arm", STEPS)
 
 
 def test_scheduled_interventions_fire_at_the_fork_and_are_logged(parents: Any, tmp_path: Path) -> None:
     parent = fork.parent_of(parents("dqn"))
-    start = fork.reach(parent, AT)
+    start = fork.checkpoint_at(parent, AT)
     old = state(parent.folder, AT)["agent"]["state"]["modules"]["critic.online"]
     kept = {"critic.online": {}}
     for k in (0, 1):
@@ -293,7 +293,7 @@ def test_an_intervention_fires_at_the_fork_unless_its_schedule_gives_another_ste
     assert Every(400, "steps")(clock.updated()) and not at_fork("reset(every=400)")
     assert not at_fork("reset(start=401)") and not at_fork("reset(stop=399)") and not at_fork("reset(at=500)")
     assert At((400,), "steps")(clock.updated()) and not at_fork("reset(at=400)")
-    with pytest.raises(BadInput, match="would never fire: its steps lie before the fork at 400"):
+    with pytest.raises(BadInput, match="would never fire: its steps are before the fork at 400"):
         at_fork("reset(at=300)")
     assert not at_fork("redo(when='critic/dormant_fraction > 0.2')")
 
@@ -301,7 +301,7 @@ def test_an_intervention_fires_at_the_fork_unless_its_schedule_gives_another_ste
 def test_the_optimizer_has_the_settings_of_the_arm(parents: Any, tmp_path: Path) -> None:
     parent = fork.parent_of(parents("dqn"))
     arm = fork.arm_of("l2(weight=0.3, form=decoupled)")
-    fork.begin(parent, fork.reach(parent, AT), arm, 0, tmp_path / "arm", STEPS)
+    fork.begin(parent, fork.checkpoint_at(parent, AT), arm, 0, tmp_path / "arm", STEPS)
     optimizer = state(tmp_path / "arm", AT)["agent"]["state"]["optimizers"]["critic"]
     assert optimizer["param_groups"][0]["weight_decay"] == 0.3
     plain = state(parent.folder, AT)["agent"]["state"]["optimizers"]["critic"]
@@ -347,10 +347,10 @@ def test_a_wrong_command_line_gives_one_line_of_error(
     parent = parents("dqn")
     for arguments, message in {
         ("--at", "4000", "--with", "redo"): "ends at step 800, before 4,000",
-        ("--at", "soon", "--with", "redo"): "--at is a number of environment steps or latest, not 'soon'",
+        ("--at", "soon", "--with", "redo"): "--at must be a number of environment steps or latest, not 'soon'",
         ("--at", "0", "--with", "redo"): "--at must be at least 1",
-        ("--at", "1e400", "--with", "redo"): "--at is a number of environment steps or latest, not '1e400'",
-        ("--at", "1.5e0", "--with", "redo"): "--at is a number of environment steps or latest, not '1.5e0'",
+        ("--at", "1e400", "--with", "redo"): "--at must be a number of environment steps or latest, not '1e400'",
+        ("--at", "1.5e0", "--with", "redo"): "--at must be a number of environment steps or latest, not '1.5e0'",
         ("--at", "400", "--with", "redo", "--steps", "0"): "--steps must be at least 1 environment step, not 0",
         ("--at", "400"): "nothing to compare",
         ("--at", "400", "--with", "rodo"): "unknown intervention 'rodo'. Did you mean 'redo'?",
@@ -433,14 +433,16 @@ def test_a_run_on_a_read_only_or_full_disk_is_not_forked(
         patch.setattr(os, "mkdir", refuse)
         assert forked(copy, "--at", "400", "--with", "l2") == code
     error = error_line(capsys)
-    assert str(copy / "forks") in error and os.strerror(number) in error and ("copy it" in error) == (code == 2)
+    assert (
+        str(copy / "forks") in error and os.strerror(number) in error and ("copy that folder" in error) == (code == 2)
+    )
     assert contents(copy) == before
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000])
 def test_a_damaged_lineage_file_is_named(text: str, parents: Any, tmp_path: Path) -> None:
     parent = fork.parent_of(parents("dqn"))
-    start = fork.reach(parent, AT)
+    start = fork.checkpoint_at(parent, AT)
     fork.begin(parent, start, fork.arm_of(""), 0, tmp_path / "arm", STEPS)
     (tmp_path / "arm" / "fork.json").write_text(text)
     before = contents(tmp_path)
@@ -470,7 +472,7 @@ def test_a_damaged_record_of_the_parent_is_named(copy: Path, capsys: pytest.Capt
     assert contents(copy) == before
     # A last line that was cut short, as by a kill, is not damage.
     (copy / "metrics.jsonl").write_bytes(b"\n".join(lines[:20]) + b'\n{"frames')
-    assert fork.reach(fork.parent_of(copy), 300).step == 300
+    assert fork.checkpoint_at(fork.parent_of(copy), 300).step == 300
 
 
 def test_a_checkpoint_that_names_a_file_outside_is_not_forked(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -490,7 +492,7 @@ def test_a_checkpoint_that_names_a_file_outside_is_not_forked(copy: Path, capsys
 
 def test_another_arm_under_the_name_of_an_existing_one_is_refused(parents: Any, tmp_path: Path) -> None:
     parent = fork.parent_of(parents("dqn"))
-    start = fork.reach(parent, AT)
+    start = fork.checkpoint_at(parent, AT)
     fork.begin(parent, start, fork.arm_of("l2"), 0, tmp_path / "arm", STEPS)
     fork.begin(parent, start, fork.arm_of("l2"), 0, tmp_path / "arm", STEPS)  # exists already
     with pytest.raises(BadInput, match="is another fork"):
@@ -501,7 +503,7 @@ def test_the_error_about_a_checkpoint_that_was_deleted_meanwhile_names_the_optio
     copy = tmp_path / "run"
     shutil.copytree(parents("dqn"), copy, ignore=shutil.ignore_patterns("forks"))
     parent = fork.parent_of(copy)
-    start = fork.reach(parent, AT)
+    start = fork.checkpoint_at(parent, AT)
     shutil.rmtree(start.path)
     with pytest.raises(CheckpointDamaged, match="more --keep-checkpoints"):
         fork.begin(parent, start, fork.arm_of("l2"), 0, tmp_path / "arm", STEPS)
@@ -553,16 +555,16 @@ def test_a_diagnosis_reports_which_arm_recovers(tmp_path: Path) -> None:
         },
     )
     span = {0: (20, 45)}  # episodes after the span, of an arm that has run further, do not count
-    text = fork.told(folders, arms, span)
+    text = fork.results_table(folders, arms, span)
     assert "injection recovers: the critic's head has lost its plasticity" in text
     assert "full_reset does harm" in text and "fresh_optimizer recovers" not in text
     assert "11.5" in text and "+5.5" in text
     few = {label: {key: path for key, path in paths.items() if key[1] < 2} for label, paths in folders.items()}
-    assert "Too few runs: an interval needs three" in fork.told(few, arms, span) and "recovers" not in fork.told(
+    assert "Too few runs: an interval needs three" in fork.results_table(
         few, arms, span
-    )
+    ) and "recovers" not in fork.results_table(few, arms, span)
     none = {label: folders["control"] if label != "full_reset" else folders["full_reset"] for label in folders}
-    assert "No arm recovers" in fork.told(none, arms, span)
+    assert "No arm recovers" in fork.results_table(none, arms, span)
 
 
 def test_replicates_of_one_parent_count_as_one_run(tmp_path: Path) -> None:
@@ -574,11 +576,11 @@ def test_replicates_of_one_parent_count_as_one_run(tmp_path: Path) -> None:
         for label, paths in made.items():
             folders[label] |= {(parent, k): path for (_, k), path in paths.items()}
     spans = dict.fromkeys(range(3), (20, 45))
-    assert "injection recovers" not in fork.told(folders, arms, spans)
+    assert "injection recovers" not in fork.results_table(folders, arms, spans)
     # A replicate without an episode is left out alone.
     for label in folders:
         (folders[label][2, 0] / "metrics.jsonl").write_text("")
-    text = fork.told(folders, arms, spans)
+    text = fork.results_table(folders, arms, spans)
     assert "[" in text and "nan" not in text and "Too few" not in text
 
 
@@ -600,7 +602,7 @@ def test_the_control_of_a_parent_with_two_threads_has_two(tmp_path: Path) -> Non
 def test_two_arms_with_the_same_folder_are_refused(parents: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """The diagnosis's arm does not silently replace a given arm of the same name."""
     assert forked(parents("ppo"), "--at", str(AT), "--with", "fresh_agent", "--diagnose") == 2
-    assert "two arms would stand in one folder fresh_agent" in capsys.readouterr().err
+    assert "two arms have the same folder fresh_agent" in capsys.readouterr().err
 
 
 def test_a_second_fork_of_one_run_at_the_same_time_is_refused(parents: Any, capsys: pytest.CaptureFixture[str]) -> None:

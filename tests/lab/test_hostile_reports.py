@@ -254,17 +254,19 @@ def test_the_page_of_claims_escapes_markup_in_the_texts_of_a_claim(tmp_path: Pat
 def test_figures_show_dollars_and_underscores_as_text(tmp_path: Path) -> None:
     import numpy as np
 
-    from pliant.lab.analysis.figures import BLACK, Line, Look, lines, points
+    from pliant.lab.analysis.figures import BLACK, ArmStyle, Line, lines, points
 
     x = np.arange(3.0)
     for name in (HOSTILE[i] for i in (0, 4, 5, 7, 11)):
-        curve = Line(name, Look(BLACK, "-"), x, x, x, x)
+        curve = Line(name, ArmStyle(BLACK, "-"), x, x, x, x)
         svg = lines("f", [curve, replace(curve, label="other")], name, name).svg
         assert Tags(svg).tags.keys() <= {"svg", "defs", "style", "g", "path", "use", "clippath", "rect", "metadata"}
-        points("f", [(name, Look(BLACK, "-"), x, x)], name, name)
+        points("f", [(name, ArmStyle(BLACK, "-"), x, x)], name, name)
     # A label is drawn letter by letter, so a longer label has more glyphs.
     both = [
-        lines("f", [Line(label, Look(BLACK, "-"), x, x, x, x), Line("b", Look(BLACK, "-"), x, x, x, x)], "x", "y")
+        lines(
+            "f", [Line(label, ArmStyle(BLACK, "-"), x, x, x, x), Line("b", ArmStyle(BLACK, "-"), x, x, x, x)], "x", "y"
+        )
         for label in ("_", "_nineteen_letters__")
     ]
     assert both[1].svg.count("<use") - both[0].svg.count("<use") >= 18

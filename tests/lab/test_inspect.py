@@ -205,7 +205,7 @@ def test_a_run_with_generators_of_another_kind_of_device_is_read(run: Path) -> N
 
 
 def test_a_table_is_at_most_120_characters_wide_and_holds_every_metric() -> None:
-    report = inspection.Report("here", {"agent": "dqn"})
+    report = inspection.Inspection("here", {"agent": "dqn"})
     places = [f"critic.encoder.blocks.{i}" for i in range(9)]
     for i, place in enumerate(places):
         report.add(f"{place}/dead_fraction", i / 8)
@@ -236,7 +236,7 @@ def test_an_agent_from_a_file_is_measured_on_given_states(agent_file: Path, tmp_
     np.save(tmp_path / "states.npy", states)
     arguments = ["--observations", str(tmp_path / "states.npy"), "--monitors", "units(samples=400)", QUICK]
     report = report_of(agent_file, *arguments, folder=tmp_path)
-    assert "without rewards" in report["notes"][0]
+    assert "no rewards" in report["notes"][0]
     assert "critic/plasticity_ratio_replay" not in report["metrics"]
     agent = DQN.load(agent_file)
     with torch.no_grad():
@@ -415,7 +415,7 @@ def code_and_error(*line: str) -> tuple[int, str]:
 
 
 def test_wrong_arguments_for_an_agent_are_refused_in_one_line(run: Path, agent_file: Path, tmp_path: Path) -> None:
-    assert "nothing at" in refused(str(tmp_path / "nowhere"))
+    assert "does not exist" in refused(str(tmp_path / "nowhere"))
     assert "holds no checkpoints" in refused(str(tmp_path))
     assert "give --env NAME" in refused(str(agent_file)) and "--observations" in refused(str(agent_file))
     (tmp_path / "bad.pt").write_bytes(b"no torch file at all")
@@ -477,7 +477,7 @@ def test_wrong_arguments_for_a_module_are_refused_in_one_line(project: Path) -> 
     assert "as many samples" in refused("weights.pt", "--module", "other_project:Two", "--input", "x.npy", "5")
     assert "there is no file" in refused("gone.pt", *MODULE[1:], *given)
     torch.save([1, 2], "list.pt")
-    assert "no state dict" in refused("list.pt", *MODULE[1:], *given)
+    assert "not a state dict" in refused("list.pt", *MODULE[1:], *given)
     assert "softmax" in refused("weights.pt", "--module", "other_project:Gated", *given)
     assert "churn needs an agent" in refused(*MODULE, *given, "--monitors", "churn")
     assert "are for agents" in refused(*MODULE, *given, "--env", "CartPole-v1")

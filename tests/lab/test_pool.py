@@ -101,7 +101,7 @@ def test_a_worker_killed_by_sigkill_is_tried_again_from_its_checkpoint(
     poke(monkeypatch, kill_once)
     (outcome,) = run_all(jobs(tmp_path, 1, steps=4000, checkpoint_every=500))
     assert killed and (outcome.status, outcome.attempts) == ("done", 2)
-    assert "goes on from step" in (tmp_path / "seed0" / "output.log").read_text()
+    assert "continues from step" in (tmp_path / "seed0" / "output.log").read_text()
     same = [(tmp_path / f / "seed0" / "metrics.jsonl").read_bytes() for f in ("", "whole")]
     assert same[0] == same[1]
 
@@ -244,7 +244,7 @@ def test_runs_are_saved_at_the_end_of_the_budget_and_continued_by_the_next_pool(
     monkeypatch.undo()
     second = run_all(jobs(tmp_path, 2, steps=reached + 200, checkpoint_every=500))
     assert [o.status for o in second] == ["done", "done"]
-    assert f"goes on from step {reached:,}" in (tmp_path / "seed0" / "output.log").read_text()
+    assert f"continues from step {reached:,}" in (tmp_path / "seed0" / "output.log").read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -98,7 +98,7 @@ def test_two_seeds_have_no_interval_and_the_page_states_it(runs: Path, tmp_path:
             shutil.rmtree(runs / arm / f"seed{seed}")
     assert report(runs, "--out", tmp_path / "out") == 0
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "there is no interval from fewer than 3; the means differ by 30" in text
+    assert "fewer than 3 give no interval; the means differ by 30" in text
     assert "No interval from fewer than 3 seeds: plain, layer" in text and "is above" not in text
     for row in (tmp_path / "out" / "aggregates.csv").read_text().splitlines()[1:]:
         assert row.split(",")[5:7] == ["", ""]
@@ -248,7 +248,7 @@ def test_the_report_of_a_swept_study_covers_every_cell(tmp_path: Path) -> None:
     assert main(["report", str(root), "--out", str(out)]) == 0
     text = (out / "report.md").read_text().replace("\\", "")
     assert "Labels, drawn anew" in text and "return per task (of 640" in text
-    assert "it was never begun" in text and "holds another run, which differs in agent.optimizer.lr" in text
+    assert "it was never started" in text and "holds another run, which differs in agent.optimizer.lr" in text
     assert "| plain | 3 |" in text and "| fresh | 3 |" in text
     assert (out / "figures" / "flops-0-0.png").exists() and "dormant_fraction of " in text.split("## Plasticity")[1]
     # The page's tasks are those of the claims.
@@ -307,7 +307,7 @@ def test_a_damaged_file_of_a_run_is_named_in_one_line(
     (folder / name).write_text(text)
     assert report(folder, "--out", tmp_path / "out") == 2
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 1 and errors[0].startswith(f"error: {folder / name} ") and "Put it back" in errors[0]
+    assert len(errors) == 1 and errors[0].startswith(f"error: {folder / name} ") and "Restore it" in errors[0]
 
 
 def test_text_is_not_interpreted_as_markup() -> None:

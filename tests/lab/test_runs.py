@@ -235,7 +235,7 @@ def test_a_run_that_is_killed_three_times_equals_an_uninterrupted_run(name: str,
     for _ in range(3):
         kill_soon_after_a_checkpoint(tmp_path / "killed", arguments, rng)
     output = finish(tmp_path / "killed", *arguments)
-    assert "goes on from step" in output
+    assert "continues from step" in output
     assert_same_run(tmp_path / "straight", tmp_path / "killed")
     if "--interventions" in arguments:
         logged = (tmp_path / "killed" / "metrics.jsonl").read_text()
@@ -283,10 +283,10 @@ def test_the_folder_of_a_run_holds_configuration_versions_metrics_and_checkpoint
 
 def test_a_finished_run_is_not_repeated_and_goes_on_with_more_steps(finished: Path, tmp_path: Path) -> None:
     config = str(finished / "config.yaml")
-    assert "is done already" in finish(finished, "--config", config)
+    assert "is already done" in finish(finished, "--config", config)
     longer, straight = tmp_path / "longer", tmp_path / "straight"
     shutil.copytree(finished, longer)
-    assert "goes on from step 600" in finish(longer, "--config", config, "--steps", "900", "--evaluate-episodes", "3")
+    assert "continues from step 600" in finish(longer, "--config", config, "--steps", "900", "--evaluate-episodes", "3")
     finish(straight, "--config", config, "--steps", "900")
     assert same(content(longer)["agent"], content(straight)["agent"])
 
@@ -295,7 +295,7 @@ def test_a_finished_run_is_not_repeated_and_goes_on_with_more_steps(finished: Pa
     ("arguments", "message"),
     [
         (["--agent.gamma", "0.9"], "holds another run: --agent.gamma 0.99 there, 0.9 now"),
-        (["--resume", "never"], "holds a run already"),
+        (["--resume", "never"], "already holds a run"),
         (["--env", "CartPole-v9"], "CartPole"),
         (["--device", "cuda:7"], "--device cuda:7: not available on this machine"),
         (["--interventions", "redoo"], "unknown intervention"),
@@ -336,7 +336,7 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(f
     agent.write_bytes(agent.read_bytes()[:-100])
     output = finish(folder, "--config", config, "--steps", "1500", "--checkpoint-every", "300")
     assert "damaged checkpoint passed over" in output and newest.name in output
-    assert "goes on from step 900" in output
+    assert "continues from step 900" in output
 
 
 @pytest.mark.full

@@ -210,7 +210,7 @@ def test_a_killed_sweep_leaves_no_process_and_the_same_command_finishes(tmp_path
     code, output = outcome_of("sweep", str(file), "--out", str(root))
     assert code == 0 and "2 of 2 runs done (1 before)" in output
     assert sessions(root)["CartPole-v1/ppo/plain/seed0"] == 1
-    assert "goes on from step" in (norm / "output.log").read_text()
+    assert "continues from step" in (norm / "output.log").read_text()
     assert results(root) == results(whole) and len(results(root)) == 2
 
 
@@ -402,4 +402,4 @@ def test_the_loss_of_a_ray_node_changes_no_result(tmp_path: Path) -> None:
     assert results(root) == results(tmp_path / "pool") and len(results(root)) == 4
     counts = sessions(root)
     assert all(counts[str(f.relative_to(root))] == 1 for f in finished)
-    assert any("goes on from step" in (f / "output.log").read_text() for f in folders)
+    assert any("continues from step" in (f / "output.log").read_text() for f in folders)

@@ -21,7 +21,7 @@ from pliant.agents.checkpoint import Checkpoints
 from pliant.common import spinning
 from pliant.interventions import INTERVENTIONS
 from pliant.interventions.core.spec import build
-from pliant.lab.benchmarks.interventions import WORDS
+from pliant.lab.benchmarks.interventions import SPECS
 from pliant.lab.errors import BadInput
 from pliant.lab.experiments import pool, threads, training
 from pliant.lab.experiments.config import RunConfig, load, parse
@@ -83,7 +83,7 @@ def run(folder: Path, arguments: str = DQN) -> int:
 def test_the_faster_number_of_threads_is_chosen_and_the_reason_is_reported(
     rates: dict[int, float], others: float | None, most: int, text: str
 ) -> None:
-    assert str(threads.judged(Measured(rates, others), most)) == text
+    assert str(threads.choice_from(Measured(rates, others), most)) == text
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_every_agent_can_be_measured_with_every_intervention(agent: str) -> None
     made = 0
     for name in sorted(INTERVENTIONS):
         try:
-            treated = AGENTS[agent](interventions=tuple(build([WORDS.get(name, name)], INTERVENTIONS)))
+            treated = AGENTS[agent](interventions=tuple(build([SPECS.get(name, name)], INTERVENTIONS)))
         except ValueError:
             continue  # refused by this agent, as in a run
         threads.updates_per_second(treated, 8, 2, 0)
@@ -208,7 +208,7 @@ def test_a_measured_run_equals_a_run_with_the_number_given(
     monkeypatch.setattr(threads, "SECONDS", 0.05)
     monkeypatch.setattr(threads, "LEAST", 0)
     measured: list[Measured] = []
-    monkeypatch.setattr(threads, "judged", lambda rates, most: measured.append(rates) or Choice(most))
+    monkeypatch.setattr(threads, "choice_from", lambda rates, most: measured.append(rates) or Choice(most))
     assert run(tmp_path / "chosen", arguments) == 0
     assert measured and measured[0].rates.keys() == {1, 2}  # a real measurement, then two threads for any result
     assert run(tmp_path / "given", arguments + " --threads 2") == 0

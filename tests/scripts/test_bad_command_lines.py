@@ -260,14 +260,14 @@ dqn | a value without an option: 'dqn'
 '' | is empty
 CartPole-v1 --seed 1 | a value without an option: 'CartPole-v1'
 --run run --config run --agent.gamma 0.5 | run holds another run & --agent.gamma
---run run --config run --resume never | run holds a run already
+--run run --config run --resume never | run already holds a run
 --run run --config run --steps 200 --monitors 'probe(modules=actor)' | probe
 """
 
 EVALUATE = r"""
  | PATH is missing
 '' | PATH is empty
-gone | nothing at gone
+gone | gone does not exist
 <long> | PATH holds a name of 300 bytes
 <null> | PATH contains the control character U+0000
 text.txt | text.txt cannot be read as a file of torch & torch did not write it
@@ -320,7 +320,7 @@ run --out FILE/result.json | --out FILE/result.json: FILE is a file
 run --out <long> | --out holds a name of 300 bytes
 run --video '' | --video is empty
 run --video gone/film.gif | --video gone/film.gif: there is no folder gone
-run --video film.xyz | --video film.xyz: a film is a GIF
+run --video film.xyz | --video film.xyz: a video is a GIF
 run --video folder | --video folder
 run --video | --video needs a value
 run --vidio film.gif | unknown option '--vidio'. Did you mean '--video'?
@@ -331,7 +331,7 @@ run --e 3 | --e could match
 INSPECT = r"""
  | PATH is missing
 '' | PATH is empty
-gone | nothing at gone
+gone | gone does not exist
 <long> | PATH holds a name of 300 bytes
 text.txt | text.txt cannot be read as a file of torch
 empty | empty cannot be read as a file of torch: it is empty
@@ -389,7 +389,7 @@ weights.pt --module nets_of_a_user:NUMBER --input 4 | no 'NUMBER' that can be ca
 weights.pt --module nets_of_a_user:nothing --input 4 | not a torch module
 weights.pt --module nets_of_a_user:LeavesInForward --input 4 | cannot read --input: it calls sys.exit
 weights.pt --module nets_of_a_user:Net --module-args '{' --input 4 | --module-args is not valid JSON
-weights.pt --module nets_of_a_user:Net --module-args 7 --input 4 | --module-args is a JSON object
+weights.pt --module nets_of_a_user:Net --module-args 7 --input 4 | --module-args must be a JSON object
 weights.pt --module nets_of_a_user:Net --module-args '' --input 4 | --module-args is empty
 weights.pt --module nets_of_a_user:Net --module-args '{"width": "x"}' --input 4 | cannot be built with
 weights.pt --module nets_of_a_user:Net --input '' | --input is empty
@@ -557,7 +557,7 @@ run | --out is missing
 '' --out report | RUNS is empty
 run --out '' | --out is empty
 gone --out report | gone does not exist
-folder --out report | there are no runs in folder
+folder --out report | folder contains no runs
 FILE --out report | FILE is neither a folder with runs nor a study file
 agent.pt --out report | agent.pt is neither
 text.txt --out report | text.txt is neither

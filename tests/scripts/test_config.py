@@ -293,7 +293,7 @@ def test_help_is_that_of_the_chosen_agent_and_suite(capsys: Any, monkeypatch: An
         (["--env.pixels", "84"], "ALE/Pong-v5 has no option --env.pixels: it is not one of the suite atari"),
         (["--agent.double", "False"], "--agent.double takes no value: write --agent.double or --agent.no-double"),
         (["--agent.double=true"], "--agent.double takes no value"),
-        (["--interventions", "redo", "--interventions", "layer_norm"], "--interventions is given twice; put all words"),
+        (["--interventions", "redo", "--interventions", "layer_norm"], "--interventions is given twice; put all specs"),
         (["--interventions", "rdo"], r"unknown intervention 'rdo'\. Did you mean 'redo'\?"),
         (["--interventions", "redo(tua=1)"], r"redo has no parameter 'tua'\. Did you mean 'tau'\?"),
         (["--steps", "0"], "--steps must be at least 1 environment step, not 0"),
@@ -450,7 +450,7 @@ def test_a_saved_run_is_reloaded_and_overridden(tmp_path: Path) -> None:
         again = read("--config", source, "--agent.no-double")
         assert again == replace(first, agent_config=replace(first.agent_config, double=False))
     assert read("--config", file, "--agent", "dqn") == first
-    with pytest.raises(BadInput, match="holds options of dqn, not of sac: drop --agent sac"):
+    with pytest.raises(BadInput, match="holds options of dqn, not of sac: remove --agent sac"):
         read("--config", file, "--agent", "sac")
     with pytest.raises(BadInput, match="unknown agent 'dqm'"):
         read("--config", file, "--agent", "dqm")
@@ -618,7 +618,7 @@ def test_differences_are_reported_by_flag() -> None:
     }
     other = differences(before, read("--agent", "sac"))
     assert other["agent"] == ("dqn", "sac")
-    assert other["agent.tau_actor"] == ("(not there)", 0.01)
+    assert other["agent.tau_actor"] == ("(not set)", 0.01)
 
 
 # Exit codes
