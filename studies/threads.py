@@ -142,7 +142,7 @@ def tables(results: dict[str, Any]) -> str:
                 result = results[f"{title}, beside {count}"]
                 chosen = f" ({result['threads']} thread{'s' * (result['threads'] > 1)})" if result["why"] else ""
                 cells.append(f"{result[unit]:.3g}{chosen}")
-            lines.append(f"| {f'beside {count} busy processes' if count else 'idle'} | {' | '.join(cells)} |")
+            lines.append(f"| {f'with {count} busy processes' if count else 'idle'} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
 

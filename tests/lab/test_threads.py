@@ -298,4 +298,4 @@ def test_the_study_measures_the_job_of_make_train_and_reports_the_choice(tmp_pat
     file = tmp_path / "results.json"
     file.write_text(json.dumps(results))
     assert study.measure_missing(file, 1.0) == results  # no result is missing, so nothing is started
-    assert "| beside 2 busy processes | 98 | 98 | 98 | 98 (1 thread) |" in study.tables(results)
+    assert "| with 2 busy processes | 98 | 98 | 98 | 98 (1 thread) |" in study.tables(results)
