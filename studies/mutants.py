@@ -98,8 +98,8 @@ def main() -> int:
     if arguments.only is None:
         table = "\n".join(["| verb | removed statement | noticed by |", "|---|---|---|", *rows])
         head = (
-            "# Does every statement of the surgery code matter?\n\n    python studies/mutants.py\n\nEach row is a removed "
-            "statement of `interventions/core/surgery.py`, and the kind of test that failed without it.\n\n"
+            "# Does every statement of the surgery code matter?\n\n    python studies/mutants.py\n\nEach row is "
+            "a removed statement of `interventions/core/surgery.py`, and the kind of test that failed without it.\n\n"
         )
         (ROOT / "docs" / "mutations.md").write_text(head + table + "\n")
     return 0
