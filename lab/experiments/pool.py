@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from ...agents.checkpoint import FolderUnusable, RunLock, RunLocked, make_folder
-from ...agents.progress import duration
+from ...agents.progress import ProgressLine, duration
 from ...agents.stopping import graceful_stop
 from ...common.spinning import bounded
 from ..commands.exits import TERMINATED, exit_code
@@ -431,31 +431,28 @@ def _leave_with_the_pool() -> None:
 
 
 class Progress:
-    """The progress of a pool on one line: rewritten in place on a terminal, appended at intervals to a log file."""
+    """The progress of a pool on one line; no output if `stream` is None.
+
+    On a terminal the line is rewritten at most five times per second. On other streams it is written after a change,
+    but not within ten seconds of the last one.
+    """
 
     def __init__(self, stream: TextIO | None, now: Callable[[], float] = time.monotonic) -> None:
         self._stream, self._now = stream, now
-        self._terminal = stream is not None and stream.isatty()
+        self._line: ProgressLine | None = None
         self._begun = now()
         self._shown: tuple[float, str] = (-1e9, "")
-        self._drawn = False
 
     def update(self, outcomes: Sequence[Outcome], running: int, workers: int, ends: float | None = None) -> None:
-        """Print the line if it is due; outside of a terminal, only after a change."""
-        if self._stream is None:
-            return
+        """Write the line if it is due."""
+        if self._line is None:
+            self._line = ProgressLine(len(outcomes), self._stream)
         text = self.text(outcomes, running, workers, ends)
-        what = text.rpartition(",")[0]
+        counts = text.rpartition(",")[0]
         age = self._now() - self._shown[0]
-        if self._terminal and age >= 0.2:
-            self._stream.write("\r" + text[:119] + "\x1b[K")
-            self._drawn = True
-        elif not self._terminal and age >= 10.0 and what != self._shown[1]:
-            self._stream.write(text + "\n")
-        else:
-            return
-        self._stream.flush()
-        self._shown = (self._now(), what)
+        if age >= 0.2 if self._line.terminal else age >= 10.0 and counts != self._shown[1]:
+            self._line.write(sum(o.status == "done" for o in outcomes), text)
+            self._shown = (self._now(), counts)
 
     def text(self, outcomes: Sequence[Outcome], running: int, workers: int, ends: float | None = None) -> str:
         count = {status: sum(o.status == status for o in outcomes) for status in ("done", "failed")}
@@ -485,14 +482,10 @@ class Progress:
         )
 
     def note(self, text: str) -> None:
-        """Print a separate message above the line."""
-        if self._stream is not None:
-            self._stream.write(f"\r\x1b[K{text}\n" if self._terminal else f"{text}\n")
-            self._stream.flush()
+        """Write a separate message above the line."""
+        (self._line or ProgressLine(1, self._stream)).note(text)
 
     def close(self) -> None:
         """End the display; the last line stays."""
-        if self._drawn and self._stream is not None:
-            self._stream.write("\n")
-            self._stream.flush()
-            self._drawn = False
+        if self._line is not None:
+            self._line.close()
