@@ -18,7 +18,6 @@ checkpoint and reports each newer, damaged one.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import importlib.metadata
 import io
@@ -41,6 +40,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ..common.files import DONE, is_count, sync_folder
@@ -521,7 +521,7 @@ def _link(source: Path, target: Path) -> None:
 class RunLock:
     """A lock on a run's folder, held by one process at a time; a context manager. Creates the folder if necessary.
 
-    The kernel releases the lock when the process ends, for whatever reason.
+    The kernel releases the lock when the process ends, for whatever reason. The lock file names the process.
 
     Raises:
         RunLocked: Another process holds the lock; the message names it.
@@ -531,57 +531,60 @@ class RunLock:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.path = self.folder / ".lock"
-        self._descriptor: int | None = None
+        # A short wait, because another process may delete the file (`undo`) between our opening and locking it.
+        self._lock = FileLock(
+            self.path,
+            timeout=0.1,
+            poll_interval=0.01,
+            thread_local=False,
+            fallback_to_soft=False,
+            on_acquired=self._write_holder,
+        )
+        self._descriptor: int | None = None  # of the lock file
         self._directory: int | None = None  # descriptor of the folder; stays valid if the folder is moved
         self._made: list[Path] = []  # folders that this lock created, the outermost first
         self._new = False  # True if this lock created the lock file
         self.acquire()
 
     def acquire(self) -> None:
-        """Take the lock, without waiting.
+        """Take the lock, or fail within a tenth of a second.
 
         Raises:
             RunLocked: Another process holds the lock.
             FolderUnusable: The folder cannot be created or locked.
         """
-        if self._descriptor is not None:
+        if self._lock.is_locked:
             return
+        new = False
         try:
             self._made += make_folder(self.folder)
-            while not self._locked():
-                pass
-            assert self._descriptor is not None
+            new = not self.path.exists()
+            self._lock.acquire()
+            self._new = new
             self._directory = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-            os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        except Timeout:
+            raise RunLocked(
+                f"{self.folder} is in use by {self._holder()}: wait for it, stop it, or choose another folder"
+            ) from None
         except OSError as error:
+            if new and not self._lock.is_locked:  # for example, a file system without locks
+                self.path.unlink(missing_ok=True)
             self.undo()
             if isinstance(error, FolderUnusable):
                 raise
             raise FolderUnusable(f"cannot lock the folder {self.folder}: {error.strerror}", error.errno) from error
 
-    def _locked(self) -> bool:
-        """Open and lock the lock file; False if another process deleted the file in between."""
-        new = not self.path.exists()
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+    def _write_holder(self, descriptor: int) -> None:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        self._descriptor = descriptor
+
+    def _holder(self) -> str:
+        """The process that holds the lock, according to the lock file."""
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip() or "another process"
-            os.close(descriptor)
-            raise RunLocked(
-                f"{self.folder} is in use by {holder}: wait for it, stop it, or choose another folder"
-            ) from None
-        except OSError:  # for example, a file system without locks
-            os.close(descriptor)
-            if new:
-                self.path.unlink(missing_ok=True)
-            raise
-        if not _is_at(self.path, descriptor):
-            os.close(descriptor)
-            return False
-        self._descriptor, self._new = descriptor, new
-        return True
+            return self.path.read_text(errors="replace").strip()[:1000] or "another process"
+        except OSError:
+            return "another process"
 
     def check(self) -> None:
         """Check that the folder is still the one that was locked, and that the lock is still held.
@@ -608,10 +611,8 @@ class RunLock:
         if self._directory is not None:
             os.close(self._directory)
             self._directory = None
-        if self._descriptor is not None:
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-            os.close(self._descriptor)
-            self._descriptor = None
+        self._lock.release()
+        self._descriptor = None
 
     def undo(self) -> None:
         """Release the lock; delete the lock file and the empty folders, if this lock created them."""
