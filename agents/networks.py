@@ -127,7 +127,7 @@ COPIES = {"crelu": 2, "fourier": 2}
 """Outputs per unit, for activations with more than one."""
 
 
-def _draw_torch(shape: torch.Size, fan_in: int, is_bias: bool, gain: float, generator: Generator) -> Tensor:
+def _draw_uniform(shape: torch.Size, fan_in: int, is_bias: bool, gain: float, generator: Generator) -> Tensor:
     bound = 1.0 / math.sqrt(fan_in)
     return torch.empty(shape, device=generator.device).uniform_(-bound, bound, generator=generator)
 
@@ -138,7 +138,7 @@ def _draw_orthogonal(shape: torch.Size, fan_in: int, is_bias: bool, gain: float,
     return nn.init.orthogonal_(torch.empty(shape, device=generator.device), gain, generator=generator)
 
 
-LAWS = {"torch": _draw_torch, "orthogonal": _draw_orthogonal}
+INITIALISERS = {"torch": _draw_uniform, "orthogonal": _draw_orthogonal}
 
 
 def blank(kind: type[nn.Module], *sizes: int, **settings: int) -> Any:
@@ -198,10 +198,10 @@ class Layer(nn.Module):
         """
         weight, bias = self.linear.weight, self.linear.bias
         fan_in = weight[0].numel()
-        law = LAWS[self.init]
-        drawn = {"linear.weight": law(weight.shape, fan_in, False, self.gain, generator)}
+        draw = INITIALISERS[self.init]
+        drawn = {"linear.weight": draw(weight.shape, fan_in, False, self.gain, generator)}
         if bias is not None:
-            drawn["linear.bias"] = law(bias.shape, fan_in, True, self.gain, generator)
+            drawn["linear.bias"] = draw(bias.shape, fan_in, True, self.gain, generator)
         if self.norm is not None:
             shape = self.norm.weight.shape
             drawn["norm.weight"] = torch.ones(shape, device=generator.device)  # type: ignore[arg-type]
@@ -219,7 +219,7 @@ class Layer(nn.Module):
             shape = torch.Size((count, *parameter.shape[1:]))
             if key.startswith("linear."):
                 fan_in = self.linear.weight[0].numel()
-                drawn[key] = LAWS[self.init](shape, fan_in, key == "linear.bias", self.gain, generator)
+                drawn[key] = INITIALISERS[self.init](shape, fan_in, key == "linear.bias", self.gain, generator)
             else:
                 value = 1.0 if key == "norm.weight" else 0.0
                 drawn[key] = torch.full(shape, value, device=generator.device)
@@ -272,14 +272,17 @@ def hidden_layers(network: nn.Module) -> dict[str, Layer]:
     return {name: layer for name, layer in all_layers(network).items() if not layer.is_output}
 
 
+INITIAL_COPIES = "born"  # a key of checkpoints
+
+
 class Injection(nn.Module):
     """Preallocated copies for plasticity injections (Nikishin et al. 2023, 2305.15555) into a value head.
 
-    A head h from features to logits becomes h(x) + sum of (old_i(x) - born_i(x)) over the first `opened` pairs. Unused
-    copies hold zeros. An injection copies the trained head into `old` and reinitialises h and `born` with the same
-    values. So the trained tensors stay the same objects, and the output does not change. The sum is computed as
-    (h(x) - born(x)) + old(x), newest pair first: right after an injection the difference is zero, so the output is
-    exact to the last bit.
+    A head h from features to logits becomes h(x) + sum of (old_i(x) - initial_i(x)) over the first `opened` pairs.
+    Unused copies hold zeros. An injection copies the trained head into `old`, and reinitialises h and `initial` with
+    the same values. The trained tensors are the same objects before and after, and the output does not change. The sum
+    is computed as (h(x) - initial(x)) + old(x), newest pair first: right after an injection the difference is zero, so
+    the output is exact to the last bit.
     """
 
     def __init__(self, head: dict[str, nn.Module], count: int) -> None:
@@ -293,8 +296,13 @@ class Injection(nn.Module):
 
         with torch.no_grad():
             self.old = nn.ModuleList(zeros() for _ in range(count))
-            self.born = nn.ModuleList(zeros() for _ in range(count))
+            self.add_module(INITIAL_COPIES, nn.ModuleList(zeros() for _ in range(count)))
         self.opened = 0  # number of pairs in use; a host integer, since the clock that opens pairs is on the host
+
+    @property
+    def initial(self) -> nn.ModuleList:
+        """The copies that hold the initial values of the new heads."""
+        return cast(nn.ModuleList, self._modules[INITIAL_COPIES])
 
     def get_extra_state(self) -> dict[str, int]:
         return {"opened": self.opened}
@@ -305,8 +313,8 @@ class Injection(nn.Module):
     def forward(self, logits: Tensor, head: Callable[[Mapping[str, Any]], Tensor]) -> Tensor:
         """Add the pairs in use to `logits`; `head(modules)` computes the logits of a head with the given modules."""
         for number in reversed(range(self.opened)):
-            old, born = self.old[number], self.born[number]
-            logits = (logits - head(born._modules)) + head(old._modules)
+            old, initial = self.old[number], self.initial[number]
+            logits = (logits - head(initial._modules)) + head(old._modules)
         return logits
 
 
@@ -624,8 +632,8 @@ class QFunction(nn.Module):
         super().__init__()
         self.body = Dense(features + action, hidden, build)
         self.output = build.output(self.body.features, outputs)
-        room = build.config.injections
-        self.injection = Injection(self.head_modules(), room) if room else None
+        count = build.config.injections
+        self.injection = Injection(self.head_modules(), count) if count else None
 
     def head_modules(self) -> dict[str, nn.Module]:
         """All modules, from features and action to logits, by name."""

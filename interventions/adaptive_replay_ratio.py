@@ -78,7 +78,7 @@ class AdaptiveReplayRatio(Intervention):
             n for n in names if n in self.survey.graph and not n.startswith(("critic.encoder.", "critic.projection."))
         }
         if not self.layers:
-            raise ValueError(f"adaptive_replay_ratio: the critic of this {agent.name} has no hidden layer to watch")
+            raise ValueError(f"adaptive_replay_ratio: the critic of this {agent.name} has no hidden layer to measure")
         zero = torch.zeros((), device=agent.device)
         for name in ("total", "count", "last", "checks", "level"):
             self.register_buffer(name, zero.clone())

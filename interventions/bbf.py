@@ -31,10 +31,12 @@ class SoftReset(Reset):
         super().__init__(every, of, ("all",), target, start=start, stop=stop)
         self.shrink = shrink
 
-    def need_encoder(self, who: str, agent: Agent) -> None:
-        """Refuse an agent that has no encoder (ValueError). The message names the intervention `who`."""
+    def need_encoder(self, intervention: str, agent: Agent) -> None:
+        """Refuse an agent that has no encoder (ValueError). The message begins with `intervention`."""
         if not any(name.startswith(ENCODER) for name in self.names):
-            raise ValueError(f"{who} shrinks the encoder, and this {agent.name} has none; for vectors use reset")
+            raise ValueError(
+                f"{intervention} shrinks the encoder, and this {agent.name} has none; for vectors use reset"
+            )
 
     def redraw(self, name: str) -> None:
         if not name.startswith(ENCODER):

@@ -89,7 +89,7 @@ class ContinualBackprop(Recycler):
     def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
         chosen = {}
         for name, h in self.measured_outputs(run, activations, 0).items():
-            chosen[name] = self.judge(name, self.units[name], h)
+            chosen[name] = self.choose(name, self.units[name], h)
         for name, replaced in chosen.items():
             self.compensate(name, replaced)
         self.recycle(chosen)
@@ -100,7 +100,7 @@ class ContinualBackprop(Recycler):
                 self._clear(mean, index, valid)
 
     @torch.no_grad()
-    def judge(self, name: str, units: Units, h: Tensor) -> Chosen:
+    def choose(self, name: str, units: Units, h: Tensor) -> Chosen:
         """Update age, mean activity and utility, and select the units to replace."""
         age, utility, mean = (getattr(self, self._key(name, key)) for key in ("age", "utility", "mean"))
         due = getattr(self, self._key(name, "due"))

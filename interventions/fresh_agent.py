@@ -42,7 +42,7 @@ class FreshAgent(LayerMethod):
         memory: The replay or rollout. clear: it is emptied, and learning waits until it holds learning_starts
             transitions again. keep: the new agent learns from the transitions of the earlier one (agents with a
             replay).
-        exploration: Schedules that depend on the agent's age (epsilon of DQN, random actions before learning starts,
+        exploration: Schedules that start with the agent (epsilon of DQN, random actions before learning starts,
             PPO's learning rate). restart: they start again. keep: they continue. None: restart if memory is cleared,
             else keep.
         start: First clock value at which it may fire.
@@ -99,7 +99,7 @@ class FreshAgent(LayerMethod):
             self.register_buffer(key, tensor.detach().clone())
 
     def rest(self, agent: Agent) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor of the agent's modules that no layer draws, with the name of the buffer that holds its
+        """Every tensor of the agent's modules that belongs to no layer, with the name of the buffer that holds its
         initial value."""
         layers = (*self.survey.layers.values(), *self.survey.copies.values())
         drawn = {id(p) for layer in layers for p in layer.parameters()}
@@ -108,7 +108,7 @@ class FreshAgent(LayerMethod):
                 continue
             for key, tensor in (*module.named_parameters(), *module.named_buffers()):
                 if id(tensor) not in drawn:
-                    yield f"birth:{name}:{key}".replace(".", "/"), tensor
+                    yield f"birth:{name}:{key}".replace(".", "/"), tensor  # a key of checkpoints
 
     @torch.no_grad()
     def fire(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:

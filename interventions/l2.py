@@ -52,7 +52,9 @@ class L2(Penalty):
         super().__init__(on, weight)
         self.form, self.norms = form, norms
         if form == "decoupled" and on not in ("all", "critic", "actor"):
-            raise ValueError(f"l2(form=decoupled) decays what an optimizer holds; on=all, critic or actor, not {on}")
+            raise ValueError(
+                f"l2(form=decoupled) decays all parameters of an optimizer: on must be all, critic or actor, not {on}"
+            )
 
     def configure(self, config: Any) -> Any:
         if self.form == "penalty":
@@ -89,7 +91,7 @@ class L2(Penalty):
         held = {p for c in self.layers for p in agent.components[c].online.parameters() if p.requires_grad}
         if held - meant and not self.norms:
             raise ValueError(
-                f"l2(form=decoupled) decays all that an optimizer holds, and in this {agent.name} that is "
+                f"l2(form=decoupled) decays all parameters of an optimizer, and those of this {agent.name} include "
                 "more than weights and biases; write norms=True to accept this, or form=penalty"
             )
 

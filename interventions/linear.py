@@ -11,7 +11,7 @@ from ..agents.networks import ImpalaStage, Projection
 from .core.activations import Activating, chosen
 from .core.config_edits import edit_network
 
-BENT: dict[type[nn.Module], str] = {
+NOT_LINEAR: dict[type[nn.Module], str] = {
     Projection: "a projection that is normalised and bounded by tanh",
     ImpalaStage: "max-pooling",
 }
@@ -46,7 +46,7 @@ class Linear(Activating):
     ) -> None:
         super().__init__(on, "identity", "units")
         self.form = form
-        self.reserves += tuple(claim.replace("activation", "normalisation") for claim in self.reserves)
+        self.reserves += tuple(resource.replace("activation", "normalisation") for resource in self.reserves)
 
     def shape(self, config: Any, component: str) -> Any:
         network = getattr(config, config.parts[component][0])
@@ -62,8 +62,8 @@ class Linear(Activating):
     def bind(self, agent: Agent) -> None:
         for name in chosen(agent.config, self.on, self.name):
             for module in agent.components[name].online.modules():
-                if (bent := BENT.get(type(module))) is not None:
+                if (reason := NOT_LINEAR.get(type(module))) is not None:
                     raise ValueError(
-                        f"linear: the {name} of this {agent.name} holds {bent}, so it cannot be linear; use vectors, "
-                        "or another body with --agent.network.body"
+                        f"linear: the {name} of this {agent.name} contains {reason}, so it cannot be linear; use "
+                        "vectors, or another body with --agent.network.body"
                     )

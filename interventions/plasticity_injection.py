@@ -61,8 +61,8 @@ class PlasticityInjection(Intervention):
     def configure(self, config: Any) -> Any:
         if isinstance(self.when, At) and not self.at:
             raise ValueError("plasticity_injection needs a moment, at=100000, or when='place/metric > number'")
-        room = getattr(config, config.parts["critic"][0]).injections
-        return edit_network(config, "critic", self.name, injections=room + self.times)
+        earlier = getattr(config, config.parts["critic"][0]).injections
+        return edit_network(config, "critic", self.name, injections=earlier + self.times)
 
     def bind(self, agent: Agent) -> None:
         if not list(injectable(agent.components["critic"].online)):
@@ -112,7 +112,7 @@ class PlasticityInjection(Intervention):
     ) -> None:
         """Three copies: old <- head; head <- draw; the frozen copy of the new head <- the same draw."""
         modules = list(layers(head.head_modules().values()))
-        old, initial = (list(layers([copies[number]])) for copies in (head.injection.old, head.injection.born))
+        old, initial = (list(layers([copies[number]])) for copies in (head.injection.old, head.injection.initial))
         for layer, kept, copy, fresh in zip(modules, old, initial, draws, strict=True):
             copy_layer_(kept, layer)
             load_layer_(layer, fresh, optimizers)

@@ -86,7 +86,7 @@ class ReGraMa(Recycler):
         sizes = {}
         with run.agent.drawing_from(self.generator):
             for component, loss, trace in view(run.agent).losses(batch):
-                wanted = [(n, h) for n, h in zip(self.survey.taps[component], trace, strict=True) if n in self.units]
+                wanted = [(n, h) for n, h in zip(self.survey.traced[component], trace, strict=True) if n in self.units]
                 if not wanted:
                     continue
                 gradients = torch.autograd.grad(loss, [h for _, h in wanted], allow_unused=True)

@@ -1,4 +1,4 @@
-"""Moved to `pliant.interventions.external.sb3`; an import from here gives an error that says so."""
+"""Moved to `pliant.interventions.external.sb3`; an import from here gives an error with the new path."""
 
 from ..common.moved import moved
 

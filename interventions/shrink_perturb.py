@@ -107,4 +107,4 @@ class ShrinkPerturb(LayerMethod):
 
 
 def _initial_buffer(name: str, key: str) -> str:
-    return f"birth:{name}:{key}".replace(".", "/")
+    return f"birth:{name}:{key}".replace(".", "/")  # a key of checkpoints

@@ -1,4 +1,4 @@
-"""Moved to `pliant.monitors.registry`; an import from here gives an error that says so."""
+"""Moved to `pliant.monitors.registry`; an import from here gives an error with the new path."""
 
 from ..common.moved import moved
 

@@ -1,4 +1,4 @@
-"""Pictures of units over time: which ones die, and which come back."""
+"""Pictures of units over time: units that become dead, and units that recover."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class Activity(Monitor):
     columns are merged. Thin vertical lines mark firings of interventions.
 
     Healthy: Rows fluctuate around the same colour, and hardly any row turns black.
-    When: Rows turn black and stay black: units die, and their layer loses width. Rows that are black before a firing
-        and bright after it were recycled; if they are soon black again, the cause of their death persists. A few bright
-        rows in a dark layer mean that few units carry the layer.
+    When: Rows turn black and stay black: units are dead, and their layer loses width. Rows that are black before a
+        firing and bright after it were recycled; if they are soon black again, the cause persists. A few bright rows in
+        a dark layer mean that only few units are in use.
     Paper: The score is that of Sokar, Agarwal, Castro & Evci 2023, "The Dormant Neuron Phenomenon in Deep Reinforcement
-        Learning", 2302.12902, equation 1. The picture comes from no paper.
+        Learning", 2302.12902, equation 1. The picture is pliant's own.
     Differs: No known difference. A picture shows at most 64 units of a layer, evenly spaced and always the same ones;
         the mean is over all units. Of an ensemble, only the first member is shown.
 
@@ -47,7 +47,7 @@ class Activity(Monitor):
         every: Period.
         of: Clock of the period.
         samples: Number of transitions used.
-        draw: Minimum number of measurements between two pictures; later pictures come at growing intervals.
+        draw: Minimum number of measurements between two pictures; the intervals grow with the run.
     """
 
     name = "activity"
@@ -64,7 +64,7 @@ class Activity(Monitor):
     def bind(self, agent: Agent) -> None:
         surveyed = survey(agent)
         self.films = {}
-        for component, names in surveyed.taps.items():
+        for component, names in surveyed.traced.items():
             shown = {name: evenly(surveyed.layers[name].units) for name in names if first_member(name)}
             if shown:
                 self.films[component] = Film({name: len(units) for name, units in shown.items()}, self.draw)

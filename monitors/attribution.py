@@ -52,10 +52,10 @@ LEAST = 0.2  # minimum share of the fresh module's lead that a reported repair m
 
 REPAIRS = ("optimizer", "targets", "revive", "separate", "centre", "norms")
 MEANINGS = {
-    "optimizer": "the optimizer's memory is stale",
-    "targets": "its targets are too widely spread",
+    "optimizer": "the optimizer's state is stale",
+    "targets": "the spread of the targets is too large",
     "revive": "units are dead",
-    "separate": "units say the same as others",
+    "separate": "units have the same outputs as others",
     "centre": "pre-activations have shifted",
     "norms": "weights have grown, or shrunk",
 }
@@ -109,7 +109,7 @@ class Attribution:
         if not self.lost:
             return f"{self.module}: learns as well as a fresh module; nothing to repair"
         if self.fault is None:
-            return f"{self.module}: has lost plasticity, and no single repair gives it back"
+            return f"{self.module}: has lost plasticity, and no single repair restores it"
         return f"{self.module}: {MEANINGS[self.fault]} ({self.fault} recovers {100 * self.recovered(self.fault):.0f} %)"
 
 
@@ -195,31 +195,31 @@ def _copy_of(agent: Agent) -> Agent:
 
 def _hidden(surveyed: Survey, module: str) -> dict[str, Layer]:
     """The hidden layers that belong to a module itself, in order."""
-    return {name: surveyed.layers[name] for name in surveyed.taps.get(module, []) if name.startswith(f"{module}.")}
+    return {name: surveyed.layers[name] for name in surveyed.traced.get(module, []) if name.startswith(f"{module}.")}
 
 
-def _outputs(patient: Agent, surveyed: Survey, batch: Batch) -> dict[str, Tensor]:
-    return surveyed.outputs(view(patient).activations(batch))
+def _outputs(repaired: Agent, surveyed: Survey, batch: Batch) -> dict[str, Tensor]:
+    return surveyed.outputs(view(repaired).activations(batch))
 
 
 @torch.no_grad()
-def revive_(patient: Agent, agent: Agent, batch: Batch, module: str, generator: Generator) -> float:
+def revive_(repaired: Agent, agent: Agent, batch: Batch, module: str, generator: Generator) -> float:
     """Reinitialise units that are zero on every state; return how many."""
-    surveyed = survey(patient)
-    outputs = _outputs(patient, surveyed, batch)
+    surveyed = survey(repaired)
+    outputs = _outputs(repaired, surveyed, batch)
     chosen: dict[str, Chosen] = {}
     for name, layer in _hidden(surveyed, module).items():
         dead = (per_unit(layer, outputs[name]) == 0).all(dim=3).all(dim=1).all(dim=0)
         if name in surveyed.graph and surveyed.graph[name].resettable:
             chosen[name] = Chosen.where(dead)
-    return _recycled(surveyed, patient, chosen, generator)
+    return _recycled(surveyed, repaired, chosen, generator)
 
 
 @torch.no_grad()
-def separate_(patient: Agent, agent: Agent, batch: Batch, module: str, generator: Generator) -> float:
+def separate_(repaired: Agent, agent: Agent, batch: Batch, module: str, generator: Generator) -> float:
     """Reinitialise units with the outputs of an earlier unit of their layer up to a factor; return how many."""
-    surveyed = survey(patient)
-    outputs = _outputs(patient, surveyed, batch)
+    surveyed = survey(repaired)
+    outputs = _outputs(repaired, surveyed, batch)
     chosen: dict[str, Chosen] = {}
     for name, layer in _hidden(surveyed, module).items():
         if name not in surveyed.graph or not surveyed.graph[name].resettable:
@@ -230,20 +230,20 @@ def separate_(patient: Agent, agent: Agent, batch: Batch, module: str, generator
         unit = centred / norm.clamp(min=1e-12)
         alike = (unit @ unit.T).abs() > ALIKE
         chosen[name] = Chosen.where(torch.tril(alike, diagonal=-1).any(dim=1) & (norm[:, 0] > 0))
-    return _recycled(surveyed, patient, chosen, generator)
+    return _recycled(surveyed, repaired, chosen, generator)
 
 
-def _recycled(surveyed: Survey, patient: Agent, chosen: Mapping[str, Chosen], generator: Generator) -> float:
-    optimizers = Optimizers(optimizer for _, optimizer in patient.optimizers())
+def _recycled(surveyed: Survey, repaired: Agent, chosen: Mapping[str, Chosen], generator: Generator) -> float:
+    optimizers = Optimizers(optimizer for _, optimizer in repaired.optimizers())
     reinit_units_(surveyed.graph, chosen, optimizers, generator)
     return float(sum(int(c.valid.sum()) for c in chosen.values()))
 
 
 @torch.no_grad()
-def centre_(patient: Agent, agent: Agent, batch: Batch, module: str, generator: Generator) -> float:
+def centre_(repaired: Agent, agent: Agent, batch: Batch, module: str, generator: Generator) -> float:
     """Subtract from the biases of every hidden layer, one after the other, the mean of its pre-activations over units
     and states; return the largest of these means."""
-    surveyed = survey(patient)
+    surveyed = survey(repaired)
     largest = 0.0
     for name, layer in _hidden(surveyed, module).items():
         shift = layer.linear.bias if layer.norm is None else getattr(layer.norm, "bias", None)
@@ -252,7 +252,7 @@ def centre_(patient: Agent, agent: Agent, batch: Batch, module: str, generator: 
         activation = layer._modules["activation"]
         layer._modules["activation"] = nn.Identity()  # in a copy that is discarded
         try:
-            mean = _outputs(patient, surveyed, batch)[name].mean()
+            mean = _outputs(repaired, surveyed, batch)[name].mean()
         finally:
             layer._modules["activation"] = activation
         shift.sub_(mean)
@@ -261,9 +261,9 @@ def centre_(patient: Agent, agent: Agent, batch: Batch, module: str, generator: 
 
 
 @torch.no_grad()
-def norms_(patient: Agent, agent: Agent, batch: Batch, module: str, generator: Generator) -> float:
+def norms_(repaired: Agent, agent: Agent, batch: Batch, module: str, generator: Generator) -> float:
     """Scale every tensor of every layer to its initial norm; return the largest factor, in either direction."""
-    initial, present = survey(agent.fresh_copy()).layers, survey(patient).layers
+    initial, present = survey(agent.fresh_copy()).layers, survey(repaired).layers
     largest = 1.0
     for name, layer in present.items():
         if not name.startswith(f"{module}."):
@@ -325,4 +325,4 @@ def pooled(per_agent: list[list[Attribution]]) -> list[Attribution]:
     return result
 
 
-__getattr__ = moved(__name__, {"NEWBORN": f"{__name__}.FRESH"})
+__getattr__ = moved(__name__, {"NEWBORN": f"{__name__}.FRESH"})  # a former name

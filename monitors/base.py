@@ -93,7 +93,7 @@ class MonitorContext:
         self._batches: dict[tuple[str, int], Batch] = {}
 
     def __getattr__(self, name: str) -> Any:
-        former = {"born": "initial", "twin": "copy", "twin_survey": "copy_survey"}
+        former = {"born": "initial", "twin": "copy", "twin_survey": "copy_survey"}  # former names
         if name in former:
             raise AttributeError(f"MonitorContext.{name} is called {former[name]} now")
         raise AttributeError(f"MonitorContext has no attribute {name!r}")
@@ -122,7 +122,7 @@ class MonitorContext:
         """The outputs of every hidden layer [B, units * copies, *positions], by layer name: those of the update itself
         if its batch has at least `samples` transitions, else those of a batch from the replay, without dropout."""
         own = self.update.activations if self.update is not None else {}
-        complete = all(own.get(name) for name, layers in self.survey.taps.items() if layers)
+        complete = all(own.get(name) for name, layers in self.survey.traced.items() if layers)
         if complete and not self.agent.dropouts:
             size = min((len(h) for trace in own.values() for h in trace if h is not None), default=0)
             if size >= samples or self.memory is None:
@@ -477,11 +477,11 @@ def check_metric(metric: str, who: str, agent: Agent, parts: Iterable[Monitor]) 
         )
     surveyed = survey(agent)
     encoder = ["encoder"] if any(name.startswith(ENCODER) for name in surveyed.layers) else []
-    places = [*surveyed.taps, *surveyed.layers, *encoder]
+    places = [*surveyed.traced, *surveyed.layers, *encoder]
     if place not in places:
         raise ValueError(
             f"{who} waits for {metric}, and this {agent.name} has no {place!r}."
-            f"{did_you_mean(place, places)} It has {', '.join(surveyed.taps)}, and layers such as "
+            f"{did_you_mean(place, places)} It has {', '.join(surveyed.traced)}, and layers such as "
             f"{next(iter(surveyed.layers), 'none')}"
         )
 
@@ -500,4 +500,4 @@ __all__ = [
     "triggers",
 ]
 
-__getattr__ = moved(__name__, {"beat": f"{__name__}.trigger"})
+__getattr__ = moved(__name__, {"beat": f"{__name__}.trigger"})  # a former name

@@ -40,7 +40,7 @@ class Churn(Monitor):
     example: ClassVar[str] = "churn(every=2, samples=16)"
     every: ClassVar[int] = 1000
     metrics: ClassVar[Mapping[str, str]] = {
-        "value_churn": "mean absolute change of Q(s, a) by one update, on a batch of its own",
+        "value_churn": "mean absolute change of Q(s, a) by one update, on a separate batch",
         "relative_value_churn": "the same over the mean absolute value before",
         "policy_churn": "by one update: share of greedy actions that change, or KL divergence of the Gaussian policies",
     }

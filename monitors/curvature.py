@@ -62,8 +62,8 @@ class Curvature(Monitor):
     example: ClassVar[str] = "curvature(every=3, samples=6, steps=4, probes=2)"
     every: ClassVar[int] = 50_000
     metrics: ClassVar[Mapping[str, str]] = {
-        "top_eigenvalue": "largest eigenvalue of the loss's Hessian, from below (Lanczos)",
-        "bottom_eigenvalue": "smallest eigenvalue of the loss's Hessian, from above (Lanczos); below zero: concave",
+        "top_eigenvalue": "largest eigenvalue of the loss's Hessian (Lanczos; a lower bound)",
+        "bottom_eigenvalue": "smallest eigenvalue of the loss's Hessian (Lanczos; an upper bound); below zero: concave",
         "hessian_trace": "sum of the Hessian's eigenvalues (Lanczos and Hutchinson)",
         "hessian_stable_rank": "sum of the Hessian's squared eigenvalues over the largest one's square",
         "sharpness": "how much the loss grows by a step of length rho along its gradient",

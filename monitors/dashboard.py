@@ -68,7 +68,7 @@ CHARTS = (
     Chart("active units", ("active_fraction",), "layers"),
     Chart("linearised units", ("linearised_fraction",), "layers"),
     Chart("nonlinearity of units", ("nonlinearity",)),
-    Chart("dormant units: stricter, and those that stay", ("dormant_overlap", "dormant_fraction_*")),
+    Chart("dormant units: lower threshold, and overlap", ("dormant_overlap", "dormant_fraction_*")),
     Chart("effective rank of features", ("effective_rank", "effective_rank_centred"), "parts"),
     Chart("stable rank of features", ("stable_rank",), "parts"),
     Chart("srank of features", ("srank_*",), "parts"),
@@ -79,7 +79,7 @@ CHARTS = (
     Chart("relative distance from init", ("relative_distance_from_init",)),
     Chart("norm of gradients", ("gradient_norm",), "layers"),
     Chart("update to weight", ("update_to_weight",), "layers"),
-    Chart("gradients that are zero", ("gradient_zero_fraction",)),
+    Chart("gradients equal to zero", ("gradient_zero_fraction",)),
     Chart("L1 norm of gradients", ("gradient_norm_l1",)),
     Chart("spectral norm of gradients", ("gradient_spectral_norm",)),
     Chart("ranks of gradients", ("gradient_stable_rank", "gradient_effective_rank")),
@@ -104,11 +104,11 @@ CHARTS = (
     Chart("returns that followed", ("mc_return",)),
     Chart("values and returns: rank correlation", ("value_rank_correlation",)),
     Chart("plasticity ratio: rescaled, and with the present optimizer", ("plasticity_ratio_*",), "parts"),
-    Chart("probes: loss beside that of fresh modules", ("probe_loss_ratio_*",), "parts"),
+    Chart("probes: loss relative to fresh modules", ("probe_loss_ratio_*",), "parts"),
     Chart("probes: fit", ("probe_fit_*",), "parts"),
     Chart("criticality: initial weights", ("reset_criticality",), "layers"),
-    Chart("criticality: drawn anew", ("rerandomised_criticality",), "layers"),
-    Chart("criticality: actions that stay, or divergence of policies", ("*_action_agreement", "*_policy_churn")),
+    Chart("criticality: reinitialised", ("rerandomised_criticality",), "layers"),
+    Chart("criticality: unchanged actions, or divergence of policies", ("*_action_agreement", "*_policy_churn")),
 )
 
 

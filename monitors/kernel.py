@@ -22,7 +22,7 @@ from .base import Finding, Monitor, MonitorContext, trigger
 from .curvature import Loss, gradient, trained
 from .pictures import heatmap
 
-ROOM = 2**26  # gradient entries in memory at once: 256 MiB in single precision
+LIMIT = 2**26  # gradient entries in memory at once: 256 MiB in single precision
 
 Compared: TypeAlias = Annotated[int, at_least(2, "transitions", most=10_000, why="each is compared with each")]
 
@@ -43,7 +43,7 @@ class Kernel(Monitor):
         Jacot, Gabriel & Hongler 2018, 1806.07572 (kernel); Roy & Vetterli 2007 (effective rank); Lyle et al. 2022,
         "Learning Dynamics and Generalization in Reinforcement Learning", 2206.02126 (interference with the successor).
     Differs: Lyle et al. show matrices; this monitor shows them and reports summaries. Gradients on one line with
-        opposite signs cancel in the mean cosine, therefore the mean absolute cosine is reported, too.
+        opposite signs cancel in the mean cosine, so the mean absolute cosine is reported too.
 
     Args:
         every: Period.
@@ -64,8 +64,8 @@ class Kernel(Monitor):
         "gradient_cosine_abs": "mean absolute cosine of the gradients of two transitions' losses",
         "gradient_zero_fraction_samples": "share of transitions whose loss has no gradient at all",
         "gradient_covariance_rank": "effective rank of the matrix of cosines of the losses' gradients",
-        "interference_successor": "mean cosine of the gradients of Q(s, a) and of the Q(s', a') behind it, a' greedy",
-        "interference_random": "the same, s' and a' being another transition's",
+        "interference_successor": "mean cosine of the gradients of Q(s, a) and Q(s', a'), s' the successor, a' greedy",
+        "interference_random": "the same, with s' and a' of another transition",
     }
 
     def __init__(self, every: Period = 25_000, of: Unit = "updates", samples: Compared = 32) -> None:
@@ -110,11 +110,11 @@ class Kernel(Monitor):
             )
 
 
-def gram(functions: Sequence[Loss], parameters: Sequence[Tensor], room: int = ROOM) -> Tensor:
+def gram(functions: Sequence[Loss], parameters: Sequence[Tensor], limit: int = LIMIT) -> Tensor:
     """All inner products of the gradients of n functions by the same parameters [n, n].
 
     Every function is differentiated separately, so the result is exact for any function. If n gradients have more than
-    `room` entries in total, they are computed in slices, with one backward pass per function and slice.
+    `limit` entries in total, they are computed in slices, with one backward pass per function and slice.
 
     Args:
         functions: Each returns a 0-d tensor, or a tensor with a single element.
@@ -122,7 +122,7 @@ def gram(functions: Sequence[Loss], parameters: Sequence[Tensor], room: int = RO
     starts = [0]
     for p in parameters:
         starts.append(starts[-1] + p.numel())
-    width = max(1, min(starts[-1], room // len(functions)))
+    width = max(1, min(starts[-1], limit // len(functions)))
     total = parameters[0].new_zeros(len(functions), len(functions))
     for begin in range(0, starts[-1], width):
         end = min(begin + width, starts[-1])

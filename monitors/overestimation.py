@@ -56,7 +56,7 @@ class Overestimation(Monitor):
     example: ClassVar[str] = "overestimation(every=8, episodes=2, max_steps=6, tail=1.0)"
     every: ClassVar[int] = 100_000
     metrics: ClassVar[Mapping[str, str]] = {
-        "overestimation": "mean of value minus discounted return that followed, over the states of its own episodes",
+        "overestimation": "mean of value minus discounted return that followed, over states of separate episodes",
         "overestimation_normalised": "the same over the mean absolute return",
         "mc_return": "mean discounted return that followed, over the same states; with SAC's entropy bonus",
         "mc_states": "number of states that counted",
@@ -76,8 +76,8 @@ class Overestimation(Monitor):
     def between(self, run: Any) -> Iterator[Finding]:
         if run.fresh_envs is None:
             raise ValueError(
-                "overestimation plays episodes of its own: give the run fresh_envs=lambda: make(...), or leave the "
-                "monitor out"
+                "overestimation plays separate episodes: give the run fresh_envs=lambda: make(...), or remove the "
+                "monitor"
             )
         agent: Agent = run.agent
         if not view(agent).values_are_returns:

@@ -50,17 +50,17 @@ def heatmap(
     """A matrix as colours, dark for low values; the first row is on top.
 
     Args:
-        array: [rows, columns]; what is not finite is grey.
-        title: Stands above.
-        x_label: What columns are.
-        y_label: What rows are.
-        low: Value of the darkest colour, and of all below; the lowest one if None.
-        high: Value of the brightest colour, and of all above; the highest one if None.
+        array: [rows, columns]; values that are not finite are grey.
+        title: Text above the heatmap.
+        x_label: Label of the horizontal axis.
+        y_label: Label of the vertical axis.
+        low: Value of the darkest colour, which lower values have too; the lowest value if None.
+        high: Value of the brightest colour, which higher values have too; the highest value if None.
         marks: Thin vertical lines, in columns from the left edge (0 … columns).
-        x_ticks: Labels of the columns' axis, by place, in the same measure; numbers of columns if None.
+        x_ticks: Labels of the horizontal axis, by position in columns; column numbers if None.
 
     Raises:
-        ValueError: It is no matrix, or an empty one.
+        ValueError: The array is not a matrix, or is empty.
     """
     return stack({y_label: array}, title=title, x_label=x_label, low=low, high=high, marks=marks, x_ticks=x_ticks)
 
@@ -75,15 +75,17 @@ def stack(
     marks: Sequence[float] = (),
     x_ticks: Mapping[float, str] | None = None,
 ) -> Picture:
-    """Heatmaps of as many columns each, one below the other, with labels; they share colours and axis (`heatmap`).
+    """Heatmaps with the same number of columns, one below the other, with labels, common colours and one axis.
+
+    The arguments are those of `heatmap`.
 
     Raises:
-        ValueError: There is no panel, or one is no matrix, is empty, or has another number of columns.
+        ValueError: There is no panel, or a panel is not a matrix, is empty, or has another number of columns.
     """
     arrays = {label: np.asarray(panel, np.float64) for label, panel in panels.items()}
     shapes = [array.shape for array in arrays.values()]
     if not shapes or any(len(shape) != 2 or 0 in shape or shape[1] != shapes[0][1] for shape in shapes):
-        raise ValueError(f"{title}: panels are matrices with as many columns each, not {shapes}")
+        raise ValueError(f"{title}: panels must be matrices with equal numbers of columns, not {shapes}")
     columns = shapes[0][1]
     low, high = _range(arrays.values(), low, high)
     font = ImageFont.load_default(11)

@@ -21,11 +21,11 @@ from .probing import ARMS, Budget, Draws, Probe, TargetKind, check_targets, expe
 
 MEASURED: tuple[TargetKind, ...] = ("random", "noise", "replay")
 MEANINGS = {
-    "plasticity_ratio_{}": "fit of copies of the module to {} over that of fresh modules; 1 as plastic as new, 0 not",
+    "plasticity_ratio_{}": "fit of copies of the module to {} over that of fresh modules; 1: as plastic as new",
     "plasticity_ratio_{}_low": "lower end of the ratio's 95 % bootstrap interval over draws, for {}",
     "plasticity_ratio_{}_high": "upper end of the ratio's 95 % bootstrap interval over draws, for {}",
-    "plasticity_ratio_{}_rescaled": "the ratio for {}, against fresh modules of the agent's norms",
-    "plasticity_ratio_{}_present_optimizer": "the ratio for {}, with the optimizer's memory as it stands",
+    "plasticity_ratio_{}_rescaled": "the ratio for {}, relative to fresh modules with the agent's norms",
+    "plasticity_ratio_{}_present_optimizer": "the ratio for {}, with the agent's optimizer state",
     "probe_loss_ratio_{}": "mean final loss of the copies on {} over that of fresh modules",
     "probe_fit_{}": "1 - final loss / variance of {}, mean of the copies",
     "probe_fit_{}_fresh": "1 - final loss / variance of {}, mean of fresh modules",
@@ -99,7 +99,7 @@ class ProbeMonitor(Monitor):
         super().__init__(trigger(every, of))
         check_targets(targets)
         if not targets or not set(targets) <= set(MEASURED):
-            raise ValueError(f"targets are {', '.join(MEASURED)}; a run knows no next task")
+            raise ValueError(f"targets must be among {', '.join(MEASURED)}; a run has no next task")
         self.given: dict[str, int | None] = {"steps": steps, "batch_size": batch_size}
         self.others: dict[str, Any] = {"draws": draws, "lr": lr, "relative": relative}
         Budget(**self.others)  # refused here rather than at the first measurement

@@ -296,9 +296,9 @@ def probe(
     """
     check_targets(targets)
     if ("next" in targets) != (next_batch is not None):
-        raise ValueError("the targets of the next task need both: targets=('next', ...) and next_batch=...")
-    if str(control) == "born":  # the former name
-        raise ValueError("control='born' is called control='initial' now")
+        raise ValueError("targets of the next task need both targets=('next', ...) and next_batch=...")
+    if str(control) == (former := "born"):  # a former name
+        raise ValueError(f"control={former!r} is called control='initial' now")
     if control not in get_args(Control):
         raise ValueError(f"control must be 'drawn' or 'initial', not {control!r}")
     budget = Budget.of(
@@ -430,7 +430,7 @@ class Bench:
         self.inputs, self.samples = subject.inputs, len(subject.inputs[0])
         self.tensors: list[Tensor] = [*self.net.parameters(), *self.net.buffers()]
         self.device = self.tensors[0].device
-        self.rooms = [m for m in self.net.modules() if isinstance(m, Injection)]
+        self.injections = [m for m in self.net.modules() if isinstance(m, Injection)]
         self.layers = layers_of(self.net, self.inputs)
         self.weights = [p for p in self.net.parameters() if p.requires_grad]
         for p in self.weights:
@@ -462,20 +462,20 @@ class Bench:
     @torch.no_grad()
     def start(self) -> Start:
         """The module in its present state."""
-        return Start([t.detach().clone() for t in self.tensors], [m.opened for m in self.rooms], self.outputs())
+        return Start([t.detach().clone() for t in self.tensors], [m.opened for m in self.injections], self.outputs())
 
     @torch.no_grad()
     def load_(self, start: Start) -> None:
         torch._foreach_copy_(self.tensors, start.tensors)
-        for room, opened in zip(self.rooms, start.opened, strict=True):
-            room.opened = opened
+        for injection, opened in zip(self.injections, start.opened, strict=True):
+            injection.opened = opened
 
     @torch.no_grad()
     def draw_(self, generator: Generator) -> None:
         """Reinitialise the module in place, without injections."""
         reinitialise_(self.layers.values(), generator)
-        for room in self.rooms:
-            room.opened = 0
+        for injection in self.injections:
+            injection.opened = 0
 
     @torch.no_grad()
     def load_control_(self, generator: Generator) -> None:
@@ -636,4 +636,4 @@ __all__ = [
     "temporal_difference_targets",
 ]
 
-__getattr__ = moved(__name__, {"newborn_": f"{__name__}.reinitialise_"})
+__getattr__ = moved(__name__, {"newborn_": f"{__name__}.reinitialise_"})  # a former name

@@ -30,7 +30,7 @@ from .metrics import (
 
 
 class Ranks(Monitor):
-    """How many directions the features of every network span, by the definitions in use.
+    """How many directions the features of every network span, by the common definitions of rank.
 
     Features are the inputs of an output layer: the outputs of the last hidden layer of a Q-network, of each of its
     dueling streams, of every critic of an ensemble, and of the actor; and the encoder's output, if there is one (place
@@ -64,8 +64,8 @@ class Ranks(Monitor):
         "feature_rank_0.01": "singular values above 0.01, after division by the root of the number of samples",
         "numerical_rank": "singular values above the rounding of float32",
         "feature_norm": "mean L2 norm of a sample's features",
-        "effective_rank_centred": "effective_rank of features less their mean",
-        "srank_0.01_centred": "srank_0.01 of features less their mean",
+        "effective_rank_centred": "effective_rank of features minus their mean",
+        "srank_0.01_centred": "srank_0.01 of features minus their mean",
     }
 
     def __init__(self, every: Period = 250, of: Unit = "updates", samples: Samples = SAMPLES) -> None:
@@ -76,14 +76,14 @@ class Ranks(Monitor):
         surveyed = survey(agent)
         self.features = feature_layers(surveyed)
         self.encoder = encoder_outputs(surveyed)
-        self.sees = agent.observation.pixels and any(name.startswith(ENCODER) for name in surveyed.layers)
+        self.has_encoder = agent.observation.pixels and any(name.startswith(ENCODER) for name in surveyed.layers)
 
     @torch.no_grad()
     def measure(self, context: MonitorContext) -> Iterator[tuple[str, Tensor]]:
         outputs = context.outputs(self.samples)
         for component, names in self.features.items():
             yield f"{component}/features", torch.cat([feature_moments(outputs[n][: self.samples]) for n in names])
-        if not self.sees:
+        if not self.has_encoder:
             return
         if self.encoder:
             seen = torch.cat([outputs[name][: self.samples].flatten(1) for name in self.encoder], dim=1)
@@ -131,7 +131,7 @@ def feature_layers(surveyed: Survey) -> dict[str, list[str]]:
     outputs = {layer for name, layer in surveyed.layers.items() if layer.is_output and not name.startswith(ENCODER)}
     read = {
         component: [name for name in names if any(r.layer in outputs for r in surveyed.graph[name].consumers)]
-        for component, names in surveyed.taps.items()
+        for component, names in surveyed.traced.items()
     }
     return {component: names for component, names in read.items() if names}
 
@@ -139,5 +139,5 @@ def feature_layers(surveyed: Survey) -> dict[str, list[str]]:
 def encoder_outputs(surveyed: Survey) -> list[str]:
     """The encoder's hidden layers that feed a layer outside it; none if a residual stream is the output."""
     outside = {layer for name, layer in surveyed.layers.items() if not name.startswith(ENCODER)}
-    hidden = [name for names in surveyed.taps.values() for name in names if name.startswith(ENCODER)]
+    hidden = [name for names in surveyed.traced.values() for name in names if name.startswith(ENCODER)]
     return [name for name in hidden if any(r.layer in outside for r in surveyed.graph[name].consumers)]

@@ -57,8 +57,8 @@ def watch(agent: Agent, *monitors: str | Monitor) -> Monitors:
         ValueError: A spec is invalid, or a monitor does not fit the agent.
     """
     given = [part for part in monitors if isinstance(part, Monitor)]
-    words = [spec for spec in monitors if isinstance(spec, str)]
-    parts = [*given, *built(words if monitors else ["cheap"])]
+    specs = [spec for spec in monitors if isinstance(spec, str)]
+    parts = [*given, *built(specs if monitors else ["cheap"])]
     measured = {metric for part in parts for metric in part.metrics}
     for _, when in triggers(agent):
         metric = when.metric.rpartition("/")[2]
@@ -68,22 +68,22 @@ def watch(agent: Agent, *monitors: str | Monitor) -> Monitors:
     return Monitors(parts).bind(agent)
 
 
-def expand(words: Iterable[str]) -> list[str]:
-    """The specs that groups stand for; an explicit spec replaces the group's spec of the same monitor.
+def expand(specs: Iterable[str]) -> list[str]:
+    """The specs of the monitors in the groups; an explicit spec replaces the group's spec of the same monitor.
 
     Raises:
         SpecError: A spec is invalid.
     """
-    words = list(words)
+    specs = list(specs)
     own: dict[str, str] = {}
-    for spec in words:
+    for spec in specs:
         if spec in GROUPS:
             continue
         name = parse(spec, "monitor", "units(every=100)").name
         if name in GROUPS:
             raise SpecError(
-                f"{spec}: {name} stands for several monitors and takes no parameters; write {name}, and those that "
-                "differ beside it, like units(every=100)"
+                f"{spec}: {name} is a group of monitors and has no parameters; write {name}, and beside it the "
+                "monitors with other parameters, like units(every=100)"
             )
         if name not in MONITORS:
             known = [*MONITORS, *GROUPS]
@@ -93,7 +93,7 @@ def expand(words: Iterable[str]) -> list[str]:
         own[name] = spec
     wanted = {
         name: name
-        for spec in words
+        for spec in specs
         if spec in GROUPS and spec != "none"
         for name, kind in MONITORS.items()
         if spec in ("all", kind.group) and kind.group != "alone"
@@ -101,16 +101,16 @@ def expand(words: Iterable[str]) -> list[str]:
     return list((wanted | own).values())
 
 
-def check_monitors(words: Iterable[str]) -> tuple[str, ...]:
+def check_monitors(specs: Iterable[str]) -> tuple[str, ...]:
     """The specs in canonical spelling; groups stay as they are (SpecError)."""
-    words = list(words)
-    expand(words)
-    return tuple(word if word in GROUPS else check([word], MONITORS)[0] for word in words)
+    specs = list(specs)
+    expand(specs)
+    return tuple(spec if spec in GROUPS else check([spec], MONITORS)[0] for spec in specs)
 
 
-def built(words: Iterable[str]) -> list[Monitor]:
+def built(specs: Iterable[str]) -> list[Monitor]:
     """The monitors of these specs (SpecError)."""
-    parts: list[Intervention] = build_parts(expand(list(words)), MONITORS)
+    parts: list[Intervention] = build_parts(expand(list(specs)), MONITORS)
     return [part for part in parts if isinstance(part, Monitor)]
 
 

@@ -41,7 +41,7 @@ class Tandem(Monitor):
     metrics: ClassVar[Mapping[str, str]] = {
         "tandem_return": "mean return of the passive agent's greedy policy",
         "tandem_active_return": "mean return of the active agent's greedy policy, in episodes with the same seeds",
-        "tandem_gap": "the passive one's less the active one's",
+        "tandem_gap": "return of the passive agent minus that of the active agent",
     }
 
     def __init__(self, every: SomeEnvSteps = 10_000, episodes: Episodes = 5) -> None:
@@ -62,7 +62,7 @@ class Tandem(Monitor):
     def between(self, run: Any) -> Iterator[Finding]:
         if run.fresh_envs is None:
             raise ValueError(
-                "tandem plays episodes of its own: give the run fresh_envs=lambda: make(...), or leave the monitor out"
+                "tandem plays separate episodes: give the run fresh_envs=lambda: make(...), or remove the monitor"
             )
         means = []
         for agent in (self.passive, run.agent):

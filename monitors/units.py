@@ -70,9 +70,9 @@ class Units(Monitor):
         "dormant_fraction_0.025": "the same with 0.025 of the layer's mean",
         "dead_fraction": "share of units whose output is exactly zero on all samples and positions",
         "active_fraction": "share of units active on a sample, averaged over samples (FAU)",
-        "linearised_fraction": "share of units whose input is positive on more than 99 % of samples: they never bend",
+        "linearised_fraction": "share of units that act linearly: their input is positive on over 99 % of samples",
         "nonlinearity": "4 rho (1 - rho), averaged over units; rho is the share of samples with a positive input",
-        "dormant_overlap": "units dormant (0.1) now and at the check before, as a share of the smaller set",
+        "dormant_overlap": "units dormant (0.1) at this check and at the previous one, as a share of the smaller set",
     }
 
     def __init__(self, every: Period = 250, of: Unit = "updates", samples: Samples = SAMPLES) -> None:
@@ -81,7 +81,7 @@ class Units(Monitor):
 
     def bind(self, agent: Agent) -> None:
         surveyed = survey(agent)
-        self.names = [name for names in surveyed.taps.values() for name in names]
+        self.names = [name for names in surveyed.traced.values() for name in names]
         layers = [surveyed.layers[name] for name in self.names]
         self.units = np.array([layer.units for layer in layers])
         dormant = torch.zeros(int(self.units.sum()), dtype=torch.bool, device=agent.device)
@@ -92,8 +92,8 @@ class Units(Monitor):
         tanh = np.array([isinstance(layer.activation, nn.Tanh) for layer in layers], bool)
         everywhere = np.ones(len(layers), bool)
         # Sine and cosine are never both zero.
-        mortal = np.array([not isinstance(layer.activation, Fourier) for layer in layers], bool)
-        self.meant = (everywhere, everywhere, mortal, gated | tanh, gated, gated)
+        can_die = np.array([not isinstance(layer.activation, Fourier) for layer in layers], bool)
+        self.meant = (everywhere, everywhere, can_die, gated | tanh, gated, gated)
 
     @torch.no_grad()
     def measure(self, context: MonitorContext) -> Iterator[tuple[str, Tensor]]:
@@ -122,10 +122,10 @@ class Units(Monitor):
 
 
 def counted(layer: Layer, h: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums over the units of one layer, and which of its units are dormant now [units].
+    """Sums over the units of one layer, and which of its units are dormant at present [units].
 
     The sums are in the order of `SHARES` (0 for undefined metrics), then the number of units that were dormant at the
-    check before, and the number that are dormant at both.
+    previous check, and the number that are dormant at both.
     """
     size = magnitude(layer, h)
     score, dead = dormancy_score(size), size == 0

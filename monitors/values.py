@@ -54,7 +54,7 @@ class Values(Monitor):
         "target_gap": "mean absolute difference between the values of the online and of the target network",
         "ensemble_disagreement": "standard deviation over critics, averaged over transitions",
         "td_error": "mean absolute temporal-difference error of the update's batch",
-        "loss": "loss of the update, without what interventions add to it",
+        "loss": "loss of the update, without penalties of interventions",
         "entropy": "entropy of the policy on the update's batch, in nats",
         "temperature": "weight of the entropy",
     }

@@ -43,9 +43,9 @@ class Activating(Intervention):
         )
 
 
-def chosen(config: Any, on: str, who: str) -> list[str]:
+def chosen(config: Any, on: str, intervention: str) -> list[str]:
     """The components that `on` names (ValueError if this agent does not have the component)."""
     if on == "all":
         return list(config.parts)
-    edit_network(config, on, who)
+    edit_network(config, on, intervention)
     return [on]

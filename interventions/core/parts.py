@@ -33,16 +33,16 @@ class Survey:
 
     name: str  # of the agent, for error messages
     layers: dict[str, Layer]  # every trained layer, in the order of initialisation
-    copies: dict[str, Layer]  # the corresponding layers of target networks, where they exist
+    copies: dict[str, Layer]  # the corresponding layers of target networks, if there are any
     graph: UnitGraph
-    taps: dict[str, list[str]]  # component → its hidden layers in the order of the trace
+    traced: dict[str, list[str]]  # component → its hidden layers, in the order of the trace
 
     def outputs(self, activations: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
         """The outputs that an update returned, by layer."""
         return {
             name: h
             for component, trace in activations.items()
-            for name, h in zip(self.taps[component], trace, strict=True)
+            for name, h in zip(self.traced[component], trace, strict=True)
         }
 
 
@@ -56,15 +56,15 @@ def survey(agent: Agent) -> Survey:
         layers |= {f"{name}.{key}": layer for key, layer in all_layers(component.online).items()}
         if component.target is not None:
             copies |= {f"{name}.{key}": layer for key, layer in all_layers(component.target).items()}
-    taps = {name: [f"{name}.{key}" for key in hidden_layers(c.online)] for name, c in agent.components.items()}
-    return Survey(agent.name, layers, copies, agent_graph(agent), taps)
+    traced = {name: [f"{name}.{key}" for key in hidden_layers(c.online)] for name, c in agent.components.items()}
+    return Survey(agent.name, layers, copies, agent_graph(agent), traced)
 
 
-def chosen_layers(surveyed: Survey, parts: str | Iterable[str], who: str) -> list[str]:
+def chosen_layers(surveyed: Survey, parts: str | Iterable[str], intervention: str) -> list[str]:
     """The names of the layers that `parts` names, in the order of initialisation.
 
     Raises:
-        ValueError: This agent does not have one of the parts. The message names the intervention `who`.
+        ValueError: This agent does not have one of the parts. The message begins with `intervention`.
     """
     wanted = (parts,) if isinstance(parts, str) else tuple(parts)
     names: set[str] = set()
@@ -74,7 +74,7 @@ def chosen_layers(surveyed: Survey, parts: str | Iterable[str], who: str) -> lis
             known = [part for part in known_parts(surveyed) if part != "all"]
             hint = did_you_mean(part, [*known, *surveyed.layers])
             raise ValueError(
-                f"{who}: this {surveyed.name} has no {part!r}.{hint} It has {', '.join(known)}, and "
+                f"{intervention}: this {surveyed.name} has no {part!r}.{hint} It has {', '.join(known)}, and "
                 f"layers such as {next(iter(surveyed.layers), 'none')}"
             )
         names |= matching
@@ -92,7 +92,7 @@ def known_parts(surveyed: Survey) -> list[str]:
 
 
 def edited(parts: str | Iterable[str]) -> tuple[str, ...]:
-    """The resources that an intervention on these parts edits: the critics' heads, unless all parts lie outside
+    """The resources that an intervention on these parts edits: the critics' heads, or nothing if all parts are outside
     them."""
     wanted = (parts,) if isinstance(parts, str) else tuple(parts)
     outside = all(part in ("encoder", "actor") or part.startswith((ENCODER, "actor.")) for part in wanted)

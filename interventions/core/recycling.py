@@ -25,8 +25,8 @@ class Recycler(Intervention):
     """Base of methods that reset single units of `on` on a schedule.
 
     Units without a consumer, and units whose output joins a residual stream, are not reset. With
-    `step_counts=per_weight` Adam treats a recycled weight like a new one. With `shared`, as in torch, a whole tensor
-    has one step counter: Adam then corrects zeroed moments as if they were old.
+    `step_counts=per_weight` Adam treats a recycled weight like a new one. With `per_tensor`, as in torch, a whole
+    tensor has one step counter, so Adam corrects zeroed moments like moments of long training.
     """
 
     effect: ClassVar[Effect] = "unit_surgery"
@@ -153,7 +153,7 @@ def at_inputs(consumer: Consumer, units: Units, statistic: Tensor) -> Tensor:
     if owned != flat.numel():
         flat = statistic.flatten(1).mean(1)
         if owned != flat.numel():
-            raise ValueError(f"what lies between {units.name} and its consumer changes the number of its outputs")
+            raise ValueError(f"the modules between {units.name} and its consumer change the number of its outputs")
     # The inputs that come from this layer are in the order of its outputs, even with other inputs between them.
     places = torch.cumsum(consumer.owner >= 0, 0) - 1
     return flat.index_select(0, places.index_select(0, consumer.columns.flatten())).view(consumer.columns.shape)

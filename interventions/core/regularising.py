@@ -96,7 +96,7 @@ def tensors(layers: dict[str, Layer], norms: bool) -> Iterator[tuple[str, Tensor
 
 def initial_buffer(key: str) -> str:
     """The name of the buffer that holds a parameter's initial value."""
-    return f"{key.replace('.', '/')}:born"
+    return f"{key.replace('.', '/')}:born"  # a key of checkpoints
 
 
 def reached(on: str) -> tuple[str, ...]:
@@ -106,4 +106,5 @@ def reached(on: str) -> tuple[str, ...]:
     return ("actor",) if fnmatchcase(on, "actor*") else ("critic", "actor")
 
 
-__getattr__ = moved(__name__, {"FromBirth": f"{__name__}.FromInitial", "birth": f"{__name__}.initial_buffer"})
+FORMER = {"FromBirth": "FromInitial", "birth": "initial_buffer"}  # former names
+__getattr__ = moved(__name__, {former: f"{__name__}.{new}" for former, new in FORMER.items()})

@@ -80,4 +80,4 @@ class LayerMethod(Intervention):
         return fired
 
 
-__getattr__ = moved(__name__, {"beat": f"{__name__}.trigger"})
+__getattr__ = moved(__name__, {"beat": f"{__name__}.trigger"})  # a former name

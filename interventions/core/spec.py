@@ -1,7 +1,7 @@
 """Intervention specs: `layer_norm "redo(tau=0.1, every=1000)" "reset(layers=head)"`.
 
 `common/specs.py` defines the grammar. The same specs name the run. An invalid spec raises a `SpecError` of one line
-that says how to correct it.
+with the correction.
 """
 
 from __future__ import annotations
@@ -56,23 +56,23 @@ LOOP: dict[str, Any] = {"when": str, "patience": Patience, "cooldown": Updates}
 SCHEDULE = ("every", "of", "at", "start", "stop")
 
 
-def normalise(words: Iterable[str], registry: Registry | None = None) -> str:
+def normalise(specs: Iterable[str], registry: Registry | None = None) -> str:
     """The canonical text of specs, which names a run: equivalent specs have the same text.
 
     Without a registry only the spelling is made canonical. With a registry, every spec is also looked up and checked as
     in `check`. The order of specs is kept, because it is the order of application.
     """
     if registry is None:
-        return " ".join(str(parse(text)) for text in words)
-    return " ".join(check(words, registry))
+        return " ".join(str(parse(text)) for text in specs)
+    return " ".join(check(specs, registry))
 
 
-def check(words: Iterable[str], registry: Registry) -> tuple[str, ...]:
+def check(specs: Iterable[str], registry: Registry) -> tuple[str, ...]:
     """The specs in canonical spelling, with every name, parameter and type checked (SpecError). It builds nothing.
 
     A positional value gets its parameter's name, and numbers take the parameter's type (`every=1e3` is 1000).
     """
-    resolved = (_resolve(text, registry) for text in words)
+    resolved = (_resolve(text, registry) for text in specs)
     return tuple(str(Spec(name, arguments)) for name, arguments in resolved)
 
 
@@ -102,19 +102,19 @@ def _with_current_names(text: str, registry: Registry) -> str:
     return text if current == spec else str(current)
 
 
-def build(words: Iterable[str], registry: Registry) -> Compose:
+def build(specs: Iterable[str], registry: Registry) -> Compose:
     """The interventions that the specs name, in order, as one composed intervention (SpecError)."""
-    parts = build_parts(words, registry)
+    parts = build_parts(specs, registry)
     try:
         return Compose(parts)
     except ValueError as error:
         raise SpecError(one_line(error)) from error
 
 
-def build_parts(words: Iterable[str], registry: Registry) -> list[Intervention]:
+def build_parts(specs: Iterable[str], registry: Registry) -> list[Intervention]:
     """The interventions that the specs name, as a list (SpecError)."""
     parts = []
-    for text in words:
+    for text in specs:
         name, arguments = _resolve(text, registry)
         loop = {key: arguments[key] for key in LOOP if key in arguments}
         try:

@@ -18,7 +18,7 @@ from .units import Consumer, UnitGraph
 
 # Per-element state of torch's optimizers and of pliant's own, all with the parameter's shape.
 MEMORY = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "filled", "filled_sq")
-# Entries of MEMORY that hold the age of each weight; the step counter holds the age of a whole tensor.
+# Entries of MEMORY from which Adam computes the step count of each weight; `step` is the count of a whole tensor.
 PER_WEIGHT = ("filled", "filled_sq")
 
 

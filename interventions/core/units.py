@@ -42,7 +42,7 @@ class Consumer:
         order = order[owner[order] >= 0]
         units = int(owner.max()) + 1
         if not torch.equal(torch.bincount(owner[owner >= 0]), torch.full((units,), len(order) // units)):
-            raise NotMeasurable("units of one layer are read at different numbers of places")
+            raise NotMeasurable("a consumer reads the units of one layer at different numbers of positions")
         return order.view(units, -1).to(self.owner.device)
 
     @property
@@ -91,16 +91,16 @@ def agent_graph(agent: Agent) -> UnitGraph:
 
 @contextmanager
 def _all_open(network: nn.Module) -> Iterator[None]:
-    """Include copies of a head that no injection has opened yet, because they will read units later."""
-    rooms = [m for m in network.modules() if isinstance(m, Injection)]
-    opened = [room.opened for room in rooms]
-    for room in rooms:
-        room.opened = len(room.old)
+    """Include the copies of a head that no injection uses yet, because they will read units later."""
+    injections = [m for m in network.modules() if isinstance(m, Injection)]
+    opened = [injection.opened for injection in injections]
+    for injection in injections:
+        injection.opened = len(injection.old)
     try:
         yield
     finally:
-        for room, number in zip(rooms, opened, strict=True):
-            room.opened = number
+        for injection, number in zip(injections, opened, strict=True):
+            injection.opened = number
 
 
 def online_networks(agent: Agent) -> nn.ModuleDict:
@@ -120,8 +120,8 @@ def unit_graph(network: nn.Module, forward: Callable[[], Any]) -> UnitGraph:
     """
     frozen = frozen_modules(network)
     layers = {m: name for name, m in network.named_modules() if isinstance(m, Layer)}
-    silent = {m for m in layers if m.is_output or m in frozen}
-    graph = {name: Units(name, layer) for layer, name in layers.items() if layer not in silent}
+    without_units = {m for m in layers if m.is_output or m in frozen}
+    graph = {name: Units(name, layer) for layer, name in layers.items() if layer not in without_units}
     # Zero means "no unit": an input of zero stays zero through everything that is not a layer.
     first: dict[str, int] = {}
     total = 1
@@ -137,7 +137,7 @@ def unit_graph(network: nn.Module, forward: Callable[[], Any]) -> UnitGraph:
         name = layers[layer]
         _note_consumers(name, layer, x, graph, starts)
         shape = layer.linear(x).shape
-        if layer in silent:
+        if layer in without_units:
             places = (shape[0], shape[1] * layer.copies, *shape[2:])
             return torch.zeros(places, dtype=x.dtype, device=x.device)
         numbers = torch.arange(first[name], first[name] + layer.units, dtype=x.dtype, device=x.device)

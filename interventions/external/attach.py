@@ -39,23 +39,23 @@ from .networks import ExternalLayer, ExternalNetwork, ExternalSurvey, Place, rea
 FORMAT = 1
 # Optimizers whose whole state per weight is listed in `surgery.MEMORY`; pliant's Adam is an AdamW.
 OPTIMIZERS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop, torch.optim.RAdam)
-# These edit the configuration, but an external loop sets the same things itself: the target's pace and the acting
-# network, or a weight decay (l2 refuses form=decoupled with its own message).
-PACED_BY_THE_LOOP = ("hare_tortoise", "l2")
+# These edit the configuration of an agent. In an external loop, the loop itself sets these things: the speed of the
+# target network and the acting network, or a weight decay (l2 refuses form=decoupled with its own message).
+SET_BY_THE_LOOP = ("hare_tortoise", "l2")
 # This one needs an agent's predictions on a batch from the agent's memory.
 NEEDS_AN_AGENT = ("chain",)
-INSTEAD = {
+ALTERNATIVES = {
     "layer_norm": "put nn.LayerNorm between linear map and activation yourself",
     "replay_ratio": "make more updates in your loop, with 'reset(every=..., of=updates)' beside them",
-    "adaptive_replay_ratio": "the number of updates is your loop's",
-    "bbf": "'shrink_perturb(layers=encoder, every=...)' and 'reset(layers=head, every=...)' do its resets; n-step and "
-    "discount are your loop's",
+    "adaptive_replay_ratio": "your loop sets the number of updates",
+    "bbf": "'shrink_perturb(layers=encoder, every=...)' and 'reset(layers=head, every=...)' make the same resets; your "
+    "loop sets n-step and discount",
     "random_shift": "shift the images in your loop",
     "crelu": "use torch.cat([x.relu(), (-x).relu()], dim=1) in your network",
     "fourier": "use torch.cat([x.sin(), x.cos()], dim=1) in your network",
     "activation": "choose it in your network",
     "linear": "leave the activations out of your network",
-    "plasticity_injection": "'reset(layers=head, every=...)' is the nearest that a built network can take",
+    "plasticity_injection": "'reset(layers=head, every=...)' is the most similar method for an existing network",
 }
 
 
@@ -145,7 +145,7 @@ class Plasticity:
     ) -> None:
         parts = [_built(spec) for spec in interventions]
         for part in parts:
-            _refuse_what_needs_an_agent(part)
+            _refuse_methods_of_agents(part)
         self.interventions = Compose(parts)
         self.clock = Clock()
         self.counted = [p for p in parts if getattr(p.when, "of", "updates") != "updates"]
@@ -170,17 +170,17 @@ class Plasticity:
         self.handles = [
             m.register_forward_pre_hook(Hook(self.recording, m), with_kwargs=True, prepend=False) for m in consumers
         ]
-        self.attached, self.asked_for_penalty = True, False
+        self.attached, self.penalty_requested = True, False
 
     def before_update(self) -> None:
         """Observe the activations of the first forward pass with gradients from now on."""
         self._check_attached()
         self.recording.start()
-        self.asked_for_penalty = False
+        self.penalty_requested = False
 
     def penalty(self, component: str | None = None) -> Tensor | float:
         """The term that interventions add to the loss: of one component, or of all."""
-        self.asked_for_penalty = True
+        self.penalty_requested = True
         total: Tensor | float = 0.0
         for name in self.agent.components if component is None else (component,):
             total = total + self.interventions.penalty(self.agent, name)  # type: ignore[arg-type]
@@ -203,9 +203,9 @@ class Plasticity:
                 raise RuntimeError(
                     f"{part.name} counts {unit}: call after_update({unit}=...), or write of=updates in the spec"
                 )
-        if self.with_penalty and not self.asked_for_penalty:
+        if self.with_penalty and not self.penalty_requested:
             raise RuntimeError(f"{self.with_penalty[0].name} is a penalty: add plasticity.penalty() to the loss")
-        activations = self.agent.seen()
+        activations = self.agent.observed()
         self.clock = self.clock.stepped(steps or 0, episodes or 0).updated()
         run: Any = SimpleNamespace(agent=self.agent, clock=self.clock, memory=None)
         self.interventions.after_update(run, activations)
@@ -329,13 +329,13 @@ class ExternalAgent:
         """Every distinct optimizer, with the name of the first component that uses it."""
         yield from self._optimizers.values()
 
-    def seen(self) -> dict[str, list[Any]]:
+    def observed(self) -> dict[str, list[Any]]:
         """The outputs of layers in the observed pass, by component; None for a layer that did not take part."""
         inputs = self.recording.inputs
         if not inputs and any(self.places.values()):
             raise RuntimeError(
-                "no forward pass with gradients was seen: call before_update() before every update, and "
-                "the network itself, not a copy, after it"
+                "there was no forward pass with gradients: call before_update() before every update, and then call "
+                "the network itself, not a copy"
             )
         traces = {
             name: [
@@ -388,13 +388,13 @@ def _built(spec: str | Intervention) -> Intervention:
     return spec
 
 
-def _refuse_what_needs_an_agent(part: Intervention) -> None:
+def _refuse_methods_of_agents(part: Intervention) -> None:
     """Refuse by name a method that shapes an agent or its batches, because there is no agent."""
     if isinstance(part.when, When):
         raise ValueError(
             f"{part.name} waits for {part.when}, but an external loop has no monitors; write every=... in the spec"
         )
-    if part.name in PACED_BY_THE_LOOP:
+    if part.name in SET_BY_THE_LOOP:
         return
     if part.name in NEEDS_AN_AGENT:
         raise ValueError(
@@ -408,8 +408,8 @@ def _refuse_what_needs_an_agent(part: Intervention) -> None:
     }
     for hook, what in hooks.items():
         if getattr(type(part), hook) is not getattr(Intervention, hook):
-            instead = INSTEAD.get(part.name, f"these can be attached: {', '.join(attachable())}")
-            raise ValueError(f"{part.name} {what}, and cannot be attached to an existing network; {instead}")
+            alternative = ALTERNATIVES.get(part.name, f"these can be attached: {', '.join(attachable())}")
+            raise ValueError(f"{part.name} {what}, and cannot be attached to an existing network; {alternative}")
 
 
 def attachable() -> list[str]:
@@ -420,7 +420,7 @@ def attachable() -> list[str]:
         for name, kind in INTERVENTIONS.items()
         if name not in NEEDS_AN_AGENT and all(getattr(kind, h) is getattr(Intervention, h) for h in hooks)
     }
-    return sorted(needless | {*PACED_BY_THE_LOOP})
+    return sorted(needless | {*SET_BY_THE_LOOP})
 
 
 def _check_apart(learners: Mapping[str, Learner]) -> None:
@@ -471,8 +471,8 @@ def _check_optimizers(learner: Learner) -> None:
         if held.count(id(p)) != 1 or not p.requires_grad:
             why = "does not learn" if not p.requires_grad else f"is in {held.count(id(p))} optimizers"
             raise ValueError(
-                f"attach: {name} {why}, and all that is attached must be in exactly one; attach to the "
-                "part that learns, with all its optimizers"
+                f"attach: {name} {why}, and every parameter must be in exactly one; attach to the part of the network "
+                "that learns, with all its optimizers"
             )
     if len(devices) != 1:
         raise ValueError(

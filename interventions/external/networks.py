@@ -25,7 +25,7 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves  # noqa: PLC2701
 
-from ...agents.networks import LAWS, InitName, Layer
+from ...agents.networks import INITIALISERS, InitName, Layer
 from ..core.parts import Survey
 from ..core.units import Consumer, NotMeasurable, UnitGraph, Units
 
@@ -178,7 +178,7 @@ class ExternalLayer(Layer):
     def _drawn(self, key: str, shape: torch.Size, generator: Generator) -> Tensor:
         if key.startswith("linear."):
             fan_in = self.linear.weight[0].numel()
-            return LAWS[self.init](shape, fan_in, key == "linear.bias", self.gain, generator)
+            return INITIALISERS[self.init](shape, fan_in, key == "linear.bias", self.gain, generator)
         value = 1.0 if key.endswith((".weight", ".running_var")) else 0.0
         return torch.full(shape, value, device=generator.device)
 
@@ -209,15 +209,13 @@ class ExternalNetwork:
     """The measured layers and units of a network, by qualified layer name."""
 
     layers: dict[str, ExternalLayer] = field(default_factory=dict)
-    copies: dict[str, ExternalLayer] = field(default_factory=dict)
+    copies: dict[str, ExternalLayer] = field(default_factory=dict)  # the layers of the target network
     graph: UnitGraph = field(default_factory=dict)
-    places: dict[str, list[Place]] = field(
-        default_factory=dict
-    )  # of every layer in the graph; the one with the most positions first
+    # The consumers of every layer in the graph; the consumer that reads the most positions is the first.
+    places: dict[str, list[Place]] = field(default_factory=dict)
     left_alone: dict[str, str] = field(default_factory=dict)  # hidden layers that are not in the graph, and the reason
-    pooled: list[str] = field(
-        default_factory=list
-    )  # layers in the graph whose consumers read different numbers of positions
+    # Layers in the graph whose consumers read different numbers of positions.
+    pooled: list[str] = field(default_factory=list)
 
 
 class ExternalSurvey(Survey):
@@ -255,7 +253,7 @@ def read_network(
     beside = measured.loose_norms()
     for module in sorted(names, key=order.__getitem__):
         reads = measured.reads[module]
-        output = not reads.owners and not reads.joined
+        output = not reads.owners and not reads.summed
         result.layers[names[module]] = ExternalLayer(module, reads.norm, beside.get(module, ()), init, output)
     views: dict[nn.Module, ExternalLayer] = {m: result.layers[names[m]] for m in names}
     for module in sorted(names, key=order.__getitem__):
@@ -263,8 +261,8 @@ def read_network(
         if layer.is_output:
             continue
         units = Units(called, layer, [Consumer(views[m], owner) for m, owner in reads.owners.items()])
-        if reads.joined:
-            result.left_alone[called] = f"its outputs are added to others before {keys[reads.joined[0]]!r} reads them"
+        if reads.summed:
+            result.left_alone[called] = f"its outputs are added to others before {keys[reads.summed[0]]!r} reads them"
         elif not units.resettable:
             result.left_alone[called] = "some of its units have no consumer"
         else:
@@ -294,16 +292,16 @@ def check_modules(network: nn.Module) -> None:
             _refuse(
                 name,
                 module,
-                "its weights are made of others (weight norm, spectral norm or the like), which "
-                "surgery would not reach; remove that first",
+                "its weights are computed from other parameters (weight norm, spectral norm or similar), which methods "
+                "do not edit; remove the parametrisation first",
             )
         if not isinstance(module, (*LAYERS, *NORMS)):
             if weights:
                 _refuse(
                     name,
                     module,
-                    "it holds weights of its own, and only linear maps, convolutions and norms are "
-                    "supported; keep other weights outside the network that is attached",
+                    "it has weights, and only linear maps, convolutions and norms may have weights; keep other weights "
+                    "outside the attached network",
                 )
             continue
         if any(nn.parameter.is_lazy(p) for p in weights.values()):
@@ -367,9 +365,8 @@ def _is_float(x: Any) -> bool:
 class _Pass:
     """One forward pass with numbers as the layers' outputs."""
 
-    order: list[Any] = field(
-        default_factory=list
-    )  # modules in the order of execution, and names of functions that mix values
+    # Modules in the order of execution, and names of functions that mix values.
+    order: list[Any] = field(default_factory=list)
     inputs: dict[nn.Module, Tensor] = field(default_factory=dict)
     outputs: list[Tensor] = field(default_factory=list)
 
@@ -379,7 +376,7 @@ class _Reads:
     """The consumers of the units of one layer."""
 
     owners: dict[nn.Module, Tensor] = field(default_factory=dict)  # by consumer [inputs]: the unit behind each, or -1
-    joined: list[nn.Module] = field(default_factory=list)  # consumers that read them added to other values
+    summed: list[nn.Module] = field(default_factory=list)  # consumers that read them added to other values
     norm: nn.Module | None = None
 
 
@@ -404,8 +401,8 @@ class _Measurement:
                 _refuse(
                     self.names[module],
                     module,
-                    "a forward pass does not reach it; give attach "
-                    "forward=..., a function of the example that runs every part of the network",
+                    "a forward pass does not reach it; give attach forward=..., a function of the example that runs "
+                    "every part of the network",
                 )
         self.reads = {m: self._measure(m) for m in self.layers}
 
@@ -438,8 +435,7 @@ class _Measurement:
                 elif not torch.allclose(first, other):
                     raise NotMeasurable(
                         f"attach: {keys[here[0].consumer]!r} and {keys[place.consumer]!r} read different functions of "
-                        "the "
-                        f"units of {name}; let both read the same"
+                        f"the units of {name}; let both read the same"
                     )
         return pooled
 
@@ -469,7 +465,7 @@ class _Measurement:
                 steps = (b.abs() - a.abs())[moved] * count
                 if (steps - steps.round()).abs().max() > 1e-6 * count:
                     self._refuse_mixed(module, other, first.order)
-                reads.joined.append(other)
+                reads.summed.append(other)
             elif (moved & (unit != owner[:, None])).any():
                 self._refuse_mixed(module, other, first.order)
             else:
@@ -479,20 +475,21 @@ class _Measurement:
             _refuse(
                 self.names[module],
                 module,
-                "other layers read its units and they leave the network as well; give "
-                "attach forward=..., a function of the example that returns predictions alone",
+                "its units are inputs of other layers and outputs of the network; give attach forward=..., a function "
+                "of the example that returns predictions only",
             )
-        reads.norm = next((m for m in self.order if m in self.norms and _stands_on(m, first.inputs[m], codes[0])), None)
+        reads.norm = next(
+            (m for m in self.order if m in self.norms and _normalises(m, first.inputs[m], codes[0])), None
+        )
         return reads
 
     def _refuse_mixed(self, module: nn.Module, consumer: nn.Module, order: list[Any]) -> NoReturn:
         between = order[order.index(module) : order.index(consumer)]
-        what = ", ".join(dict.fromkeys(m for m in between if isinstance(m, str)))
+        functions = ", ".join(dict.fromkeys(m for m in between if isinstance(m, str)))
         raise NotMeasurable(
             f"attach: {self.names[consumer]!r} ({type(consumer).__name__}) reads the units of {self.names[module]!r} "
-            "mixed "
-            f"with each other or with others{f' (by {what})' if what else ''}, so none can be reset alone; attach to "
-            "a part of the network without it"
+            f"mixed with each other or with others{f' (by {functions})' if functions else ''}, so none can be reset "
+            "alone; attach to a part of the network without it"
         )
 
     @torch.no_grad()
@@ -505,8 +502,8 @@ class _Measurement:
                 _refuse(
                     self.names[module],
                     module,
-                    "it is used twice in one forward pass, so that its units have two "
-                    "outputs each; attach with forward=..., which uses it once",
+                    "it is used twice in one forward pass, so that its units have two outputs each; attach with "
+                    "forward=..., which uses it once",
                 )
             done.order.append(module)
             done.inputs[module] = x
@@ -567,7 +564,7 @@ def _spread(module: Any, x: Tensor, values: Tensor) -> Tensor:
     return values.view(1, -1, *(1,) * len(sizes)).expand(len(x), -1, *sizes).contiguous()
 
 
-def _stands_on(norm: Any, x: Tensor, codes: Tensor) -> bool:
+def _normalises(norm: Any, x: Tensor, codes: Tensor) -> bool:
     """Whether the norm normalises exactly the units of one layer, with one gain and shift for each."""
     axis = x.ndim - len(norm.normalized_shape) if isinstance(norm, SHAPE_NORMS) else 1
     if x.shape[axis] != len(codes):

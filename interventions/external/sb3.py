@@ -50,7 +50,7 @@ class PlasticityCallback(BaseCallback):
         self, *interventions: str | Intervention, seed: int = 0, init: InitName | None = None, verbose: int = 0
     ) -> None:
         super().__init__(verbose)
-        self.words, self.seed, self.init = interventions, seed, init
+        self.interventions, self.seed, self.init = interventions, seed, init
         self.plasticity: Plasticity | None = None
         self.pending = {"steps": 0, "episodes": 0}  # since the previous update
         self.saved: Mapping[str, Any] | None = None
@@ -74,7 +74,7 @@ class PlasticityCallback(BaseCallback):
     def _on_training_start(self) -> None:
         self._release()
         learners, last = learners_of(self.model)
-        plasticity = Plasticity(learners, self.words, seed=self.seed, init=self.init)
+        plasticity = Plasticity(learners, self.interventions, seed=self.seed, init=self.init)
         if plasticity.with_penalty:
             plasticity.detach()
             raise ValueError(

@@ -300,7 +300,7 @@ def test_methods_observe_the_outputs_of_units(case: str) -> None:
     loop.plasticity.before_update()
     total(network(*inputs_of(case))).square().mean().backward()
     assert seen.keys() == network.units.keys()
-    outputs = agent.survey.outputs(agent.seen())
+    outputs = agent.survey.outputs(agent.observed())
     gradients = agent.unit_gradients()
     for name, h in seen.items():
         layer = agent.survey.graph[name].layer
@@ -659,7 +659,7 @@ def test_nothing_leaks() -> None:
     duplicate = copy.deepcopy(network)
     plasticity.before_update()
     duplicate(*inputs_of("image"))
-    with pytest.raises(RuntimeError, match="no forward pass with gradients was seen"):
+    with pytest.raises(RuntimeError, match="there was no forward pass with gradients"):
         plasticity.after_update()
     file = io.BytesIO()
     torch.save(network, file)
@@ -685,7 +685,7 @@ def test_only_the_first_pass_with_gradients_counts() -> None:
         loop.network(x * 0)
     first = loop.network(x)
     loop.network(x * 3)
-    seen = loop.plasticity.agent.survey.outputs(loop.plasticity.agent.seen())
+    seen = loop.plasticity.agent.survey.outputs(loop.plasticity.agent.observed())
     assert torch.equal(seen["critic.body.0"], loop.network.body[:2](x)) and first.requires_grad
 
 
@@ -777,7 +777,7 @@ def xavier() -> nn.Module:
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "recurrence": (lambda: nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 4)), r"1 \(LSTM\).*weights of its own"),
+    "recurrence": (lambda: nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 4)), r"1 \(LSTM\).*only linear maps"),
     "attention": (lambda: nn.TransformerEncoderLayer(4, 1, 8), r"self_attn \(MultiheadAttention\)"),
     "grouped": (
         lambda: nn.Sequential(nn.Flatten(), nn.Unflatten(1, (2, 2)), nn.Conv1d(2, 2, 1, groups=2)),
@@ -787,7 +787,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "spectral norm": (lambda: nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 2))), r"0 \(Linear\).*spectral norm"),
     "embedding": (lambda: nn.Sequential(nn.Embedding(4, 2)), r"0 \(Embedding\).*keep other weights outside"),
     "prelu": (lambda: nn.Sequential(nn.Linear(4, 2), nn.PReLU()), r"1 \(PReLU\)"),
-    "own weights": (Own, r"the network \(Own\).*weights of its own"),
+    "own weights": (Own, r"the network \(Own\).*it has weights, and only linear maps"),
     "overridden": (lambda: nn.Sequential(Masked(4, 2)), r"0 \(Masked\).*overrides the forward"),
     "tied": (tied, r"1 \(Linear\).*shares its weight with '0'"),
     "used twice": (Twice, r"inner \(Linear\).*used twice"),
@@ -799,7 +799,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "matmul": (lambda: Gated("matmul"), r"'second'.*'first' mixed"),
     "softmax module": (lambda: nn.Sequential(nn.Linear(4, 4), nn.Softmax(1), nn.Linear(4, 2)), r"'2'.*'0'.*by softmax"),
     "two functions": (TwoFunctions, r"'second' and 'third' read different functions of the units of critic.first"),
-    "features leave": (Features, r"first \(Linear\).*leave the network as well; give attach forward="),
+    "features leave": (Features, r"first \(Linear\).*outputs of the network; give attach forward="),
     "no layer": (lambda: nn.ReLU(), r"no layer"),
     "another law": (xavier, r"critic.0 reach .* pass init='orthogonal'"),
 }
@@ -984,7 +984,7 @@ def test_sac_of_sb3() -> None:
         assert layer.weight[1].abs().max() > 0.01 and layer.bias[1] > -0.9, "the dead unit was not recycled"
     assert not differences(target, model.critic_target.state_dict())
     survey = callback.plasticity.agent.survey
-    assert list(survey.taps) == ["critic", "actor"] and len(survey.taps["critic"]) == 4
+    assert list(survey.traced) == ["critic", "actor"] and len(survey.traced["critic"]) == 4
     assert [n for n, layer in survey.layers.items() if layer.is_output] == [
         "critic.qf0.4",
         "critic.qf1.4",
@@ -1022,7 +1022,7 @@ def test_sb3_from_pixels() -> None:
         "shrink_perturb(layers=encoder, every=3, of=updates)", "redo(on=encoder, every=2, tau=0.5)"
     )
     model.learn(20, callback=callback)
-    assert list(callback.plasticity.agent.survey.taps["critic"]) == [
+    assert list(callback.plasticity.agent.survey.traced["critic"]) == [
         "critic.encoder.cnn.0",
         "critic.encoder.cnn.2",
         "critic.encoder.cnn.4",

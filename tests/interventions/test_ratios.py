@@ -155,7 +155,7 @@ def test_resets_are_counted_in_updates_so_they_come_sooner_at_a_higher_ratio() -
         (lambda: AdaptiveReplayRatio(low=0.0), "low must be above 0"),
         (lambda: AdaptiveReplayRatio(delta=-1.0), "delta must be at least 0, not -1"),
         (lambda: begin(ReplayRatio(2), AdaptiveReplayRatio()), "exclude each other: both reserve the replay ratio"),
-        (lambda: begin(AdaptiveReplayRatio(), network=NetworkConfig(hidden=())), "no hidden layer to watch"),
+        (lambda: begin(AdaptiveReplayRatio(), network=NetworkConfig(hidden=())), "no hidden layer to measure"),
     ],
 )
 def test_senseless_ratios_are_refused(make: Callable[[], Any], message: str) -> None:

@@ -722,7 +722,7 @@ def test_the_encoder_is_trained_through_all_three_heads() -> None:
     def sum_of_heads() -> Tensor:
         features = network.encoder(obs)
         new = network.logits(network._modules, features)
-        return new + network.logits(injection.old[0], features) - network.logits(injection.born[0], features)
+        return new + network.logits(injection.old[0], features) - network.logits(injection.initial[0], features)
 
     torch.testing.assert_close(network(obs), sum_of_heads())
     expected = torch.autograd.grad((sum_of_heads() * direction).sum(), encoder)

@@ -443,6 +443,6 @@ def test_copies_of_a_head_read_the_encoder_before_they_are_opened() -> None:
     agent = DQN(SMALL, 3, config)
     channel = agent_graph(agent)["critic.encoder.blocks.0"]
     injection = agent.critic.online.injection
-    frozen = [copies[0]["head"].layers[0] for copies in (injection.old, injection.born)]  # type: ignore[union-attr]
+    frozen = [copies[0]["head"].layers[0] for copies in (injection.old, injection.initial)]  # type: ignore[union-attr]
     assert [r.layer for r in channel.consumers] == [agent.critic.online.head.layers[0], *frozen[::-1]]
     assert injection.opened == 0  # type: ignore[union-attr]

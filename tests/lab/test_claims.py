@@ -515,7 +515,7 @@ def test_an_injection_that_changes_a_prediction_is_caught(monkeypatch: pytest.Mo
 
     def forgetful(self: Any, head: Any, number: int, draws: Any, optimizers: Any) -> None:
         move(self, head, number, draws, optimizers)
-        for parameter in head.injection.born[number].parameters():
+        for parameter in head.injection.initial[number].parameters():
             parameter.zero_()
 
     monkeypatch.setattr(PlasticityInjection, "move", forgetful)

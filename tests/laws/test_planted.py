@@ -140,7 +140,7 @@ class Unequal(PlasticityInjection):
 
     def move(self, head: Any, number: int, draws: Any, optimizers: Any) -> None:
         super().move(head, number, draws, optimizers)
-        for parameter in head.injection.born[number].parameters():
+        for parameter in head.injection.initial[number].parameters():
             parameter.data.mul_(1.01)
 
 

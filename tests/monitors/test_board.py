@@ -528,7 +528,7 @@ def test_every_shape_fits(shape: tuple[int, int]) -> None:
 
 def test_panels_that_do_not_fit_each_other_are_refused() -> None:
     for panels in ({}, {"a": np.ones(3)}, {"a": np.ones((2, 3)), "b": np.ones((2, 4))}, {"a": np.ones((0, 3))}):
-        with pytest.raises(ValueError, match="heat: panels are matrices with as many columns each"):
+        with pytest.raises(ValueError, match="heat: panels must be matrices with equal numbers of columns"):
             stack(panels, title="heat")
 
 

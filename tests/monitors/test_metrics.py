@@ -530,7 +530,7 @@ class TestNorms:
                 gradients[name, key] = p.grad.double().numpy() / (1.0 if factor is None else float(factor))
         if clip:
             assert float(run.agent.components["critic"].optimizer.clipped) < 0.9
-        assert set(update.activations) == set(survey(run.agent).taps) - {"temperature"}
+        assert set(update.activations) == set(survey(run.agent).traced) - {"temperature"}
         names = list(survey(run.agent).layers)
         spectra = {name: by_matrix(gradients[name, "linear.weight"]) for name in names}
         for place, layers in ({name: [name] for name in names} | metrics.pools(names)).items():

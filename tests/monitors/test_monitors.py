@@ -392,7 +392,7 @@ def test_groups_and_words_of_monitors() -> None:
         ("unitz", "unknown monitor 'unitz'. Did you mean 'units'\\?"),
         ("units(evry=3)", "Did you mean 'every'"),
         ("chep", "Did you mean 'cheap'"),
-        ("cheap(every=3)", "cheap stands for several monitors"),
+        ("cheap(every=3)", "cheap is a group of monitors"),
         ("units,norms", "is not a monitor"),
         ("", "an empty spec is not a monitor"),
         ("units(when='critic/dead_fraction > 0')", "look at any time|when"),
