@@ -1,6 +1,6 @@
 """Specs of observations and actions, and the result of one environment step.
 
-These are plain host-side records. They stand in `common` because agents and environments both use them, and because
+These are plain host-side records. They are in `common` because agents and environments both use them, and because
 another project can build an agent without `pliant.envs`.
 """
 
@@ -202,8 +202,8 @@ def action_spec(space: Any) -> ActionSpec:
         return ActionSpec(int(space), discrete=True)
     if hasattr(space, "nvec") or type(space).__name__ == "MultiBinary":
         raise ValueError(
-            f"cannot build an agent for the action space {space}, of several choices at once: give every combination "
-            "a number of its own (gymnasium.wrappers.TransformAction from a Discrete space, with np.unravel_index)"
+            f"cannot build an agent for the action space {space}, of several choices at once: number all "
+            "combinations (gymnasium.wrappers.TransformAction from a Discrete space, with np.unravel_index)"
         )
     if hasattr(space, "n") and np.ndim(space.n) == 0:
         if getattr(space, "start", 0) != 0:

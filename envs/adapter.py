@@ -620,8 +620,8 @@ class VectorAdapter(Envs):
             raw, self._info = self.env.reset(seed=given, options={"reset_mask": mask} if partial else None)
         except Exception as error:
             raise RuntimeError(
-                f"{self.name}: this vector environment cannot reset its environments one by one, each with a seed of "
-                "its own, so its episodes cannot be repeated; give a list of single environments instead"
+                f"{self.name}: this vector environment cannot reset its environments one by one, each with its own "
+                "seed, so its episodes cannot be repeated; give a list of single environments instead"
             ) from error
         new = self._received(raw)
         if partial and not np.array_equal(new[~mask], obs[~mask], equal_nan=self._dtype is np.float32):

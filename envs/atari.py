@@ -238,7 +238,7 @@ def _one_by_one(
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
 
-    games: Games | None = None if drift is None else drift.part(Games)
+    games: Games | None = None if drift is None else drift.of_kind(Games)
     envs: list[gymnasium.Env[Any, Any]]
     if games is not None and (config.mode is not None or config.difficulty is not None):
         raise ValueError(f"{name}: a sequence of games excludes mode and difficulty: remove them")

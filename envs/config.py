@@ -27,7 +27,7 @@ class EnvConfig:
     frame_stack: Annotated[int, at_least(1, "frames", most=1_024, why="every observation holds them all")] | None = None
     """Frames in one observation (Atari: default 4; pixels of a control task: default 3)."""
     terminal_on_life_loss: bool = False
-    """Atari: a lost life ends bootstrapping. The game goes on, and scores and episodes are those of whole games."""
+    """Atari: a lost life ends bootstrapping. The game continues, and scores and episodes are those of whole games."""
     full_action_space: bool = False
     """Atari: all 18 joystick actions instead of those with an effect in the game."""
     continuous: bool = False

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-TEST_SHARE = 5  # one image in five is for testing, if a set has no division of its own
+TEST_SHARE = 5  # one image in five is for testing, if the set itself has no test images
 
 
 class Images(NamedTuple):
@@ -235,8 +235,8 @@ def _pictures(folder: Path, classes: list[str]) -> tuple[Array, Array]:
             image = pixels[None] if grey else np.moveaxis(pixels, -1, 0)
             if images and image.shape != images[0].shape:
                 raise ValueError(
-                    f"{file} is {_size(image[None])} (channels x height x width), and the images before it are "
-                    f"{_size(images[0][None])}: make them alike first"
+                    f"{file} is {_size(image[None])} (channels x height x width), but earlier images are "
+                    f"{_size(images[0][None])}: give all the same size and channels"
                 )
             images.append(image)
             labels.append(label)

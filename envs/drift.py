@@ -44,36 +44,36 @@ class Drifts:
     def __init__(self, specs: Sequence[str], seed: int, num_envs: int, at_steps: int | None = None) -> None:
         if at_steps is not None and at_steps < 0:
             raise ValueError(f"at_steps must not be negative: {at_steps}")
-        self.parts = build(specs)
+        self.drifts = build(specs)
         self.begin = at_steps or 0
         self.stride = num_envs if at_steps is None else 0
         self.seed = seed
         self.reseed(seed)
 
     def reseed(self, seed: int) -> None:
-        """Derive the levels from another seed: the seed of a run that continues here."""
+        """Derive the levels from another seed, such as that of a run that is continued."""
         self.seed = seed
-        for part in self.parts:
-            part.seed(seed)
+        for drift in self.drifts:
+            drift.seed(seed)
 
-    def part(self, kind: type[Drift]) -> Any:
+    def of_kind(self, kind: type[Drift]) -> Any:
         """The drift of a kind, or None."""
-        return next((part for part in self.parts if isinstance(part, kind)), None)
+        return next((drift for drift in self.drifts if isinstance(drift, kind)), None)
 
     def around(
         self, envs: Sequence[gymnasium.Env[Any, Any]], name: str, pixels: bool = False
     ) -> list[gymnasium.Env[Any, Any]]:
         """Wrap environments so that they drift together (ValueError if a spec does not fit)."""
-        for part in self.parts:
+        for drift in self.drifts:
             try:
-                part.bind(Target(envs[0], name, pixels))
+                drift.bind(Target(envs[0], name, pixels))
             except ValueError as error:
-                raise DriftError(f"{name}: {part.name}: {one_line(error)}") from error
-            for level in range(len(part.levels)):  # report a level that does not fit now, not hours later
+                raise DriftError(f"{name}: {drift.name}: {one_line(error)}") from error
+            for level in range(len(drift.levels)):  # report a level that does not fit now, not hours later
                 try:
-                    part.value(level)
+                    drift.value(level)
                 except ValueError as error:
-                    raise DriftError(f"{name}: {part.name}: {one_line(error)}") from error
+                    raise DriftError(f"{name}: {drift.name}: {one_line(error)}") from error
         return [Drifting(env, self) for env in envs]
 
 
@@ -103,19 +103,19 @@ DRIFTS: dict[str, type[Drift]] = {
 
 def build(specs: Iterable[str]) -> list[Drift]:
     """The drifts of these specs (SpecError)."""
-    parts: list[Drift] = []
+    drifts: list[Drift] = []
     for spec, arguments in _resolved(specs):
         try:
-            part = DRIFTS[spec.name](**arguments)
+            drift = DRIFTS[spec.name](**arguments)
         except ValueError as error:
             raise SpecError(f"{Spec(spec.name, arguments)}: {one_line(error)}") from error
-        for other in parts:
-            if other.name == part.name:
-                raise SpecError(f"{part.name} is given twice; give all of its levels in one spec")
-            if other.name in part.excludes or part.name in other.excludes:
-                raise SpecError(f"{other.name} and {part.name} exclude each other")
-        parts.append(part)
-    return parts
+        for other in drifts:
+            if other.name == drift.name:
+                raise SpecError(f"{drift.name} is given twice; give all of its levels in one spec")
+            if other.name in drift.excludes or drift.name in other.excludes:
+                raise SpecError(f"{other.name} and {drift.name} exclude each other")
+        drifts.append(drift)
+    return drifts
 
 
 def check(specs: Iterable[str]) -> tuple[str, ...]:

@@ -192,14 +192,14 @@ class Drifting(gymnasium.Wrapper[Array, Any, Any, Any]):
 
     def __init__(self, env: gymnasium.Env[Any, Any], drifts: Drifts) -> None:
         super().__init__(env)
-        parts = drifts.parts
-        self._drifts = drifts
+        self._shared = drifts  # one object for all parallel environments
+        self._drifts = drifts.drifts
         self._entering, self._acting, self._observing, self._rewarding = (
-            [i for i, part in enumerate(parts) if _overrides(part, hook)]
+            [i for i, drift in enumerate(self._drifts) if _overrides(drift, hook)]
             for hook in ("enter", "act", "observe", "reward")
         )
-        self._moving = [i for i, part in enumerate(parts) if part.changes == "step"]
-        self._values: list[Any] = [None] * len(parts)
+        self._moving = [i for i, drift in enumerate(self._drifts) if drift.changes == "step"]
+        self._values: list[Any] = [None] * len(self._drifts)
         self._tasks: dict[str, int] = {}
         self._task = 0
         self._begun, self._taken, self._seed = 0, 0, 0
@@ -216,32 +216,32 @@ class Drifting(gymnasium.Wrapper[Array, Any, Any, Any]):
 
     def step(self, action: Any) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
         """Act under the present values; the observation has the next values."""
-        parts, values = self._drifts.parts, self._values
+        drifts, values = self._drifts, self._values
         for i in self._acting:
-            action = parts[i].act(action, values[i])
+            action = drifts[i].act(action, values[i])
         obs, reward, terminated, truncated, info = self.env.step(action)
         for i in self._rewarding:
-            reward = parts[i].reward(reward, values[i])
+            reward = drifts[i].reward(reward, values[i])
         self._taken += 1
         if self._moving:
-            self._move(self._moving, self._begun + self._drifts.stride * self._taken)
+            self._move(self._moving, self._begun + self._shared.stride * self._taken)
         for i in self._observing:
-            obs = parts[i].observe(obs, values[i])
+            obs = drifts[i].observe(obs, values[i])
         info["task"], info["tasks"] = self._task, self._tasks
         return obs, reward, terminated, truncated, info
 
     def _move(self, which: Iterable[int], steps: int) -> None:
         tasks = dict(self._tasks)
         for i in which:
-            part = self._drifts.parts[i]
-            moment = part.schedule.moment(steps)
-            tasks[part.name] = moment.task
-            self._values[i] = part.shown(moment, self._seed)
+            drift = self._drifts[i]
+            moment = drift.schedule.moment(steps)
+            tasks[drift.name] = moment.task
+            self._values[i] = drift.shown(moment, self._seed)
             if i in self._entering:
-                part.enter(self.env, self._values[i])
-        self._tasks, self._task = tasks, tasks[self._drifts.parts[0].name]
+                drift.enter(self.env, self._values[i])
+        self._tasks, self._task = tasks, tasks[self._drifts[0].name]
 
     def _for_agent(self, obs: Array, info: dict[str, Any]) -> tuple[Array, dict[str, Any]]:
         for i in self._observing:
-            obs = self._drifts.parts[i].observe(obs, self._values[i])
+            obs = self._drifts[i].observe(obs, self._values[i])
         return obs, info | {"task": self._task, "tasks": self._tasks}

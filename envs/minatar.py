@@ -92,7 +92,7 @@ def make_minatar(
         )
         return env if config.max_episode_steps is None else gymnasium.wrappers.TimeLimit(env, config.max_episode_steps)
 
-    games: Games | None = None if drift is None else drift.part(Games)
+    games: Games | None = None if drift is None else drift.of_kind(Games)
     envs: list[gymnasium.Env[Any, Any]]
     if games is None:
         envs = [one(game) for _ in range(num_envs)]

@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from .config import EnvConfig
 
 BLOCK = 4096  # samples per block in streams where every sample is new
-STRETCH = 50  # steps per episode
 GONE = 2**62  # the end of a task without an end
 
 

@@ -102,7 +102,7 @@ class Difference:
 
 
 def against(values: ArrayLike, constant: float) -> Difference:
-    """Mean of one arm less a number that has no error of its own."""
+    """Mean of one arm minus a number without an error."""
     gap = _values(values) - constant
     if len(gap) < FEWEST:
         return Difference(float(gap.mean()), math.nan, math.nan, len(gap))

@@ -45,7 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     tables = [*TASKS, "memory", "checkpoint", "interventions", "monitors"]
     parser.add_argument("--only", nargs="+", choices=tables, help="only these tables")
     parser.add_argument("--save", action="store_true", help="save the costs of interventions and monitors for cards")
-    parser.add_argument("--rounds", type=read(Rounds), default=3, help="number of turns of each library")
+    parser.add_argument(
+        "--rounds", type=read(Rounds), default=3, help="number of rounds: each library is measured once per round"
+    )
     parser.add_argument("--threads", type=read(SomeThreads), default=1, help="threads of each process")
     parser.add_argument(
         "--transitions", type=read(ReplaySizes), nargs="+", default=[100_000, 1_000_000], help="replay sizes to save"

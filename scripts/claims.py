@@ -3,12 +3,12 @@
     pliant claims                                     # list all claims: verdict, cost, title
     pliant claims run random_labels                   # do its missing runs; print its verdict; write the page
     pliant claims run --budget 30m --jobs 2           # as many claims as fit into the time, the cheapest first
-    pliant claims run my_claim.yaml --seeds 8         # a claim file of your own
+    pliant claims run my_claim.yaml --seeds 8         # your own claim file
     pliant claims render                              # write docs/claims.md and its figures from the stored results
 
 A claim file (a card) defines the runs and the result that they must show (see `lab/claims/cards.py`). Fixed rules turn
 the results into a verdict (see `lab/claims/results.py`). The runs are in runs/claims; their stored results are in
-`results` beside the cards. Claims share runs. Finished runs are not repeated, and interrupted runs continue.
+`results` next to the cards. Claims share runs. Finished runs are not repeated, and interrupted runs continue.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def main(argv: list[str] | None = None) -> int:
     run.add_argument("--jobs", type=read(Jobs), default=0, help="processes at a time (default: one per core)")
     run.add_argument("--seeds", type=read(HowManySeeds), default=0, help="seeds of every arm (default: the card's)")
     for command in (run, page):
-        command.add_argument("--out", type=Path, metavar="DIR", help="folder of claims.md (docs, or beside the card)")
+        command.add_argument(
+            "--out", type=Path, metavar="DIR", help="folder of claims.md (docs, or the folder of the card)"
+        )
     arguments = parser.parse_args(line)
     if arguments.command is None:
         arguments = parser.parse_args(["list", *line])

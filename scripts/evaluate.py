@@ -5,7 +5,7 @@
     pliant evaluate agent.pt --env CartPole-v1 --video cartpole.gif
 
 The replay is not loaded. The episodes use their own seeds, which no training run uses. The result is printed, and saved
-as JSON beside the checkpoint (or at --out).
+as JSON next to the checkpoint (or at --out).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         help="cut an episode after N steps (default: the limit in the run's configuration, or else 27,000)",
     )
     parser.add_argument("--device", default="cpu", help="device of the networks (default: cpu)")
-    parser.add_argument("--out", type=Path, help="JSON file for the result (default: beside the agent)")
+    parser.add_argument("--out", type=Path, help="JSON file for the result (default: next to the agent)")
     parser.add_argument("--video", type=Path, metavar="GIF", help="film the first 5,000 steps (uses one environment)")
     arguments = parser.parse_args(argv)
     beside = arguments.agent if arguments.agent.is_dir() else arguments.agent.parent

@@ -133,7 +133,7 @@ def load_agent(path: Path, device: str, interventions: Sequence[str] = ()) -> Lo
     `interventions` are those of an agent file; those of a run come from its configuration (BadInput, and the errors of
     `read_saved`).
     """
-    saved = read_saved(path, whole=True, otherwise="; for weights of a module of your own, give --module")
+    saved = read_saved(path, whole=True, otherwise="; for the weights of your own module, give --module")
     if saved.config is not None and interventions:
         raise BadInput(f"--interventions is for an agent's file; {path} belongs to a run with its own")
     agent, checkpoint = saved.build(device, interventions), saved.checkpoint

@@ -103,7 +103,7 @@ def table(by_monitor: dict[str, dict[str, dict[str, float]]], agents: list[str])
 
 
 def end_to_end(rounds: int) -> list[str]:
-    """Markdown rows: steps a second of real training with the cheap monitors, relative to without, turn by turn."""
+    """Markdown rows: steps per second of real training with the cheap monitors, relative to training without them."""
     from pliant.agents import DQN, SAC, DQNConfig, SACConfig
     from pliant.agents.run import Run
     from pliant.envs import make

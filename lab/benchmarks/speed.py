@@ -174,7 +174,7 @@ def speed_table(names: list[str], rounds: int, threads: int) -> list[str]:
 
 
 def memory_table() -> list[str]:
-    """Bytes per Atari transition at one and sixteen environments, beside SB3's default buffer."""
+    """Bytes per Atari transition at one and sixteen environments, compared with SB3's default buffer."""
     from pliant.agents import Replay
     from pliant.common.spaces import ActionSpec
     from pliant.envs import make

@@ -1,4 +1,4 @@
-"""Checks of a user's text before it is used: is it text, and can it name a file?"""
+"""Checks whether a user's argument is text and can name a file, before it is used."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
     pliant train --agent dqn --env ALE/Pong-v5 --interventions layer_norm "redo(tau=0.1)" --agent.gamma 0.997
     pliant train --config runs/ALE-Pong-v5/dqn/seed0/config.yaml --seed 1
 
-A setting comes from the command line; if it is not there, from the file given by `--config`; then from the agent's
-preset for the environment's suite; then from the default of its class. The command line is parsed twice: first for
+A setting comes from the command line; otherwise from the file given by `--config`; otherwise from the agent's
+preset for the environment's suite; otherwise from the default of its class. The command line is parsed twice: first for
 `--config`, `--agent` and `--env` alone, and then completely, against the options of this agent, which `tyro` makes from
 the dataclasses. So `--help` shows the options of the chosen agent.
 

@@ -3,7 +3,7 @@
 `pliant fork --help` (scripts/fork.py) describes what a fork shares with its parent. Here, `checkpoint_at` provides the
 parent's checkpoint, `begin` makes the folder of an arm from it (a branched checkpoint, the parent's log, `fork.json`),
 and the arms are then trained like any other runs. All folders of a fork are made under temporary names and renamed
-together, so that an error or a kill leaves none of them half made.
+together, so that an error or a kill leaves no incomplete folder.
 """
 
 from __future__ import annotations
@@ -487,7 +487,7 @@ def _convert(parent: Parent, config: RunConfig, folder: Path, joining: int, repl
     with _Built(plain) as (_, before):
         for spec in config.interventions[len(plain.interventions) :]:
             _refuse_late(spec)
-            if joining > 1:  # each one alone first, so that an error names the right one
+            if joining > 1:  # each alone first, so that an error names the right intervention
                 with _Built(replace(plain, interventions=(*plain.interventions, spec))) as (_, alone):
                     _adopt(alone, before, Checkpoints.open(folder).load("agent")["state"], 1, spec)
         with _Built(config) as (envs, agent):

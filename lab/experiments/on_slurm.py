@@ -1,4 +1,4 @@
-"""A study as an array of SLURM jobs: a script, and a file of commands beside it, one run per line.
+"""A study as an array of SLURM jobs: a script, and a file of commands next to it, one run per line.
 
 A line is the folder of the run, a tab, and its command, quoted for the shell. Neither contains control characters, so
 that each line is exactly one run. The folder is never interpreted by the shell.
@@ -62,7 +62,7 @@ def command(cell: Cell) -> str:
     """
     for text in (str(cell.folder), *cell.words):
         if (hidden := control_character(text)) is not None:
-            raise BadInput(f"{shorten(text)} contains {hidden}: it cannot stand in a SLURM script")
+            raise BadInput(f"{shorten(text)} contains {hidden}: not allowed in a SLURM script")
     return f"{cell.folder}\texec {shlex.join(('pliant', 'train', *cell.words))}"
 
 
@@ -83,7 +83,7 @@ def script(name: str, root: Path, cells: Sequence[Cell], commands: Path, request
     head = "\n".join(f"#SBATCH {option}" for option in options)
     return f"""#!/bin/bash
 {head}
-# {len(cells)} runs, {request.runs_per_job} in a job, {request.cpus} at a time. What a run prints stands in its folder.
+# {len(cells)} runs, {request.runs_per_job} in a job, {request.cpus} at a time. The output of a run is in its folder.
 cd -- {shlex.quote(os.getcwd())} || exit 1
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 commands={shlex.quote(str(commands))}
@@ -138,7 +138,7 @@ def check_lines(root: Path, cells: Sequence[Cell], path: Path | None) -> None:
     """Refuse text that would alter the script (BadInput), before anything is written."""
     for text in (str(_place(root, path)), os.getcwd()):
         if (hidden := control_character(text)) is not None:
-            raise BadInput(f"the path {shorten(text)} contains {hidden}: it cannot stand in a SLURM script")
+            raise BadInput(f"the path {shorten(text)} contains {hidden}: not allowed in a SLURM script")
     for cell in cells:
         command(cell)
 
@@ -148,7 +148,7 @@ def _place(root: Path, path: Path | None) -> Path:
 
 
 def emit(name: str, root: Path, cells: Sequence[Cell], request: Request, path: Path | None) -> str:
-    """Write the script to `path` and the commands beside it; without a path, write the
+    """Write the script to `path` and the commands next to it; without a path, write the
     commands to the study's folder and return the script for printing.
 
     An array reads its commands when its jobs start, which may be long after the next script was made. So the name of

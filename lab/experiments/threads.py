@@ -37,7 +37,7 @@ class Choice(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Updates per second by number of threads, and the cores used by other processes meanwhile (None: unknown)."""
+    """Updates per second by number of threads, and the cores that other processes used (None: unknown)."""
 
     rates: Mapping[int, float]
     others: float | None = None
@@ -109,7 +109,7 @@ def batch_size(config: RunConfig, agent: Agent) -> int:
 
 
 def budget(expected: float, seconds: float) -> float:
-    """Seconds to measure for: at most a second, and a small share of what the run's updates take.
+    """Seconds to measure for: at most a second, and at most a small share of the time of the run's updates.
 
     Args:
         expected: Updates that the run makes.

@@ -82,7 +82,7 @@ def train(config: RunConfig, source: str = "") -> int:
             progress.note(f"{folder}  ({source or 'as configured'}; {config.device}, {choice})")
             progress.note(agent.describe_memory(config.num_envs))
             try:
-                # Another process may have used the folder meanwhile.
+                # Another process may have used the folder since the first check.
                 check_same_run(folder, config)
                 if is_done(folder, config):
                     print(ALREADY.format(folder=folder))

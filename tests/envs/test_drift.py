@@ -63,7 +63,7 @@ def inner(envs: Envs, i: int = 0) -> Any:
 
 def levels(envs: Envs, number: int = 0) -> Any:
     """The function that gives the levels of a drift."""
-    return envs._drift.parts[number].value  # type: ignore[attr-defined]
+    return envs._drift.drifts[number].value  # type: ignore[attr-defined]
 
 
 # ------------------------------------------------------------------------------------------------------ signals
@@ -432,7 +432,7 @@ def test_every_task_plays_its_minatar_game() -> None:
             if not (over or cut):
                 break
     assert games == set(row)
-    assert drifting("MinAtar/Seaquest-v0", "games(every=9)")._drift.parts[0].levels == (  # type: ignore[attr-defined]
+    assert drifting("MinAtar/Seaquest-v0", "games(every=9)")._drift.drifts[0].levels == (  # type: ignore[attr-defined]
         "Seaquest",
         "SpaceInvaders",
         "Asterix",
@@ -502,7 +502,7 @@ def test_every_task_plays_the_mode_and_difficulty_of_its_level() -> None:
             different += not np.array_equal(obs, against)
             obs, against = (g.step(int(actions[t][0]))[0] for g in (game, other))
     assert different > 20
-    assert drifting("ALE/Freeway-v5", "modes(every=9)")._drift.parts[0].levels == tuple(range(8))  # type: ignore[attr-defined]
+    assert drifting("ALE/Freeway-v5", "modes(every=9)")._drift.drifts[0].levels == tuple(range(8))  # type: ignore[attr-defined]
 
 
 def test_a_game_runs_without_frame_stack_and_initial_no_ops() -> None:
@@ -553,7 +553,7 @@ def test_a_drifting_problem_resumes_exactly(case: str) -> None:
     original = drifting(name, *specs, num_envs=2, seed=1, **options)
     length, onwards = (70, 15) if "ALE" in name else (130, 30)
     actions = actions_for(original, length)
-    every = original._drift.parts[0].schedule.every  # type: ignore[attr-defined]
+    every = original._drift.drifts[0].schedule.every  # type: ignore[attr-defined]
     stops = {every // 2 - 1, every // 2, every // 2 + 1, every // 2 + every // 6, 3, 7 * every // 8, length - onwards}
     if "ALE" in name:
         stops = {every // 2 - 1, every // 2, every // 2 + 13}

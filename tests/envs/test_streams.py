@@ -653,7 +653,7 @@ def test_invalid_files_are_refused_in_one_line(tmp_path: Path, capsys: pytest.Ca
     refused("contains no images", "ShuffledImages", pictures)
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(pictures / "a" / "0.png")
     Image.fromarray(np.zeros((4, 5), np.uint8)).save(pictures / "b" / "0.png")
-    refused("make them alike first", "ShuffledImages", pictures)
+    refused("give all the same size and channels", "ShuffledImages", pictures)
     (pictures / "b" / "0.png").write_text("no picture")
     refused("is not an image that Pillow can read", "ShuffledImages", pictures)
 
