@@ -1,7 +1,7 @@
-"""Bad command lines of every command: one line that says what is wrong, exit code 2, and nothing else changes.
+"""Bad command lines of every command: one line that names the mistake, exit code 2, and no change on the disk.
 
 A row of a table is a command line and, after ` | `, texts that its message must contain (more of them after `&`).
-Paths are those of a folder that holds a small finished run and the things that users take for one.
+Paths lie in a folder with a small finished run and with files that users may confuse with one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from pliant.lab.experiments.config import AGENTS, RunConfig, defaults, flat_fiel
 from pliant.lab.experiments.synonyms import SYNONYMS
 from pliant.scripts.main import COMMANDS, exit_code, main
 
-SECONDS = 20  # of one line; what takes longer has begun to work
+SECONDS = 20  # for one line; a command that takes longer has begun to work
 
 TRAIN = r"""
 --steps 0 | --steps must be at least 1
@@ -87,7 +87,7 @@ TRAIN = r"""
 --run <null> | --run contains the control character U+0000
 --run <surrogate> | --run contains the control character U+DCFF
 --run <newline> | --run contains a line break
---run '~nobody here/x' | --run begins with the name of an unknown user
+--run '~no user here/x' | --run begins with the name of an unknown user
 --env CartPole-v1 --run FILE | FILE
 --env CartPole-v1 --run FILE/x | FILE
 --run | --run needs a value
@@ -274,8 +274,8 @@ text.txt | text.txt cannot be read as a file of torch & torch did not write it
 empty | empty cannot be read as a file of torch: it is empty
 truncated.pt | truncated.pt cannot be read as a file of torch: it is damaged or incomplete
 code.pt | code.pt cannot be read as a file of torch: it holds Python objects & could run code
-foreign.pt | foreign.pt holds no agent
-stranger.pt | stranger.pt: unknown agent 'rainbow'
+tensors.pt | tensors.pt holds no agent
+rainbow.pt | rainbow.pt: unknown agent 'rainbow'
 half.pt | half.pt holds no complete agent: its part 'state'
 shapes.pt --env CartPole-v1 | shapes.pt
 script.pt | script.pt cannot be read as a file of torch
@@ -337,7 +337,7 @@ text.txt | text.txt cannot be read as a file of torch
 empty | empty cannot be read as a file of torch: it is empty
 truncated.pt | truncated.pt cannot be read as a file of torch: it is damaged
 code.pt | code.pt cannot be read as a file of torch: it holds Python objects
-foreign.pt | foreign.pt holds no agent & give --module
+tensors.pt | tensors.pt holds no agent & give --module
 folder | folder holds no checkpoints
 agent.pt | give --env NAME & --observations
 agent.pt --env CartPol-v1 | CartPol-v1
@@ -359,9 +359,9 @@ agent.pt --observations '' | --observations is empty
 agent.pt --observations text.txt | --observations text.txt is not an array
 agent.pt --observations empty | --observations empty is not an array
 agent.pt --observations objects.npy | --observations objects.npy & Python objects
-agent.pt --observations wide.npy | --observations wide.npy: of shape (3, 7)
+agent.pt --observations wide.npy | --observations wide.npy: the shape is (3, 7)
 agent.pt --observations folder | --observations folder is a folder
-agent.pt --observations words.npy | --observations words.npy is not an array
+agent.pt --observations strings.npy | --observations strings.npy is not an array
 agent.pt --observations states.npy --monitors overestimation | give --env
 run --samples 1 | --samples must be at least 2
 run --samples 1000000000000 | --samples must be at most
@@ -378,7 +378,7 @@ run --module-args '{}' | belong to --module
 weights.pt --module nets_of_a_user:Net | needs --input
 weights.pt --module '' --input 4 | --module is empty
 weights.pt --module nets_of_a_user --input 4 | --module nets_of_a_user: write package.module:Class
-weights.pt --module nobodys_module:Net --input 4 | --module nobodys_module:Net & No module named
+weights.pt --module missing_module:Net --input 4 | --module missing_module:Net & No module named
 weights.pt --module nets_that_fail:Net --input 4 | importing nets_that_fail fails: ZeroDivisionError
 weights.pt --module nets_that_exit:Net --input 4 | importing nets_that_exit fails: it calls sys.exit
 weights.pt --module nets_of_no_python:Net --input 4 | --module nets_of_no_python:Net: importing & SyntaxError
@@ -481,7 +481,7 @@ BENCH = r"""
 pong | 'pong' is not one of measure
 measure | are missing
 measure pliant | task is missing
-measure nobody pong | library 'nobody' is not one of pliant, sb3
+measure unknown pong | library 'unknown' is not one of pliant, sb3
 measure pliant pongg | task 'pongg' is not one of & Did you mean 'pong'?
 measure pliant pong --threads 0 | --threads must be at least 1
 measure pliant '' | task is empty
@@ -506,7 +506,7 @@ study_seeds.yaml | study_seeds.yaml & seeds
 study_newline.yaml | study_newline.yaml
 study_unknown_flag.yaml | study_unknown_flag.yaml & stpes
 study_synonym.yaml | study_synonym.yaml & Did you mean --agent.optimizer.lr?
-study_word.yaml | study_word.yaml & Did you mean 'redo'?
+study_spec.yaml | study_spec.yaml & Did you mean 'redo'?
 study_agent.yaml | study_agent.yaml & rainbow
 study_steps.yaml | study_steps.yaml & steps
 study_empty_arms.yaml | study_empty_arms.yaml & arms
@@ -578,7 +578,7 @@ run --out report --margin inf | --margin must be
 run --out report --margin much | --margin must be a number
 run --out report --baseline layer_norm | --baseline 'layer_norm' is not one of the arms
 run --out report --baseline '' | --baseline is empty
-run --out report --oracle nobody | --oracle 'nobody' is not one of the arms
+run --out report --oracle unknown | --oracle 'unknown' is not one of the arms
 run --out report --measure best | --measure 'best'
 run --out report --measure '' | --measure is empty
 run --out report --measure tasks | --measure tasks needs the length of a task
@@ -588,19 +588,19 @@ run --out report --mesure last | unknown option '--mesure'. Did you mean '--meas
 run small.yaml card.yaml --out report | card.yaml
 broken/done_text --out report | broken/done_text/DONE
 broken/done_list --out report | broken/done_list/DONE
-broken/done_words --out report | broken/done_words/DONE
+broken/done_steps --out report | broken/done_steps/DONE
 broken/done_empty --out report | broken/done_empty/DONE
 broken/done_evaluation --out report | broken/done_evaluation/DONE
 broken/versions_torn --out report | broken/versions_torn/versions.json
 broken/versions_number --out report | broken/versions_number/versions.json
-broken/versions_words --out report | broken/versions_words/versions.json
+broken/versions_packages --out report | broken/versions_packages/versions.json
 broken/metrics_torn --out report | broken/metrics_torn/metrics.jsonl
 broken/metrics_list --out report | broken/metrics_list/metrics.jsonl
-broken/metrics_foreign --out report | broken/metrics_foreign/metrics.jsonl
-broken/metrics_words --out report | broken/metrics_words/metrics.jsonl
+broken/metrics_keys --out report | broken/metrics_keys/metrics.jsonl
+broken/metrics_text --out report | broken/metrics_text/metrics.jsonl
 broken/metrics_bytes --out report | broken/metrics_bytes/metrics.jsonl
 broken/fork_list --out report | broken/fork_list/fork.json
-broken/fork_words --out report | broken/fork_words/fork.json
+broken/fork_types --out report | broken/fork_types/fork.json
 broken/config_torn --out report | broken/config_torn/config.yaml
 broken/config_empty --out report | broken/config_empty/config.yaml
 """
@@ -658,7 +658,7 @@ render --seeds 3 | --seeds is an option of another command
 
 INTERVENTIONS = r"""
 rdo | unknown intervention 'rdo'. Did you mean 'redo'? `pliant interventions` lists them all
-redo nobody | unknown intervention 'nobody'
+redo unknown | unknown intervention 'unknown'
 '' | unknown intervention ''
 --all | unknown intervention '--all'
 'redo(tau=0.1)' | redo(tau=0.1)
@@ -701,19 +701,19 @@ SPECIAL = {"<long>": "n" * 300, "<null>": "a\0b", "<surrogate>": "a\udcffb", "<n
 
 
 def rows(command: str) -> list[tuple[list[str], list[str]]]:
-    """The lines of a command as words, and what each message must contain."""
-    found = []
+    """The arguments of every line of a command, and the texts that its message must contain."""
+    table = []
     for row in TABLE[command].strip("\n").split("\n"):
         line, _, expected = row.partition(" | ")
-        found.append(([command, *words_of(line)], expected.split(" & ")))
-    return found
+        table.append(([command, *arguments_of(line)], expected.split(" & ")))
+    return table
 
 
-def words_of(line: str) -> list[str]:
-    words = shlex.split(line)
+def arguments_of(line: str) -> list[str]:
+    arguments = shlex.split(line)
     for name, text in SPECIAL.items():
-        words = [word.replace(name, text) for word in words]
-    return words
+        arguments = [argument.replace(name, text) for argument in arguments]
+    return arguments
 
 
 # ------------------------------------------------------------------------------------------------ the folder
@@ -791,19 +791,19 @@ def nothing():
 BROKEN = {
     "done_text": ("DONE", "no JSON"),
     "done_list": ("DONE", "[1]"),
-    "done_words": ("DONE", '{"steps": "many"}'),
+    "done_steps": ("DONE", '{"steps": "many"}'),
     "done_empty": ("DONE", ""),
     "done_evaluation": ("DONE", '{"steps": 60, "updates": 1, "evaluation": [3]}'),
     "versions_torn": ("versions.json", '[{"command": "pli'),
     "versions_number": ("versions.json", "7"),
-    "versions_words": ("versions.json", '[{"packages": "all"}]'),
+    "versions_packages": ("versions.json", '[{"packages": "all"}]'),
     "metrics_torn": ("metrics.jsonl", '{"steps": 1, "upda\n{"steps": 2}\n'),
     "metrics_list": ("metrics.jsonl", "[1, 2]\n"),
-    "metrics_foreign": ("metrics.jsonl", '{"loss": 3}\n'),
-    "metrics_words": ("metrics.jsonl", '{"frames": 1, "steps": 1, "updates": 1, "losses/td": "low"}\n'),
+    "metrics_keys": ("metrics.jsonl", '{"loss": 3}\n'),
+    "metrics_text": ("metrics.jsonl", '{"frames": 1, "steps": 1, "updates": 1, "losses/td": "low"}\n'),
     "metrics_bytes": ("metrics.jsonl", "\udcff\udcfe\n"),
     "fork_list": ("fork.json", "[]"),
-    "fork_words": ("fork.json", '{"parent": 3, "step": "x"}'),
+    "fork_types": ("fork.json", '{"parent": 3, "step": "x"}'),
     "config_torn": ("config.yaml", "agent: {name: dqn"),
     "config_empty": ("config.yaml", ""),
 }
@@ -811,12 +811,12 @@ BROKEN = {
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run, a study, a card, a saved agent, and much that is none of these."""
+    """A folder with a run, a study, a card, a saved agent, and many files that are none of these."""
     root = tmp_path_factory.mktemp("bad")
     assert main(["train", "--run", str(root / "run"), *SMALL]) == 0
     _saved_things(root)
     for name, content in {"small.yaml": STUDY, "card.yaml": CARD, **_wrong_studies(), **_wrong_cards()}.items():
-        (root / name).write_text(json.dumps(content))  # which is YAML, too
+        (root / name).write_text(json.dumps(content))  # JSON is YAML too
     texts = {
         "FILE": "a file\n",
         "text.txt": "This is a text: and [no YAML.\n",
@@ -846,16 +846,16 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _saved_things(root: Path) -> None:
-    """An agent's file, files of torch that are none, and arrays."""
+    """An agent's file, other files of torch, and arrays."""
     content = Checkpoints.open(root / "run").load("agent")
     torch.save(content, root / "agent.pt")
-    torch.save(content | {"agent": "rainbow"}, root / "stranger.pt")
+    torch.save(content | {"agent": "rainbow"}, root / "rainbow.pt")
     torch.save({key: value for key, value in content.items() if key != "state"}, root / "half.pt")
     torch.save(content | {"observation": {"dtype": 3}}, root / "shapes.pt")
     whole = (root / "agent.pt").read_bytes()
     (root / "truncated.pt").write_bytes(whole[: len(whole) // 2])
     (root / "zip.pt").write_bytes(b"PK\x03\x04 and no more")
-    torch.save({"w": torch.zeros(2)}, root / "foreign.pt")
+    torch.save({"w": torch.zeros(2)}, root / "tensors.pt")
     (root / "code.pt").write_bytes(pickle.dumps(Path("x")))
     with warnings.catch_warnings(action="ignore"):
         torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), str(root / "script.pt"))
@@ -863,13 +863,13 @@ def _saved_things(root: Path) -> None:
     torch.save(net.state_dict(), root / "weights.pt")
     np.save(root / "states.npy", np.zeros((3, 4), np.float32))
     np.save(root / "wide.npy", np.zeros((3, 7), np.float32))
-    np.save(root / "words.npy", np.array(["a", "b"]))
+    np.save(root / "strings.npy", np.array(["a", "b"]))
     np.save(root / "objects.npy", np.array([{}, []], dtype=object), allow_pickle=True)
     np.savez(root / "several.npz", a=np.zeros(2), b=np.zeros(2))
 
 
 def _torn_result(folder: Path) -> None:
-    """A card, and beside it a result that was not written to its end."""
+    """A card, and next to it a result that was not completely written."""
     folder.mkdir()
     (folder / "card.yaml").write_text(json.dumps(CARD))
     card = load_card(folder / "card.yaml")
@@ -886,7 +886,7 @@ def _wrong_studies() -> dict[str, Any]:
         "newline": {"arms": {"plain": ["redo(tau=0.1,\nevery=1000)\n#;touch PWNED"]}},
         "unknown_flag": {"flags": {"stpes": 3}},
         "synonym": {"flags": {"agent.learning_rate": 1.0}},
-        "word": {"arms": {"plain": ["rdo"]}},
+        "spec": {"arms": {"plain": ["rdo"]}},
         "agent": {"agents": ["rainbow"]},
         "steps": {"flags": {"steps": "nan"}},
     }
@@ -915,7 +915,7 @@ def snapshot(root: Path) -> dict[str, tuple[int, str]]:
 @pytest.fixture
 def sandbox(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(prepared)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # of the modules that are imported from here
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # for the modules that are imported from this folder
     return prepared
 
 
@@ -924,7 +924,7 @@ def sandbox(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @contextmanager
 def at_most(seconds: int) -> Iterator[None]:
-    """Interrupts what hangs, or has begun to work."""
+    """Interrupt a block that hangs or has begun to work."""
 
     def late(*_: object) -> None:
         raise TimeoutError(f"not refused within {seconds} seconds")
@@ -939,7 +939,7 @@ def at_most(seconds: int) -> Iterator[None]:
 
 
 def wrong_with(code: Any, out: str, err: str, expected: list[str]) -> list[str]:
-    """What an answer lacks."""
+    """The differences between the output of a command and the expected error."""
     wrong = [] if code == 2 else [f"exit code {code}"]
     wrong += [f"printed {out!r}"] if out else []
     if not re.fullmatch(r"error: [^\n]+\n", err):
@@ -951,7 +951,7 @@ def wrong_with(code: Any, out: str, err: str, expected: list[str]) -> list[str]:
 @pytest.mark.parametrize(
     "command", [pytest.param(name, marks=pytest.mark.full if name == "train" else ()) for name in TABLE]
 )
-def test_a_bad_line_is_one_line_and_changes_nothing(
+def test_a_bad_line_gives_one_line_of_error_and_changes_no_file(
     command: str, sandbox: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before, complaints = snapshot(sandbox), []
@@ -972,7 +972,7 @@ def test_a_bad_line_is_one_line_and_changes_nothing(
     assert not complaints, f"{len(complaints)} complaints\n" + "\n".join(complaints)
 
 
-def test_the_table_is_long_and_has_every_command() -> None:
+def test_the_table_has_every_command_and_at_least_300_different_lines() -> None:
     lines = [tuple(line) for command in TABLE for line, _ in rows(command)]
     assert set(TABLE) == set(COMMANDS)
     assert len(lines) == len(set(lines)) >= 300
@@ -997,18 +997,18 @@ inspect weights.pt --module nets_that_exit:Net --input 4
 fork run --at latest --with rdo
 bench --rounds -1
 sweep bomb.yaml
-report broken/versions_words --out report
+report broken/versions_packages --out report
 claims list card_results/card.yaml
 monitors unit
 """
 
 
 @pytest.mark.full
-def test_as_processes_they_print_nothing_else(sandbox: Path) -> None:
+def test_bad_lines_as_processes_print_only_the_error(sandbox: Path) -> None:
     """Twenty of the lines, as processes of their own that run at the same time."""
     before = snapshot(sandbox)
     table = {tuple(line): expected for command in TABLE for line, expected in rows(command)}
-    lines = [words_of(line) for line in PROCESSES.strip().split("\n")]
+    lines = [arguments_of(line) for line in PROCESSES.strip().split("\n")]
     assert len(lines) == 20 and not [line for line in lines if tuple(line) not in table]
     commands = [Command(*line) for line in lines]
     complaints = []
@@ -1019,7 +1019,7 @@ def test_as_processes_they_print_nothing_else(sandbox: Path) -> None:
     assert snapshot(sandbox) == before
 
 
-# ------------------------------------------------------------------------------------------------ what rows cannot say
+# ------------------------------------------------------------------------------------------------ other errors
 
 
 @pytest.mark.parametrize(
@@ -1030,13 +1030,13 @@ def test_as_processes_they_print_nothing_else(sandbox: Path) -> None:
         ("truncated.pt", "damaged or incomplete"),
         ("code.pt", "could run code"),
         ("script.pt", "TorchScript"),
-        ("foreign.pt", "holds no agent"),
+        ("tensors.pt", "holds no agent"),
         ("half.pt", "its part 'state' is missing"),
         ("folder", "it is a folder"),
         ("shapes.pt", "does not describe a dqn"),
     ],
 )
-def test_a_file_without_an_agent_is_refused_with_our_own_message(file: str, message: str, sandbox: Path) -> None:
+def test_a_file_without_an_agent_is_refused_with_a_message_of_pliant(file: str, message: str, sandbox: Path) -> None:
     with pytest.raises(BadFile, match=message) as caught:
         DQN.load(file)
     assert str(caught.value).startswith(file) and "weights_only" not in str(caught.value)
@@ -1055,7 +1055,7 @@ def test_an_agent_whose_state_lacks_a_part_is_refused(sandbox: Path, tmp_path: P
 def test_a_folder_that_cannot_be_written_is_named_before_the_work(
     sandbox: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Whoever runs the tests may be root, for whom every folder can be written."""
+    """The answer of the system is replaced, since root can write to every folder."""
     monkeypatch.setattr(outputs.os, "access", lambda path, mode: False)
     for line, flag in (
         (["evaluate", "run", "--episodes", "1000000"], "--out"),
@@ -1069,7 +1069,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_work(
         assert wrong_with(2, *capfd.readouterr(), [f"error: {flag} ", "no permission"]) == []
 
 
-def test_a_late_error_of_the_system_names_the_flag(tmp_path: Path) -> None:
+def test_an_error_of_the_system_during_writing_names_the_flag(tmp_path: Path) -> None:
     with (
         pytest.raises(BadInput, match=r"--out .*x\.json cannot be written: No space left"),
         outputs.written(tmp_path / "x.json", "--out"),
@@ -1077,7 +1077,7 @@ def test_a_late_error_of_the_system_names_the_flag(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
 
-def test_without_the_peer_the_speed_tables_are_refused_at_once(
+def test_the_speed_tables_are_refused_at_once_without_stable_baselines3(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("pliant.scripts.bench.find_spec", lambda name: None)
@@ -1086,7 +1086,7 @@ def test_without_the_peer_the_speed_tables_are_refused_at_once(
     assert wrong_with(2, *capfd.readouterr(), expected) == []
 
 
-def test_a_measurement_that_fails_is_one_line(
+def test_a_failed_measurement_gives_one_line_of_error(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     failed = subprocess.CompletedProcess([], 3, "", "Traceback\n  somewhere\nMemoryError: too much\n")
@@ -1097,16 +1097,16 @@ def test_a_measurement_that_fails_is_one_line(
     assert re.fullmatch(line, capfd.readouterr().err)
 
 
-def test_an_error_of_any_text_is_a_line_that_a_terminal_can_show(capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_error_with_any_text_is_one_printable_line(capfd: pytest.CaptureFixture[str]) -> None:
     def fails() -> int:
         raise BadInput("a\nb\x1b[31m \udcff " + "long " * 10_000)
 
     assert exit_code(fails) == 2
-    said = capfd.readouterr().err
-    assert said.startswith(r"error: a b\x1b[31m \udcff long") and said.count("\n") == 1 and len(said) < 2_100
+    error = capfd.readouterr().err
+    assert error.startswith(r"error: a b\x1b[31m \udcff long") and error.count("\n") == 1 and len(error) < 2_100
 
 
-def test_a_report_is_renewed_and_figures_of_others_are_kept(
+def test_a_report_is_overwritten_and_other_files_are_kept(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -1118,10 +1118,10 @@ def test_a_report_is_renewed_and_figures_of_others_are_kept(
     assert snapshot(tmp_path) == before
 
 
-def test_every_setting_that_is_suggested_is_one_of_some_agent_or_environment() -> None:
-    there = {field.name for field in fields(RunConfig)}
+def test_every_suggested_setting_is_a_setting_of_an_agent_or_environment() -> None:
+    known = {field.name for field in fields(RunConfig)}
     for agent in AGENTS:
-        there |= {f"agent.{name}" for name, _ in flat_fields(defaults(agent, "CartPole-v1").agent_config)}
-    there |= {f"env.{name}" for name, _ in flat_fields(defaults("dqn", "CartPole-v1").env_config)}
-    assert set(SYNONYMS) <= there
-    assert not [word for words in SYNONYMS.values() for word in words.split() if word in there]
+        known |= {f"agent.{name}" for name, _ in flat_fields(defaults(agent, "CartPole-v1").agent_config)}
+    known |= {f"env.{name}" for name, _ in flat_fields(defaults("dqn", "CartPole-v1").env_config)}
+    assert set(SYNONYMS) <= known
+    assert not [name for names in SYNONYMS.values() for name in names.split() if name in known]

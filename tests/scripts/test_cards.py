@@ -1,4 +1,4 @@
-"""Every intervention can be looked up, and its card is complete."""
+"""Every intervention is in the catalogue and has a complete card."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SECTIONS = ("When:", "Paper:", "Differs:", "Excludes:")
 
 @pytest.mark.parametrize("name", INTERVENTIONS)
 def test_a_card_is_complete(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """What it does in one line; when, paper, differences, exclusions in this order; every parameter explained."""
+    """Its effect in one line; when, paper, differences, exclusions in this order; an explanation of every parameter."""
     assert main.main(["interventions", name]) == 0
     card = capsys.readouterr().out
     body = inspect.getdoc(INTERVENTIONS[name]) or ""
@@ -28,13 +28,13 @@ def test_a_card_is_complete(name: str, capsys: pytest.CaptureFixture[str]) -> No
     assert explained == list(inspect.signature(INTERVENTIONS[name]).parameters)
 
 
-def test_the_catalogue_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_catalogue_lists_every_intervention(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["interventions"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == sorted(INTERVENTIONS)
 
 
 @pytest.mark.parametrize("name", INTERVENTIONS)
-def test_its_example_is_a_valid_spec(name: str) -> None:
+def test_the_example_of_an_intervention_is_a_valid_spec(name: str) -> None:
     (part,) = build([INTERVENTIONS[name].example], INTERVENTIONS)
     assert part.name == name

@@ -1,7 +1,7 @@
-"""The command line and the configuration file: what is read, from where, and what is said of mistakes.
+"""The command line and the configuration file: the settings that are read, their order, and the errors about mistakes.
 
-Most tests use stand-ins for agents and environments, so that they are about configuration alone; the last ones use
-pliant's own.
+Most tests use stand-ins for agents and environments, to test the configuration alone; the last tests use those of
+pliant.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def write(folder: Path, text: str) -> str:
 # The command line
 
 
-def test_a_realistic_line() -> None:
+def test_a_line_with_many_options_is_read_into_a_configuration() -> None:
     config = read(
         "--agent",
         "dqn",
@@ -197,7 +197,7 @@ def test_a_realistic_line() -> None:
     assert type(config) is RunConfig
 
 
-def test_no_arguments_at_all_is_a_run() -> None:
+def test_a_line_without_arguments_gives_the_defaults() -> None:
     assert read() == defaults(among=AMONG)
     assert read().agent_config == DQNStandIn.for_suite("atari")
 
@@ -217,15 +217,15 @@ def test_no_arguments_at_all_is_a_run() -> None:
         (["--interventions", "reset(when='a-b_c > -0.2')"], "interventions", ("reset(when='a-b_c > -0.2')",)),
     ],
 )
-def test_spellings(line: list[str], name: str, value: Any) -> None:
+def test_every_spelling_of_an_option_is_read(line: list[str], name: str, value: Any) -> None:
     assert getattr(read(*line), name) == value
 
 
-def test_an_empty_list_can_be_given() -> None:
+def test_an_option_that_takes_a_list_can_be_empty() -> None:
     assert read("--agent.net.hidden").agent_config.net.hidden == ()
 
 
-def test_dashes_and_underscores_are_one_in_nested_options() -> None:
+def test_dashes_and_underscores_are_equivalent_in_nested_options() -> None:
     assert read("--agent.batch_size", "7").agent_config == read("--agent.batch-size=7").agent_config
     assert read("--env.sticky_actions=0.5").env_config == read("--env.sticky-actions", "0.5").env_config
     assert read("--agent.double", "--agent.no_double").agent_config.double is False
@@ -240,11 +240,11 @@ def _help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *
 
 
 def _options(value: Any, prefix: str = "") -> list[str]:
-    found = []
+    names = []
     for f in fields(value):
         inner = getattr(value, f.name)
-        found += _options(inner, f"{prefix}{f.name}.") if is_dataclass(inner) else [f"{prefix}{f.name}"]
-    return found
+        names += _options(inner, f"{prefix}{f.name}.") if is_dataclass(inner) else [f"{prefix}{f.name}"]
+    return names
 
 
 def test_help_shows_and_explains_every_field(capsys: Any, monkeypatch: Any) -> None:
@@ -309,7 +309,7 @@ def test_help_is_that_of_the_chosen_agent_and_suite(capsys: Any, monkeypatch: An
         (["--config", "/nowhere/config.yaml"], "there is no file /nowhere/config.yaml"),
     ],
 )
-def test_mistakes_that_we_explain(line: list[str], message: str) -> None:
+def test_a_mistake_is_explained_in_one_line(line: list[str], message: str) -> None:
     with pytest.raises((BadInput, SpecError), match=message) as caught:
         read(*line)
     assert "\n" not in str(caught.value)
@@ -345,7 +345,7 @@ def test_mistakes_that_we_explain(line: list[str], message: str) -> None:
         (["--env.repeat-action-probability", "1"], "Did you mean --env.sticky-actions?"),
     ],
 )
-def test_mistakes_end_in_one_line_and_print_nothing_else(line: list[str], message: str, capsys: Any) -> None:
+def test_a_mistake_gives_an_error_of_pliant_and_prints_nothing(line: list[str], message: str, capsys: Any) -> None:
     with pytest.raises(ValueError) as caught:
         read(*line)
     assert type(caught.value).__module__.startswith("pliant")
@@ -356,7 +356,7 @@ def test_mistakes_end_in_one_line_and_print_nothing_else(line: list[str], messag
 # Precedence
 
 
-def test_flag_over_file_over_preset_over_default(tmp_path: Path) -> None:
+def test_a_flag_overrides_the_file_which_overrides_the_preset_and_the_defaults(tmp_path: Path) -> None:
     file = write(tmp_path, "agent: {lr: 0.5, batch_size: 5}\nseed: 5\nsteps: 50\n")
     config = read("--config", file, "--seed", "6", "--agent.batch-size", "6")
     assert config.agent_config == DQNStandIn(
@@ -368,7 +368,7 @@ def test_flag_over_file_over_preset_over_default(tmp_path: Path) -> None:
     assert (config.seed, config.steps, config.num_envs) == (6, 50, 1)
 
 
-def test_the_preset_follows_the_environment_of_line_or_file(tmp_path: Path) -> None:
+def test_the_preset_is_that_of_the_environment_in_the_line_or_the_file(tmp_path: Path) -> None:
     assert read("--env", "Hopper-v5").agent_config == DQNStandIn()
     assert read("--env=Hopper-v5").agent_config == DQNStandIn()
     file = write(tmp_path, "env: Hopper-v5\n")
@@ -402,7 +402,7 @@ def _configs() -> st.SearchStrategy[RunConfig]:
         net=nets,
     )
     sac = st.builds(SACStandIn, numbers, numbers)
-    words = st.sampled_from(["layer_norm", "redo(every=7, tau=0.1)", "reset(layers=(head,), when='a: b # c')"])
+    specs = st.sampled_from(["layer_norm", "redo(every=7, tau=0.1)", "reset(layers=(head,), when='a: b # c')"])
     counts = st.integers(1, 2**62)
 
     def run(learner: Any, **rest: Any) -> RunConfig:
@@ -414,7 +414,7 @@ def _configs() -> st.SearchStrategy[RunConfig]:
         learner=dqn | sac,
         env=st.sampled_from(["ALE/Pong-v5", "Hopper-v5", "null", "1e3"]) | names,
         env_config=st.builds(EnvStandIn, st.none() | numbers, st.booleans(), st.integers()),
-        interventions=st.lists(words, max_size=3).map(tuple),
+        interventions=st.lists(specs, max_size=3).map(tuple),
         steps=counts,
         seed=counts,
         log_every=counts,
@@ -456,7 +456,7 @@ def test_a_saved_run_is_reloaded_and_overridden(tmp_path: Path) -> None:
         read("--config", file, "--agent", "dqm")
 
 
-def test_a_file_by_hand_may_be_short_and_loose(tmp_path: Path) -> None:
+def test_a_file_written_by_hand_may_leave_out_keys_and_use_short_forms(tmp_path: Path) -> None:
     file = write(tmp_path, "agent: sac\nenv:\n  name: Hopper-v5\n  pixels: 84\nsteps: 1e6\ninterventions: layer_norm\n")
     config = load(file, AMONG)
     assert config == RunConfig(
@@ -475,8 +475,8 @@ def test_a_file_by_hand_may_be_short_and_loose(tmp_path: Path) -> None:
     )
 
 
-def test_floats_are_floats_after_reading(tmp_path: Path) -> None:
-    assert yaml.safe_load("lr: 1e-4") == {"lr": "1e-4"}, "the trap that this is about"
+def test_numbers_in_scientific_notation_are_read_as_floats(tmp_path: Path) -> None:
+    assert yaml.safe_load("lr: 1e-4") == {"lr": "1e-4"}, "YAML reads it as text"
     config = load(write(tmp_path, "agent:\n  lr: 1e-4\n  clip: 10\n"), AMONG).agent_config
     assert (config.lr, config.clip) == (1e-4, 10.0)
     assert type(config.lr) is type(config.clip) is float
@@ -524,13 +524,13 @@ def test_a_mistake_in_a_file_is_reported_in_one_line(text: str, message: str, tm
         assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(BadInput, match="is not valid YAML"):
         load(tmp_path, AMONG)
 
 
-def test_a_folder_without_configuration(tmp_path: Path) -> None:
+def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"there is no file .*config\.yaml"):
         load(tmp_path, AMONG)
 
@@ -551,15 +551,15 @@ def test_a_folder_without_configuration(tmp_path: Path) -> None:
         (["--interventions", "reset(head)"], "runs/ALE-Pong-v5/dqn+reset,layers=head/seed0"),
     ],
 )
-def test_the_default_folder_is_readable(line: list[str], folder: str) -> None:
+def test_the_default_folder_names_environment_agent_and_interventions(line: list[str], folder: str) -> None:
     assert default_run_folder(read(*line)) == Path(folder)
 
 
-def test_spelling_leads_to_one_folder_and_meaning_to_two() -> None:
+def test_two_spellings_of_a_spec_give_one_folder_and_two_specs_give_two() -> None:
     one = default_run_folder(read("--interventions", "redo(tau=0.1, every=1000)"))
     assert default_run_folder(read("--interventions", "redo( 0.10,every = 1_000 )")) == one
     assert default_run_folder(read("--interventions", "redo(tau=0.2, every=1000)")) != one
-    by_hand = [RunConfig(interventions=(word,)) for word in ("redo(tau=0.1, every=1000)", "redo(every=1000, tau=0.1)")]
+    by_hand = [RunConfig(interventions=(spec,)) for spec in ("redo(tau=0.1, every=1000)", "redo(every=1000, tau=0.1)")]
     assert [default_run_folder(config) for config in by_hand] == [one, one]
     swapped = default_run_folder(read("--interventions", "redo(tau=0.1, every=1000)", "layer_norm"))
     assert swapped != default_run_folder(read("--interventions", "layer_norm", "redo(tau=0.1, every=1000)"))
@@ -571,8 +571,8 @@ def test_spelling_leads_to_one_folder_and_meaning_to_two() -> None:
 @example(["x" * 300 + "1", "x" * 300 + "2"])
 @example(["../..", "."])
 @example(["1", "'1'"])
-def test_folders_are_safe_and_differ(texts: list[str]) -> None:
-    # Names of environments have no control characters; strings in words may spell them by escapes.
+def test_names_of_folders_are_safe_and_differ(texts: list[str]) -> None:
+    # Names of environments have no control characters; strings in specs may contain them as escapes.
     names = ["".join(c for c in text if control_character(c) is None).strip() or "x" for text in texts]
     configs = [
         RunConfig(interventions=(f"reset(when={text!r})",), env=env) for text, env in zip(texts, names, strict=True)
@@ -586,16 +586,16 @@ def test_folders_are_safe_and_differ(texts: list[str]) -> None:
     assert folders[0].parts[2] != folders[1].parts[2]
 
 
-def test_a_given_folder_is_taken_as_it_is() -> None:
+def test_a_given_folder_is_used_unchanged() -> None:
     assert run_folder(read("--run", "some where/else")) == Path("some where/else")
     assert run_folder(read("--run", "~/x")) == Path.home() / "x"
     assert run_folder(read()) == default_run_folder(read())
 
 
-# What is made of a configuration
+# Uses of a configuration
 
 
-def test_hparams_are_the_same_keys_for_every_agent() -> None:
+def test_hyperparameters_in_the_log_have_the_same_keys_for_every_agent() -> None:
     dqn, sac = (flat_hparams(read("--agent", agent, "--interventions", "redo(0.2)")) for agent in ("dqn", "sac"))
     assert list(dqn) == list(sac)
     assert 10 <= len(dqn) <= 15
@@ -625,11 +625,11 @@ def test_differences_are_reported_by_flag() -> None:
 
 
 class TheirError(ValueError):
-    """A ValueError that somebody else defined."""
+    """A ValueError that pliant does not define."""
 
 
 @pytest.mark.parametrize("error", [BadInput("wrong\nagain"), SpecError("wrong again")])
-def test_bad_input_is_one_line_and_2(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_gives_one_line_and_exit_code_2(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     def run() -> int:
         raise error
 
@@ -638,7 +638,7 @@ def test_bad_input_is_one_line_and_2(error: Exception, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), TheirError("a bug"), KeyError("a bug"), FileNotFoundError("x")])
-def test_bugs_keep_their_traceback(error: Exception) -> None:
+def test_a_bug_keeps_its_traceback(error: Exception) -> None:
     def run() -> int:
         raise error
 
@@ -647,7 +647,7 @@ def test_bugs_keep_their_traceback(error: Exception) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, TheirError, FileNotFoundError, BadInput])
-def test_errors_during_the_setup_of_a_run_are_the_users(
+def test_an_error_during_the_setup_of_a_run_is_reported_as_bad_input(
     error: type[Exception], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run() -> int:
@@ -658,7 +658,7 @@ def test_errors_during_the_setup_of_a_run_are_the_users(
     assert capsys.readouterr().err == "error: wrong\n"
 
 
-def test_other_codes_pass_through() -> None:
+def test_other_exit_codes_are_returned_unchanged() -> None:
     def interrupted() -> int:
         raise KeyboardInterrupt
 
@@ -670,7 +670,7 @@ def test_other_codes_pass_through() -> None:
 # The command
 
 
-def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_commands_and_version_prints_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--help"]) == 0
     text = capsys.readouterr().out
     for name in ("train", "evaluate", "bench", "interventions"):
@@ -681,7 +681,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage: pliant COMMAND" in capsys.readouterr().err
 
 
-def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_command_is_refused_with_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["trian", "--agent", "dqn"]) == 2
     output = capsys.readouterr()
     assert output.out == ""
@@ -702,16 +702,16 @@ def test_a_command_gets_the_rest_of_the_line(monkeypatch: pytest.MonkeyPatch) ->
     assert seen == [["--a", "b c"]]
 
 
-def test_help_is_quick_for_it_imports_nothing_heavy() -> None:
+def test_help_does_not_import_torch() -> None:
     code = "import sys; from pliant.scripts.main import main; main(['--help']); assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
 
 
-def test_the_catalogue_and_a_card(
+def test_the_catalogue_lists_interventions_and_a_card_shows_one_with_its_cost(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("pliant.scripts.interventions.INTERVENTIONS", AMONG.interventions, raising=False)
-    # What was measured of pliant's own reset is not the stand-in's.
+    # The measured cost of pliant's own reset does not apply to the stand-in.
     monkeypatch.setattr("pliant.lab.commands.cards.COSTS", tmp_path / "costs.json")
     assert command.main(["interventions"]) == 0
     assert capsys.readouterr().out.splitlines() == [
@@ -726,10 +726,10 @@ def test_the_catalogue_and_a_card(
     cost = {"an agent": {"relative": 0.5, "event_ms": 12.3}, "another": {"relative": 1.0}}
     (tmp_path / "costs.json").write_text(json.dumps({"machine": "a machine", "methods": {"reset": cost}}))
     assert command.main(["interventions", "reset", "redo"]) == 0
-    said = capsys.readouterr().out
-    assert "Cost (a machine; `pliant bench --only interventions`):" in said and said.count("Cost (") == 1
-    assert "    an agent: 0.50 of the plain agent's updates a second, and 12.3 ms whenever it fires\n" in said
-    assert "    another: 1.00 of the plain agent's updates a second\n" in said
+    output = capsys.readouterr().out
+    assert "Cost (a machine; `pliant bench --only interventions`):" in output and output.count("Cost (") == 1
+    assert "    an agent: 0.50 of the plain agent's updates a second, and 12.3 ms whenever it fires\n" in output
+    assert "    another: 1.00 of the plain agent's updates a second\n" in output
     assert command.main(["interventions", "rdo"]) == 2
     assert "unknown intervention 'rdo'. Did you mean 'redo'?" in capsys.readouterr().err
     monkeypatch.setattr("pliant.scripts.interventions.INTERVENTIONS", {})
@@ -737,7 +737,7 @@ def test_the_catalogue_and_a_card(
     assert "no interventions" in capsys.readouterr().out
 
 
-def test_a_bare_checkout_says_how_to_install() -> None:
+def test_the_error_of_a_checkout_that_is_not_installed_shows_how_to_install_it() -> None:
     scripts = Path(command.__file__).parent
     # Without site-packages pliant is not installed.
     result = subprocess.run([sys.executable, "-S", str(scripts), "train"], capture_output=True, text=True)
@@ -757,7 +757,7 @@ def own(monkeypatch: pytest.MonkeyPatch) -> Known:
 
 @pytest.mark.parametrize("env", ["ALE/Pong-v5", "MinAtar/Breakout-v1", "HalfCheetah-v5"])
 @pytest.mark.parametrize("agent", ["dqn", "sac"])
-def test_our_own_agents_are_configured_shown_and_saved(
+def test_options_of_pliants_agents_are_read_explained_and_saved(
     agent: str, env: str, own: Known, tmp_path: Path, capsys: Any, monkeypatch: Any
 ) -> None:
     config = parse(["--agent", agent, "--env", env, "--agent.gamma", "0.9"]).config
@@ -774,9 +774,9 @@ def test_our_own_agents_are_configured_shown_and_saved(
     wanted += [f"env.{name}" for name in own.env_options(own.suite(env))]
     assert {f"--{name.replace('_', '-')}" for name in wanted} <= shown
     undocumented = re.findall(r"^│ (--\S+(?: \S+)*)(?: {2,}| *│\n│ +)\(default:", text, re.MULTILINE)
-    assert not undocumented, "options without a word of explanation"
+    assert not undocumented, "options without an explanation"
 
 
-def test_every_option_of_our_environments_belongs_to_a_suite(own: Known) -> None:
+def test_every_option_of_an_environment_belongs_to_a_suite(own: Known) -> None:
     belonging = {option for suite in ("atari", "minatar", "control", "stream") for option in own.env_options(suite)}
     assert belonging == {f.name for f in fields(own.env_config)}

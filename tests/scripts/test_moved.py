@@ -28,7 +28,7 @@ MOVED = [
 
 
 @pytest.mark.parametrize(("module", "name", "new"), MOVED)
-def test_an_import_of_the_old_name_says_the_new_one(module: str, name: str, new: str) -> None:
+def test_an_import_of_the_old_name_is_refused_with_the_new_name(module: str, name: str, new: str) -> None:
     with pytest.raises(ImportError) as refused:
         exec(f"from {module} import {name}")
     assert str(refused.value) == f"{module}.{name} has moved: use {new}"
@@ -42,7 +42,7 @@ def test_modules_with_moved_names_can_be_inspected(module: str) -> None:
     assert not hasattr(import_module(module), "__no_such_name__")
 
 
-def test_a_name_that_never_existed_is_an_ordinary_mistake() -> None:
+def test_a_name_that_never_existed_gives_the_ordinary_error() -> None:
     with pytest.raises(ImportError, match="cannot import name 'no_such_name'"):
         exec("from pliant.interventions import no_such_name")
 

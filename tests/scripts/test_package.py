@@ -1,4 +1,4 @@
-"""The package as others get it: a wheel in a new environment, beside a package that owns the name `agents`."""
+"""The package as users install it: a wheel in a new environment, together with another package named `agents`."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def test_the_wheel_holds_the_package_and_nothing_at_the_top_level(wheel: Path) -
 
 
 def readme_lines() -> str:
-    """The six lines that the README promises."""
+    """The first example in the README, of six lines."""
     return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
 
 
-def test_six_lines_run_in_another_project_that_has_its_own_agents(wheel: Path, tmp_path: Path) -> None:
+def test_the_readmes_example_runs_in_a_project_with_its_own_package_agents(wheel: Path, tmp_path: Path) -> None:
     home = tmp_path / "environment"
     venv.create(home, with_pip=False)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(home), "platbase": str(home)}))

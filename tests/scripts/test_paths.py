@@ -53,7 +53,7 @@ def test_every_file_that_code_and_studies_name_exists() -> None:
     assert not missing
 
 
-def test_the_checks_notice_what_is_missing() -> None:
+def test_the_checks_notice_a_missing_file() -> None:
     assert missing_links("[a](docs/none.md) [b](README.md#start) [c](https://example.org)", ROOT) == ["docs/none.md"]
     assert missing_paths(
         "`scripts/claim_cards.py`, scripts/NAME.py, tests/laws/ and agents/dqn.py; old/agents/x.py"

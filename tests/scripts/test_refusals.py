@@ -1,4 +1,4 @@
-"""The sentences that users will get wrong first: one clear line, exit code 2, and no folder left behind."""
+"""Common mistakes in specs of interventions: one line of error, exit code 2, and no new folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PENDULUM = ("--agent", "sac", "--env", "Pendulum-v1")
 
 
 @pytest.mark.parametrize(
-    ("line", "words", "message"),
+    ("line", "specs", "message"),
     [
         (CARTPOLE, ["hl_gauss", "c51"], "c51 and hl_gauss exclude each other"),
         (
@@ -44,12 +44,12 @@ PENDULUM = ("--agent", "sac", "--env", "Pendulum-v1")
         ((*CARTPOLE, "--agent.network.hidden"), ["redo"], "redo: critic of this dqn has no unit that can be reset"),
     ],
 )
-def test_a_wrong_spec_gives_one_line(
-    line: tuple[str, ...], words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_wrong_spec_gives_one_line_of_error_and_makes_no_folder(
+    line: tuple[str, ...], specs: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
-    given = [*line, "--steps", "100", "--run", str(folder), "--interventions", *words]
+    given = [*line, "--steps", "100", "--run", str(folder), "--interventions", *specs]
     assert main.exit_code(lambda: train.main(given)) == 2
-    said = capsys.readouterr().err
-    assert message in said and said.startswith("error: ") and said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
     assert not folder.exists()
