@@ -1,4 +1,4 @@
-"""What a command prints is its own: no banner, advice or complaint of a simulator stands before a run or an error."""
+"""A command prints only its own lines: no banner, advice or warning of a simulator before a run or an error."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ OURS = (
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         PONG,
         (*PONG, "--env.mode", "1"),  # one emulator at a time
         ("--agent", "sac", *CHEETAH),
-        ("--agent", "dqn", "--env", "CartPole-v0"),  # of which there is a newer version
-        ("--agent", "dqn", "--env", "CartPole-v1", "--env.pixels", "36"),  # drawn by SDL
+        ("--agent", "dqn", "--env", "CartPole-v0"),  # there is a newer version of it
+        ("--agent", "dqn", "--env", "CartPole-v1", "--env.pixels", "36"),  # rendered by SDL
     ],
     ids=" ".join,
 )
-def test_a_run_prints_its_own_lines_alone(
-    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_prints_only_its_own_lines(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, said = outcome_of("train", *words, *SHORT)
-    assert code == 0, said
-    assert [line for line in said.splitlines() if not any(re.fullmatch(ours, line) for ours in OURS)] == []
+    code, output = outcome_of("train", *arguments, *SHORT)
+    assert code == 0, output
+    assert [line for line in output.splitlines() if not any(re.fullmatch(ours, line) for ours in OURS)] == []
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         (*PONG, "--env.mode", "77"),
         (*PONG, "--agent.n-stp", "3"),
@@ -58,20 +58,22 @@ def test_a_run_prints_its_own_lines_alone(
     ],
     ids=" ".join,
 )
-def test_an_error_stands_alone(words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_is_the_only_line_of_the_output(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    code, said = outcome_of("train", *words, *SHORT)
-    assert code == 2 and re.fullmatch(r"error: .*\n", said), said
+    code, output = outcome_of("train", *arguments, *SHORT)
+    assert code == 2 and re.fullmatch(r"error: .*\n", output), output
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere GL needs no display")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="GL needs no display on other systems")
 @pytest.mark.parametrize("library", ["osmesa", "glfw", "egl"])
 def test_rendering_failures_are_reported_in_one_line(library: str, tmp_path: Path) -> None:
-    surroundings = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
     line = [sys.executable, "-m", "pliant.scripts", "train", "--agent", "sac", *CHEETAH, *SHORT, "--env.pixels", "36"]
-    surroundings |= {"MUJOCO_GL": library, "__EGL_VENDOR_LIBRARY_FILENAMES": os.devnull}
-    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=surroundings)
+    environment |= {"MUJOCO_GL": library, "__EGL_VENDOR_LIBRARY_FILENAMES": os.devnull}
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=environment)
     if done.returncode == 0:
         pytest.skip(f"this machine can draw with MUJOCO_GL={library}")
     assert done.returncode == 2 and re.fullmatch(r"error: .*MUJOCO_GL.*\n", done.stderr), done.stderr
@@ -82,17 +84,17 @@ def test_other_warnings_of_mujoco_are_passed_on(monkeypatch: pytest.MonkeyPatch)
     import gymnasium
     import mujoco
 
-    build, say = gymnasium.make, mujoco.get_mju_user_warning
+    build, get_warning = gymnasium.make, mujoco.get_mju_user_warning
 
     def unsound(*given: object, **options: object) -> object:
-        say()("the model is unsound")  # type: ignore[misc]
+        get_warning()("the model is unsound")  # type: ignore[misc]
         return build(*given, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(gymnasium, "make", unsound)
-    before = say()
-    with pytest.warns(UserWarning, match="MuJoCo: the model is unsound") as heard:
+    before = get_warning()
+    with pytest.warns(UserWarning, match="MuJoCo: the model is unsound") as caught:
         make("HalfCheetah-v5").close()
-    assert len(heard) == 1 and say() is before
+    assert len(caught) == 1 and get_warning() is before
 
 
 def test_a_warning_of_an_environment_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Environments of one's own, `module:Name-v0`: every command reaches them, and what is wrong with one is a line."""
+"""Your own environments, `module:Name-v0`: every command can use them, and an error of one is reported in one line."""
 
 from __future__ import annotations
 
@@ -71,15 +71,15 @@ SMALL = [
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the module, which is the current one."""
+    """The current folder, which holds the module."""
     (tmp_path / "somebodys.py").write_text(CORRIDOR)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What is imported and registered in this process is forgotten again."""
+def clean_imports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Remove the modules and environments that a test imports and registers in this process."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     registered, modules = dict(gymnasium.registry), set(sys.modules)
     yield
@@ -90,45 +90,45 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             del sys.modules[name]
 
 
-def ran(*words: str) -> str:
-    code, said = outcome_of(*words)
-    assert code == 0, said
-    return said
+def run_command(*arguments: str) -> str:
+    code, output = outcome_of(*arguments)
+    assert code == 0, output
+    return output
 
 
 # ------------------------------------------------------------------------------------------------ every command
 
 
 @pytest.mark.full
-def test_a_run_is_killed_gone_on_with_evaluated_inspected_forked_and_reported(project: Path) -> None:
-    words = [*SMALL, "--steps", "2500", "--checkpoint-every", "250", "--num-envs", "2"]
-    finish(Path("straight"), *words)
+def test_a_run_is_killed_resumed_evaluated_inspected_forked_and_reported(project: Path) -> None:
+    arguments = [*SMALL, "--steps", "2500", "--checkpoint-every", "250", "--num-envs", "2"]
+    finish(Path("straight"), *arguments)
     rng = random.Random(0)
     for _ in range(2):
-        kill_soon_after_a_checkpoint(Path("killed"), words, rng)
-    assert "continues from step" in finish(Path("killed"), *words)
+        kill_soon_after_a_checkpoint(Path("killed"), arguments, rng)
+    assert "continues from step" in finish(Path("killed"), *arguments)
     assert_same_run(Path("straight"), Path("killed"))
 
-    assert f"{NAME}: mean return" in ran("evaluate", "killed", "--episodes", "3")
-    assert "overestimation" in ran("inspect", "killed", "--env", NAME, "--monitors", "overestimation")
-    said = ran("fork", "killed", "--at", "latest", "--with", "shrink_perturb", "--for", "200", "--jobs", "1")
-    assert "shrink_perturb" in said
-    assert "2 forks" in ran("report", "killed", "--out", "page")
+    assert f"{NAME}: mean return" in run_command("evaluate", "killed", "--episodes", "3")
+    assert "overestimation" in run_command("inspect", "killed", "--env", NAME, "--monitors", "overestimation")
+    output = run_command("fork", "killed", "--at", "latest", "--with", "shrink_perturb", "--for", "200", "--jobs", "1")
+    assert "shrink_perturb" in output
+    assert "2 forks" in run_command("report", "killed", "--out", "page")
     assert NAME in Path("page", "report.md").read_text()
 
 
-def test_the_default_folder_is_safe_and_the_run_can_be_repeated_from_its_configuration(project: Path) -> None:
-    ran("train", *SMALL, "--steps", "120")
+def test_the_default_folder_has_a_safe_name_and_the_configuration_repeats_the_run(project: Path) -> None:
+    run_command("train", *SMALL, "--steps", "120")
     (config,) = Path("runs").rglob("config.yaml")
     assert re.fullmatch(r"runs/somebodys-Corridor-v0-[0-9a-f]{8}/dqn/seed0", str(config.parent))
-    ran("train", "--config", str(config), "--run", "again")
+    run_command("train", "--config", str(config), "--run", "again")
     assert Path("again", "metrics.jsonl").read_bytes() == (config.parent / "metrics.jsonl").read_bytes()
     modules = json.loads((config.parent / "versions.json").read_text())[-1]["modules"]
     assert modules["somebodys"]["file"] == str(project / "somebodys.py")
 
 
-def test_an_id_with_a_namespace(project: Path) -> None:
-    ran("train", *SMALL, "--steps", "120", "--env", "somebodys:wide/Corridor-v3")
+def test_an_id_may_have_a_namespace(project: Path) -> None:
+    run_command("train", *SMALL, "--steps", "120", "--env", "somebodys:wide/Corridor-v3")
     (config,) = Path("runs").rglob("config.yaml")
     assert re.fullmatch(r"runs/somebodys-wide-Corridor-v3-[0-9a-f]{8}/dqn/seed0", str(config.parent))
 
@@ -151,16 +151,16 @@ def small_study(project: Path) -> str:
 @pytest.mark.full
 def test_a_study_is_swept_and_reported(project: Path) -> None:
     study = small_study(project)
-    assert "2 of 2 runs done" in ran("sweep", study, "--jobs", "2")
+    assert "2 of 2 runs done" in run_command("sweep", study, "--jobs", "2")
     assert len(list(Path("runs/studies/own").rglob("DONE"))) == 2
-    ran("report", study, "--out", "page")
+    run_command("report", study, "--out", "page")
     assert NAME in Path("page", "report.md").read_text()
 
 
 @pytest.mark.full
-def test_the_lines_of_a_cluster_name_the_module(project: Path) -> None:
+def test_the_commands_for_a_cluster_name_the_module(project: Path) -> None:
     study = small_study(project)
-    ran("sweep", study, "--executor", "slurm", "--emit", "sweep.sh")
+    run_command("sweep", study, "--executor", "slurm", "--emit", "sweep.sh")
     (commands,) = project.glob("sweep-*.commands")
     assert commands.read_text().count(f"--env {NAME} ") == 2
     line = "exec pliant" + commands.read_text().splitlines()[0].partition("exec pliant")[2].partition(" >> ")[0]
@@ -169,7 +169,7 @@ def test_the_lines_of_a_cluster_name_the_module(project: Path) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install -e '.[sweep]'")
-def test_a_study_on_ray(project: Path) -> None:
+def test_a_study_runs_on_ray(project: Path) -> None:
     study = small_study(project)
     line = [sys.executable, "-m", "pliant.scripts", "sweep", study, "--executor", "ray", "--jobs", "2"]
     done = subprocess.run(line, capture_output=True, text=True)
@@ -177,7 +177,7 @@ def test_a_study_on_ray(project: Path) -> None:
 
 
 @pytest.mark.full
-def test_a_claim(project: Path) -> None:
+def test_a_claim_runs_in_an_own_environment(project: Path) -> None:
     flags = {"agent": "dqn", "env": NAME, "steps": 200, "evaluate_episodes": 3, "monitors": ["none"]}
     card = {
         "title": "A corridor",
@@ -191,74 +191,74 @@ def test_a_claim(project: Path) -> None:
         "minutes": 1,
     }
     (project / "corridor.yaml").write_text(yaml.safe_dump(card))
-    ran("claims", "run", "corridor.yaml", "--jobs", "1", "--seeds", "2")
+    run_command("claims", "run", "corridor.yaml", "--jobs", "1", "--seeds", "2")
     assert len(list(Path("runs/claims").rglob("DONE"))) == 2
 
 
 def test_the_console_command_finds_a_module_on_pythonpath_and_in_the_current_folder(project: Path) -> None:
-    """A console script does not have the current folder on its path, as `python -m` has."""
-    (project / "elsewhere").mkdir()
-    words = ["train", *SMALL, "--steps", "70", "--run", "run"]
+    """Unlike `python -m`, a console script does not have the current folder on its path."""
+    (project / "another").mkdir()
+    arguments = ["train", *SMALL, "--steps", "70", "--run", "run"]
     code = "import sys; sys.path.remove(''); from pliant.scripts.main import main; sys.exit(main(sys.argv[1:]))"
     path = os.environ.get("PYTHONPATH", "")
-    for folder, more in ((project, ""), (project / "elsewhere", str(project))):
-        surroundings = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [more, path]))}
-        line = [sys.executable, "-c", code, *words]
-        done = subprocess.run(line, cwd=folder, env=surroundings, capture_output=True, text=True)
+    for folder, more in ((project, ""), (project / "another", str(project))):
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [more, path]))}
+        line = [sys.executable, "-c", code, *arguments]
+        done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0 and (folder / "run" / "DONE").exists(), done.stderr
 
 
-# ------------------------------------------------------------------------------------------------ from another place
+# ----------------------------------------------------------------------------------------------- from another folder
 
 
-def test_a_run_is_not_gone_on_with_where_its_module_is_missing_or_another(project: Path) -> None:
+def test_a_run_is_not_resumed_if_its_module_is_missing_or_another_module(project: Path) -> None:
     run = str(project / "run")
-    ran("train", *SMALL, "--steps", "120", "--run", run)
+    run_command("train", *SMALL, "--steps", "120", "--run", run)
     before = {path: path.read_bytes() for path in (project / "run").rglob("*") if path.is_file()}
     away = project / "away"
     away.mkdir()
     further = ("train", "--config", run, "--run", run, "--steps", "200")
-    asked = (
+    commands = (
         further,
         ("evaluate", run),
         ("fork", run, "--at", "latest", "--with", "redo", "--for", "9"),
         ("inspect", run, "--env", NAME),
     )
-    for content, wanted in (
+    for content, message in (
         (None, rf"No module named 'somebodys'.*{away}.*PYTHONPATH.*was made with {project}/somebodys.py"),
         (CORRIDOR + "# another\n", rf"somebodys in {project}/somebodys.py.*another module, {away}/somebodys.py: go to"),
     ):
         if content is not None:
             (away / "somebodys.py").write_text(content)
-        for words in asked:
+        for command in commands:
             os.chdir(away)
-            code, said = outcome_of(*words)
+            code, output = outcome_of(*command)
             os.chdir(project)
-            assert code == 2 and re.fullmatch(rf"error: .*{wanted}.*\n", said), said
+            assert code == 2 and re.fullmatch(rf"error: .*{message}.*\n", output), output
     assert before == {path: path.read_bytes() for path in (project / "run").rglob("*") if path.is_file()}
-    # The same content at another place is the same module.
+    # The same content in another folder is the same module.
     (away / "somebodys.py").write_text(CORRIDOR)
     os.chdir(away)
-    ran(*further)
+    run_command(*further)
     os.chdir(project)
     sessions = json.loads((project / "run" / "versions.json").read_text())
     assert [s["modules"]["somebodys"]["file"] for s in sessions] == [f"{project}/somebodys.py", f"{away}/somebodys.py"]
 
 
-def test_a_module_that_was_edited_where_it_stands_is_taken(project: Path) -> None:
-    ran("train", *SMALL, "--steps", "120", "--run", "run")
+def test_a_module_that_was_edited_in_place_is_accepted(project: Path) -> None:
+    run_command("train", *SMALL, "--steps", "120", "--run", "run")
     (project / "somebodys.py").write_text(CORRIDOR + "# edited\n")
-    ran("train", *SMALL, "--steps", "160", "--run", "run")
+    run_command("train", *SMALL, "--steps", "160", "--run", "run")
     sessions = json.loads(Path("run", "versions.json").read_text())
     assert len({s["modules"]["somebodys"]["blake2b"] for s in sessions}) == 2
 
 
-# ------------------------------------------------------------------------------------------------ what is wrong with it
+# ------------------------------------------------------------------------------------------------ invalid modules
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("clean_imports")
 @pytest.mark.parametrize(
-    ("name", "wanted"),
+    ("name", "message"),
     [
         ("somebodys:Coridor-v0", r"somebodys.py\) registers no Coridor-v0; did you mean somebodys:Corridor-v0 or "),
         ("somebodys:Corridor-v1", r"did you mean somebodys:Corridor-v0"),
@@ -294,7 +294,7 @@ def test_a_module_that_was_edited_where_it_stands_is_taken(project: Path) -> Non
     ],
 )
 def test_modules_that_cannot_be_imported_are_reported_in_one_line(
-    name: str, wanted: str, project: Path, capsys: pytest.CaptureFixture[str]
+    name: str, message: str, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     register = "import gymnasium\ngymnasium.register"
     for module, text in {
@@ -311,20 +311,20 @@ def test_modules_that_cannot_be_imported_are_reported_in_one_line(
         (project / f"{module}.py").write_text(text)
     before = {path.name for path in project.iterdir()}
     assert main.exit_code(lambda: train.main(["--env", name, "--steps", "9", "--run", "run"])) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and said.count("\n") == 1 and re.search(wanted, said), said
+    output = capsys.readouterr().err
+    assert output.startswith("error: ") and output.count("\n") == 1 and re.search(message, output), output
     assert {path.name for path in project.iterdir()} - {"__pycache__"} == before
 
 
-@pytest.mark.usefixtures("alone")
-def test_an_interrupted_import_is_an_interruption(project: Path) -> None:
+@pytest.mark.usefixtures("clean_imports")
+def test_an_interrupt_during_an_import_is_raised(project: Path) -> None:
     (project / "slow.py").write_text("raise KeyboardInterrupt\n")
     with pytest.raises(KeyboardInterrupt):
         make("slow:Thing-v0")
 
 
-@pytest.mark.usefixtures("alone")
-def test_a_module_that_was_imported_before_is_known(project: Path) -> None:
+@pytest.mark.usefixtures("clean_imports")
+def test_environments_of_a_module_that_is_already_imported_can_be_made(project: Path) -> None:
     sys.path.insert(0, str(project))
     importlib.import_module("somebodys")
     envs = make(NAME, num_envs=2)
@@ -333,7 +333,7 @@ def test_a_module_that_was_imported_before_is_known(project: Path) -> None:
         make("somebodys:Zebra-v0")
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("clean_imports")
 def test_a_failed_import_leaves_the_path_as_it_was(project: Path) -> None:
     before = list(sys.path)
     with pytest.raises(UnknownEnvironment):

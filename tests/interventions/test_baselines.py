@@ -40,31 +40,30 @@ from pliant.interventions.matched_random import pairs
 from pliant.interventions.redo import ReDo
 
 
-def parts(*words: str) -> tuple[Intervention, ...]:
-    return tuple(build(words, INTERVENTIONS))
+def parts(*specs: str) -> tuple[Intervention, ...]:
+    return tuple(build(specs, INTERVENTIONS))
 
 
-def run_of(agent: str | Callable[..., Agent], *words: str, num_envs: int = 2, seed: int = 0) -> Run:
+def run_of(agent: str | Callable[..., Agent], *specs: str, num_envs: int = 2, seed: int = 0) -> Run:
     if not isinstance(agent, str):
         AGENTS["of this test"] = agent
     try:
         return build_run(
-            "of this test" if not isinstance(agent, str) else agent, parts(*words), seed=seed, num_envs=num_envs
+            "of this test" if not isinstance(agent, str) else agent, parts(*specs), seed=seed, num_envs=num_envs
         )
     finally:
         AGENTS.pop("of this test", None)
 
 
 def learnt(run: Run, steps: int) -> list[tuple[int, int, int]]:
-    """Run some steps of all environments; for every update, the step and the oldest and newest transition in the
-    batch."""
+    """The updates of some steps: for each its step, and the oldest and newest transition of its batch."""
     seen, learn = [], run.learn
 
-    def noted(batch: Any) -> None:
+    def recorded_learn(batch: Any) -> None:
         seen.append((run.clock.steps, int(batch.index.min()), int(batch.index.max())))
         learn(batch)
 
-    run.learn = noted  # type: ignore[method-assign]
+    run.learn = recorded_learn  # type: ignore[method-assign]
     take_steps(run, steps)
     run.learn = learn  # type: ignore[method-assign]
     return seen
@@ -81,7 +80,7 @@ def networks(agent: Agent) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("agent", ["dqn, minatar, dueling", "sac, pixels", "droq", "ppo, continuous", "supervised"])
-def test_it_is_a_newly_built_agent_to_the_last_bit(agent: str) -> None:
+def test_it_equals_a_newly_built_agent_to_the_last_bit(agent: str) -> None:
     """With the random stream of a seed it equals the agent built with that seed: networks, targets, temperature,
     deviation, running statistics, optimizers with their counters."""
     run = run_of(agent, "fresh_agent(every=1000000)")
@@ -126,24 +125,26 @@ def test_with_kept_memory_learning_continues_without_a_break() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "born"),
+    ("options", "initialised_at"),
     [("", 20), (", exploration=keep", 0), (", memory=keep", 0), (", memory=keep, exploration=restart", 20)],
 )
-def test_exploration_restarts_with_an_empty_memory_or_on_request(options: str, born: int) -> None:
+def test_exploration_restarts_with_an_empty_memory_or_on_request(options: str, initialised_at: int) -> None:
     run = run_of(dqn(VECTOR, epsilon_steps=4, epsilon_end=0.0), f"fresh_agent(every=20{options})")
     take_steps(run, 9)
     assert run.agent.epsilon(run.clock) == 0.0 and run.agent.initialised_at == 0  # type: ignore[attr-defined]
     take_steps(run, 1)
-    assert run.agent.initialised_at == born
-    for steps, epsilon in ((20, 1.0), (27, 1.0), (28, 1.0), (30, 0.5), (32, 0.0)) if born else ((20, 0.0), (28, 0.0)):
+    assert run.agent.initialised_at == initialised_at
+    for steps, epsilon in (
+        ((20, 1.0), (27, 1.0), (28, 1.0), (30, 0.5), (32, 0.0)) if initialised_at else ((20, 0.0), (28, 0.0))
+    ):
         assert run.agent.epsilon(Clock(steps)) == epsilon  # type: ignore[attr-defined]
     state = saved(run)
     other = run_of(dqn(VECTOR, epsilon_steps=4, epsilon_end=0.0), f"fresh_agent(every=20{options})", seed=3)
     resume(other, state)
-    assert other.agent.initialised_at == born and not differences(saved(other), state)
+    assert other.agent.initialised_at == initialised_at and not differences(saved(other), state)
 
 
-def test_sac_tries_actions_at_random_again() -> None:
+def test_sac_takes_random_actions_again() -> None:
     run = run_of("sac", "fresh_agent(every=20)")
     take_steps(run, 10)
     obs, clock = run.obs, run.clock
@@ -175,31 +176,31 @@ def test_a_rollout_across_a_task_boundary_is_discarded() -> None:
     assert [step for step, *_ in learnt(run, 14)] == [6] * 4 + [12] * 4 + [18] + [24] * 4
 
 
-def test_ppos_learning_rate_is_that_of_its_age() -> None:
+def test_ppos_learning_rate_is_annealed_from_its_initialisation() -> None:
     run = run_of(ppo(VECTOR, DISCRETE, anneal_steps=20, optimizer=OptimizerConfig(lr=1.0)), "fresh_agent(every=10)")
     rates = []
     for _ in range(12):
         if learnt(run, 1):
             rates.append(run.agent.critic.optimizer.param_groups[0]["lr"])  # type: ignore[attr-defined]
-    # At 6 and 12 the first agent's (the latter cut short), at 18 that of an agent of 6 steps, at 24 of 12.
+    # At 6 and 12 the first agent learns (its second rollout is cut), at 18 an agent of 6 steps, at 24 one of 12.
     torch.testing.assert_close(rates, [1 - 6 / 20, 1 - 12 / 20, 1 - 6 / 20, 1 - 12 / 20])
 
 
 @pytest.mark.parametrize("agent", ["dqn, double dueling prioritised 3-step", "sac", "ppo, continuous", "dqn, nature"])
 def test_it_resumes_between_a_reinitialisation_and_the_first_update(agent: str) -> None:
-    word = "fresh_agent(every=24)"
-    straight, stopped = run_of(agent, word), run_of(agent, word)
+    spec = "fresh_agent(every=24)"
+    straight, stopped = run_of(agent, spec), run_of(agent, spec)
     take_steps(straight, 26)
     take_steps(stopped, 13)
     assert stopped.agent.initialised_at == 24
-    resumed = run_of(agent, word, seed=9)
+    resumed = run_of(agent, spec, seed=9)
     resume(resumed, saved(stopped))
     take_steps(resumed, 13)
     assert not differences(current_state(straight), current_state(resumed))
 
 
 @pytest.mark.parametrize(
-    ("agent", "word", "message"),
+    ("agent", "spec", "message"),
     [
         ("ppo", "fresh_agent(memory=keep)", "fresh_agent: memory=keep needs a replay, and ppo has none"),
         ("supervised", "fresh_agent(memory=keep)", "memory=keep needs a replay, and supervised has none"),
@@ -213,9 +214,9 @@ def test_it_resumes_between_a_reinitialisation_and_the_first_update(agent: str) 
         ("ppo", "fresh_agent(every=3)", "a rollout is complete rollout=3 steps after its initialisation"),
     ],
 )
-def test_settings_with_which_no_agent_could_learn_are_refused(agent: str, word: str, message: str) -> None:
+def test_settings_with_which_no_agent_could_learn_are_refused(agent: str, spec: str, message: str) -> None:
     with pytest.raises(ValueError, match="fresh_agent") as refusal:
-        run_of(agent, word)
+        run_of(agent, spec)
     assert message in str(refusal.value) and "\n" not in str(refusal.value)
 
 
@@ -230,29 +231,29 @@ def test_rollouts_of_all_environments_that_are_longer_than_a_task_are_refused() 
 def test_later_methods_still_get_batches_after_a_reinitialisation() -> None:
     """Later methods in the same update draw batches, and monitors did so before."""
     for agent in ("dqn", "sac", "ppo, continuous", "supervised"):
-        words = "fresh_agent(every=2, of=updates)", "redo(every=1, samples=8)", "regrama(every=1, samples=8)"
-        run = run_of(agent, *words)
+        specs = "fresh_agent(every=2, of=updates)", "redo(every=1, samples=8)", "regrama(every=1, samples=8)"
+        run = run_of(agent, *specs)
         take_steps(run, 12)
         assert run.agent.initialised_at > 0
 
 
 def test_other_methods_lose_their_state_about_the_earlier_agent() -> None:
-    words = (
+    specs = (
         "continual_backprop(rho=0.05, maturity=2)",
         "self_normalized_reset(percentile=0.5, renew=2, longest=2, eps=0.6)",
         "adaptive_replay_ratio(low=1, high=2, every=3, of=updates, delta=0.5)",
         "l2_init(weight=0.1)",
         "shrink_perturb(every=3, of=updates, noise=initial, layers=critic)",
     )
-    run = run_of("dqn", *words, "fresh_agent(every=1000)")
+    run = run_of("dqn", *specs, "fresh_agent(every=1000)")
     cbp, snr, arr, l2, shrunk, fresh = run.agent.interventions
-    born = {i: {k: v.clone() for k, v in part.named_buffers()} for i, part in enumerate((cbp, snr, arr))}
+    initial = {i: {k: v.clone() for k, v in part.named_buffers()} for i, part in enumerate((cbp, snr, arr))}
     weights = {i: {k: v.clone() for k, v in part.named_buffers()} for i, part in enumerate((l2, shrunk))}
     take_steps(run, 12)
-    assert all(differences(born[i], dict(part.named_buffers())) for i, part in enumerate((cbp, snr, arr)))
+    assert all(differences(initial[i], dict(part.named_buffers())) for i, part in enumerate((cbp, snr, arr)))
     fresh.fire(run, {})
     for i, part in enumerate((cbp, snr, arr)):
-        assert not differences(born[i], dict(part.named_buffers())), part.name
+        assert not differences(initial[i], dict(part.named_buffers())), part.name
     assert arr.view[0] == 0
     weight = run.agent.components["critic"].online.head.layers[0].linear.weight  # type: ignore[union-attr, index]
     for i, part in enumerate((l2, shrunk)):
@@ -261,17 +262,17 @@ def test_other_methods_lose_their_state_about_the_earlier_agent() -> None:
         assert any(v.shape == weight.shape and torch.equal(v, weight) for v in now.values()), part.name
 
 
-# ------------------------------------------------------------------------------------------- optimizers that forget
+# ---------------------------------------------------------------------------------------- resets of optimizer state
 
 
-def aged(agent: str, *words: str) -> tuple[Agent, Stand]:
-    made = AGENTS[agent](interventions=parts(*words))
+def agent_with_old_optimizer_state(agent: str, *specs: str) -> tuple[Agent, Stand]:
+    made = AGENTS[agent](interventions=parts(*specs))
     remember_(made)
     return made, Stand(made)
 
 
 @pytest.mark.parametrize(
-    ("agent", "on", "forgotten"),
+    ("agent", "on", "reset"),
     [
         ("sac", "all", ("critic", "actor", "temperature")),
         ("sac", "actor", ("actor",)),
@@ -283,8 +284,8 @@ def aged(agent: str, *words: str) -> tuple[Agent, Stand]:
         ("sac, pixels", "encoder", ("critic.encoder",)),
     ],
 )
-def test_named_optimizer_state_is_reset_and_weights_stay(agent: str, on: str, forgotten: tuple[str, ...]) -> None:
-    made, stand = aged(agent, f"reset_optimizer(every=1, on={on})")
+def test_named_optimizer_state_is_reset_and_weights_stay(agent: str, on: str, reset: tuple[str, ...]) -> None:
+    made, stand = agent_with_old_optimizer_state(agent, f"reset_optimizer(every=1, on={on})")
     before = {n: p.clone() for _, m in made.modules() for n, p in m.named_parameters()}
     stand.tick()
     with no_wait():
@@ -293,11 +294,11 @@ def test_named_optimizer_state_is_reset_and_weights_stay(agent: str, on: str, fo
     count = 0
     for name, component in made.components.items():
         for key, p in component.online.named_parameters():
-            gone = f"{name}.{key}".startswith(forgotten)
-            count += gone
-            assert state_of(made, p)["step"] == (0.0 if gone else 1e6), f"{name}.{key}"
+            is_reset = f"{name}.{key}".startswith(reset)
+            count += is_reset
+            assert state_of(made, p)["step"] == (0.0 if is_reset else 1e6), f"{name}.{key}"
             for memory in memories(made, p).values():
-                assert (memory == (0.0 if gone else 1.0)).all(), f"{name}.{key}"
+                assert (memory == (0.0 if is_reset else 1.0)).all(), f"{name}.{key}"
     assert only(made).measurements() == {"interventions/reset_optimizer_tensors": count}
 
 
@@ -328,8 +329,10 @@ def test_zeroing_only_the_moments_leaves_a_stale_step_counter(
     remember_(agent)
     Stand(agent).tick().act()
     weight = agent.components["critic"].online.head.layers[0].linear.weight  # type: ignore[union-attr, index]
-    found = first_steps(agent, weight)
-    torch.testing.assert_close(found, torch.tensor(steps)[:, None, None].expand_as(found), rtol=2e-3, atol=0)
+    steps_taken = first_steps(agent, weight)
+    torch.testing.assert_close(
+        steps_taken, torch.tensor(steps)[:, None, None].expand_as(steps_taken), rtol=2e-3, atol=0
+    )
     assert state_of(agent, weight)["step"] == (1e6 + 3 if keep_step else 3)
 
 
@@ -362,7 +365,9 @@ RECYCLERS = {
 
 @pytest.mark.parametrize(("step_counts", "steps"), [("per_weight", [1.0, 1.0, 1.0]), ("per_tensor", STALE)])
 @pytest.mark.parametrize("method", RECYCLERS)
-def test_the_first_steps_of_recycled_weights(method: str, step_counts: str, steps: list[float]) -> None:
+def test_the_first_steps_of_recycled_weights_depend_on_the_step_counts(
+    method: str, step_counts: str, steps: list[float]
+) -> None:
     """1, 1, 1 learning rates with a step count per weight; 3.16, 4.25, 4.95 if the moments are zeroed under the
     counter of long training. Neighbours continue as before in both."""
     agent = AGENTS["dqn"](interventions=parts(RECYCLERS[method].format(f", step_counts={step_counts}")))
@@ -392,13 +397,13 @@ def test_the_first_steps_of_recycled_weights(method: str, step_counts: str, step
 
 
 @pytest.mark.parametrize("second", ["regrama", "matched_random(like=regrama)"])
-def test_ages_of_two_methods_must_agree(second: str) -> None:
+def test_two_methods_must_agree_on_the_step_counts(second: str) -> None:
     for first in ("redo(step_counts=per_tensor)", "redo(step_counts=zeroed)"):
-        for words in ((first, second), (second, first)):
+        for specs in ((first, second), (second, first)):
             with pytest.raises(
                 ValueError, match=r"exclude each other: step_counts=(per_weight|per_tensor|zeroed) and step_counts="
             ) as refusal:
-                run_of("sac", *words)
+                run_of("sac", *specs)
             assert "redo" in str(refusal.value) and "regrama" in str(refusal.value)
     run_of("sac", "redo(step_counts=per_tensor)", "regrama(step_counts=per_tensor)")
     run_of("sac", "redo(step_counts=per_tensor, on=critic)", "regrama(on=actor)")
@@ -423,10 +428,10 @@ def changes(agent: Agent, before: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
 
 @pytest.mark.parametrize("like", LIKE)
 @pytest.mark.parametrize("agent", ["sac, pixels", "ppo, continuous"])
-def test_the_placebo_moves_every_tensor_as_far_in_another_direction(agent: str, like: str) -> None:
+def test_the_placebo_moves_every_tensor_equally_far_in_another_direction(agent: str, like: str) -> None:
     if agent.startswith("ppo") and like == "hare_tortoise":
         return
-    real, placebo = (run_of(agent, word) for word in (LIKE[like], f'matched_random("{LIKE[like]}")'))
+    real, placebo = (run_of(agent, spec) for spec in (LIKE[like], f'matched_random("{LIKE[like]}")'))
     inner = only(placebo.agent).inner
     treated = []
     for run, part in ((real, only(real.agent)), (placebo, inner)):
@@ -454,8 +459,8 @@ def test_the_placebo_moves_every_tensor_as_far_in_another_direction(agent: str, 
     torch.testing.assert_close(norm, total, rtol=1e-4, atol=0)
 
 
-def test_a_target_moves_with_its_network() -> None:
-    """A reset copies the new network into the target; with the placebo the two are as close to each other."""
+def test_the_placebo_moves_a_target_with_its_network() -> None:
+    """A reset copies the new network into the target; with the placebo the two stay equally close."""
     run = run_of("sac", "matched_random('reset(every=1)')")
     take_steps(run, 3)
     before = {p: p.detach().clone() for pair in pairs(run.agent) for p in pair}
@@ -471,8 +476,10 @@ def test_a_target_moves_with_its_network() -> None:
 
 
 @pytest.mark.parametrize("moments", ["like", "keep"])
-def test_the_placebo_and_the_optimizer_state(moments: str) -> None:
-    made, stand = aged("sac", f"matched_random('redo(tau=0.7, every=1, samples=0)', moments={moments})")
+def test_the_placebo_resets_optimizer_state_like_its_method_or_keeps_it(moments: str) -> None:
+    made, stand = agent_with_old_optimizer_state(
+        "sac", f"matched_random('redo(tau=0.7, every=1, samples=0)', moments={moments})"
+    )
     stand.tick().act()
     values = torch.cat(
         [v.flatten() for _, o in made.optimizers() for s in o.state.values() for k, v in s.items() if k in MEMORY]
@@ -483,8 +490,8 @@ def test_the_placebo_and_the_optimizer_state(moments: str) -> None:
 def test_the_placebo_of_a_method_with_state_resumes() -> None:
     """The buffers, random stream and trigger of the inner intervention are in the checkpoint."""
     for like in ("continual_backprop(rho=0.05, maturity=2)", "bbf(every=3, anneal=4)"):
-        word = f"matched_random('{like}')"
-        straight, stopped, resumed = (run_of("sac, pixels", word, seed=s) for s in (0, 0, 7))
+        spec = f"matched_random('{like}')"
+        straight, stopped, resumed = (run_of("sac, pixels", spec, seed=s) for s in (0, 0, 7))
         take_steps(straight, 12)
         take_steps(stopped, 7)
         resume(resumed, saved(stopped))
@@ -494,7 +501,7 @@ def test_the_placebo_of_a_method_with_state_resumes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "message"),
+    ("spec", "message"),
     [
         ("matched_random(layer_norm)", "layer_norm resets no units and redraws no layers"),
         ("matched_random('plasticity_injection(at=3)')", "plasticity_injection resets no units"),
@@ -506,9 +513,9 @@ def test_the_placebo_of_a_method_with_state_resumes() -> None:
         ("matched_random", "matched_random needs a value for 'like'"),
     ],
 )
-def test_a_method_that_changes_no_weights_has_no_placebo(word: str, message: str) -> None:
+def test_a_method_that_changes_no_weights_has_no_placebo(spec: str, message: str) -> None:
     with pytest.raises(SpecError) as refusal:
-        parts(word)
+        parts(spec)
     assert message in str(refusal.value) and "\n" not in str(refusal.value)
     assert isinstance(parts("matched_random(redo)")[0].inner, ReDo)
     with pytest.raises(ValueError, match="plasticity_injection"):
@@ -519,7 +526,7 @@ def test_a_method_that_changes_no_weights_has_no_placebo(word: str, message: str
 
 
 @pytest.mark.parametrize(
-    ("word", "fresh"),
+    ("spec", "fresh"),
     [
         ("reset(every=1)", True),
         ("reset(every=1, layers=actor)", True),
@@ -529,8 +536,8 @@ def test_a_method_that_changes_no_weights_has_no_placebo(word: str, message: str
         ("reset(every=1, moments=reset, layers=actor)", True),
     ],
 )
-def test_ppos_deviation_is_reset_with_its_policy(word: str, fresh: bool) -> None:
-    made = ppo(VECTOR, BOX, initial_log_std=-0.7)(interventions=parts(word))
+def test_ppos_deviation_is_reset_with_its_policy(spec: str, fresh: bool) -> None:
+    made = ppo(VECTOR, BOX, initial_log_std=-0.7)(interventions=parts(spec))
     log_std: Any = made.components["actor"].online.log_std
     torch.testing.assert_close(log_std.detach(), torch.full((2,), -0.7))
     with torch.no_grad():
@@ -544,7 +551,7 @@ def test_ppos_deviation_is_reset_with_its_policy(word: str, fresh: bool) -> None
         assert state_of(made, log_std)["step"] == 0 and not any(m.any() for m in memories(made, log_std).values())
 
 
-# ------------------------------------------------------------------------------------- what tells collapses apart
+# ------------------------------------------------------------------------------- metrics that show a collapse
 
 
 def test_the_log_shows_exploration_and_values_separately() -> None:
@@ -554,12 +561,12 @@ def test_the_log_shows_exploration_and_values_separately() -> None:
         run = run_of(name)
         learn = run.agent.update
 
-        def noted(batch: Any, clock: Clock, name: str = name, learn: Any = learn) -> Any:
+        def recorded_update(batch: Any, clock: Clock, name: str = name, learn: Any = learn) -> Any:
             update = learn(batch, clock)
             metrics[name] = update.metrics
             return update
 
-        run.agent.update = noted  # type: ignore[method-assign]
+        run.agent.update = recorded_update  # type: ignore[method-assign]
         take_steps(run, 9)
         run.flush()
         charts[name] = run.log.latest
@@ -569,7 +576,7 @@ def test_the_log_shows_exploration_and_values_separately() -> None:
     assert charts["dqn"]["charts/epsilon"] == 1.0 - (18 - 8) / 7000 * 0.96
     assert charts["ppo, continuous"]["charts/learning_rate"] == 3e-4
     fixed = AGENTS["sac"](interventions=())
-    assert "losses/alpha" in fixed.update(Stand(fixed).memory.batch, Clock(9, 1)).metrics
+    assert "losses/alpha" in fixed.update(Stand(fixed).memory.batch, fixed.plan(Clock(9, 1))).metrics
 
 
 def test_magnitudes_are_means_of_absolute_values() -> None:
@@ -580,12 +587,12 @@ def test_magnitudes_are_means_of_absolute_values() -> None:
     torch.testing.assert_close(metrics["losses/q_magnitude"], values.abs().mean().detach())
 
 
-def test_a_reinitialisation_edits_heads() -> None:
+def test_a_fresh_agent_edits_weights_and_reserves_nothing() -> None:
     assert FreshAgent().edits and not FreshAgent().reserves
 
 
 @pytest.mark.parametrize("to", ["online", "drawn"])
-def test_reset_target_sets_the_target_and_nothing_else(to: str) -> None:
+def test_reset_target_sets_only_the_target(to: str) -> None:
     run = run_of("sac", f"reset_target(to={to}, every=1000)")
     part = next(iter(run.agent.interventions))
     critic = run.agent.components["critic"]

@@ -33,7 +33,7 @@ def slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay_module, "AT_ONCE", 4)
 
 
-# ------------------------------------------------------------------------------------------------- what is learnt
+# --------------------------------------------------------------------------------------------- number of updates
 
 
 @pytest.mark.parametrize("num_envs", [1, 2, 3])
@@ -41,13 +41,13 @@ def slices(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_updates_are_made_on_the_first_transitions_before_another_step(agent: str, num_envs: int) -> None:
     run = run_of(agent, PRIMED, num_envs=num_envs)
     seen = learnt(run, 24 // num_envs)
-    begun = -(-10 // num_envs) * num_envs  # whole steps of all environments
-    first = [(step, newest) for step, _, newest in seen if step == begun]
-    assert seen[0][0] == begun and len(first) == 20 + begun - 10
-    assert max(newest for _, newest in first) < begun
-    # From then on the usual ratio, one update for every transition.
+    started_at = -(-10 // num_envs) * num_envs  # complete steps of all environments
+    first = [(step, newest) for step, _, newest in seen if step == started_at]
+    assert seen[0][0] == started_at and len(first) == 20 + started_at - 10
+    assert max(newest for _, newest in first) < started_at
+    # Afterwards the usual ratio holds: one update for every transition.
     assert [step for step, *_ in seen[len(first) :]] == [
-        step for step in range(begun + num_envs, run.clock.steps + 1, num_envs) for _ in range(num_envs)
+        step for step in range(started_at + num_envs, run.clock.steps + 1, num_envs) for _ in range(num_envs)
     ]
     assert run.clock.updates == 20 + run.clock.steps - 10
 
@@ -68,11 +68,11 @@ def test_the_configuration_sets_when_learning_begins() -> None:
 def test_it_combines_with_methods_that_set_the_ratio() -> None:
     """Composite methods that set n-step, discount or ratio do not change the extra pending updates, in either order."""
     adaptive = "adaptive_replay_ratio(low=1, high=2, every=1000)"
-    for word in ("bbf(every=1000, n_start=2, n_end=1)", adaptive, "replay_ratio(1)"):
-        for words in ((PRIMED, word), (word, PRIMED)):
-            run = run_of("dqn, minatar, dueling", *words)
+    for other in ("bbf(every=1000, n_start=2, n_end=1)", adaptive, "replay_ratio(1)"):
+        for specs in ((PRIMED, other), (other, PRIMED)):
+            run = run_of("dqn, minatar, dueling", *specs)
             take_steps(run, 7)
-            assert run.clock.updates >= 20, words
+            assert run.clock.updates >= 20, specs
 
 
 def test_a_new_agent_is_not_primed_again() -> None:
@@ -82,22 +82,22 @@ def test_a_new_agent_is_not_primed_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("agent", "word", "message"),
+    ("agent", "spec", "message"),
     [
         ("ppo", PRIMED, "heavy_priming needs a replay, and ppo has none"),
         ("supervised", PRIMED, "heavy_priming needs a replay, and supervised has none"),
         ("dqn", "heavy_priming(transitions=97)", "97 transitions do not fit into the replay, which holds 96"),
     ],
 )
-def test_agents_without_a_replay_are_refused(agent: str, word: str, message: str) -> None:
+def test_agents_without_a_replay_are_refused(agent: str, spec: str, message: str) -> None:
     with pytest.raises(ValueError, match="heavy_priming") as refusal:
-        run_of(agent, word)
+        run_of(agent, spec)
     assert message in str(refusal.value) and "\n" not in str(refusal.value)
     with pytest.raises(SpecError, match="updates must be at least 1 gradient update, not 0"):
         parts("heavy_priming(updates=0)")
 
 
-# ----------------------------------------------------------------------------------------------- in the midst of it
+# ------------------------------------------------------------------------------------------------- during priming
 
 
 @pytest.mark.usefixtures("slices")
@@ -127,8 +127,8 @@ def test_no_step_is_taken_while_updates_are_pending() -> None:
 @pytest.mark.parametrize("agent", ["dqn", "sac", "dqn, double dueling prioritised 3-step"])
 @pytest.mark.parametrize("stop", [5, 7, 8, 9])
 def test_it_resumes_during_priming(agent: str, stop: int) -> None:
-    words = PRIMED, "redo(tau=0.7, every=3, samples=16)"
-    straight, stopped, resumed = (run_of(agent, *words, seed=s) for s in (0, 0, 9))
+    specs = PRIMED, "redo(tau=0.7, every=3, samples=16)"
+    straight, stopped, resumed = (run_of(agent, *specs, seed=s) for s in (0, 0, 9))
     take_steps(straight, 14)
     take_steps(stopped, stop)
     resume(resumed, saved(stopped))
@@ -137,7 +137,7 @@ def test_it_resumes_during_priming(agent: str, stop: int) -> None:
     assert not differences(current_state(straight), current_state(resumed))
 
 
-class Kept(RandomEnvs):
+class SavableEnvs(RandomEnvs):
     """Environments of noise whose state a checkpoint can hold."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -157,7 +157,7 @@ class Kept(RandomEnvs):
 
 def in_folder(folder: Path, **options: Any) -> Run:
     made = AGENTS["sac"](interventions=parts(PRIMED))
-    envs = Kept(made.observation, made.action, 2)
+    envs = SavableEnvs(made.observation, made.action, 2)
     log = Log(folder, log_every=options.pop("log_every", 8))
     return Run(made, envs, log=log, checkpoints=Checkpoints(folder, keep=50), monitors=watch(made, "none"), **options)
 
@@ -171,13 +171,13 @@ def test_a_stop_is_obeyed_between_two_slices(tmp_path: Path) -> None:
     done = False
     for stops in (6, 1, 1, 100):
         run = in_folder(tmp_path / "stopped")
-        found = Checkpoints(tmp_path / "stopped").newest_good()
-        if found is not None:
+        newest = Checkpoints(tmp_path / "stopped").newest_good()
+        if newest is not None:
             assert run.checkpoints is not None
             run.restore(run.checkpoints.resume())  # type: ignore[arg-type]
-        asked = iter([False] * stops + [True] * 100)
+        stops_requested = iter([False] * stops + [True] * 100)
         before = run.clock
-        done = run.train(24, lambda asked=asked: next(asked))  # type: ignore[misc]
+        done = run.train(24, lambda stops_requested=stops_requested: next(stops_requested))  # type: ignore[misc]
         if not done:
             assert run.clock.steps == 10 and run.has_pending and run.clock.updates - before.updates <= 8
         run.log.close()
@@ -191,8 +191,8 @@ def test_a_stop_is_obeyed_between_two_slices(tmp_path: Path) -> None:
 def test_a_run_ends_without_pending_updates(tmp_path: Path) -> None:
     """A run of exactly as many steps as are primed on still makes the updates, and ends only after them."""
     run = in_folder(tmp_path)
-    asked = iter([False] * 6 + [True])
-    assert not run.train(10, lambda: next(asked)) and run.clock.steps == 10
+    stops_requested = iter([False] * 6 + [True])
+    assert not run.train(10, lambda: next(stops_requested)) and run.clock.steps == 10
     assert run.train(10) and run.clock.updates == 20 and not run.has_pending
 
 
@@ -214,15 +214,15 @@ def test_schedules_in_steps_wait_and_checkpoints_and_log_lines_do_not(tmp_path: 
     lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "losses/q_magnitude" in line]
     assert [(line["steps"], line["updates"]) for line in lines] == [(10, 8), (10, 16), (16, 26), (24, 34)]
     assert all("losses/alpha" in line and "losses/entropy" in line for line in lines)
-    found = Checkpoints(tmp_path).newest_good()
-    assert found is not None and found.step == 24
+    newest = Checkpoints(tmp_path).newest_good()
+    assert newest is not None and newest.step == 24
 
 
 @pytest.mark.usefixtures("slices")
-def test_a_kill_costs_no_more_than_the_last_interval(tmp_path: Path) -> None:
+def test_a_kill_loses_at_most_the_last_interval_between_checkpoints(tmp_path: Path) -> None:
     """During priming the files on disk form a complete run."""
     run = in_folder(tmp_path, checkpoint_every=8)
-    asked = iter([False] * 7 + [True])
+    stops_requested = iter([False] * 7 + [True])
     save, run.save = run.save, lambda: None  # type: ignore[method-assign]
 
     def after_slice(updates: int) -> None:
@@ -231,7 +231,7 @@ def test_a_kill_costs_no_more_than_the_last_interval(tmp_path: Path) -> None:
         run.save = lambda: None  # type: ignore[method-assign]
 
     run.between_updates = after_slice  # type: ignore[method-assign]
-    assert not run.train(24, lambda: next(asked))  # killed at update 12: the save at the end is not made
+    assert not run.train(24, lambda: next(stops_requested))  # killed at update 12: the save at the end is not made
     assert run.clock.updates == 12
     run.log.close()
     other = in_folder(tmp_path)
@@ -244,8 +244,8 @@ def test_a_kill_costs_no_more_than_the_last_interval(tmp_path: Path) -> None:
     assert not differences(current_state(straight), current_state(other))
 
 
-def test_ordinary_runs_are_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slices change nothing: whatever their length, a run is the same."""
+def test_the_length_of_slices_does_not_change_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs with slices of different lengths are equal to the last bit."""
     runs = []
     for at_once in (1, 3, 256):
         monkeypatch.setattr(replay_module, "AT_ONCE", at_once)
@@ -257,8 +257,10 @@ def test_ordinary_runs_are_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.full
-def test_the_real_command_stops_and_is_killed_in_the_midst(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [
+def test_the_real_command_is_stopped_and_killed_during_priming(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
         "--agent",
         "dqn",
         "--env",
@@ -282,9 +284,9 @@ def test_the_real_command_stops_and_is_killed_in_the_midst(tmp_path: Path, capsy
         "--interventions",
         "heavy_priming(updates=2500, transitions=60)",
     ]
-    assert train.main([*words, "--run", str(tmp_path / "straight")]) == 0
+    assert train.main([*arguments, "--run", str(tmp_path / "straight")]) == 0
     for number in (signal.SIGTERM, signal.SIGKILL):
-        before, process = saved_at(tmp_path / "stopped"), start(tmp_path / "stopped", *words)
+        before, process = saved_at(tmp_path / "stopped"), start(tmp_path / "stopped", *arguments)
         deadline = time.monotonic() + 120
         while saved_at(tmp_path / "stopped")[1] <= before[1] and process.poll() is None:
             assert time.monotonic() < deadline
@@ -292,8 +294,8 @@ def test_the_real_command_stops_and_is_killed_in_the_midst(tmp_path: Path, capsy
         process.send(number)
         assert process.wait(60) == (75 if number == signal.SIGTERM else -9), process.printed()
         step, updates = saved_at(tmp_path / "stopped")
-        assert step == 60 and 0 < updates < 2500, "this was not in the midst of priming"
-    assert train.main([*words, "--run", str(tmp_path / "stopped")]) == 0
+        assert step == 60 and 0 < updates < 2500, "the signal did not come during priming"
+    assert train.main([*arguments, "--run", str(tmp_path / "stopped")]) == 0
     assert "continues from step 60" in capsys.readouterr().err
     assert_same_run(tmp_path / "straight", tmp_path / "stopped")
     lines = [json.loads(line) for line in (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()]
@@ -303,8 +305,8 @@ def test_the_real_command_stops_and_is_killed_in_the_midst(tmp_path: Path, capsy
 def saved_at(folder: Path) -> tuple[int, int]:
     """Steps and updates of the newest checkpoint."""
     try:
-        found = Checkpoints(folder).newest_good(report=lambda text: None)
-        clock = {"steps": 0, "updates": 0} if found is None else found.load("loop")["clock"]
+        newest = Checkpoints(folder).newest_good(report=lambda text: None)
+        clock = {"steps": 0, "updates": 0} if newest is None else newest.load("loop")["clock"]
     except (OSError, RuntimeError):  # between two renames
         return 0, 0
     return clock["steps"], clock["updates"]

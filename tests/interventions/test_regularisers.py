@@ -31,17 +31,17 @@ from pliant.interventions.spectral import Spectral
 from pliant.interventions.wasserstein import Wasserstein
 
 PENALTIES = sorted(name for name, kind in INTERVENTIONS.items() if issubclass(kind, Penalty))
-EVERYWHERE = AGENTS | {name: make for name, make in law_agents.AGENTS.items() if "ppo" in name}
+ALL_AGENTS = AGENTS | {name: make for name, make in law_agents.AGENTS.items() if "ppo" in name}
 
 
-def word(text: str) -> Any:
-    (part,) = build([text], INTERVENTIONS)
+def intervention(spec: str) -> Any:
+    (part,) = build([spec], INTERVENTIONS)
     return part
 
 
-def made(text: str, agent: str = "dqn", **options: Any) -> tuple[Agent, Any]:
-    part = word(text)
-    return EVERYWHERE[agent](interventions=(part,), **options), part
+def made(spec: str, agent: str = "dqn", **options: Any) -> tuple[Agent, Any]:
+    part = intervention(spec)
+    return ALL_AGENTS[agent](interventions=(part,), **options), part
 
 
 def on_layer(part: Any, weight: Any, bias: Any, *, norm: bool = False) -> Layer:
@@ -57,14 +57,14 @@ def on_layer(part: Any, weight: Any, bias: Any, *, norm: bool = False) -> Layer:
         layer.linear.weight.copy_(rows)
         layer.linear.bias.copy_(torch.tensor(bias, dtype=torch.float64))
     part.seed(0, torch.device("cpu"))
-    part.bind(nobody(layer))
+    part.bind(agent_of_one_layer(layer))
     return layer
 
 
-def nobody(layer: Layer) -> Any:
+def agent_of_one_layer(layer: Layer) -> Any:
     """An agent of one layer, with the attributes that a penalty needs."""
-    found = Survey("nobody", {"critic.one": layer}, {}, {}, {"critic": ["critic.one"]})
-    return SimpleNamespace(survey=found, name="nobody", device=torch.device("cpu"), interventions=())
+    survey = Survey("one layer", {"critic.one": layer}, {}, {}, {"critic": ["critic.one"]})
+    return SimpleNamespace(survey=survey, name="one layer", device=torch.device("cpu"), interventions=())
 
 
 def value_and_gradients(part: Any, layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,16 +75,16 @@ def value_and_gradients(part: Any, layer: Layer) -> tuple[Tensor, Tensor, Tensor
     return value.detach(), weight, bias
 
 
-def close(found: Any, wanted: Any, tolerance: float = 1e-12) -> None:
-    found, wanted = (torch.as_tensor(x, dtype=torch.float64) for x in (found, wanted))
-    torch.testing.assert_close(found, wanted, atol=tolerance, rtol=0)
+def close(actual: Any, expected: Any, tolerance: float = 1e-12) -> None:
+    actual, expected = (torch.as_tensor(x, dtype=torch.float64) for x in (actual, expected))
+    torch.testing.assert_close(actual, expected, atol=tolerance, rtol=0)
 
 
 # ------------------------------------------------------------------------------------------------------------ l2
 
 
 class TestL2:
-    def test_value_and_gradient(self) -> None:
+    def test_value_and_gradient_equal_the_closed_form(self) -> None:
         part = L2(weight=0.1)
         layer = on_layer(part, [[3.0, -1.0], [0.5, 2.0]], [1.0, -2.0])
         value, weight, bias = value_and_gradients(part, layer)
@@ -100,7 +100,7 @@ class TestL2:
         close(part.penalty(None, "critic"), 9.0 if norms else 0.0)  # type: ignore[arg-type]
 
     def test_the_penalty_equals_torchs_coupled_weight_decay(self) -> None:
-        """Adam with coupled decay, and our Adam on the penalty's gradient alone: the first step is lr * sign(theta)."""
+        """The first step of Adam with coupled decay, and of our Adam with the penalty only, is lr * sign(theta)."""
         agent, _ = made("l2(weight=0.01)")
         critic = agent.components["critic"]
         before = {n: p.detach().clone() for n, p in critic.online.named_parameters()}
@@ -119,7 +119,7 @@ class TestL2:
             torch.testing.assert_close(r.detach(), p.detach(), atol=1e-7, rtol=0)
 
     def test_decoupled_decay_is_exact(self) -> None:
-        """Without a gradient one step leaves theta (1 - lr * weight)."""
+        """Without a gradient one step gives theta (1 - lr * weight)."""
         agent, _ = made("l2(weight=0.5, form=decoupled)")
         critic = agent.components["critic"]
         before = [p.detach().clone() for p in critic.online.parameters()]
@@ -130,35 +130,35 @@ class TestL2:
             torch.testing.assert_close(p.detach(), old * (1 - lr * 0.5), atol=0, rtol=1e-6)
 
     def test_decoupled_decay_reaches_the_named_optimizers(self) -> None:
-        for on, wanted in (("all", (0.3, 0.3)), ("critic", (0.3, 0.0)), ("actor", (0.0, 0.3))):
+        for on, expected in (("all", (0.3, 0.3)), ("critic", (0.3, 0.0)), ("actor", (0.0, 0.3))):
             c: Any = made(f"l2(weight=0.3, form=decoupled, on={on})", "sac")[0].config
-            assert (c.optimizer.weight_decay, c.actor_optimizer.weight_decay) == wanted
+            assert (c.optimizer.weight_decay, c.actor_optimizer.weight_decay) == expected
 
     def test_unsupported_forms_of_decoupled_decay_are_refused(self) -> None:
         decayed = replace(DQN_SMALL, optimizer=OptimizerConfig(weight_decay=0.1))
         normed = replace(DQN_SMALL, network=NetworkConfig(norm="layer_norm"))
         cases: list[tuple[Callable[[], Any], str]] = [
-            (lambda: DQN((5,), 3, decayed, interventions=(word("l2(form=decoupled)"),)), "0.1 already"),
-            (lambda: DQN((5,), 3, normed, interventions=(word("l2(form=decoupled)"),)), "norms=True"),
+            (lambda: DQN((5,), 3, decayed, interventions=(intervention("l2(form=decoupled)"),)), "0.1 already"),
+            (lambda: DQN((5,), 3, normed, interventions=(intervention("l2(form=decoupled)"),)), "norms=True"),
             (lambda: made("l2(form=decoupled, on=critic)", "ppo"), "write on=all"),
             (lambda: made("l2(form=decoupled)", "ppo, continuous"), "norms=True"),
             (lambda: made("l2(form=decoupled, on=actor)", "dqn"), "has no actor"),
-            (lambda: word("l2(form=decoupled, on=head)"), "all, critic or actor"),
+            (lambda: intervention("l2(form=decoupled, on=head)"), "all, critic or actor"),
         ]
         for make, message in cases:
             with pytest.raises(ValueError, match=message):
                 make()
-        DQN((5,), 3, normed, interventions=(word("l2(form=decoupled, norms=True)"),))
+        DQN((5,), 3, normed, interventions=(intervention("l2(form=decoupled, norms=True)"),))
 
 
-# ------------------------------------------------------------------------------------------------- from birth
+# ------------------------------------------------------------------------------------------ distance to the start
 
 
 class TestL2Init:
     @pytest.mark.parametrize(
         ("form", "factor", "bias_factor"), [("sum", 1, 1), ("half", 0.5, 0.5), ("mean", 1 / 4, 0.5)]
     )
-    def test_value_and_gradient(self, form: Any, factor: float, bias_factor: float) -> None:
+    def test_value_and_gradient_equal_the_closed_form(self, form: Any, factor: float, bias_factor: float) -> None:
         part = L2Init(weight=0.1, form=form)
         layer = on_layer(part, [[1.0, 2.0], [3.0, 4.0]], [1.0, 1.0])
         assert value_and_gradients(part, layer)[0] == 0
@@ -171,72 +171,72 @@ class TestL2Init:
         close(weight, 0.2 * factor * moved)
         close(bias, [0.4 * bias_factor] * 2)
 
-    def test_sgd_contracts(self) -> None:
+    def test_sgd_contracts_weights_towards_their_initial_values(self) -> None:
         """With no other loss: theta - theta_0 is multiplied by 1 - 2 lr weight."""
         part = L2Init(weight=0.3)
         layer = on_layer(part, [[1.0, 2.0]], [0.5])
-        born = layer.linear.weight.detach().clone()
+        initial = layer.linear.weight.detach().clone()
         with torch.no_grad():
             layer.linear.weight.add_(1.0)
         optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
         part.penalty(None, "critic").backward()  # type: ignore[union-attr, arg-type]
         optimizer.step()
-        close(layer.linear.weight.detach() - born, [[1 - 2 * 0.1 * 0.3] * 2])
+        close(layer.linear.weight.detach() - initial, [[1 - 2 * 0.1 * 0.3] * 2])
 
     def test_a_new_network_has_no_penalty_and_reset_weights_are_pulled_back(self) -> None:
         agent, _ = made("l2_init(weight=0.1)", "sac")
         assert agent.interventions.penalty(agent, "critic") == 0 == agent.interventions.penalty(agent, "actor")
-        walk_learn(agent)
+        make_updates(agent)
         assert agent.interventions.penalty(agent, "critic") > 0 < agent.interventions.penalty(agent, "actor")  # type: ignore[operator]
 
     @pytest.mark.parametrize("rebase", [False, True])
-    def test_rebase(self, rebase: bool) -> None:
-        """Edits by another intervention become the new reference, and no other reference changes."""
+    def test_with_rebase_edited_weights_become_the_new_reference(self, rebase: bool) -> None:
+        """Only the references of edited weights change, and only with rebase."""
         agent = AGENTS["dqn"](
             interventions=(
-                word(f"l2_init(rebase={rebase})"),
-                word("reset(layers=last, every=2, of=updates, target=none)"),
+                intervention(f"l2_init(rebase={rebase})"),
+                intervention("reset(layers=last, every=2, of=updates, target=none)"),
             )
         )
         part = next(iter(agent.interventions))
         stand = Stand(agent)
-        births = {k: v.clone() for k, v in part.named_buffers() if k.endswith("born")}
+        references = {k: v.clone() for k, v in part.named_buffers() if k.endswith("born")}
         stand.learn()
         stand.learn()  # the reset
         last = all_layers(agent.components["critic"].online)["advantage"]
         edited = {k: p.detach().clone() for k, p in last.named_parameters()}
         stand.learn()
-        for key, born in part.named_buffers():
+        for key, reference in part.named_buffers():
             if key.endswith(":born"):
                 reset = rebase and "/advantage/" in key
                 name = "linear.weight" if "weight" in key else "linear.bias"
-                assert torch.equal(born, edited[name] if reset else births[key]), key
+                assert torch.equal(reference, edited[name] if reset else references[key]), key
 
-    def test_rebase_must_stand_before_methods_that_edit(self) -> None:
+    def test_rebase_must_be_written_before_methods_that_edit(self) -> None:
         with pytest.raises(ValueError, match="write it before reset"):
-            AGENTS["dqn"](interventions=(word("reset"), word("l2_init(rebase=True)")))
+            AGENTS["dqn"](interventions=(intervention("reset"), intervention("l2_init(rebase=True)")))
 
 
 class TestWasserstein:
-    def test_golden_numbers(self) -> None:
-        """(3, 1, 2) against (2, 1, 5): 4/3 with gradient (-4/3, 0, 0), where the mean of l2_init is 10/3."""
+    def test_values_and_gradients_equal_numbers_computed_by_hand(self) -> None:
+        """(3, 1, 2) and (2, 1, 5): 4/3 with gradient (-4/3, 0, 0); the mean of l2_init is 10/3."""
         part, other = Wasserstein(weight=1.0), L2Init(weight=1.0, form="mean")
         for p, value, gradient in ((part, 4 / 3, [[-4 / 3, 0.0, 0.0]]), (other, 10 / 3, [[2 / 3, 0.0, -2.0]])):
             layer = on_layer(p, [[2.0, 1.0, 5.0]], [0.0])
             with torch.no_grad():
                 layer.linear.weight.copy_(torch.tensor([[3.0, 1.0, 2.0]]))
-            found, weight, _ = value_and_gradients(p, layer)
-            close(found, value)
+            actual, weight, _ = value_and_gradients(p, layer)
+            close(actual, value)
             close(weight, gradient)
 
-    def test_a_permutation_costs_nothing_within_a_tensor_only(self) -> None:
+    def test_a_permutation_costs_nothing_only_within_one_tensor(self) -> None:
         part = Wasserstein(weight=1.0)
         layer = on_layer(part, [[1.0, 2.0], [3.0, 4.0]], [7.0, 8.0])
         with torch.no_grad():
             layer.linear.weight.copy_(torch.tensor([[4.0, 1.0], [2.0, 3.0]]))
             layer.linear.bias.copy_(torch.tensor([8.0, 7.0]))
         assert value_and_gradients(part, layer)[0] == 0
-        with torch.no_grad():  # the same numbers, of another tensor
+        with torch.no_grad():  # the same numbers, exchanged between the tensors
             layer.linear.bias.copy_(torch.tensor([1.0, 2.0]))
             layer.linear.weight.copy_(torch.tensor([[7.0, 8.0], [3.0, 4.0]]))
         close(value_and_gradients(part, layer)[0], (4 + 4 + 16 + 16) / 4 + (36 + 36) / 2)
@@ -246,7 +246,7 @@ class TestWasserstein:
 
 
 class TestSpectral:
-    def test_golden_numbers(self) -> None:
+    def test_values_and_gradients_equal_numbers_computed_by_hand(self) -> None:
         """diag(3, 1), k = 2: 64 with gradient diag(96, 0); a bias of length 1 adds 1; orthogonal and no bias: 0."""
         part = Spectral(weight=1.0)
         layer = on_layer(part, [[3.0, 0.0], [0.0, 1.0]], [0.0, 0.0])
@@ -261,7 +261,7 @@ class TestSpectral:
         close(weight, torch.zeros(2, 2))
         close(bias, [0.5 * 4.0, 0.0])
 
-    def test_gains_and_shifts(self) -> None:
+    def test_gains_and_shifts_of_norms_are_penalised(self) -> None:
         part = Spectral(weight=1.0)
         layer = on_layer(part, [[1.0, 0.0], [0.0, 1.0]], [0.0, 0.0], norm=True)
         assert value_and_gradients(part, layer)[0] == 0
@@ -270,14 +270,14 @@ class TestSpectral:
         norm.bias.data.copy_(torch.tensor([0.0, 2.0]))
         close(value_and_gradients(part, layer)[0], (4 - 1) ** 2 + 0 + 4**2)
 
-    def test_k(self) -> None:
+    def test_k_is_the_exponent_of_the_norms(self) -> None:
         part = Spectral(weight=1.0, k=1)
         layer = on_layer(part, [[3.0, 0.0], [0.0, 1.0]], [0.0, 2.0])
         close(value_and_gradients(part, layer)[0], 4 + 4)
 
     @pytest.mark.parametrize("shape", [(3, 7), (7, 3), (64, 64)])
-    def test_sigma_is_that_of_the_decomposition(self, shape: tuple[int, int]) -> None:
-        """After warming up, along weights that move as in training, and some updates after a reset."""
+    def test_sigma_equals_the_largest_singular_value(self, shape: tuple[int, int]) -> None:
+        """It does after some updates, while weights move as in training, and some updates after a reset."""
         g, part = torch.Generator().manual_seed(3), Spectral()
         layer = on_layer(part, torch.randn(shape, generator=g).tolist(), [0.0] * shape[0])
         for _ in range(200):
@@ -286,43 +286,43 @@ class TestSpectral:
         for _ in range(50):
             with torch.no_grad():
                 weight.add_(0.001 * torch.randn(shape, generator=g))
-            found = part.sigma("critic.one", layer)
-            assert abs(found / torch.linalg.svdvals(weight)[0] - 1) < 1e-3
+            sigma = part.sigma("critic.one", layer)
+            assert abs(sigma / torch.linalg.svdvals(weight)[0] - 1) < 1e-3
         u, _, v = torch.linalg.svd(weight.detach())
         (gradient,) = torch.autograd.grad(part.sigma("critic.one", layer), weight)
         torch.testing.assert_close(gradient, torch.outer(u[:, 0], v[0]), atol=0.1, rtol=0)
         layer.linear.weight.data.copy_(torch.randn(shape, generator=g))
         for _ in range(200):
-            found = part.sigma("critic.one", layer)
-        assert abs(found / torch.linalg.svdvals(weight)[0] - 1) < 1e-2
+            sigma = part.sigma("critic.one", layer)
+        assert abs(sigma / torch.linalg.svdvals(weight)[0] - 1) < 1e-2
 
-    def test_one_iteration_an_update_on_a_vector_that_is_saved(self) -> None:
+    def test_each_update_makes_one_power_iteration_on_a_saved_vector(self) -> None:
         part = Spectral()
         layer = on_layer(part, [[3.0, 1.0], [0.5, 1.0]], [0.0, 0.0])
         u = torch.tensor([0.0, 1.0], dtype=torch.float64)
         part.get_buffer("critic/one:u").copy_(u)
         v = layer.linear.weight.detach().T @ u
-        wanted = layer.linear.weight.detach() @ (v / v.norm())
-        close(part.sigma("critic.one", layer), wanted.norm())
-        close(part.get_buffer("critic/one:u"), wanted / wanted.norm())
+        expected = layer.linear.weight.detach() @ (v / v.norm())
+        close(part.sigma("critic.one", layer), expected.norm())
+        close(part.get_buffer("critic/one:u"), expected / expected.norm())
         assert "critic/one:u" in part.state_dict()
 
     @pytest.mark.parametrize(("lr", "least", "most"), [(1e-3, 0.001, 0.02), (1e-2, 0.02, 0.12)])
     def test_sigma_lags_behind_fast_weights_as_the_card_reports(self, lr: float, least: float, most: float) -> None:
-        """On random labels; it is never too large."""
+        """The lag is measured on random labels; sigma is never too large."""
         part, g = Spectral(weight=1e-3), torch.Generator().manual_seed(0)
         config = SupervisedConfig(network=NetworkConfig(hidden=(128, 128)), optimizer=OptimizerConfig(lr=lr))
         agent, obs = Supervised((64,), 10, config, interventions=(part,)), torch.randn(640, 64, generator=g)
         labels = torch.randint(10, (640,), generator=g)
         sigma, lags = part.sigma, []
 
-        def noted(name: str, layer: Layer) -> Tensor:
-            found = sigma(name, layer)
+        def recorded_sigma(name: str, layer: Layer) -> Tensor:
+            value = sigma(name, layer)
             if updates % 4 == 0:
-                lags.append(1 - found.item() / torch.linalg.svdvals(layer.linear.weight.detach())[0].item())
-            return found
+                lags.append(1 - value.item() / torch.linalg.svdvals(layer.linear.weight.detach())[0].item())
+            return value
 
-        part.sigma = noted  # type: ignore[method-assign]
+        part.sigma = recorded_sigma  # type: ignore[method-assign]
         for updates in range(400):
             if updates % 100 == 0:
                 labels = torch.randint(10, (640,), generator=g)
@@ -338,17 +338,17 @@ class TestSpectral:
         assert value_and_gradients(part, layer)[0] == pytest.approx(1e-3)
         layer.linear.weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
         for _ in range(40):
-            found = part.sigma("critic.one", layer)
-        close(found, 3.0, 1e-6)
+            sigma = part.sigma("critic.one", layer)
+        close(sigma, 3.0, 1e-6)
 
-    def test_output_layers_are_an_option(self) -> None:
-        for output, wanted in ((True, 3), (False, 2)):
+    def test_output_layers_can_be_excluded(self) -> None:
+        for output, expected in ((True, 3), (False, 2)):
             _, part = made(f"spectral(output={output})")
-            assert len(part.layers["critic"]) == wanted
+            assert len(part.layers["critic"]) == expected
 
 
 class TestParseval:
-    def test_golden_numbers(self) -> None:
+    def test_values_and_gradients_equal_numbers_computed_by_hand(self) -> None:
         """diag(2, 1), s = 2: 5 with gradient diag(16, -4), times (64 / width)^2."""
         part = Parseval(weight=1.0)
         layer = on_layer(part, [[2.0, 0.0], [0.0, 1.0]], [5.0, 5.0])
@@ -358,8 +358,8 @@ class TestParseval:
         close(bias, [0.0, 0.0])
 
     @pytest.mark.parametrize("shape", [(3, 5), (5, 3)])
-    def test_gradients_are_those_of_the_paper(self, shape: tuple[int, int]) -> None:
-        """4 (W W^T - s I) W, for tall matrices too; the value less a constant there."""
+    def test_gradients_equal_those_of_the_paper(self, shape: tuple[int, int]) -> None:
+        """They are 4 (W W^T - s I) W, also for tall matrices, whose value is smaller by a constant."""
         g = torch.Generator().manual_seed(0)
         w = torch.randn(shape, generator=g, dtype=torch.float64)
         part = Parseval(weight=0.1, s=1.5)
@@ -379,17 +379,17 @@ class TestParseval:
                 SMALL_PIXELS, BOX, replace(SAC_SMALL, network=replace(net, width=0.25), actor_network=net), **k
             ),
             "ppo, pixels": law_agents.AGENTS["ppo, pixels"],
-        }[agent](interventions=(part := word("parseval"),))
+        }[agent](interventions=(part := intervention("parseval"),))
         for component in part.layers:
-            # The largest is that of a layer of 16 units: 64^2 / 16^2 times the rounding of its Gram matrix.
+            # The largest value is that of a layer of 16 units: 64^2 / 16^2 times the rounding of its Gram matrix.
             assert 0 <= made_.interventions.penalty(made_, component) < 1e-9
         assert not any("advantage" in n or n.endswith("output") for layers in part.layers.values() for n in layers)
 
 
-# ------------------------------------------------------------------------------------------------- all of them
+# ------------------------------------------------------------------------------------------------- every penalty
 
 
-def walk_learn(agent: Agent, updates: int = 3) -> None:
+def make_updates(agent: Agent, updates: int = 3) -> None:
     stand = Stand(agent)
     for _ in range(updates):
         stand.learn()
@@ -398,10 +398,10 @@ def walk_learn(agent: Agent, updates: int = 3) -> None:
 class TestEveryPenalty:
     @pytest.mark.parametrize("name", PENALTIES)
     @pytest.mark.parametrize("agent", ["sac", "ppo", "dqn, impala"])
-    def test_it_reaches_one_component_and_its_optimizer_alone(self, name: str, agent: str) -> None:
-        """Each component's penalty has gradients for its own weights only; the parts add up to the whole."""
+    def test_it_changes_only_the_gradients_of_its_component(self, name: str, agent: str) -> None:
+        """The penalty of each component has gradients only for the weights of that component."""
         made_, part = made(f"{name}(weight=1.0)", agent)
-        walk_learn(made_)
+        make_updates(made_)
         for component in ("critic", "actor"):
             if component not in made_.components:
                 assert part.penalty(made_, component) == 0.0
@@ -414,7 +414,7 @@ class TestEveryPenalty:
         assert part.penalty(made_, "temperature") == 0.0
 
     @pytest.mark.parametrize("name", PENALTIES)
-    def test_on_narrows_it_down(self, name: str) -> None:
+    def test_on_restricts_it_to_components(self, name: str) -> None:
         made_, part = made(f"{name}(on=actor)", "sac")
         assert part.penalty(made_, "critic") == 0.0 and isinstance(part.penalty(made_, "actor"), Tensor)
         made_, part = made(f"{name}(on=encoder)", "sac, pixels")
@@ -423,11 +423,11 @@ class TestEveryPenalty:
             made(f"{name}(on=actor)", "dqn")
 
     @pytest.mark.parametrize("name", PENALTIES)
-    def test_frozen_copies_and_targets_are_left_alone(self, name: str) -> None:
+    def test_frozen_copies_and_targets_are_not_penalised(self, name: str) -> None:
         agent = AGENTS["dqn"](
-            interventions=(word(f"{name}(weight=1.0)"), word("plasticity_injection(at=2, of=updates)"))
+            interventions=(intervention(f"{name}(weight=1.0)"), intervention("plasticity_injection(at=2, of=updates)"))
         )
-        walk_learn(agent, 4)
+        make_updates(agent, 4)
         part = next(iter(agent.interventions))
         value = part.penalty(agent, "critic")
         learnt = [p for p in agent.components["critic"].online.parameters() if p.requires_grad]
@@ -438,8 +438,8 @@ class TestEveryPenalty:
         )
 
     @pytest.mark.parametrize("name", [*PENALTIES, "chain"])
-    def test_it_is_counted_once_and_logged(self, name: str) -> None:
-        """Once per component and update; the log shows it separately from the loss, under its own name."""
+    def test_it_is_added_once_per_update_and_logged(self, name: str) -> None:
+        """It is added once per component and update; the log shows it under its own name, not within the loss."""
         for agent in ("dqn", "sac", "ppo"):
             made_, part = made(INTERVENTIONS[name].example, agent)
             calls: list[str] = []
@@ -465,32 +465,34 @@ class TestEveryPenalty:
             assert all(k.startswith("losses/") for k in update.metrics)
 
     @pytest.mark.parametrize("name", PENALTIES)
-    def test_the_optimizer_takes_its_gradient_as_it_is(self, name: str) -> None:
-        """On convolutions, whose weights have another memory layout: Adam makes the same step as torch's plain Adam
-        with the same gradient."""
+    def test_the_optimizer_uses_its_gradient_unchanged(self, name: str) -> None:
+        """Weights of convolutions have another memory layout; even so Adam makes the same step as torch's Adam with the
+        same gradient."""
         agent, part = made(f"{name}(weight=1.0)", "dqn, minatar")
-        walk_learn(agent)
+        make_updates(agent)
         critic = agent.components["critic"]
         learnt = critic.optimizer.param_groups[0]["params"]
-        twins = [nn.Parameter(p.detach().clone(memory_format=torch.contiguous_format)) for p in learnt]
-        adam = torch.optim.Adam(twins, lr=agent.config.optimizer.lr, foreach=False)  # type: ignore[attr-defined]
+        references = [nn.Parameter(p.detach().clone(memory_format=torch.contiguous_format)) for p in learnt]
+        adam = torch.optim.Adam(references, lr=agent.config.optimizer.lr, foreach=False)  # type: ignore[attr-defined]
         value = part.penalty(agent, "critic") + 0.0 * torch.stack([p.sum() for p in learnt]).sum()
-        for p, twin, g in zip(learnt, twins, torch.autograd.grad(value, learnt, retain_graph=True), strict=True):
-            adam.state[twin] = {
+        for p, reference, g in zip(
+            learnt, references, torch.autograd.grad(value, learnt, retain_graph=True), strict=True
+        ):
+            adam.state[reference] = {
                 k: v.clone(memory_format=torch.contiguous_format) for k, v in critic.optimizer.state[p].items()
             }
-            twin.grad = g.clone(memory_format=torch.contiguous_format)
+            reference.grad = g.clone(memory_format=torch.contiguous_format)
         step(value, critic.optimizer)
         adam.step()
-        for p, twin in zip(learnt, twins, strict=True):
-            torch.testing.assert_close(p.detach(), twin.detach(), atol=1e-6, rtol=1e-5)
+        for p, reference in zip(learnt, references, strict=True):
+            torch.testing.assert_close(p.detach(), reference.detach(), atol=1e-6, rtol=1e-5)
             assert p.grad.stride() == p.stride()
 
     @pytest.mark.parametrize("name", PENALTIES)
-    def test_weight_zero_is_the_agent_itself(self, name: str) -> None:
+    def test_with_weight_zero_it_changes_nothing(self, name: str) -> None:
         plain, treated = AGENTS["sac"](), made(f"{name}(weight=0.0)", "sac")[0]
         for agent in (plain, treated):
-            walk_learn(agent)
+            make_updates(agent)
         for c in ("critic", "actor"):
             for mine, theirs in zip(
                 treated.components[c].online.parameters(), plain.components[c].online.parameters(), strict=True
@@ -498,33 +500,33 @@ class TestEveryPenalty:
                 assert torch.equal(mine, theirs)
 
     @pytest.mark.parametrize("name", [*PENALTIES, "chain"])
-    def test_two_of_a_kind_on_one_component_are_refused(self, name: str) -> None:
+    def test_the_same_penalty_twice_on_one_component_is_refused(self, name: str) -> None:
         with pytest.raises(ValueError, match="exclude each other"):
             build([f"{name}(on=critic)", f"{name}(on=all)"], INTERVENTIONS)
         AGENTS["sac"](interventions=tuple(build([f"{name}(on=critic)", f"{name}(on=actor)"], INTERVENTIONS)))
 
     @pytest.mark.parametrize("name", PENALTIES)
-    def test_out_of_range(self, name: str) -> None:
+    def test_a_negative_weight_is_refused(self, name: str) -> None:
         with pytest.raises(ValueError, match="weight must be at least 0, not -1"):
-            word(f"{name}(weight=-1)")
+            intervention(f"{name}(weight=-1)")
 
     def test_a_reinitialised_agent_restarts_its_references(self) -> None:
-        """A reinitialised agent is pulled to its own initial weights, and its earlier outputs do not count."""
+        """The references of a reinitialised agent are its new initial weights, and its earlier outputs do not count."""
         agent, part = made("l2_init", "dqn")
-        walk_learn(agent)
+        make_updates(agent)
         assert part.penalty(agent, "critic") > 0
         part.reinitialised(Stand(agent))
         assert part.penalty(agent, "critic") == 0
         agent, part = made("chain(weight=1.0, start=0, samples=8)", "dqn")
-        walk_learn(agent)
+        make_updates(agent)
         part.reinitialised(Stand(agent))
         assert part.penalty(agent, "critic") == 0 and part.get_buffer("critic:updates") == 1
 
 
 class TestExternal:
     @pytest.mark.parametrize("name", PENALTIES)
-    def test_in_an_external_loop(self, name: str) -> None:
-        """The same value as on the agent of the same weights, and a step that follows it."""
+    def test_it_works_in_an_external_loop(self, name: str) -> None:
+        """The value is that of an agent with the same weights, and a training step with it succeeds."""
         torch.manual_seed(0)
         network = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 2, bias=False))
         optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
@@ -538,24 +540,24 @@ class TestExternal:
             optimizer.step()
             plasticity.after_update()
         if name == "l2":
-            wanted = sum(0.5 * p.square().sum() for n, p in network.named_parameters() if not n.startswith("1."))
+            expected = sum(0.5 * p.square().sum() for n, p in network.named_parameters() if not n.startswith("1."))
             plasticity.before_update()
-            close(plasticity.penalty(), wanted.double(), 1e-5)  # type: ignore[union-attr, arg-type]
+            close(plasticity.penalty(), expected.double(), 1e-5)  # type: ignore[union-attr, arg-type]
         assert before > 0
 
-    def test_unsupported_forms_are_refused_there(self) -> None:
+    def test_forms_that_need_an_agent_are_refused(self) -> None:
         network = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
         optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
-        said = {
+        refusals = {
             "chain": "chain needs an agent's predictions",
             "l2(form=decoupled)": "AdamW",
             "crelu": "crelu shapes",
             "fourier": "torch.cat",
             "linear": "leave the activations out",
         }
-        for text, message in said.items():
+        for spec, message in refusals.items():
             with pytest.raises(ValueError, match=message):
-                attach(network, optimizer, torch.zeros(1, 4), text)
+                attach(network, optimizer, torch.zeros(1, 4), spec)
 
 
 # ------------------------------------------------------------------------------------------------- chain
@@ -571,14 +573,14 @@ def moved_by(agent: Agent, amount: float) -> None:
 
 class TestChain:
     @pytest.mark.parametrize("agent", ["dqn", "droq", "sac, pixels", "ppo", "ppo, continuous", "ppo, pixels"])
-    def test_nothing_changed_is_no_churn(self, agent: str) -> None:
-        """Zero with a zero gradient if the weights have not changed; positive if they have."""
+    def test_without_a_change_there_is_no_churn(self, agent: str) -> None:
+        """The penalty is zero with a zero gradient if the weights have not changed, and positive if they have."""
         made_, part = made("chain(weight=1.0, start=0, samples=8)", agent)
         part.after_update(Stand(made_), {})
         made_.unpenalised = {c: torch.ones(()) for c in made_.components}
         for component in part.online:
             value = part.penalty(made_, component)
-            # The KL divergence of a distribution from itself is rounding.
+            # The KL divergence of a distribution from itself is zero up to rounding.
             assert abs(value) < 1e-6, component
             learnt = list(made_.components[component].online.parameters())
             for g in torch.autograd.grad(value, learnt, allow_unused=True, materialize_grads=True):
@@ -589,11 +591,11 @@ class TestChain:
             assert value > 1e-6
             grads = torch.autograd.grad(value, list(made_.components[component].online.parameters()), allow_unused=True)
             assert any(g is not None and bool(g.abs().sum() > 0) for g in grads)
-            # Which is then what it was before.
+            # Afterwards these outputs are the new reference.
             assert abs(part.penalty(made_, component)) < 1e-6
 
-    def test_of_a_linear_value_it_is_a_closed_form(self) -> None:
-        """R = mean over states and actions of (dW phi + db)^2, d over one update."""
+    def test_the_penalty_of_a_linear_value_equals_its_closed_form(self) -> None:
+        """R = mean over states and actions of (dW phi + db)^2, where d is the change of one update."""
         config = replace(DQN_SMALL, network=NetworkConfig(hidden=()))
         agent = DQN((5,), 3, config, interventions=(part := Chain(weight=2.0, start=0, samples=8),))
         stand = Stand(agent)
@@ -609,20 +611,20 @@ class TestChain:
                 close(term.double(), 2.0 * (phi @ (w1 - w).T + b1 - b).square().mean().double(), 1e-7)
                 assert term > 0
 
-    def test_strength(self) -> None:
-        """ratio * mean |loss| / mean churn over a window, and nothing before `start`."""
+    def test_the_strength_is_the_ratio_of_mean_loss_and_mean_churn(self) -> None:
+        """It is ratio * mean |loss| / mean churn over a window, and zero before `start`."""
         _, part = made("chain(ratio=0.1, window=2, start=2)")
         losses, churns = [2.0, -4.0, 1.0, 8.0], [0.5, 0.25, 1.0, 2.0]
         loss = churn = 0.0
         for i, (x, y) in enumerate(zip(losses, churns, strict=True)):
             share = 1 / min(i + 1, 2)
             loss, churn = loss + (abs(x) - loss) * share, churn + (y - churn) * share
-            found = part.strength("critic", torch.tensor(x).abs(), torch.tensor(y))
-            assert found == pytest.approx(0.0 if i < 2 else 0.1 * loss / (churn + 1e-8), rel=1e-5)
+            strength = part.strength("critic", torch.tensor(x).abs(), torch.tensor(y))
+            assert strength == pytest.approx(0.0 if i < 2 else 0.1 * loss / (churn + 1e-8), rel=1e-5)
 
-    def test_it_is_held_to_its_share_of_the_loss(self) -> None:
+    def test_the_means_of_loss_and_churn_are_tracked_for_every_component(self) -> None:
         for agent in ("dqn", "sac", "ppo"):
-            run = build_run(agent, (word("chain(ratio=0.1, start=0, window=1000)"),))
+            run = build_run(agent, (intervention("chain(ratio=0.1, start=0, window=1000)"),))
             take_steps(run, 12)
             assert run.agent.unpenalised.keys() == {c for c in run.agent.components if c != "temperature"}
             part = only(run.agent)
@@ -638,7 +640,7 @@ class TestChain:
         assert own[0] == parts.config.value_weight * update.metrics["losses/value_loss"]  # type: ignore[attr-defined]
         assert own[1] == update.metrics["losses/policy_loss"]
 
-    def test_before_is_before_the_last_update_of_that_component(self) -> None:
+    def test_outputs_are_compared_with_those_before_the_last_update_of_the_component(self) -> None:
         """An actor that learns every fourth update is compared with itself four updates ago."""
         agent, part = made("chain(weight=1.0, start=0, samples=8)", "redq")
         stand, snapshots = Stand(agent), []
@@ -656,7 +658,7 @@ class TestChain:
 
     @pytest.mark.parametrize(("agent", "churns"), [("ppo, pixels", True), ("sac, pixels", False)])
     def test_the_encoder_belongs_to_the_component_that_trains_it(self, agent: str, churns: bool) -> None:
-        """A policy that trains the encoder has churn through it; a policy that only reads it is compared on the
+        """A policy that trains the encoder has churn through it; a policy that only uses it is compared on the
         present features."""
         made_, part = made("chain(weight=1.0, start=0, samples=8)", agent)
         part.after_update(Stand(made_), {})
@@ -666,41 +668,41 @@ class TestChain:
                 p.mul_(3.0)
         assert (part.penalty(made_, "actor") > 1e-6) == churns
 
-    def test_its_batch_leaves_no_trace(self) -> None:
-        """Before its penalty begins it only observes: replay, weights and random streams are the same without it."""
+    def test_before_its_start_it_changes_nothing(self) -> None:
+        """Before its penalty begins it only observes: replay, weights and random streams equal those without it."""
         for agent in ("dqn", "sac", "ppo"):
-            plain, looked = build_run(agent), build_run(agent, (word("chain(start=1000000)"),))
-            for run in (plain, looked):
+            plain, observed = build_run(agent), build_run(agent, (intervention("chain(start=1000000)"),))
+            for run in (plain, observed):
                 take_steps(run, 9)
-            a, b = (saved(run)[0] for run in (plain, looked))
+            a, b = (saved(run)[0] for run in (plain, observed))
             for content in (a, b):
                 content["agent"]["modules"].pop("interventions")
             assert not differences(a, b), agent
 
     def test_resume_is_exact(self) -> None:
-        straight, stopped = (build_run("sac", (word(Chain.example),)) for _ in range(2))
+        straight, stopped = (build_run("sac", (intervention(Chain.example),)) for _ in range(2))
         take_steps(straight, 12)
         take_steps(stopped, 7)
-        resumed = build_run("sac", (word(Chain.example),), seed=9)
+        resumed = build_run("sac", (intervention(Chain.example),), seed=9)
         resume(resumed, saved(stopped))
         take_steps(resumed, 5)
         assert not differences(current_state(straight), current_state(resumed))
 
-    def test_an_injection_is_no_churn(self) -> None:
-        """The copy opens its injection when the network does."""
-        sentence = ("plasticity_injection(at=2, of=updates)", "chain(weight=1.0, samples=8)")
-        agent = AGENTS["dqn"](interventions=tuple(map(word, sentence)))
-        walk_learn(agent, 4)
+    def test_an_injection_causes_no_churn(self) -> None:
+        """The copy opens its injection together with the network."""
+        specs = ("plasticity_injection(at=2, of=updates)", "chain(weight=1.0, samples=8)")
+        agent = AGENTS["dqn"](interventions=tuple(map(intervention, specs)))
+        make_updates(agent, 4)
         part = list(agent.interventions)[1]
         assert part.before["critic"]["critic"].injection.opened == 1  # type: ignore[union-attr, index]
 
-    def test_refusals(self) -> None:
+    def test_invalid_specs_are_refused(self) -> None:
         with pytest.raises(ValueError, match="chain: this dqn has no actor; it has critic"):
             made("chain(on=actor)", "dqn")
         with pytest.raises(ValueError, match="must be at least"):
-            word("chain(ratio=-1)")
+            intervention("chain(ratio=-1)")
 
-    def test_dropout_neither_draws_nor_churns(self) -> None:
+    def test_dropout_neither_uses_the_generator_nor_causes_churn(self) -> None:
         agent, part = made("chain(weight=1.0, start=0, samples=8)", "droq")
         part.after_update(Stand(agent), {})
         agent.unpenalised = {"critic": torch.ones(())}
@@ -710,9 +712,9 @@ class TestChain:
 
 
 def test_predictions_match_the_agents_outputs() -> None:
-    """Every agent's own networks, and copies in their place."""
+    """This holds for the agent's own networks, and for copies in their place."""
     for name in ("dqn", "sac", "ppo", "ppo, continuous", "ppo, pixels"):
-        agent, other = EVERYWHERE[name](), EVERYWHERE[name](seed=1)
+        agent, other = ALL_AGENTS[name](), ALL_AGENTS[name](seed=1)
         batch = batch_for(agent)
         networks = {c: other.components[c].online for c in other.components}
         for component in (c for c in agent.components if c != "temperature"):
@@ -722,7 +724,7 @@ def test_predictions_match_the_agents_outputs() -> None:
             assert not torch.equal(mine, theirs) and mine.requires_grad
             if component == "actor":
                 assert torch.equal(mine, view(agent).decisions(batch))
-    agent = EVERYWHERE["dqn"]()
+    agent = ALL_AGENTS["dqn"]()
     taken = view(agent).predictions("critic", batch_for(agent).obs, batch_for(agent).action)
     values = view(agent).values(batch_for(agent))[0]
     assert torch.equal(taken.gather(1, batch_for(agent).action[:, None]).squeeze(1), values)
