@@ -43,7 +43,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from ..common.files import DONE, is_count, sync_folder
+from ..common.files import DONE, is_count, sync_folder, write_durably
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -568,7 +568,8 @@ class RunLock:
             ) from None
         except OSError as error:
             if new and not self._lock.is_locked:  # for example, a file system without locks
-                self.path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    self.path.unlink()
             self.undo()
             if isinstance(error, FolderUnusable):
                 raise
@@ -694,17 +695,10 @@ class _Writing:
 
     def write(self, path: Path, data: memoryview | bytes) -> dict[str, Any]:
         """Write a file; return its size and hash."""
-        view = memoryview(data)
-        size = len(view)
+        size = len(data)
         self.file, self.needed = path, self.bytes + size
-        digest = hashlib.sha256(view).hexdigest()
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        try:
-            while view:
-                view = view[os.write(descriptor, view) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        digest = hashlib.sha256(data).hexdigest()
+        write_durably(path, data)
         self.bytes += size
         return {"size": size, "sha256": digest}
 

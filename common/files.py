@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
@@ -72,31 +73,58 @@ def is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def write_whole(file: Path, text: str) -> None:
+def write_whole(file: Path, content: str | bytes) -> None:
     """Write a file atomically and durably: after a kill or a failure at any moment, the old or the new file is there.
 
     Raises:
         WriteFailed: The file cannot be written (the disk is full or read-only, for example).
     """
+    with replacing(file) as scratch:
+        scratch.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """For writers that need a path: yields a temporary path, which replaces `file` atomically after the block.
+
+    Raises:
+        WriteFailed: The temporary file cannot be written, or cannot replace `file`.
+    """
     scratch = file.with_name(file.name + ".tmp")
     try:
-        with scratch.open("w", encoding="utf-8") as opened:
-            opened.write(text)
-            opened.flush()
-            os.fsync(opened.fileno())
+        yield scratch
+        _sync(scratch, os.O_RDWR)
         os.replace(scratch, file)
         sync_folder(file.parent)
-    except OSError as error:
+    except BaseException as error:
         with suppress(OSError):  # this may fail on the same disk; the first error is reported below
             scratch.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         failed = WriteFailed(f"cannot write {file}: {error.strerror}")
         failed.errno = error.errno
         raise failed from error
 
 
+def write_durably(file: Path, content: bytes | memoryview) -> None:
+    """Write a file and wait until its content, though not its name, is on the disk."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    view = memoryview(content)
+    try:
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sync_folder(path: Path) -> None:
     """Make the names in a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY)
+    _sync(path, os.O_RDONLY)
+
+
+def _sync(path: Path, access: int) -> None:
+    descriptor = os.open(path, access)
     try:
         os.fsync(descriptor)
     finally:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import statistics
 import sys
 from pathlib import Path
@@ -22,6 +21,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from pliant.common.files import write_whole
 
 RESULTS = Path(__file__).parent / "results" / "interventions"
 SEEDS = range(5)
@@ -51,9 +52,7 @@ def learning() -> ModuleType:
 
 def write(path: Path, result: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(result) + "\n")
-    os.replace(scratch, path)
+    write_whole(path, json.dumps(result) + "\n")
 
 
 # ------------------------------------------------------------------------------------------------------ dormancy

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pliant.common.files import write_whole
 from pliant.lab.statistics import mean_interval, welch
 
 RESULTS = Path(__file__).parent / "results" / "learning"
@@ -402,9 +403,7 @@ def run(task: str, library: str, seed: int) -> None:
     }
     path = result_file(task, library, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(result) + "\n")
-    os.replace(scratch, path)
+    write_whole(path, json.dumps(result) + "\n")
 
 
 def run_missing(jobs: int, libraries: list[str], tasks: list[str]) -> int:

@@ -28,6 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pliant.common.files import write_whole
 from pliant.common.spinning import DECIDED, bounded
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,9 +126,7 @@ def measure_missing(file: Path, seconds: float) -> dict[str, Any]:
             results[key] = json.loads(done.stdout.splitlines()[-1]) | {"load average before": load}
             print(f"{key}: {results[key]}", file=sys.stderr, flush=True)
             file.parent.mkdir(parents=True, exist_ok=True)
-            scratch = file.with_suffix(".tmp")
-            scratch.write_text(json.dumps(results, indent=1) + "\n")
-            os.replace(scratch, file)
+            write_whole(file, json.dumps(results, indent=1) + "\n")
     return results
 
 

@@ -34,6 +34,7 @@ from pliant.agents.log import Log, read_metrics
 from pliant.agents.networks import NetworkConfig
 from pliant.agents.optimizers import OptimizerConfig
 from pliant.agents.run import Run
+from pliant.common.files import write_whole
 from pliant.common.spaces import ActionSpec, Episode, ObservationSpec, Step
 from pliant.interventions import INTERVENTIONS
 from pliant.interventions.core.spec import build
@@ -230,9 +231,7 @@ def main() -> None:
     elif args.command == "run":
         path = RESULTS / args.arm / f"seed{args.seed}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(".tmp")
-        scratch.write_text(json.dumps(run(args.arm, args.seed)) + "\n")
-        os.replace(scratch, path)
+        write_whole(path, json.dumps(run(args.arm, args.seed)) + "\n")
     else:
         waiting = [(a, s) for s in SEEDS for a in ARMS if not (RESULTS / a / f"seed{s}.json").exists()]
         working: list[subprocess.Popen[bytes]] = []

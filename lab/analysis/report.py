@@ -7,7 +7,6 @@ over the last tenth of the run's steps. --measure chooses another score.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -20,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pliant.agents import Agent
 from pliant.agents.clock import Clock
 from pliant.agents.stopping import signals_held
+from pliant.common.files import write_whole
 from pliant.envs import Envs, make
 from pliant.interventions import INTERVENTIONS
 from pliant.interventions.core.spec import build, did_you_mean
@@ -92,9 +92,7 @@ def write(out: Path, report: Report, html: str, markdown: str) -> None:
         for name, (header, rows) in report.tables.items():
             (out / name).write_text(csv_text(header, rows), encoding="utf-8")
         for name, text in ((MARKDOWN, markdown), (HTML, html)):
-            scratch = out / f"{name}.tmp"
-            scratch.write_text(text, encoding="utf-8")
-            os.replace(scratch, out / name)
+            write_whole(out / name, text)
 
 
 # ------------------------------------------------------------------------------------------------ FLOPs

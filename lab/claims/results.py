@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ...agents.log import read_metrics
-from ...common.files import DONE, FileDamaged, read_json, steps_done
+from ...common.files import DONE, FileDamaged, read_json, steps_done, write_whole
 from ..errors import BadInput
 from ..experiments.pool import cost
 from ..statistics import BINS, FEWEST, Difference, Gap, Interval, against, gap_closed, mean_interval, paired, welch
@@ -140,9 +139,7 @@ def _mean(values: Iterable[float]) -> float | str | None:
 def write_result(file: Path, result: Mapping[str, Any]) -> None:
     """Write a result atomically."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_suffix(".tmp")
-    scratch.write_text(json.dumps(result, separators=(",", ":")) + "\n", encoding="utf-8")
-    os.replace(scratch, file)
+    write_whole(file, json.dumps(result, separators=(",", ":")) + "\n")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ...common.files import WriteFailed
 from ..errors import BadInput
 
 
@@ -43,7 +44,8 @@ def written(path: Path, flag: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BadInput(f"{flag} {path} cannot be written: {error.strerror or error}") from None
+        reason = error.__cause__ if isinstance(error, WriteFailed) else error
+        raise BadInput(f"{flag} {path} cannot be written: {getattr(reason, 'strerror', None) or error}") from None
 
 
 @contextmanager

@@ -5,7 +5,6 @@ The replay is not loaded. The episodes use their own seeds, which no training ru
 
 from __future__ import annotations
 
-import os
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from pliant.agents import Agent, Episode
 from pliant.agents.playing import play
+from pliant.common.files import replacing
 from pliant.envs import EnvConfig, Envs, make
 from pliant.envs.scores import human_normalised
 from pliant.lab.commands.outputs import file_for, written
@@ -183,12 +183,8 @@ def write_gif(frames: list[Any], path: Path, fps: int = 15) -> None:
     from PIL import Image
 
     images = [Image.fromarray(np.asarray(frame)) for frame in frames]
-    scratch = path.with_name(f"{path.name}.tmp")  # writing takes seconds, and may be interrupted
-    with written(path, "--video"):
-        try:
-            images[0].save(
-                scratch, format="GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0
-            )
-            os.replace(scratch, path)
-        finally:
-            scratch.unlink(missing_ok=True)
+    # Writing takes seconds, and may be interrupted.
+    with written(path, "--video"), replacing(path) as scratch:
+        images[0].save(
+            scratch, format="GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0
+        )

@@ -17,7 +17,9 @@ from refusals import contents, error_line
 from pliant.agents import checkpoint
 from pliant.agents.checkpoint import Checkpoints, saved_steps
 from pliant.agents.run import Run
-from pliant.common.files import WriteFailed, write_whole
+from pliant.common.files import WriteFailed, replacing, write_whole
+from pliant.lab.commands.outputs import written
+from pliant.lab.errors import BadInput
 from pliant.lab.experiments import training as train
 from pliant.scripts.main import main
 
@@ -266,6 +268,22 @@ def test_a_small_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch
         write_whole(file, "new")
     assert failed.value.errno == errno.EIO
     assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
+    monkeypatch.undo()
+    write_whole(file, b"new")
+    assert file.read_bytes() == b"new" and list(tmp_path.iterdir()) == [file]
+
+
+def test_a_writer_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    write_whole(file, "old")
+    with pytest.raises(RuntimeError, match="encoder"), replacing(file) as scratch:
+        scratch.write_text("half")
+        raise RuntimeError("encoder")
+    assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
+    missing = tmp_path / "none" / "file"
+    with pytest.raises(BadInput, match=r"^--out .* cannot be written: No such file or directory$"):  # noqa: SIM117
+        with written(missing, "--out"):
+            write_whole(missing, "x")
 
 
 # Checkpoints that were deleted

@@ -334,3 +334,22 @@ def test_the_line_of_progress_shows_counts_and_the_remaining_time() -> None:
     line.update(some, 2, 2)
     line.update(some, 2, 2)
     assert stream.getvalue().count("\n") == 1  # without a terminal only changes are printed
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_progress_of_a_pool_is_a_bar_on_a_terminal() -> None:
+    clock = [0.0]
+    stream = Terminal()
+    line = Progress(stream, now=lambda: clock[0])
+    some = [outcome("done"), outcome("waiting"), outcome("waiting"), outcome("waiting"), outcome("failed")]
+    for clock[0] in (20.0, 20.1):  # the second time is too early
+        line.update(some, 2, 2)
+    line.note("failed: output.log")
+    line.close()
+    lines = stream.getvalue().split("\r")
+    assert lines[1] == " 20% ████░░░░░░░░░░░░░░░░  1 of 5 runs done, 2 running, 1 failed, 1:00 left"
+    assert "failed: output.log\n" in lines and stream.getvalue().endswith("\n") and stream.getvalue().count("\n") == 2
