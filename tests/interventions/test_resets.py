@@ -61,7 +61,7 @@ each = pytest.mark.parametrize("name", AGENTS)
 
 
 def trained(make: Make, *parts: Intervention, updates: int = 3, **options: Any) -> tuple[Agent, Stand]:
-    """An agent after some updates, whose optimizers and targets have state."""
+    """An agent after some updates, so that its optimizers and targets have state."""
     agent = make(*parts, **options)
     stand = Stand(agent)
     for k in range(updates):
@@ -70,7 +70,7 @@ def trained(make: Make, *parts: Intervention, updates: int = 3, **options: Any) 
     return agent, stand
 
 
-def act(stand: Stand) -> None:
+def act_once(stand: Stand) -> None:
     """The next update, at which the method acts; it must not wait for the device."""
     stand.tick()
     with no_wait():
@@ -98,22 +98,22 @@ def same(first: Any, second: Any) -> bool:
 
 
 @each
-def test_a_full_reset_is_a_new_agent_of_that_seed(name: str) -> None:
-    """To the last bit: networks, targets, temperature and optimizer state."""
+def test_a_full_reset_equals_a_new_agent_of_the_same_seed(name: str) -> None:
+    """Networks, targets, temperature and optimizer state are equal to the last bit."""
     agent, stand = trained(AGENTS[name], Reset(1, "updates"))
     other = AGENTS[name](seed=7)
     assert not same(modules(agent), modules(other)) and not same(memory(agent), memory(other))
     only(agent).generator.manual_seed(derive_seed(7, "weights"))
-    act(stand)
+    act_once(stand)
     assert same(modules(agent), modules(other))
     assert same(memory(agent), memory(other))
 
 
 @each
 def test_reset_layers_continue_to_learn(name: str) -> None:
-    """Every parameter still has its optimizer, and the next steps move every tensor, by at most a new weight's step."""
+    """Every parameter still has its optimizer, and the next step changes every tensor."""
     agent, stand = trained(AGENTS[name], Reset(1, "updates"))
-    act(stand)
+    act_once(stand)
     held = {id(p) for _, o in agent.optimizers() for g in o.param_groups for p in g["params"]}
     assert held == {id(p) for _, m in agent.modules() for p in m.parameters() if p.requires_grad}
     before = modules(agent)
@@ -124,12 +124,12 @@ def test_reset_layers_continue_to_learn(name: str) -> None:
         assert not still, (module, still)
 
 
-def test_two_resets_draw_different_weights_and_leave_other_streams_alone() -> None:
+def test_two_resets_draw_different_weights_from_a_separate_generator() -> None:
     agent, stand = trained(AGENTS["sac"], Reset(1, "updates"))
     streams = agent.generator.get_state(), torch.get_rng_state()
-    act(stand)
+    act_once(stand)
     first = modules(agent)
-    act(stand)
+    act_once(stand)
     second = modules(agent)
     for module in ("critic.online", "actor.online"):
         assert all(not torch.equal(first[module][k], second[module][k]) for k in first[module])
@@ -156,9 +156,9 @@ def layers_of(agent: Agent, *parts: str) -> set[str]:
     return {n for n in survey(agent).layers if any(n.startswith(part) for part in parts)}
 
 
-def state_by_layer(agent: Agent, twins: bool = False) -> dict[str, dict[str, Tensor]]:
-    found = survey(agent)
-    return {name: parameters(layer) for name, layer in (found.copies if twins else found.layers).items()}
+def state_by_layer(agent: Agent, targets: bool = False) -> dict[str, dict[str, Tensor]]:
+    parts = survey(agent)
+    return {name: parameters(layer) for name, layer in (parts.copies if targets else parts.layers).items()}
 
 
 @pytest.mark.parametrize(
@@ -172,14 +172,14 @@ def state_by_layer(agent: Agent, twins: bool = False) -> dict[str, dict[str, Ten
         ("critic.members.0.*", ["critic.encoder", "critic.projection", "critic.members.1", "actor"]),
     ],
 )
-def test_a_part_is_reset_and_no_other(part: str, kept: list[str]) -> None:
+def test_only_the_named_part_is_reset(part: str, kept: list[str]) -> None:
     agent, stand = trained(PIXELS, Reset(1, "updates", layers=(part,), target="none"))
-    before, targets = state_by_layer(agent), state_by_layer(agent, twins=True)
-    act(stand)
+    before, targets = state_by_layer(agent), state_by_layer(agent, targets=True)
+    act_once(stand)
     now, stays = state_by_layer(agent), layers_of(agent, *kept) if kept else set()
     for name in now:
         assert torch.equal(now[name]["linear.weight"], before[name]["linear.weight"]) == (name in stays), name
-    assert same(state_by_layer(agent, twins=True), targets)
+    assert same(state_by_layer(agent, targets=True), targets)
     count = float(len(set(now) - stays))
     assert only(agent).measurements() == {"interventions/reset_layers": count} and not only(agent).measurements()
 
@@ -187,19 +187,19 @@ def test_a_part_is_reset_and_no_other(part: str, kept: list[str]) -> None:
 def test_the_last_layers_are_the_output_layers() -> None:
     agent, stand = trained(AGENTS["dqn, impala, crelu, orthogonal"], Reset(1, "updates", layers=("last",)))
     before = state_by_layer(agent)
-    act(stand)
+    act_once(stand)
     assert [n for n, v in state_by_layer(agent).items() if not same(v, before[n])] == ["critic.advantage"]
 
 
 def test_each_network_keeps_its_encoder_and_can_keep_the_optimizer_state() -> None:
-    """DrQ: heads are reset, and the target goes on with its own, slower encoder."""
+    """DrQ: heads are reset, and the target keeps its own, slower encoder."""
     for moments in ("all", "reset"):
         agent, stand = trained(PIXELS, Reset(1, "updates", layers=("head",), moments=moments))  # type: ignore[arg-type]
         remember_(agent)
         critic = agent.components["critic"]
         kept = parameters(critic.online.encoder), parameters(critic.target.encoder)
         assert not same(*kept)
-        act(stand)
+        act_once(stand)
         assert same(parameters(critic.online.encoder), kept[0])
         assert same(parameters(critic.target.encoder), kept[1])
         assert same(parameters(critic.target.members), parameters(critic.online.members))
@@ -213,29 +213,29 @@ def test_each_network_keeps_its_encoder_and_can_keep_the_optimizer_state() -> No
 
 @pytest.mark.parametrize("target", ["copy", "same", "own", "none"])
 @pytest.mark.parametrize("name", ["dqn, dueling, layer norm", "sac, pixels"])
-def test_what_a_reset_does_to_the_target_network(target: Any, name: str) -> None:
+def test_a_reset_treats_the_target_network_as_configured(target: Any, name: str) -> None:
     agent, stand = trained(AGENTS[name], Reset(1, "updates", target=target))
-    before = state_by_layer(agent, twins=True)
-    act(stand)
-    online, twins = state_by_layer(agent), state_by_layer(agent, twins=True)
-    assert twins.keys() == layers_of(agent, "critic")
-    for key, twin in twins.items():
+    before = state_by_layer(agent, targets=True)
+    act_once(stand)
+    online, targets = state_by_layer(agent), state_by_layer(agent, targets=True)
+    assert targets.keys() == layers_of(agent, "critic")
+    for key, target_layer in targets.items():
         if target in ("copy", "same"):
-            assert same(twin, online[key])
+            assert same(target_layer, online[key])
         elif target == "none":
-            assert same(twin, before[key])
+            assert same(target_layer, before[key])
         else:
-            weight, bound = twin["linear.weight"], online[key]["linear.weight"][0].numel() ** -0.5
+            weight, bound = target_layer["linear.weight"], online[key]["linear.weight"][0].numel() ** -0.5
             assert not torch.equal(weight, online[key]["linear.weight"])
             assert not torch.equal(weight, before[key]["linear.weight"]) and weight.abs().max() <= bound
 
 
-def test_norms_can_be_kept() -> None:
+def test_norms_are_reset_or_kept() -> None:
     for norms in ("fresh", "keep"):
         agent, stand = trained(AGENTS["droq"], Reset(1, "updates", norms=norms))  # type: ignore[arg-type]
         before = {n: v for n, v in state_by_layer(agent).items() if "norm.weight" in v}
         assert before
-        act(stand)
+        act_once(stand)
         for name, layer in state_by_layer(agent).items():
             if name in before:
                 assert torch.equal(layer["norm.weight"], before[name]["norm.weight"]) == (norms == "keep")
@@ -258,11 +258,11 @@ def test_the_temperature_is_reset_with_the_policy(layers: tuple[str, ...], tempe
     make = make_sac(SMALL_PIXELS, {"body": "drq", "width": 0.25}, initial_temperature=0.3)
     agent, stand = trained(make, Reset(1, "updates", layers=layers, temperature=temperature))
     log_alpha = agent.components["temperature"].online.log_alpha
-    before, remembered = log_alpha.item(), state_of(agent, log_alpha)["exp_avg"].item()
-    assert before != pytest.approx(math.log(0.3), abs=1e-6) and remembered != 0
-    act(stand)
+    before, moment = log_alpha.item(), state_of(agent, log_alpha)["exp_avg"].item()
+    assert before != pytest.approx(math.log(0.3), abs=1e-6) and moment != 0
+    act_once(stand)
     assert log_alpha.item() == pytest.approx(math.log(0.3) if fresh else before, abs=1e-7)
-    assert state_of(agent, log_alpha)["exp_avg"].item() == (0.0 if fresh else remembered)
+    assert state_of(agent, log_alpha)["exp_avg"].item() == (0.0 if fresh else moment)
     assert (state_of(agent, log_alpha)["step"].item() == 0.0) == fresh
 
 
@@ -287,12 +287,12 @@ def test_methods_without_anything_to_change_are_refused(part: Callable[[], Inter
         AGENTS["dqn"](part())
 
 
-def test_moments_and_bounds_set_the_schedule() -> None:
+def test_given_moments_and_bounds_set_the_schedule() -> None:
     for part, expected in ((Reset(of="updates", at=(2, 5)), [2, 5]), (Reset(3, "updates", start=4, stop=9), [6, 9])):
         agent, stand = trained(AGENTS["dqn"], part, updates=0)
         fired = []
         for update in range(1, 13):
-            act(stand)
+            act_once(stand)
             fired += [update] if only(agent).measurements() else []
         assert fired == expected
 
@@ -301,18 +301,18 @@ def test_moments_and_bounds_set_the_schedule() -> None:
 
 
 @each
-def test_to_shrink_by_nothing_and_to_add_nothing_changes_nothing(name: str) -> None:
+def test_shrinking_by_nothing_and_adding_nothing_changes_nothing(name: str) -> None:
     agent, stand = trained(AGENTS[name], ShrinkPerturb(1.0, 0.0, every=1, of="updates", moments="keep", target="own"))
     before = modules(agent), memory(agent)
-    act(stand)
+    act_once(stand)
     assert same((modules(agent), memory(agent)), before)
 
 
 @pytest.mark.parametrize("name", [n for n in AGENTS if "norm" not in n and n not in ("droq", "sac, pixels")])
-def test_to_keep_nothing_and_to_add_a_whole_draw_is_a_fresh_network(name: str) -> None:
+def test_keeping_nothing_and_adding_a_full_draw_gives_a_fresh_network(name: str) -> None:
     agent, stand = trained(AGENTS[name], ShrinkPerturb(0.0, 1.0, every=1, of="updates", moments="all", target="same"))
     only(agent).generator.manual_seed(derive_seed(7, "weights"))
-    act(stand)
+    act_once(stand)
     fresh = AGENTS[name](seed=7)
     now, new = modules(agent), modules(fresh)
     for module in (m for m in now if not m.startswith("temperature")):
@@ -328,39 +328,39 @@ def layer(norm: str = "none", seed: int = 0) -> Layer:
     [(0.9, 0.1, 0.0526316), (0.5, 0.5, 1 / 3), (0.8, 0.6, 1.0)],
     ids=["s=.1 k=.1", "half and half", "k^2 = 1 - (1 - s)^2"],
 )
-def test_the_stationary_variance(shrink: float, perturb: float, ratio: float) -> None:
-    """k^2 / (1 - (1 - s)^2) of the initial variance, within three standard errors."""
+def test_repeated_shrinking_has_its_stationary_variance(shrink: float, perturb: float, ratio: float) -> None:
+    """It is k^2 / (1 - (1 - s)^2) of the initial variance, within three standard errors."""
     part = ShrinkPerturb(shrink, perturb, every=1, of="updates", moments="keep", layers=("critic.head.layers.0",))
     agent = make_dqn((200,), {"hidden": (250,)})(part)
     stand = Stand(agent)
     weight = agent.critic.online.head.layers[0].linear.weight  # type: ignore[attr-defined]
-    born = (1 / 200) / 3  # of a uniform law in 1 / sqrt(200)
+    initial_variance = (1 / 200) / 3  # of a uniform distribution within 1 / sqrt(200)
     for _ in range(80):
-        act(stand)
+        act_once(stand)
     n = weight.numel()
-    assert weight.mean().abs().item() < 3 * math.sqrt(ratio * born / n)
-    assert weight.square().mean().item() / born == pytest.approx(ratio, rel=3 * math.sqrt(2 / n))
+    assert weight.mean().abs().item() < 3 * math.sqrt(ratio * initial_variance / n)
+    assert weight.square().mean().item() / initial_variance == pytest.approx(ratio, rel=3 * math.sqrt(2 / n))
 
 
 @pytest.mark.parametrize("noise", ["fresh", "gaussian"])
 def test_every_event_has_its_own_noise_from_a_separate_stream(noise: Any) -> None:
     agent, stand = trained(AGENTS["sac"], ShrinkPerturb(0.0, 1.0, noise=noise, every=1, of="updates"))
     streams = agent.generator.get_state(), torch.get_rng_state()
-    act(stand)
+    act_once(stand)
     first = modules(agent)["critic.online"]
-    act(stand)
+    act_once(stand)
     second = modules(agent)["critic.online"]
     assert all(not torch.equal(first[k], second[k]) for k in first)
-    # Nor do layers of one shape, as those of twin critics, share a draw.
+    # Layers of one shape, such as those of twin critics, have separate draws too.
     assert not torch.equal(first["members.0.output.linear.weight"], first["members.1.output.linear.weight"])
     assert torch.equal(agent.generator.get_state(), streams[0]) and torch.equal(torch.get_rng_state(), streams[1])
 
 
-def test_gaussian_noise_has_the_deviation_asked_for_on_weights_and_biases_alone() -> None:
+def test_gaussian_noise_has_the_given_deviation_and_changes_no_norms() -> None:
     part = ShrinkPerturb(0.7, 0.02, noise="gaussian", every=1, of="updates")
     agent = make_dqn((200,), {"hidden": (250,), "norm": "layer_norm"})(part)
     before = parameters(agent.components["critic"].online)
-    act(Stand(agent))
+    act_once(Stand(agent))
     noise = {k: p.detach() - 0.7 * before[k] for k, p in agent.components["critic"].online.named_parameters()}
     weights = noise["head.layers.0.linear.weight"]
     assert weights.std().item() == pytest.approx(0.02, rel=3 / math.sqrt(2 * weights.numel()))
@@ -370,41 +370,41 @@ def test_gaussian_noise_has_the_deviation_asked_for_on_weights_and_biases_alone(
         assert torch.equal(getattr(norm, key).detach(), before[f"head.layers.0.norm.{key}"])
 
 
-def test_initial_noise_is_the_initial_weights_and_changes_no_new_network() -> None:
+def test_initial_noise_is_the_initial_weights_and_does_not_change_a_new_network() -> None:
     agent = AGENTS["sac"](ShrinkPerturb(0.75, 0.25, noise="initial", every=1, of="updates"))
-    born = modules(agent)["critic.online"]
+    initial = modules(agent)["critic.online"]
     stand = Stand(agent)
-    act(stand)
+    act_once(stand)
     for key, value in modules(agent)["critic.online"].items():
-        torch.testing.assert_close(value, born[key])
+        torch.testing.assert_close(value, initial[key])
     for k in range(3):
         agent.update(batch_for(agent, seed=k), agent.plan(stand.tick().clock))
     trained_weights = modules(agent)["critic.online"]
-    act(stand)
+    act_once(stand)
     for key, value in modules(agent)["critic.online"].items():
-        torch.testing.assert_close(value, 0.75 * trained_weights[key] + 0.25 * born[key])
+        torch.testing.assert_close(value, 0.75 * trained_weights[key] + 0.25 * initial[key])
 
 
-def test_the_first_weights_are_part_of_what_is_saved(tmp_path: Path) -> None:
+def test_the_initial_weights_are_saved_with_the_agent(tmp_path: Path) -> None:
     make = AGENTS["dqn, minatar"]
     part = lambda: ShrinkPerturb(0.5, 0.5, noise="initial", every=1, of="updates")  # noqa: E731
     agent, stand = trained(make, part())
     agent.save(tmp_path / "agent.pt")
     loaded = DQN.load(tmp_path / "agent.pt", interventions=[part()])
     other = Stand(loaded, clock=stand.clock)
-    act(stand), act(other)
+    act_once(stand), act_once(other)
     assert same(modules(agent), modules(loaded))
 
 
 @pytest.mark.parametrize("target", ["copy", "same", "own", "none"])
-def test_what_shrink_and_perturb_does_to_the_target(target: Any) -> None:
+def test_shrink_and_perturb_treats_the_target_as_configured(target: Any) -> None:
     agent, stand = trained(AGENTS["sac, pixels"], ShrinkPerturb(0.8, 0.2, every=1, of="updates", target=target))
-    online, twins = state_by_layer(agent), state_by_layer(agent, twins=True)
-    act(stand)
-    now, then = state_by_layer(agent), state_by_layer(agent, twins=True)
-    for key in twins:
+    online, targets = state_by_layer(agent), state_by_layer(agent, targets=True)
+    act_once(stand)
+    now, then = state_by_layer(agent), state_by_layer(agent, targets=True)
+    for key in targets:
         noise = {k: (now[key][k] - 0.8 * online[key][k]) / 0.2 for k in now[key] if k.startswith("linear")}
-        theirs = {k: (then[key][k] - 0.8 * twins[key][k]) / 0.2 for k in noise}
+        theirs = {k: (then[key][k] - 0.8 * targets[key][k]) / 0.2 for k in noise}
         for k in noise:
             if target == "same":
                 torch.testing.assert_close(theirs[k], noise[k], atol=2e-6, rtol=1e-4)
@@ -414,20 +414,20 @@ def test_what_shrink_and_perturb_does_to_the_target(target: Any) -> None:
         if target == "copy":
             assert same(then[key], now[key])
         if target == "none":
-            assert same(then[key], twins[key])
+            assert same(then[key], targets[key])
         assert all(torch.equal(now[key][k], online[key][k]) for k in now[key] if k.startswith("norm"))
 
 
-@pytest.mark.parametrize(("moments", "forgotten"), [("keep", []), ("reset", ["encoder"]), ("all", [""])])
-def test_which_optimizer_state_is_reset(moments: Any, forgotten: list[str]) -> None:
+@pytest.mark.parametrize(("moments", "reset"), [("keep", []), ("reset", ["encoder"]), ("all", [""])])
+def test_shrink_and_perturb_resets_the_named_optimizer_state(moments: Any, reset: list[str]) -> None:
     part = ShrinkPerturb(0.8, 0.2, every=1, of="updates", layers=("encoder",), moments=moments)
     agent, stand = trained(AGENTS["sac, pixels"], part)
     remember_(agent)
-    act(stand)
+    act_once(stand)
     for key, p in agent.components["critic"].online.named_parameters():
-        gone = any(key.startswith(part) for part in forgotten)
-        assert all((m == (0.0 if gone else 1.0)).all() for m in memories(agent, p).values()), key
-        assert state_of(agent, p)["step"] == (0.0 if gone else 1e6)
+        is_reset = any(key.startswith(part) for part in reset)
+        assert all((m == (0.0 if is_reset else 1.0)).all() for m in memories(agent, p).values()), key
+        assert state_of(agent, p)["step"] == (0.0 if is_reset else 1e6)
     for component in ("actor", "temperature"):
         for p in agent.components[component].online.parameters():
             assert all((m == 1.0).all() for m in memories(agent, p).values())
@@ -439,7 +439,7 @@ def test_which_optimizer_state_is_reset(moments: Any, forgotten: list[str]) -> N
 @pytest.mark.parametrize(
     ("updates", "n", "gamma"), [(0, 10, 0.97), (5_000, 5, 0.990513), (10_000, 3, 0.997), (20_000, 3, 0.997)]
 )
-def test_bbf_anneals_by_its_golden_numbers(updates: int, n: int, gamma: float) -> None:
+def test_bbf_anneals_to_the_numbers_of_the_paper(updates: int, n: int, gamma: float) -> None:
     part = BBF()
     part.since = 1234
     sampling = part.schedule(Sampling(32, 1, 0.5, 2.0), Clock(updates=1234 + updates))
@@ -447,39 +447,39 @@ def test_bbf_anneals_by_its_golden_numbers(updates: int, n: int, gamma: float) -
     assert sampling.gamma == pytest.approx(gamma, abs=1e-6)
 
 
-def test_bbf_halves_the_encoder_and_replaces_the_head() -> None:
-    """Golden: an encoder of twos and a draw of ones give 1.5; the head is the draw."""
+def test_bbf_halves_the_encoder_and_redraws_the_head() -> None:
+    """An encoder of twos and a draw of ones give 1.5; the head equals the draw."""
     agent, stand = trained(AGENTS["dqn, minatar"], BBF(every=1, of="updates"))
     critic, part = agent.components["critic"], only(agent)
     for network in (critic.online, critic.target):
         for p in network.parameters():
             p.detach().fill_(2.0)
     part.draw = lambda name, generator: {k: torch.ones_like(p) for k, p in part.survey.layers[name].named_parameters()}
-    act(stand)
+    act_once(stand)
     for network in (critic.online, critic.target):
         for key, p in network.named_parameters():
             assert (p == (1.5 if key.startswith("encoder") else 1.0)).all(), key
     assert not any(value.any() for _, o in agent.optimizers() for s in o.state.values() for value in s.values())
 
 
-def test_bbf_draws_twice_and_the_head_is_what_was_drawn() -> None:
+def test_bbf_has_separate_draws_for_online_and_target_networks() -> None:
     agent, stand = trained(AGENTS["dqn, minatar"], BBF(every=1, of="updates"))
-    found, part = survey(agent), only(agent)
-    before, twins = state_by_layer(agent), state_by_layer(agent, twins=True)
+    parts, part = survey(agent), only(agent)
+    before, targets = state_by_layer(agent), state_by_layer(agent, targets=True)
     replay = Generator()
     replay.set_state(part.generator.get_state())
-    act(stand)
-    for name, layer in found.layers.items():
+    act_once(stand)
+    for name, layer in parts.layers.items():
         mine, theirs = layer.fresh(replay), layer.fresh(replay)
         assert not torch.equal(mine["linear.weight"], theirs["linear.weight"])
-        for now, old, drawn in ((layer, before[name], mine), (found.copies[name], twins[name], theirs)):
+        for now, old, drawn in ((layer, before[name], mine), (parts.copies[name], targets[name], theirs)):
             share = 0.5 if "encoder" in name else 0.0
             for key, p in now.named_parameters():
                 torch.testing.assert_close(p, share * old[key] + (1 - share) * drawn[key], rtol=0, atol=1e-7)
 
 
-def test_bbf_begins_no_cycle_that_it_cannot_complete() -> None:
-    """Resets at 20, 40, 60 and 80 thousand steps of 100 thousand: the last is followed by a whole period."""
+def test_bbf_starts_no_cycle_that_it_cannot_complete() -> None:
+    """Resets at 20, 40, 60 and 80 of 100 thousand steps: a complete period follows the last reset."""
     for part, expected in (
         (BBF(), [20_000, 40_000, 60_000, 80_000]),
         (BBF(every=30_000), [30_000, 60_000]),
@@ -493,7 +493,7 @@ def test_bbf_begins_no_cycle_that_it_cannot_complete() -> None:
         assert fired == expected
 
 
-def test_bbf_anneals_from_the_latest_reset_and_remembers_it(tmp_path: Path) -> None:
+def test_bbf_anneals_from_the_latest_reset_which_is_saved(tmp_path: Path) -> None:
     def part() -> BBF:
         return BBF(every=4, of="updates", anneal=4, stop=None)
 
@@ -501,7 +501,7 @@ def test_bbf_anneals_from_the_latest_reset_and_remembers_it(tmp_path: Path) -> N
     agent, stand = trained(make, part(), updates=0)
     seen = []
     for _ in range(7):
-        act(stand)
+        act_once(stand)
         seen.append(agent.sampling(stand.clock).n_step)
     expected = [round(10 * 0.3 ** (c / 4)) for c in (1, 2, 3, 0, 1, 2, 3)]
     assert seen == expected and seen[3] == 10
@@ -513,25 +513,25 @@ def test_bbf_anneals_from_the_latest_reset_and_remembers_it(tmp_path: Path) -> N
     assert fresh.sampling(stand.clock) != agent.sampling(stand.clock)
 
 
-def test_bbf_acts_with_the_target_network_where_there_is_a_choice() -> None:
-    for wanted in (True, False):
-        agent = AGENTS["dqn, minatar"](BBF(act_with_target=wanted))
+def test_bbf_acts_with_the_target_network_if_configured() -> None:
+    for with_target in (True, False):
+        agent = AGENTS["dqn, minatar"](BBF(act_with_target=with_target))
         critic = agent.components["critic"]
-        assert agent.actor is (critic.target if wanted else critic.online)  # type: ignore[attr-defined]
+        assert agent.actor is (critic.target if with_target else critic.online)  # type: ignore[attr-defined]
     assert PIXELS(BBF()).components["actor"].target is None
 
 
-def test_sr_spr_keeps_most_of_the_encoder_and_gives_the_target_the_same_draw() -> None:
+def test_sr_spr_keeps_most_of_the_encoder_and_uses_the_same_draw_for_the_target() -> None:
     agent, stand = trained(AGENTS["dqn, minatar"], ReplayRatio(2, reset_every=1, encoder_shrink=0.8))
-    found, part = survey(agent), only(agent).resets
-    before, twins = state_by_layer(agent), state_by_layer(agent, twins=True)
+    parts, part = survey(agent), only(agent).resets
+    before, targets = state_by_layer(agent), state_by_layer(agent, targets=True)
     replay = Generator()
     replay.set_state(part.generator.get_state())
-    act(stand)
-    for name, layer in found.layers.items():
+    act_once(stand)
+    for name, layer in parts.layers.items():
         drawn = layer.fresh(replay)
         share = 0.8 if "encoder" in name else 0.0
-        for now, old in ((layer, before[name]), (found.copies[name], twins[name])):
+        for now, old in ((layer, before[name]), (parts.copies[name], targets[name])):
             for key, p in now.named_parameters():
                 torch.testing.assert_close(p, share * old[key] + (1 - share) * drawn[key], rtol=0, atol=1e-7)
 
@@ -550,8 +550,8 @@ def hold(agent: Agent, hare: float, tortoise: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["dqn", "sac"])
-def test_the_tortoise_follows_and_the_hare_is_set_back(name: str) -> None:
-    """Golden: 0.5, 0.75, 0.875 towards a hare held at one, which then is set to 0.875 itself."""
+def test_the_tortoise_averages_the_hare_which_is_reset_to_it(name: str) -> None:
+    """The average of a hare at one is 0.5, 0.75, 0.875; then the hare is set to 0.875."""
     make = make_dqn(optimizer=STILL) if name == "dqn" else make_sac(optimizer=STILL)
     agent = make(HareTortoise(mu=0.5, every=3))
     stand, critic = Stand(agent), agent.components["critic"]
@@ -562,7 +562,7 @@ def test_the_tortoise_follows_and_the_hare_is_set_back(name: str) -> None:
         assert all((p == hare).all() for p in critic.online.parameters())
 
 
-def test_without_a_race_it_is_plain_training_with_an_average() -> None:
+def test_without_resets_hare_and_tortoise_is_training_with_an_averaged_target() -> None:
     mine, theirs = (
         make_dqn()(HareTortoise(mu=0.9, every=10**6, act="hare")),
         make_dqn(target_tau=1 - 0.9, target_period=1)(),
@@ -576,16 +576,16 @@ def test_without_a_race_it_is_plain_training_with_an_average() -> None:
 
 
 @pytest.mark.parametrize("moments", ["keep", "reset"])
-def test_the_optimizer_state_of_the_hare(moments: Any) -> None:
+def test_the_hare_keeps_or_resets_its_optimizer_state(moments: Any) -> None:
     agent, stand = trained(AGENTS["sac"], HareTortoise(every=1, moments=moments))
     remember_(agent)
-    act(stand)
-    for component, gone in (("critic", moments == "reset"), ("actor", False)):
+    act_once(stand)
+    for component, is_reset in (("critic", moments == "reset"), ("actor", False)):
         for p in agent.components[component].online.parameters():
-            assert all((m == (0.0 if gone else 1.0)).all() for m in memories(agent, p).values())
+            assert all((m == (0.0 if is_reset else 1.0)).all() for m in memories(agent, p).values())
 
 
-def test_the_acting_network_is_a_choice() -> None:
+def test_the_hare_or_the_tortoise_acts_as_configured() -> None:
     for who in ("tortoise", "hare"):
         agent = AGENTS["dqn"](HareTortoise(act=who))  # type: ignore[arg-type]
         critic = agent.components["critic"]
@@ -609,8 +609,8 @@ INJECTED: dict[str, Make] = {
 injected = pytest.mark.parametrize("name", INJECTED)
 
 
-def says(agent: Agent, seed: int = 5) -> list[Tensor]:
-    """Values of the critic, online and target, and the actor's actions."""
+def outputs(agent: Agent, seed: int = 5) -> list[Tensor]:
+    """Values of the online and the target critic, and the actor's actions."""
     batch, critic = batch_for(agent, 16, seed), agent.components["critic"]
     with torch.no_grad():
         if isinstance(agent, SAC):
@@ -641,21 +641,21 @@ def copies(network: nn.Module, which: str, number: int) -> dict[str, Tensor]:
 
 
 @injected
-def test_an_injection_changes_no_prediction_and_neither_does_a_second_one(name: str) -> None:
+def test_neither_the_first_nor_the_second_injection_changes_a_prediction(name: str) -> None:
     agent, stand = trained(INJECTED[name], PlasticityInjection((4, 6), "updates"))
     for _ in range(2):
-        before = says(agent)
-        act(stand)
+        before = outputs(agent)
+        act_once(stand)
         assert only(agent).measurements()["interventions/plasticity_injection_heads"] >= 1
-        for old, new in zip(before, says(agent), strict=True):
+        for old, new in zip(before, outputs(agent), strict=True):
             assert torch.equal(old, new)
         agent.update(batch_for(agent, seed=8), agent.plan(stand.tick().clock))
-        assert not torch.equal(says(agent)[0], before[0])
+        assert not torch.equal(outputs(agent)[0], before[0])
 
 
 @injected
-def test_before_the_event_it_is_the_plain_agent(name: str) -> None:
-    """To the last bit, and with as many trainable weights, before the event and after."""
+def test_before_the_injection_it_equals_the_plain_agent(name: str) -> None:
+    """Weights are equal to the last bit; the trainable weights are the same before and after the injection."""
     plain, stand = trained(INJECTED[name])
     agent, other = trained(INJECTED[name], PlasticityInjection((4, 9), "updates"))
 
@@ -668,24 +668,24 @@ def test_before_the_event_it_is_the_plain_agent(name: str) -> None:
     mine, theirs = modules(agent), modules(plain)
     for module, state in theirs.items():
         assert all(torch.equal(mine[module][k], v) for k, v in state.items())
-    assert all(torch.equal(a, b) for a, b in zip(says(agent), says(plain), strict=True))
-    act(other)
+    assert all(torch.equal(a, b) for a, b in zip(outputs(agent), outputs(plain), strict=True))
+    act_once(other)
     assert trainable(agent) == trainable(plain) and stand.clock.updates == 3
 
 
 @injected
-def test_the_old_head_is_kept_and_a_new_one_stands_beside_its_own_copy(name: str) -> None:
+def test_the_old_head_is_kept_and_the_new_head_has_a_copy_of_itself(name: str) -> None:
     agent, stand = trained(INJECTED[name], PlasticityInjection((4, 9), "updates"))
     critic = agent.components["critic"]
     networks = (critic.online, critic.target)
     before = [{k: p.detach().clone() for k, p in head_parameters(n).items()} for n in networks]
-    act(stand)
+    act_once(stand)
     for network, old in zip(networks, before, strict=True):
         now = head_parameters(network)
-        kept, born = copies(network, "old", 0), copies(network, "born", 0)
-        assert list(now) == list(kept) == list(born) == list(old)
+        kept, initial = copies(network, "old", 0), copies(network, "born", 0)
+        assert list(now) == list(kept) == list(initial) == list(old)
         for key, p in now.items():
-            assert torch.equal(kept[key], old[key]) and torch.equal(born[key], p)
+            assert torch.equal(kept[key], old[key]) and torch.equal(initial[key], p)
             assert "norm" in key or not torch.equal(p, old[key])
         assert not any(p.any() for which in ("old", "born") for p in copies(network, which, 1).values())
     # The target has its own old head, and the same draws.
@@ -696,9 +696,9 @@ def test_the_old_head_is_kept_and_a_new_one_stands_beside_its_own_copy(name: str
 
 
 @injected
-def test_only_the_new_head_and_the_encoder_move_afterwards(name: str) -> None:
+def test_after_the_injection_only_the_new_head_and_the_encoder_change(name: str) -> None:
     agent, stand = trained(INJECTED[name], PlasticityInjection((4,), "updates"))
-    act(stand)
+    act_once(stand)
     critic = agent.components["critic"].online
     before = parameters(critic)
     for k in range(3):
@@ -711,7 +711,7 @@ def test_only_the_new_head_and_the_encoder_move_afterwards(name: str) -> None:
 
 def test_the_encoder_is_trained_through_all_three_heads() -> None:
     agent, stand = trained(INJECTED["dqn, dueling, minatar, crelu"], PlasticityInjection((4,), "updates"))
-    act(stand)
+    act_once(stand)
     for k in range(2):
         agent.update(batch_for(agent, seed=20 + k), agent.plan(stand.tick().clock))
     network, obs = agent.components["critic"].online, batch_for(agent).obs
@@ -732,14 +732,14 @@ def test_the_encoder_is_trained_through_all_three_heads() -> None:
 
 
 @pytest.mark.parametrize("name", ["dqn, minatar", "dqn, minatar, soft targets", "sac, pixels"])
-def test_the_target_takes_over_frozen_heads_when_it_follows(name: str) -> None:
-    """A hard copy copies everything; a soft one moves every tensor its share of the way, frozen ones too."""
+def test_frozen_heads_are_copied_to_the_target_when_it_is_updated(name: str) -> None:
+    """A hard update copies everything; a soft update moves every tensor by tau, including frozen ones."""
     agent, stand = trained(INJECTED[name], PlasticityInjection((5,), "updates"), updates=4)
     critic = agent.components["critic"]
-    act(stand)  # update 5
+    act_once(stand)  # update 5
     old = {k: p.clone() for k, p in copies(critic.target, "old", 0).items()}
     assert any(not torch.equal(p, copies(critic.online, "old", 0)[k]) for k, p in old.items())
-    agent.update(batch_for(agent, seed=20), agent.plan(stand.tick().clock))  # update 6: also the beat of a hard copy
+    agent.update(batch_for(agent, seed=20), agent.plan(stand.tick().clock))  # update 6 is also a hard update
     tau = agent.config.target_tau
     for which in ("old", "born"):
         for key, p in copies(critic.target, which, 0).items():
@@ -752,14 +752,14 @@ def test_the_target_takes_over_frozen_heads_when_it_follows(name: str) -> None:
 def test_a_new_head_has_no_optimizer_state_and_the_encoder_keeps_its_own(encoder: Any) -> None:
     agent, stand = trained(INJECTED["sac, pixels"], PlasticityInjection((4,), "updates", encoder_moments=encoder))
     remember_(agent)
-    act(stand)
+    act_once(stand)
     critic = agent.components["critic"].online
     new = {id(p) for p in head_parameters(critic).values()}
     for key, p in critic.named_parameters():
         if p.requires_grad:
-            gone = id(p) in new or (encoder == "reset" and key.startswith("encoder"))
-            assert all((m == (0.0 if gone else 1.0)).all() for m in memories(agent, p).values()), key
-            assert state_of(agent, p)["step"] == (0.0 if gone else 1e6)
+            is_reset = id(p) in new or (encoder == "reset" and key.startswith("encoder"))
+            assert all((m == (0.0 if is_reset else 1.0)).all() for m in memories(agent, p).values()), key
+            assert state_of(agent, p)["step"] == (0.0 if is_reset else 1e6)
 
 
 def test_an_injected_agent_is_saved_and_resumes(tmp_path: Path) -> None:
@@ -767,7 +767,7 @@ def test_an_injected_agent_is_saved_and_resumes(tmp_path: Path) -> None:
         return PlasticityInjection((4, 8), "updates")
 
     agent, stand = trained(INJECTED["sac, pixels"], part())
-    act(stand)
+    act_once(stand)
     agent.save(tmp_path / "agent.pt")
     loaded = SAC.load(tmp_path / "agent.pt", interventions=[part()])
     for which in (agent, loaded):
@@ -775,11 +775,11 @@ def test_an_injected_agent_is_saved_and_resumes(tmp_path: Path) -> None:
         for k in range(5):
             other.memory.batch = batch_for(which, seed=k)
             other.learn()
-    assert all(torch.equal(a, b) for a, b in zip(says(agent), says(loaded), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(outputs(agent), outputs(loaded), strict=True))
     assert same(modules(agent), modules(loaded))
 
 
-def test_an_injection_has_the_heads_to_itself() -> None:
+def test_an_injection_excludes_methods_that_edit_heads() -> None:
     part = PlasticityInjection((4,))
     for other in (Reset(layers=("head",)), ShrinkPerturb(), HareTortoise(), Reset(layers=("critic.head.layers.*",))):
         with pytest.raises(ValueError, match=f"plasticity_injection.*exclude each other.*{part.reserves[0]}"):
@@ -789,8 +789,8 @@ def test_an_injection_has_the_heads_to_itself() -> None:
 
 def test_two_moments_at_once_are_two_injections() -> None:
     agent, stand = trained(INJECTED["dqn"], PlasticityInjection((10, 11), "steps"))
-    before = says(agent)
+    before = outputs(agent)
     stand.clock = stand.clock.stepped(50)
-    act(stand)
-    assert all(torch.equal(a, b) for a, b in zip(says(agent), before, strict=True))
+    act_once(stand)
+    assert all(torch.equal(a, b) for a, b in zip(outputs(agent), before, strict=True))
     assert all(p.any() for number in (0, 1) for p in copies(agent.components["critic"].online, "born", number).values())

@@ -28,7 +28,7 @@ from pliant.interventions.core.spec import (
     with_current_names,
 )
 
-calm = settings(deadline=None, max_examples=300)
+without_deadline = settings(deadline=None, max_examples=300)
 
 
 class Redo(Intervention):
@@ -68,8 +68,8 @@ class LayerNorm(Intervention):
     name = "layer_norm"
 
 
-class Beat(Intervention):
-    """Takes only values that no spec can express."""
+class OnSchedule(Intervention):
+    """Takes only values that a spec cannot express."""
 
     def __init__(self, trigger: Every) -> None:
         super().__init__()
@@ -84,15 +84,21 @@ def by_name_only(*, rate: float = 0.5) -> Intervention:
     return Redo(tau=rate)
 
 
-REGISTRY: dict[str, Any] = {"redo": Redo, "reset": Reset, "layer_norm": LayerNorm, "beat": Beat, "scheduled": scheduled}
+REGISTRY: dict[str, Any] = {
+    "redo": Redo,
+    "reset": Reset,
+    "layer_norm": LayerNorm,
+    "on_schedule": OnSchedule,
+    "scheduled": scheduled,
+}
 REGISTRY["by_name_only"] = by_name_only
 
 
-# Reading
+# Parsing
 
 
 @pytest.mark.parametrize(
-    ("text", "word"),
+    ("text", "expected"),
     [
         ("layer_norm", Spec("layer_norm")),
         ("  layer_norm ( ) ", Spec("layer_norm")),
@@ -106,8 +112,8 @@ REGISTRY["by_name_only"] = by_name_only
         ("replay_ratio(8)", Spec("replay_ratio", {}, (8,))),
     ],
 )
-def test_specs_are_parsed(text: str, word: Spec) -> None:
-    assert parse(text) == word
+def test_specs_are_parsed(text: str, expected: Spec) -> None:
+    assert parse(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -181,7 +187,7 @@ def _values() -> st.SearchStrategy[Any]:
     return st.recursive(scalars, lambda inner: st.lists(inner, max_size=3).map(tuple), max_leaves=6)
 
 
-def _words() -> st.SearchStrategy[Spec]:
+def _specs() -> st.SearchStrategy[Spec]:
     arguments = st.dictionaries(_names(), _values(), max_size=4)
     return st.builds(Spec, _names(), arguments, st.lists(_values(), max_size=1).map(tuple))
 
@@ -193,28 +199,28 @@ def _exactly(value: Any) -> Any:
     return type(value), repr(value)
 
 
-@calm
-@given(_words())
+@without_deadline
+@given(_specs())
 @example(Spec("f", {"a": "None", "b": "lambda", "c": "inf", "d": -0.0, "e": 'it\'s "so"\n'}))
 @example(Spec("f", {"a": ()}, (("x",),)))
-def test_the_canonical_text_parses_to_the_same_spec(word: Spec) -> None:
-    back = parse(normalise([str(word)]))
-    assert back.name == word.name
-    assert {k: _exactly(v) for k, v in back.arguments.items()} == {k: _exactly(v) for k, v in word.arguments.items()}
-    assert _exactly(back.positional) == _exactly(word.positional)
-    assert normalise([str(back)]) == normalise([str(word)])
+def test_the_canonical_text_parses_to_the_same_spec(spec: Spec) -> None:
+    back = parse(normalise([str(spec)]))
+    assert back.name == spec.name
+    assert {k: _exactly(v) for k, v in back.arguments.items()} == {k: _exactly(v) for k, v in spec.arguments.items()}
+    assert _exactly(back.positional) == _exactly(spec.positional)
+    assert normalise([str(back)]) == normalise([str(spec)])
 
 
 NOISE = st.text(alphabet="ab_x(),=[]'\"-+. 01e\\\n#{}:*<>@lambdaif\t;!f", max_size=40)
 
 
-@calm
+@without_deadline
 @given(st.text(max_size=40) | NOISE | NOISE.map(lambda text: f"f({text})") | NOISE.map(lambda text: f"f(a={text})"))
 @example("f(a='\\d')")
 @example("f(a=1if 1else 2)")
 @example("f(a='\\N{')")
 def test_any_text_is_a_spec_or_a_spec_error(text: str) -> None:
-    for read in (parse, lambda word: build([word], REGISTRY)):
+    for read in (parse, lambda text: build([text], REGISTRY)):
         try:
             read(text)
         except SpecError as error:
@@ -236,7 +242,7 @@ def test_any_text_is_a_spec_or_a_spec_error(text: str) -> None:
         "exec(\"open({path!r}, 'w')\")",
     ],
 )
-def test_nothing_is_ever_executed(attack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parsing_and_building_execute_no_code(attack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "harm"
     text = attack.format(path=str(target))
     with monkeypatch.context() as patch:
@@ -256,7 +262,7 @@ def test_nothing_is_ever_executed(attack: str, tmp_path: Path, monkeypatch: pyte
 # Normalising
 
 
-def test_spelling_does_not_matter_but_order_of_application_does() -> None:
+def test_normalisation_ignores_spelling_but_not_the_order_of_specs() -> None:
     assert normalise(["layer_norm()", "redo( every = 1_000,tau=.1 )"]) == "layer_norm redo(every=1000, tau=0.1)"
     assert normalise(["reset(layers=['head'])"]) == normalise(["reset( layers=(head,) )"])
     assert normalise(["redo(tau=0.1, every=1)"]) == normalise(["redo(every=1, tau=0.1)"])
@@ -264,24 +270,24 @@ def test_spelling_does_not_matter_but_order_of_application_does() -> None:
     assert normalise([]) == ""
 
 
-def test_a_registry_makes_position_and_type_canonical_too() -> None:
+def test_with_a_registry_position_and_type_are_canonical_too() -> None:
     assert normalise(["redo(0.1)"], REGISTRY) == normalise(["redo(tau=0.1)"], REGISTRY) == "redo(tau=0.1)"
     assert check(["redo(every=1e3, tau=0)"], REGISTRY) == ("redo(every=1000, tau=0.0)",)
     assert check(["reset(head)"], REGISTRY) == check(["reset(layers=[head])"], REGISTRY) == ("reset(layers=(head,))",)
 
 
 def test_checking_specs_twice_changes_nothing() -> None:
-    words = check(["reset(head, span=[1, 2], when='a > 1', quiet=True)", "scheduled(7)", "layer_norm"], REGISTRY)
-    assert check(words, REGISTRY) == words
+    specs = check(["reset(head, span=[1, 2], when='a > 1', quiet=True)", "scheduled(7)", "layer_norm"], REGISTRY)
+    assert check(specs, REGISTRY) == specs
 
 
 # Building
 
 
 def test_specs_are_built_in_order() -> None:
-    sentence = build(["layer_norm", "redo(0.1, every=1e3)", "reset(layers=head, span=(1, 2))"], REGISTRY)
-    assert isinstance(sentence, Compose)
-    norm, redo, reset = sentence
+    built = build(["layer_norm", "redo(0.1, every=1e3)", "reset(layers=head, span=(1, 2))"], REGISTRY)
+    assert isinstance(built, Compose)
+    norm, redo, reset = built
     assert isinstance(norm, LayerNorm) and isinstance(redo, Redo) and isinstance(reset, Reset)
     assert (redo.tau, redo.every, redo.layers) == (0.1, 1000, None)
     assert type(redo.every) is int
@@ -295,10 +301,10 @@ USAGE = r"redo\(tau: float = 0.025, every: int = 1000, layers: \(str, ...\) \| N
 
 
 @pytest.mark.parametrize(
-    ("word", "message"),
+    ("text", "message"),
     [
-        ("rdo", r"unknown intervention 'rdo'\. Did you mean 'redo'\? known interventions: beat, by"),
-        ("xyz", r"unknown intervention 'xyz'\. known interventions: beat"),
+        ("rdo", r"unknown intervention 'rdo'\. Did you mean 'redo'\? known interventions: by_name_only, layer_norm"),
+        ("xyz", r"unknown intervention 'xyz'\. known interventions: by_name_only, layer_norm"),
         ("redo(taux=0.1)", rf"redo has no parameter 'taux'\. Did you mean 'tau'\? Usage: {USAGE}"),
         ("redo(self=1)", "redo has no parameter 'self'"),
         ("layer_norm(args=1)", r"layer_norm has no parameter 'args'. Usage: layer_norm\(\)"),
@@ -320,16 +326,16 @@ USAGE = r"redo\(tau: float = 0.025, every: int = 1000, layers: \(str, ...\) \| N
         ("reset(layers=head, span=1)", r"expects \(int, float\), not 1"),
         ("reset(layers=head, quiet=1)", "expects bool, not 1"),
         ("reset(layers=None)", r"expects \(str, ...\), not None"),
-        ("beat(trigger=5)", "expects Every, not 5"),
+        ("on_schedule(trigger=5)", "expects Every, not 5"),
     ],
 )
-def test_specs_that_cannot_be_built_are_refused_in_one_line(word: str, message: str) -> None:
+def test_specs_that_cannot_be_built_are_refused_in_one_line(text: str, message: str) -> None:
     with pytest.raises(SpecError, match=message) as caught:
-        build([word], REGISTRY)
+        build([text], REGISTRY)
     assert "\n" not in str(caught.value)
     if "must lie" not in message:
         with pytest.raises(SpecError, match=message):
-            check([word], REGISTRY)
+            check([text], REGISTRY)
 
 
 @pytest.mark.parametrize("name", ["redo", "regrama", "continual_backprop", "self_normalized_reset"])
@@ -353,7 +359,7 @@ def test_specs_that_exclude_each_other_are_refused() -> None:
         build(["reset(head)", "reset(torso)"], REGISTRY)
 
 
-def test_a_bug_in_an_intervention_is_not_blamed_on_the_user() -> None:
+def test_a_bug_in_an_intervention_is_not_reported_as_a_bad_spec() -> None:
     def broken(tau: float = 1.0) -> Intervention:
         raise TypeError("a bug")
 
@@ -390,7 +396,7 @@ def test_signatures_show_types_and_defaults() -> None:
         ("x", Any, "x"),
     ],
 )
-def test_converting_loses_nothing(value: Any, annotation: Any, expected: Any) -> None:
+def test_values_are_converted_without_loss(value: Any, annotation: Any, expected: Any) -> None:
     assert _exactly(spec.convert(value, annotation)) == _exactly(expected)
 
 
@@ -412,12 +418,12 @@ def test_converting_loses_nothing(value: Any, annotation: Any, expected: Any) ->
         (3, dict[str, int]),
     ],
 )
-def test_converting_refuses_what_would_lose_something(value: Any, annotation: Any) -> None:
+def test_conversions_with_a_loss_are_refused(value: Any, annotation: Any) -> None:
     with pytest.raises(ValueError, match="expects"):
         spec.convert(value, annotation)
 
 
-def test_numbers_in_text_are_only_read_on_demand() -> None:
+def test_numbers_in_text_are_parsed_only_on_request() -> None:
     assert spec.convert("1e-4", float, text=True) == 1e-4
     assert spec.convert("1e6", int, text=True) == 1_000_000
     assert spec.convert("1e-4", float | Literal["auto"], text=True) == 1e-4
