@@ -533,7 +533,7 @@ def _refuse_unfit(line: Sequence[str]) -> None:
             value = item
         named = flag.removeprefix("--").replace("-", "_") in PATHS
         if complaint := unfit(value) or (unfit_name(value) if named else ""):
-            raise BadInput(f"{flag or 'a item'} {complaint}")
+            raise BadInput(f"{flag or 'an argument'} {complaint}")
 
 
 def _refuse_unknown_options(line: Sequence[str], start: RunConfig, among: Known) -> None:

@@ -331,7 +331,7 @@ def test_a_mistake_is_explained_in_one_line(line: list[str], message: str) -> No
         (["dqn"], "a value without an option: 'dqn'"),
         (["--config", ""], "--config is empty"),
         (["--config="], "--config is empty"),
-        ([""], "a word is empty"),
+        ([""], "an argument is empty"),
         (["--config", "a\0b"], "--config contains the control character U+0000: 'a"),
         (["--run", "a\nb"], "--run contains a line break"),
         (["--run", "\udcff"], "--run contains the control character U+DCFF"),
