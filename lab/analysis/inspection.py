@@ -273,9 +273,17 @@ def inspect_agent(
 # ------------------------------------------------------------------------------------------------- plain modules
 
 
+class PlainNetworkView:
+    """The part of `AgentView` that monitors of weights and outputs use."""
+
+    def __init__(self, agent: PlainNetwork) -> None:
+        self.activations = agent.activations
+
+
 class PlainNetwork:
     """The interface that monitors of weights and outputs need, for a module that is not an agent's."""
 
+    view_class = PlainNetworkView
     name, seed, dropouts, interventions = "network", 0, (), ()
     observation = SimpleNamespace(pixels=False)
 
