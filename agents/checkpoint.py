@@ -44,6 +44,9 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ..common.files import DONE, is_count, sync_folder, write_durably
+from ..common.moved import moved
+
+__getattr__ = moved(__name__, {"Found": "pliant.agents.checkpoint.Checkpoint"})
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -123,7 +126,7 @@ def _print(text: str) -> None:
 
 
 @dataclass
-class Found:
+class Checkpoint:
     """A checkpoint on disk whose files were verified (all of them, or those of the requested parts)."""
 
     path: Path
@@ -372,7 +375,9 @@ class Checkpoints:
 
     # Reading
 
-    def newest_good(self, verify: Sequence[str] | None = None, report: Callable[[str], None] = _print) -> Found | None:
+    def newest_good(
+        self, verify: Sequence[str] | None = None, report: Callable[[str], None] = _print
+    ) -> Checkpoint | None:
         """Find the newest undamaged checkpoint; None if there are no checkpoints. Changes no file.
 
         Args:
@@ -391,7 +396,7 @@ class Checkpoints:
                 damaged.append(str(error))
                 report(f"damaged checkpoint passed over: {error}")
             else:
-                return Found(path, manifest, damaged)
+                return Checkpoint(path, manifest, damaged)
         if damaged:
             reasons = "\n  ".join(damaged)
             raise NoGoodCheckpoint(
@@ -400,7 +405,7 @@ class Checkpoints:
             )
         return None
 
-    def resume(self, report: Callable[[str], None] = _print) -> Found | None:
+    def resume(self, report: Callable[[str], None] = _print) -> Checkpoint | None:
         """Find the `newest_good` checkpoint and prepare the folder to continue from it.
 
         Newer, damaged checkpoints are renamed to `….damaged`, since the run will reach their steps again. Chunk files
@@ -410,14 +415,14 @@ class Checkpoints:
         self.accept(newest)
         return newest
 
-    def accept(self, found: Found | None) -> None:
+    def accept(self, checkpoint: Checkpoint | None) -> None:
         """Prepare the folder to continue from the result of `newest_good` (None: from the start); see `resume`.
 
         Raises:
             SaveFailed: The folder cannot be written to.
         """
         listed = _listed(self.folder)
-        newer = listed[: listed.index(found.path)] if found is not None else []
+        newer = listed[: listed.index(checkpoint.path)] if checkpoint is not None else []
         try:
             for path in newer:
                 aside = path.with_name(path.name + ".damaged")
@@ -443,7 +448,9 @@ class Checkpoints:
         self._marked = False
 
     @staticmethod
-    def open(path: Path, verify: Sequence[str] | None = ("agent",), report: Callable[[str], None] = _print) -> Found:
+    def open(
+        path: Path, verify: Sequence[str] | None = ("agent",), report: Callable[[str], None] = _print
+    ) -> Checkpoint:
         """Open a checkpoint for reading. `path` is a checkpoint's folder, or a run folder (opens the newest good one).
 
         Only the parts in `verify` are verified, so an agent can be loaded without its replay.
@@ -457,7 +464,7 @@ class Checkpoints:
         if STEP.fullmatch(path.name):
             if not path.is_dir():
                 raise FileNotFoundError(f"there is no checkpoint {path}")
-            return Found(path, _verified(path, verify))
+            return Checkpoint(path, _verified(path, verify))
         newest = Checkpoints(path).newest_good(verify, report)
         if newest is None:
             raise FileNotFoundError(f"{path} holds no checkpoints: give a run folder, or a folder step_… within one")
@@ -480,7 +487,7 @@ def has_saved(folder: Path) -> str | None:
     return next((name for name in (SAVED, DONE, "fork.json") if (folder / name).exists()), None)
 
 
-def branch(found: Found, folder: Path) -> Found:
+def branch(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     """Make a checkpoint the first checkpoint of another run, in a folder that has none, and verify it there.
 
     Files are hard-linked if the file system allows it, since the content of a file never changes under its name, and
@@ -490,14 +497,14 @@ def branch(found: Found, folder: Path) -> Found:
         CheckpointDamaged: The checkpoint does not match its manifest, or its run has removed it meanwhile.
         SaveFailed: The files cannot be written (the disk is full, for example).
     """
-    source = _run_folder(found.path)
-    target = Path(folder) / "checkpoints" / found.path.name.removesuffix(".old")
+    source = _run_folder(checkpoint.path)
+    target = Path(folder) / "checkpoints" / checkpoint.path.name.removesuffix(".old")
     try:
         target.mkdir(parents=True)
         (Path(folder) / "replay").mkdir(exist_ok=True)
-        for name in (MANIFEST, *found.manifest["files"]):
-            _link(found.path / name, target / name)
-        for entry in found.manifest["chunks"]:
+        for name in (MANIFEST, *checkpoint.manifest["files"]):
+            _link(checkpoint.path / name, target / name)
+        for entry in checkpoint.manifest["chunks"]:
             _link(source / "replay" / entry["file"], Path(folder) / "replay" / entry["file"])
     except FileNotFoundError as error:
         raise CheckpointDamaged(
@@ -505,7 +512,7 @@ def branch(found: Found, folder: Path) -> Found:
             "give it more --keep-checkpoints"
         ) from error
     except OSError as error:
-        raise SaveFailed(f"cannot copy {found.path} to {target}: {error}", error.errno) from error
+        raise SaveFailed(f"cannot copy {checkpoint.path} to {target}: {error}", error.errno) from error
     return Checkpoints.open(target, verify=None)
 
 
@@ -780,7 +787,7 @@ def _manifest(path: Path) -> dict[str, Any]:
     except RecursionError as error:
         raise CheckpointDamaged(f"{file} is no manifest: it is nested too deeply") from error
     if not isinstance(content, dict) or data != _sealed({k: v for k, v in content.items() if k != "sha256"}):
-        raise CheckpointDamaged(f"{file} does not have the hash that it says")
+        raise CheckpointDamaged(f"{file} does not have the hash that it states")
     if not is_count(content.get("schema")):
         raise CheckpointDamaged(f"{file} does not say its schema")
     if content["schema"] > SCHEMA:
@@ -860,7 +867,7 @@ def _read(path: Path, entry: Mapping[str, Any]) -> bytes:
     if len(data) != entry["size"]:
         raise CheckpointDamaged(f"{path} holds {len(data):,} bytes instead of {entry['size']:,}")
     if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        raise CheckpointDamaged(f"{path} does not have the hash that the manifest says")
+        raise CheckpointDamaged(f"{path} does not have the hash that the manifest states")
     return data
 
 

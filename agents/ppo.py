@@ -34,7 +34,7 @@ from .networks import NetworkConfig, Trace, ValueNetwork
 from .normalisation import RunningNorm
 from .optimizers import OptimizerConfig, build_optimizer, step
 from .policies import PolicyNetwork, beyond_first_order, gaussian
-from .rollout import Judged, Rollout, RolloutBatch, RolloutParts
+from .rollout import Evaluation, Rollout, RolloutBatch
 
 # Heads whose target is a number; the others need the distribution of the return.
 SCALAR_TARGETS = ("mse", "huber", "symlog", "two_hot", "hl_gauss")
@@ -221,7 +221,7 @@ class PPO(Agent):
             lam=c.gae_lambda,
             device=self.device,
             seed=derive_seed(self.seed if seed is None else seed, "rollout"),
-            judge=self.judge,
+            evaluate=self.evaluate,
             scale=self.scaled,
             finish=self.finish,
         )
@@ -232,17 +232,17 @@ class PPO(Agent):
         return f"rollout: {self.config.rollout:,} steps of {num_envs} take {size / 1e9:.3g} GB on {self.device}"
 
     @torch.no_grad()
-    def judge(self, parts: RolloutParts) -> Judged:
-        """Log-probabilities, values and next values of a complete rollout, by the networks that acted in it."""
-        shape = parts.obs.shape[:2]
-        obs, action, next_obs = (part.flatten(0, 1) for part in parts)
+    def evaluate(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> Evaluation:
+        """Log-probabilities and values of T steps of E environments [T, E, ...], by the networks that acted in them."""
+        shape = obs.shape[:2]
+        obs, action, next_obs = (part.flatten(0, 1) for part in (obs, action, next_obs))
         log_probs, values, next_values = [], [], []
         for now, done, then in zip(obs.split(1024), action.split(1024), next_obs.split(1024), strict=True):
             logits, features = self.read(now)
             values.append(self.head.value(logits))
             log_probs.append(self.log_prob(self.policy(features), done)[0])
             next_values.append(self.head.value(self.critic.online(self.normal(then))))
-        return Judged(*(torch.cat(pieces).view(shape) for pieces in (log_probs, values, next_values)))
+        return Evaluation(*(torch.cat(pieces).view(shape) for pieces in (log_probs, values, next_values)))
 
     @torch.no_grad()
     def scaled(self, reward: Tensor, over: Tensor, carry: Tensor) -> Tensor:

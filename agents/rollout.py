@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from ..common.memory import refuse_too_large
+from ..common.moved import moved
 from ..common.spaces import ActionSpec, ObservationSpec, Step
 from .clock import Sampling
 from .memory import Batch, Memory
+
+__getattr__ = moved(__name__, {"Judged": "pliant.agents.rollout.Evaluation"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +38,7 @@ class RolloutBatch(Batch):
     ret: Tensor  # [B], target of the value: advantage + value
 
 
-class Judged(NamedTuple):
+class Evaluation(NamedTuple):
     """The agent's log-probabilities and values for T steps of E environments, computed when the rollout is complete,
     before the updates."""
 
@@ -51,7 +54,8 @@ class Rollout(Memory):
         length: Steps of every environment in a rollout; when it is full, `batches` makes `epochs` passes over it.
         batch_size: Steps in a minibatch. The last minibatch of a pass may be smaller; if it has a single step, it is
             skipped.
-        judge: Computes log-probabilities and values of a complete rollout.
+        evaluate: Computes log-probabilities and values of a complete rollout, from its observations, actions and next
+            observations [T, E, ...].
         scale: Maps rewards [T, E], episode ends [T, E] and a state carried between rollouts [E] to the rewards that
             are used for training.
         finish: Called with all observations [T * E, *obs] after the updates of a rollout.
@@ -73,7 +77,7 @@ class Rollout(Memory):
         lam: float,
         device: torch.device,
         seed: int,
-        judge: Callable[[RolloutParts], Judged],
+        evaluate: Callable[[Tensor, Tensor, Tensor], Evaluation],
         scale: Callable[[Tensor, Tensor, Tensor], Tensor],
         finish: Callable[[Tensor], None],
     ) -> None:
@@ -88,7 +92,7 @@ class Rollout(Memory):
         self.length, self.num_envs, self.epochs, self.lam = length, num_envs, epochs, lam
         self.batch_size = min(batch_size, length * num_envs)
         self.device = device
-        self.judge, self.scale, self.finish = judge, scale, finish
+        self.evaluate, self.scale, self.finish = evaluate, scale, finish
         self.generator = Generator(device).manual_seed(seed)
         shape, each = (length, num_envs), (length, num_envs, *observation.shape)
         kind = torch.int64 if action.discrete else torch.float32
@@ -169,9 +173,9 @@ class Rollout(Memory):
         """
         obs, next_obs, action, reward, terminated, over = (self._present(name) for name in NAMES)
         reward = self.scale(reward, over, self.carry)
-        judged = self.judge(RolloutParts(obs, action, next_obs))
+        evaluation = self.evaluate(obs, action, next_obs)
         discount = gamma * (~terminated).float()
-        delta = reward + discount * judged.next_value - judged.value
+        delta = reward + discount * evaluation.next_value - evaluation.value
         running = torch.zeros(self.num_envs, device=self.device)
         going = gamma * self.lam * (~over).float()
         backwards: list[Tensor] = []
@@ -188,10 +192,10 @@ class Rollout(Memory):
             next_obs=next_obs.flatten(0, 1),
             weight=torch.ones_like(reward).flatten(),
             index=index,
-            log_prob=judged.log_prob.flatten(),
-            value=judged.value.flatten(),
+            log_prob=evaluation.log_prob.flatten(),
+            value=evaluation.value.flatten(),
             advantage=advantage.flatten(),
-            ret=(advantage + judged.value).flatten(),
+            ret=(advantage + evaluation.value).flatten(),
         )
 
     def _present(self, name: str) -> Tensor:
@@ -264,11 +268,3 @@ class Rollout(Memory):
 
 
 NAMES = ("obs", "next_obs", "action", "reward", "terminated", "over")
-
-
-class RolloutParts(NamedTuple):
-    """Observations, actions and next observations of a complete rollout, each [T, E, ...]."""
-
-    obs: Tensor
-    action: Tensor
-    next_obs: Tensor

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..common.moved import moved, renamed
 from ..common.spaces import Episode, NotFinite
 from .agent import Agent
-from .checkpoint import Checkpoints, Found
+from .checkpoint import Checkpoint, Checkpoints
 from .clock import Clock, Update, When
 from .hooks import Intervention
 from .log import Log
@@ -320,7 +320,7 @@ class Run:
             return
         self.checkpoints.save(self.clock.steps, run_state(self), chunks(self.memory))
 
-    def restore(self, checkpoint: Found, adopt: Callable[[dict[str, Any]], None] | None = None) -> None:
+    def restore(self, checkpoint: Checkpoint, adopt: Callable[[dict[str, Any]], None] | None = None) -> None:
         """Restore the state of a checkpoint. No file changes: the log truncates its files when the run resumes.
 
         Args:

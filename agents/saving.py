@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..common.spaces import Diverged
-from .checkpoint import Chunked, Found, saved_steps
+from .checkpoint import Checkpoint, Chunked, saved_steps
 from .clock import Clock
 from .memory import Memory
 
@@ -38,7 +38,7 @@ def run_state(run: Run) -> dict[str, Any]:
     return parts
 
 
-def restore_run(run: Run, checkpoint: Found, adopt: Callable[[dict[str, Any]], None] | None) -> None:
+def restore_run(run: Run, checkpoint: Checkpoint, adopt: Callable[[dict[str, Any]], None] | None) -> None:
     """Restore the state of a checkpoint; see `Run.restore`."""
     loop = checkpoint.load("loop")
     run.clock = Clock(**loop["clock"])

@@ -26,7 +26,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from pliant.agents import Agent, Batch, Clock
-from pliant.agents.checkpoint import Found
+from pliant.agents.checkpoint import Checkpoint
 from pliant.agents.clock import Every, Never, Sampling
 from pliant.agents.hooks import sample_like_training
 from pliant.agents.networks import ReLU
@@ -123,7 +123,7 @@ class Loaded:
     clock: Clock
     source: str
     memory: Any = None
-    checkpoint: Found | None = None
+    checkpoint: Checkpoint | None = None
     config: RunConfig | None = None
 
 

@@ -23,9 +23,9 @@ import torch
 
 from pliant.agents import Agent
 from pliant.agents.checkpoint import (
+    Checkpoint,
     Checkpoints,
     FolderUnusable,
-    Found,
     RunLock,
     RunLocked,
     SaveFailed,
@@ -335,7 +335,7 @@ def fork(
     return 0
 
 
-def checkpoint_at(parent: Parent, at: int) -> Found:
+def checkpoint_at(parent: Parent, at: int) -> Checkpoint:
     """A checkpoint of the parent at a step. If there is none, the parent is run again up to that step (BadInput)."""
     steps = saved_steps(parent.folder)
     if at in steps:
@@ -427,14 +427,14 @@ def _check_repeated(parent: Path, stem: Path, at: int) -> None:
         )
 
 
-def begin(parent: Parent, checkpoint: Found, arm: Arm, replicate: int, folder: Path, steps: int) -> RunConfig:
+def begin(parent: Parent, checkpoint: Checkpoint, arm: Arm, replicate: int, folder: Path, steps: int) -> RunConfig:
     """Make the folder of an arm, unless it exists, and return its configuration (BadInput)."""
     with _Staged() as staged:
         return _prepared(parent, checkpoint, arm, replicate, folder, steps, staged)
 
 
 def _prepared(
-    parent: Parent, checkpoint: Found, arm: Arm, replicate: int, folder: Path, steps: int, staged: _Staged
+    parent: Parent, checkpoint: Checkpoint, arm: Arm, replicate: int, folder: Path, steps: int, staged: _Staged
 ) -> RunConfig:
     """Like `begin`, for one of several folders: they get their names when all are complete."""
     specs = tuple(_at(spec, checkpoint.step) for spec in arm.specs)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...agents import Agent
-from ...agents.checkpoint import Checkpoints, Found
+from ...agents.checkpoint import Checkpoint, Checkpoints
 from ...agents.saved import BadFile, check_is_agent, read_agent
 from ...envs import Envs
 from ...interventions import INTERVENTIONS
@@ -32,7 +32,7 @@ class Saved:
     path: Path
     content: dict[str, Any]
     source: str
-    checkpoint: Found | None = None
+    checkpoint: Checkpoint | None = None
     config: RunConfig | None = None
 
     def build(self, device: str, interventions: Sequence[str] = ()) -> Agent:

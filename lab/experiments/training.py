@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from pliant.agents import Agent
-from pliant.agents.checkpoint import Checkpoints, FolderUnusable, Found, RunLock
+from pliant.agents.checkpoint import Checkpoint, Checkpoints, FolderUnusable, RunLock
 from pliant.agents.log import EVAL_BAND, Log
 from pliant.agents.progress import Progress
 from pliant.agents.run import Run
@@ -137,7 +137,7 @@ def fresh_agent(config: RunConfig, envs: Envs) -> Agent:
     return agent
 
 
-def _enter(folder: Path, config: RunConfig, run: Run, checkpoint: Found | None, before: list[Any]) -> None:
+def _enter(folder: Path, config: RunConfig, run: Run, checkpoint: Checkpoint | None, before: list[Any]) -> None:
     """Prepare the folder for a run that continues from a checkpoint, or begins (None)."""
     assert run.checkpoints is not None
     # On a full disk this fails before anything is changed.

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import torch
 
-from ...agents.checkpoint import Found
+from ...agents.checkpoint import Checkpoint
 from ...agents.clock import Clock
 from ...agents.hooks import sample_like_training
 from ...monitors.attribution import Attribution, attribute, pooled, table
@@ -20,7 +20,7 @@ from .training import built
 SAMPLES = 256  # transitions of the agent on which copies are probed
 
 
-def explain(checkpoints: Sequence[tuple[Path, Found]], draws: int = 10) -> int:
+def explain(checkpoints: Sequence[tuple[Path, Checkpoint]], draws: int = 10) -> int:
     """Print the table of repairs, averaged over runs. Returns 0.
 
     Args:
@@ -45,7 +45,7 @@ def explain(checkpoints: Sequence[tuple[Path, Found]], draws: int = 10) -> int:
     return 0
 
 
-def attributed(folder: Path, checkpoint: Found, draws: int) -> list[Attribution]:
+def attributed(folder: Path, checkpoint: Checkpoint, draws: int) -> list[Attribution]:
     """The repairs of the agent in a checkpoint (BadInput)."""
     threads = torch.get_num_threads()
     config = load(folder)

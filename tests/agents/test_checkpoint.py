@@ -26,11 +26,11 @@ from pliant.agents import checkpoint
 from pliant.agents.checkpoint import (
     MANIFEST,
     SAVED,
+    Checkpoint,
     CheckpointDamaged,
     Checkpoints,
     DiskFull,
     FolderUnusable,
-    Found,
     NewerSchema,
     NoGoodCheckpoint,
     RunLock,
@@ -94,7 +94,7 @@ def same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and bool(a == b)
 
 
-def assert_holds(saved: Found | None, step: int, salt: int = 0) -> None:
+def assert_holds(saved: Checkpoint | None, step: int, salt: int = 0) -> None:
     """The checkpoint is that of `step`, to the last bit."""
     assert saved is not None and saved.step == step
     assert same({part: saved.load(part) for part in saved.parts}, state(step))

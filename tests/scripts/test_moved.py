@@ -11,6 +11,8 @@ from pliant.agents.memory import Batch
 from pliant.agents.run import Run
 
 MOVED = [
+    ("pliant.agents.checkpoint", "Found", "pliant.agents.checkpoint.Checkpoint"),
+    ("pliant.agents.rollout", "Judged", "pliant.agents.rollout.Evaluation"),
     ("pliant.agents.run", "graceful_stop", "pliant.agents.stopping.graceful_stop"),
     ("pliant.agents.run", "play", "pliant.agents.playing.play"),
     ("pliant.agents.agent", "gaussian_kl", "pliant.agents.policies.gaussian_kl"),
