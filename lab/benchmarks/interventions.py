@@ -59,7 +59,7 @@ def prepared(agent: str, spec: str | None) -> Any:
 
     no = np.zeros(1, bool)
     first = obs()
-    if spec.stack > 1:
+    if observation.stack > 1:
         first[:, :-1] = 0
     run.memory.start(first)
     for _ in range(600):
