@@ -327,6 +327,17 @@ def gap_closed(
     return Gap(_interval(bootstrap(rows, share, paired=True, **options)), above, len(first))
 
 
+def gap_by_seed(
+    arm: Mapping[int, float], plain: Mapping[int, float], oracle: Mapping[int, float], *, higher_is_better: bool = True
+) -> Gap | None:
+    """`gap_closed` of values by seed; None if too few seeds are shared, or a value is not finite."""
+    shared = sorted(arm.keys() & plain.keys() & oracle.keys())
+    rows = [[values[seed] for seed in shared] for values in (arm, plain, oracle)]
+    if len(shared) < FEWEST or not np.isfinite(rows).all():
+        return None
+    return gap_closed(*rows, higher_is_better=higher_is_better)
+
+
 # ------------------------------------------------------------------------------------------------ many tests, ranks
 
 

@@ -18,24 +18,26 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pliant.lab.claims.cards import BUILT_IN, Card, find
+from pliant.lab.claims.cards import BUILT_IN, find
 from pliant.lab.claims.page import write_page
-from pliant.lab.claims.results import judge
-from pliant.lab.claims.running import RUNS, in_words, run_claims, table
+from pliant.lab.claims.results import evaluate
+from pliant.lab.claims.running import RUNS, run_claims
+from pliant.lab.claims.summary import summary, table
 from pliant.lab.commands.arguments import HowManySeeds, Jobs, Parser, read
 from pliant.lab.commands.durations import seconds
 from pliant.lab.commands.outputs import folder_for, written
 from pliant.lab.errors import BadInput
+from pliant.lab.experiments.study import Claim
 
 
-def render(cards: Sequence[Card], out: Path | None) -> None:
+def render(cards: Sequence[Claim], out: Path | None) -> None:
     """Write the page of claims and its figures."""
     if out is None:
         checkout = (BUILT_IN.parent / "pyproject.toml").exists()
         own = all(card.path.parent == BUILT_IN for card in cards)
         out = BUILT_IN.parent / "docs" if own and checkout else Path("claims" if own else cards[0].path.parent)
     with written(out, "--out"):
-        page = write_page([judge(card) for card in cards], out)
+        page = write_page([evaluate(card) for card in cards], out)
     print(f"written to {page}")
 
 
@@ -70,15 +72,15 @@ def main(argv: list[str] | None = None) -> int:
     if not cards:
         raise BadInput(f"there are no cards in {BUILT_IN}: give the path of one")
     if arguments.command == "list":
-        print(table([judge(card) for card in cards]))
+        print(table([evaluate(card) for card in cards]))
         return 0
     if arguments.command == "run":
         code = run_claims(cards, arguments.runs, budget, arguments.jobs or os.cpu_count() or 1, arguments.seeds)
-        judgements = [judge(card) for card in cards]
-        print(table(judgements))
-        for each in judgements:
+        results = [evaluate(card) for card in cards]
+        print(table(results))
+        for each in results:
             if arguments.names or each.verdict != "not run":
-                print(f"\n{in_words(each)}")
+                print(f"\n{summary(each)}")
         # The page shows all claims that come with pliant, not only those that were run.
         if all(card.path.parent == BUILT_IN for card in cards):
             render(find(), arguments.out)

@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     with RunLock(root):
         (root / FILE).write_text(study.text, encoding="utf-8")
         progress = Progress(sys.stderr)
-        jobs = [Job(cell.config, cell.words) for cell in cells]
+        jobs = [Job(cell.config, cell.line) for cell in cells]
         on_gpus = any(cell.config.device == "cuda" for cell in cells)
         if arguments.executor == "ray":
             from pliant.lab.experiments.on_ray import run_on_ray

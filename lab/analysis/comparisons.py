@@ -17,12 +17,11 @@ from ...envs.scores import human_normalised
 from ..statistics import (
     BINS,
     CONFIDENCE,
-    FEWEST,
     Array,
     Difference,
     Gap,
     Interval,
-    gap_closed,
+    gap_by_seed,
     holm,
     improvement,
     mean_interval,
@@ -375,11 +374,8 @@ def _compare(group: Group, env: str, arm: str, margin: float | None) -> Comparis
 def _gap(group: Group, env: str, arm: str) -> Gap | None:
     if group.oracle is None or group.baseline is None or arm == group.oracle:
         return None
-    rows = [group.scores[name].get(env, {}) for name in (arm, group.baseline, group.oracle)]
-    shared = sorted(set.intersection(*(set(row) for row in rows)))
-    if len(shared) < FEWEST:
-        return None
-    return gap_closed(*([row[s] for s in shared] for row in rows), higher_is_better=group.measure.higher_is_better)
+    arms = (group.scores[name].get(env, {}) for name in (arm, group.baseline, group.oracle))
+    return gap_by_seed(*arms, higher_is_better=group.measure.higher_is_better)
 
 
 def _compare_overall(group: Group, arm: str) -> Comparison:

@@ -19,11 +19,14 @@ import numpy as np
 
 from ..analysis.figures import COLOURS, DASHES
 from ..analysis.page import fenced
+from ..analysis.summaries import series
+from ..analysis.verdicts import ORDER, ComparisonResult
 from ..errors import BadInput
+from ..experiments.predicates import Measure
+from ..experiments.study import Arm, Claim
 from ..statistics import FEWEST, Interval, mean_interval
-from .cards import Arm, Card, Measure
-from .results import ORDER, ArmResult, Judged, Judgement, series, stored
-from .running import minutes, seeds_of, spelled
+from .results import ArmResult, ClaimResult, stored
+from .summary import cost_text, in_order, seeds_text
 
 # Okabe & Ito 2008, without yellow, which is hard to see on white.
 MARK = {
@@ -36,17 +39,17 @@ MARK = {
 POINTS = 40  # points of a curve; with more tasks, means of neighbours are drawn
 
 
-def write_page(judged: Sequence[Judgement], out: Path) -> Path:
+def write_page(results: Sequence[ClaimResult], out: Path) -> Path:
     """`claims.md` in a folder, and `figures/claims/*.svg` beside it (BadInput if matplotlib is not installed)."""
     _matplotlib()
     figures = out / "figures" / "claims"
     figures.mkdir(parents=True, exist_ok=True)
-    ordered = sorted(judged, key=lambda j: (ORDER.index(j.verdict), j.card.name))
+    ordered = in_order(results)
     drawn = set()
     for each in ordered:
         if each.arms is not None and each.verdict != "not run":
-            (figures / f"{each.card.name}.svg").write_text(figure(each), encoding="utf-8")
-            drawn.add(f"{each.card.name}.svg")
+            (figures / f"{each.claim.name}.svg").write_text(figure(each), encoding="utf-8")
+            drawn.add(f"{each.claim.name}.svg")
     for stale in figures.glob("*.svg"):  # left by a claim that was removed
         if stale.name not in drawn:
             stale.unlink()
@@ -55,8 +58,8 @@ def write_page(judged: Sequence[Judgement], out: Path) -> Path:
     return page
 
 
-def _page(judged: Sequence[Judgement]) -> Iterator[str]:
-    counts = {verdict: sum(j.verdict == verdict for j in judged) for verdict in ORDER}
+def _page(results: Sequence[ClaimResult]) -> Iterator[str]:
+    counts = {verdict: sum(each.verdict == verdict for each in results) for verdict in ORDER}
     told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
     yield "# Claims"
     yield ""
@@ -80,11 +83,11 @@ def _page(judged: Sequence[Judgement]) -> Iterator[str]:
     yield ""
     yield "| claim | verdict | seeds | cost, CPU |"
     yield "|---|---|---|---|"
-    for each in judged:
-        shown = _cell(each.card.title).replace("[", r"\[").replace("]", r"\]")
-        title = f"[{shown}](#{_anchor(each.card.title)})"
-        yield f"| {title} | {MARK[each.verdict]} | {seeds_of(each)} | {spelled(*minutes(each))} |"
-    for each in judged:
+    for each in results:
+        shown = _cell(each.claim.title).replace("[", r"\[").replace("]", r"\]")
+        title = f"[{shown}](#{_anchor(each.claim.title)})"
+        yield f"| {title} | {MARK[each.verdict]} | {seeds_text(each)} | {cost_text(each)} |"
+    for each in results:
         yield ""
         yield from _section(each)
 
@@ -95,42 +98,42 @@ def _anchor(title: str) -> str:
     return kept.replace(" ", "-")
 
 
-def _section(judged: Judgement) -> Iterator[str]:
-    card = judged.card
-    yield f"## {_text(card.title)}"
+def _section(result: ClaimResult) -> Iterator[str]:
+    claim = result.claim
+    yield f"## {_text(claim.title)}"
     yield ""
-    yield f"**{judged.verdict.capitalize()}.** {_text(card.claim)}"
+    yield f"**{result.verdict.capitalize()}.** {_text(claim.claim)}"
     yield ""
-    source = f"*{_text(card.paper.title)}*"
-    if card.paper.arxiv:
-        source += f", [{card.paper.arxiv}](https://arxiv.org/abs/{card.paper.arxiv})"
-    if card.paper.where:
-        source += f", {_text(card.paper.where)}"
-    yield f"Source: {source}. Card: {_code(card.name)}."
-    if judged.check is not None:
-        yield from _checked(judged.check)
-    elif card.testbed is not None:
+    source = f"*{_text(claim.paper.title)}*"
+    if claim.paper.arxiv:
+        source += f", [{claim.paper.arxiv}](https://arxiv.org/abs/{claim.paper.arxiv})"
+    if claim.paper.where:
+        source += f", {_text(claim.paper.where)}"
+    yield f"Source: {source}. Card: {_code(claim.name)}."
+    if result.check is not None:
+        yield from _checked(result.check)
+    else:
         yield ""
-        yield textwrap.fill(f"Testbed: {_text(card.testbed.about)}", 120)
-        if judged.verdict != "not run":
+        yield textwrap.fill(f"Testbed: {_text(claim.about)}", 120)
+        if result.verdict != "not run":
             yield ""
-            yield f"![{_text(card.title)}: {_text(_caption(card))}](figures/claims/{quote(card.name)}.svg)"
+            yield f"![{_text(claim.title)}: {_text(_caption(claim))}](figures/claims/{quote(claim.name)}.svg)"
             yield ""
-            yield f"*{_text(_caption(card))}*"
+            yield f"*{_text(_caption(claim))}*"
         yield ""
-        yield from _verdicts(judged.comparisons)
-        for measure in card.measures.values():
-            yield from _arms(judged, measure)
+        yield from _verdicts(result.comparisons)
+        for measure in claim.measures.values():
+            yield from _arms(result, measure)
         yield ""
-        lines = list(_commands(card))
+        lines = list(_commands(claim))
         fence = fenced("\n".join(lines))
         yield from (fence, *lines, fence)
     yield ""
-    run = _code(shlex.join(("pliant", "claims", "run", card.name)))
-    yield f"Cost: {spelled(*minutes(judged))} of processor time. Run it: {run}."
-    if card.tried:
+    run = _code(shlex.join(("pliant", "claims", "run", claim.name)))
+    yield f"Cost: {cost_text(result)} of processor time. Run it: {run}."
+    if claim.tried:
         yield ""
-        yield textwrap.fill(f"What was tried: {_text(card.tried)}", 120)
+        yield textwrap.fill(f"What was tried: {_text(claim.tried)}", 120)
 
 
 def _text(text: str) -> str:
@@ -160,7 +163,7 @@ def _checked(check: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {what} | {result} | {expected} | {'holds' if row['holds'] else '**does not**'} |"
 
 
-def _verdicts(comparisons: Sequence[Judged]) -> Iterator[str]:
+def _verdicts(comparisons: Sequence[ComparisonResult]) -> Iterator[str]:
     yield "| says | of | difference, 95 % interval | margin | seeds | verdict |"
     yield "|---|---|---|---|---|---|"
     for each in comparisons:
@@ -171,9 +174,9 @@ def _verdicts(comparisons: Sequence[Judged]) -> Iterator[str]:
         yield f"| {text} | {_cell(c.measure)} | {shown} | {c.margin:g} | {seeds} | {MARK[each.verdict]}: {each.why} |"
 
 
-def _arms(judged: Judgement, measure: Measure) -> Iterator[str]:
-    assert judged.arms is not None
-    arms = judged.arms[measure.name]
+def _arms(result: ClaimResult, measure: Measure) -> Iterator[str]:
+    assert result.arms is not None
+    arms = result.arms[measure.name]
     gaps = any(arm.gap is not None for arm in arms.values())
     yield ""
     yield f"| arm | {_cell(measure.name)} | seeds |{' gap closed |' if gaps else ''}"
@@ -194,7 +197,7 @@ def _named(arm: Arm) -> str:
         "random": "at random",
     }
     name = _cell(arm.name).replace("_", r"\_")
-    words = " ".join(_code(word).replace("|", r"\|") for word in arm.words)
+    words = " ".join(_code(word).replace("|", r"\|") for word in arm.specs)
     note = "; ".join(part for part in (kinds.get(arm.kind, ""), words) if part)
     return f"**{name}**" + (f": {note}" if note else "")
 
@@ -222,11 +225,11 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) >= 1e-12 else "0"
 
 
-def _commands(card: Card) -> Iterator[str]:
+def _commands(claim: Claim) -> Iterator[str]:
     """The complete command line of the first arm, and the differences of the others."""
     base: tuple[str, ...] = ()
-    for arm in card.arms.values():
-        words = card.command(arm)
+    for arm in claim.arms.values():
+        words = claim.command(arm)
         if not base:
             base = words
             yield from _wrapped(f"# {arm.name}", ("pliant", "train", *words))
@@ -272,16 +275,16 @@ def _matplotlib() -> Any:
     return matplotlib
 
 
-def _caption(card: Card) -> str:
-    measure = card.first_measure
-    return f"{_axis(measure)} by {_part(card)}; mean over seeds and its 95 % interval"
+def _caption(claim: Claim) -> str:
+    measure = claim.first_measure
+    return f"{_axis(measure)} by {_part(claim)}; mean over seeds and its 95 % interval"
 
 
-def _part(card: Card) -> str:
+def _part(claim: Claim) -> str:
     """The label of the horizontal axis."""
-    if card.first_measure.read == "eval":
+    if claim.first_measure.read == "eval":
         return "evaluation"
-    return "task" if card.testbed is not None and card.testbed.segment else "twentieth of the run"
+    return "task" if claim.segment else "twentieth of the run"
 
 
 def _axis(measure: Measure) -> str:
@@ -297,7 +300,7 @@ def _axis(measure: Measure) -> str:
     return unit[0].upper() + unit[1:]
 
 
-def figure(judged: Judgement) -> str:
+def figure(result: ClaimResult) -> str:
     """The curves of all arms as an SVG."""
     matplotlib = _matplotlib()
     from io import StringIO
@@ -305,10 +308,10 @@ def figure(judged: Judgement) -> str:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    card, measure = judged.card, judged.card.first_measure
+    claim, measure = result.claim, result.claim.first_measure
     with matplotlib.rc_context(
         {
-            "svg.hashsalt": card.name,
+            "svg.hashsalt": claim.name,
             "svg.fonttype": "path",
             "font.size": 10,
             "axes.spines.top": False,
@@ -318,10 +321,10 @@ def figure(judged: Judgement) -> str:
             "axes.axisbelow": True,
         }
     ):
-        chart = Figure(figsize=(4.4, 3.0 + 0.2 * math.ceil(len(card.arms) / 2)), layout="constrained")
+        chart = Figure(figsize=(4.4, 3.0 + 0.2 * math.ceil(len(claim.arms) / 2)), layout="constrained")
         axes = chart.add_subplot()
-        for look, arm in zip(_looks(card), card.arms.values(), strict=True):
-            rows = [series(result, measure.read, measure.of) for result in stored(card, arm).values()]
+        for look, arm in zip(_looks(claim), claim.arms.values(), strict=True):
+            rows = [series(result, measure.read, measure.of) for result in stored(claim, arm).values()]
             if not rows:
                 continue
             x, curve = _curve(rows)
@@ -330,7 +333,7 @@ def figure(judged: Judgement) -> str:
             if all(point.known or math.isnan(point.estimate) for point in curve):
                 low, high = ([getattr(point, end) for point in curve] for end in ("low", "high"))
                 axes.fill_between(x, low, high, color=look["color"], alpha=0.18, linewidth=0)
-        axes.set_xlabel(_part(card).capitalize())
+        axes.set_xlabel(_part(claim).capitalize())
         axes.set_ylabel(_drawn(_axis(measure)))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         chart.legend(loc="outside lower center", ncols=2, frameon=False, handlelength=3.2, fontsize=9)
@@ -345,10 +348,10 @@ def _drawn(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _looks(card: Card) -> Iterator[dict[str, Any]]:
+def _looks(claim: Claim) -> Iterator[dict[str, Any]]:
     """Colour and line style of every arm; the control is black, the oracle grey and dashed."""
     count = 0
-    for arm in card.arms.values():
+    for arm in claim.arms.values():
         if arm.kind == "control":
             yield {"color": "#000000", "linestyle": "-", "linewidth": 1.8}
         elif arm.kind == "oracle":

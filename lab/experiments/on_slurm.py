@@ -60,10 +60,10 @@ def command(cell: Cell) -> str:
     Raises:
         BadInput: The folder or an argument contains characters that would break the line.
     """
-    for text in (str(cell.folder), *cell.words):
+    for text in (str(cell.folder), *cell.line):
         if (hidden := control_character(text)) is not None:
             raise BadInput(f"{shorten(text)} contains {hidden}: not allowed in a SLURM script")
-    return f"{cell.folder}\texec {shlex.join(('pliant', 'train', *cell.words))}"
+    return f"{cell.folder}\texec {shlex.join(('pliant', 'train', *cell.line))}"
 
 
 def script(name: str, root: Path, cells: Sequence[Cell], commands: Path, request: Request) -> str:

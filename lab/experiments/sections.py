@@ -1,7 +1,6 @@
 """Files written by users: YAML sections become checked dataclasses, and named flags become command lines.
 
-Claim cards and study files both use these functions. Every key and every type is checked. Each error is one line that
-names the key.
+Every key and every type is checked. Each error is one line that names the key.
 """
 
 from __future__ import annotations
@@ -10,17 +9,17 @@ import itertools
 import math
 import re
 import typing
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import Field, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from ...common.specs import LONGEST, control_character, one_line, shorten
 from ...interventions import INTERVENTIONS
 from ...interventions.core.spec import build, convert, did_you_mean
 from ..errors import BadInput
-from .config import RunConfig, _flags, parse
+from .config import RunConfig, flat_fields, parse
 from .yaml_file import read_yaml_file
 
 
@@ -49,51 +48,52 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
 FLAGS = [f.name.removesuffix("_config") for f in fields(RunConfig) if f.name not in ("agent_config", "env_config")]
 NOT_FOR_FILES = {"seed", "run", "resume", "threads"}
 TEXTS = ("agent", "env", "device")
-SENTENCES = ("monitors", "env.drift")  # flags that may be an empty list of specs
+MAY_BE_EMPTY = ("monitors", "env.drift")  # flags that may be an empty list of specs
 LONGEST_LABEL = 200
 MOST_COMBINATIONS = 10_000
 MOST_RUNS = 100_000
-"""Limits for one study or card. Every combination is parsed like a command line; every run's folder is checked."""
+"""Limits for one study. Every combination is parsed like a command line; every run's folder is checked."""
 
 
 def command_line(flags: Mapping[str, Any]) -> tuple[str, ...]:
     """Flags given by name, as the arguments of a command line: true gives a switch, false the switch that turns it off,
     and a list several arguments."""
-    words: list[str] = []
+    line: list[str] = []
     for name, value in flags.items():
         flag = _as_flag(str(name))
         if isinstance(value, bool):
             head, dot, last = flag.rpartition(".")
-            words.append(flag if value else f"{head}.no-{last}" if dot else f"--no-{flag[2:]}")
+            line.append(flag if value else f"{head}.no-{last}" if dot else f"--no-{flag[2:]}")
         elif isinstance(value, list | tuple):
-            words += [flag, *map(str, value)] if value else []
+            line += [flag, *map(str, value)] if value else []
         elif str(value).startswith("-"):  # a negative number, which must not be read as a flag
-            words.append(f"{flag}={value}")
+            line.append(f"{flag}={value}")
         else:
-            words += [flag, str(value)]
-    return tuple(words)
+            line += [flag, str(value)]
+    return tuple(line)
 
 
 @cache
-def read_command(words: tuple[str, ...]) -> RunConfig:
+def read_command(line: tuple[str, ...]) -> RunConfig:
     """The configuration of a command line, on one CPU thread unless the line sets a device (BadInput).
 
     Unless the line sets them, there are four checkpoints per run and one is kept.
     """
-    for word in words:
-        name = word[2:].partition("=")[0].replace("-", "_")
-        if word.startswith("--") and "." not in name and name not in FLAGS:
-            raise BadInput(f"unknown flag {word}.{did_you_mean(word, [_as_flag(n) for n in FLAGS])}")
-    config = parse(words, prog="pliant train").config
-    for word, after in itertools.pairwise((*words, "--")):
-        name = word[2:].replace("-", "_")
+    for item in line:
+        name = item[2:].partition("=")[0].replace("-", "_")
+        if item.startswith("--") and "." not in name and name not in FLAGS:
+            raise BadInput(f"unknown flag {item}.{did_you_mean(item, [_as_flag(n) for n in FLAGS])}")
+    config = parse(line, prog="pliant train").config
+    settings = dict(flat_fields(config))
+    for item, after in itertools.pairwise((*line, "--")):
+        name = re.sub(r"^(agent|env)\.", r"\1_config.", item[2:].replace("-", "_"))
         # A flag with several values would silently take none of them from `true`.
-        if word.startswith("--") and after.startswith("--") and not isinstance(_flags(config).get(name, False), bool):
-            raise BadInput(f"{word} needs a value, not true")
+        if item.startswith("--") and after.startswith("--") and not isinstance(settings.get(name, False), bool):
+            raise BadInput(f"{item} needs a value, not true")
     build(config.interventions, INTERVENTIONS)  # refuses values out of range, and interventions that exclude each other
     device = "cpu" if config.device == "auto" else config.device
-    every = config.checkpoint_every if "--checkpoint-every" in words else max(config.steps // 4, 1)
-    keep = config.keep_checkpoints if "--keep-checkpoints" in words else 1
+    every = config.checkpoint_every if "--checkpoint-every" in line else max(config.steps // 4, 1)
+    keep = config.keep_checkpoints if "--keep-checkpoints" in line else 1
     return replace(config, device=device, threads=1, checkpoint_every=every, keep_checkpoints=keep)
 
 
@@ -123,7 +123,7 @@ def checked_flags(content: Any, where: str, refused: Mapping[str, str]) -> dict[
             raise Wrong(f"{where}: write {name}.OPTION: VALUE in one line for each option of {name!r}")
         if name in TEXTS and value is not None:
             plain_text(value, f"{where}: {name}")
-        empty = isinstance(value, list | tuple) and not value and name not in SENTENCES
+        empty = isinstance(value, list | tuple) and not value and name not in MAY_BE_EMPTY
         if empty or (isinstance(value, bool) and not dot):
             raise Wrong(f"{where}: {name} needs a value, not {shorten(value)}")
         for item in value if isinstance(value, list | tuple) else [value]:
@@ -172,18 +172,22 @@ def plain_text(value: Any, where: str, longest: int | None = None) -> str:
     return value
 
 
-def paragraph(value: Any, where: str) -> str:
+def prose(value: Any, where: str) -> str:
     """A text, possibly written over several lines, as one line; null is the empty text."""
     if value is not None and not isinstance(value, str):
         raise Wrong(f"{where}: expects a text, not {shorten(value)}: put it in quotes")
     return plain_text(" ".join((value or "").split()), where)
 
 
-def sentence(value: Any, where: str) -> str:
-    """Like `paragraph`, but not empty."""
+def required_prose(value: Any, where: str) -> str:
+    """Like `prose`, but not empty."""
     if not isinstance(value, str) or not value.strip():
-        raise Wrong(f"{where} must be a sentence")
-    return paragraph(value, where)
+        raise Wrong(f"{where}: expects a text that is not empty, not {shorten(value)}")
+    return prose(value, where)
+
+
+Prose = Annotated[str, prose]
+RequiredProse = Annotated[str, required_prose]
 
 
 def label(value: Any, where: str) -> str:
@@ -194,12 +198,23 @@ def label(value: Any, where: str) -> str:
 
 
 def labelled(content: Any, where: str) -> dict[str, Any]:
-    """A section whose keys are labels."""
-    return {label(name, where): value for name, value in section(content, where).items()}
+    """A section that is not empty and whose keys are labels. A list of labels is read as keys without content."""
+    if isinstance(content, list):
+        seen: dict[str, None] = {}
+        for item in content:
+            if label(item, where) in seen:
+                raise Wrong(f"{where}: {shorten(item)} appears twice")
+            seen[item] = None
+        content = seen
+    labels = {label(name, where): value for name, value in section(content, where).items()}
+    if not labels:
+        raise Wrong(f"'{where}' is empty")
+    return labels
 
 
-def check_number_of_runs(combinations: int, seeds: int, what: str) -> None:
+def check_number_of_runs(combinations: int, seeds: int) -> None:
     """Refuse a file with impossibly many runs (a typing error), before they are listed."""
+    what = "combination" if combinations == 1 else "combinations"
     if combinations > MOST_COMBINATIONS:
         raise Wrong(f"{combinations:,} {what} are more than {MOST_COMBINATIONS:,}: divide the file")
     if combinations * seeds > MOST_RUNS:
@@ -209,16 +224,15 @@ def check_number_of_runs(combinations: int, seeds: int, what: str) -> None:
         )
 
 
-def known_keys(data: Mapping[str, Any], kind: type[Any], where: str, besides: Iterable[str] = ()) -> None:
-    """Refuse keys that are neither fields of `kind` nor in `besides`."""
-    names = [f.name for f in fields(kind) if f.name not in set(besides)]
+def known_keys(data: Mapping[str, Any], names: Sequence[str], where: str) -> None:
+    """Refuse other keys."""
     for name in data:
         if name not in names:
             hint = did_you_mean(str(name), names) or f" known keys: {', '.join(names)}"
             raise Wrong(f"{where + ': ' if where else ''}unknown key {shorten(name)}.{hint}")
 
 
-def needs(data: Mapping[str, Any], names: Sequence[str], where: str) -> None:
+def needs(data: Mapping[str, Any], names: Iterable[str], where: str) -> None:
     """Refuse a section that lacks a key."""
     for name in names:
         if data.get(name) is None:
@@ -227,6 +241,13 @@ def needs(data: Mapping[str, Any], names: Sequence[str], where: str) -> None:
 
 def converted(value: Any, annotation: Any, where: str) -> Any:
     """A value converted to a type; its numbers must be finite, and its texts free of control characters."""
+    if get_origin(annotation) is Annotated:
+        check: Callable[[Any, str], Any] = get_args(annotation)[1]
+        return check(value, where)
+    choices = get_args(annotation) if get_origin(annotation) is Literal else ()
+    if choices and value not in choices:
+        hint = did_you_mean(str(value), choices)
+        raise Wrong(f"{where} is one of {', '.join(choices)}, not {shorten(value)}.{hint}")
     try:
         result = convert(value, annotation, text=True)
     except (ValueError, OverflowError) as error:
@@ -239,24 +260,26 @@ def converted(value: Any, annotation: Any, where: str) -> Any:
     return result
 
 
-def make(kind: type[Any], content: Any, where: str, **given: Any) -> Any:
-    """A dataclass from a section, with every key and type checked."""
+def make(kind: type[Any], content: Any, where: str, *, without: Iterable[str] = (), **given: Any) -> Any:
+    """A dataclass from a section, with every key and type checked.
+
+    A field's key is its name, or `key` in its metadata. A field `Annotated[type, check]` gets its value from
+    `check(value, where)`.
+
+    Args:
+        where: The section's name in messages; empty for the whole file.
+        without: Fields that the file may not set and that keep their defaults.
+        given: Values of fields that the file does not set.
+    """
     data = section(content, where)
-    known_keys(data, kind, where, besides=given)
-    hints = typing.get_type_hints(kind)
-    needed = [
-        f.name
-        for f in fields(kind)
-        if f.name not in given and f.default is f.default_factory  # both are MISSING
-    ]
-    needs(data, needed, where)
-    values = {}
-    for name, value in data.items():
-        choices = get_args(hints[name]) if typing.get_origin(hints[name]) is Literal else ()
-        if choices and value not in choices:
-            raise Wrong(
-                f"{where}: '{name}' is one of {', '.join(choices)}, not {shorten(value)}."
-                f"{did_you_mean(str(value), choices)}"
-            )
-        values[name] = converted(value, hints[name], f"{where}: '{name}'")
+    own = {_key(f): f for f in fields(kind) if f.name not in {*given, *without}}
+    known_keys(data, list(own), where)
+    needs(data, [key for key, f in own.items() if f.default is f.default_factory], where)  # both are MISSING
+    hints = typing.get_type_hints(kind, include_extras=True)
+    at = f"{where}: " if where else ""
+    values = {own[key].name: converted(value, hints[own[key].name], f"{at}{key!r}") for key, value in data.items()}
     return kind(**given, **values)
+
+
+def _key(field: Field[Any]) -> str:
+    return str(field.metadata.get("key", field.name))

@@ -81,7 +81,7 @@ def slots(gpus: Sequence[str], per_run: float) -> tuple[str, ...]:
 
 
 def command_line(cell: Cell) -> str:
-    return shlex.join(("pliant", "train", *cell.words))
+    return shlex.join(("pliant", "train", *cell.line))
 
 
 def submit_to_slurm(study: Study, root: Path, left: Sequence[Cell], request: Request, emitted: Path | None) -> int:
@@ -146,7 +146,7 @@ def make_root(root: Path) -> None:
 
 def summarise(study: Study, root: Path, cells: Sequence[Cell], outcomes: Sequence[Outcome]) -> int:
     """Print the results. Returns the exit code."""
-    count = {status: sum(o.status == status for o in outcomes) for status in ("done", "failed", "stopped", "waiting")}
+    count = {status: sum(o.status == status for o in outcomes) for status in ("done", "failed")}
     before = sum(o.status == "done" and not o.ran for o in outcomes)
     print(f"{study.name}: {count['done']} of {len(outcomes)} runs done ({before} before)   {root}")
     if count["failed"]:
@@ -157,6 +157,11 @@ def summarise(study: Study, root: Path, cells: Sequence[Cell], outcomes: Sequenc
             if str(cell.folder) in where
         ]
         print(f"{count['failed']} failed:", *failures(states), sep="\n")
-    if unfinished := count["stopped"] + count["waiting"]:
+    return exit_code_of(outcomes)
+
+
+def exit_code_of(outcomes: Sequence[Outcome]) -> int:
+    """1 if some failed, 75 if some are not done, which a message says; otherwise 0."""
+    if unfinished := sum(outcome.status in ("stopped", "waiting") for outcome in outcomes):
         print(f"{unfinished} runs are not done; the same command goes on with them", file=sys.stderr)
-    return 1 if count["failed"] else STOPPED if unfinished else 0
+    return 1 if any(outcome.status == "failed" for outcome in outcomes) else STOPPED if unfinished else 0

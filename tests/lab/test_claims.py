@@ -18,15 +18,20 @@ import pytest
 import yaml
 from processes import Command
 
-from pliant.lab.claims import cards as claim_cards
+from pliant.lab.analysis.summaries import summarise, value
+from pliant.lab.analysis.verdicts import compare, overall, verdict_on
 from pliant.lab.claims import checks as claim_checks
 from pliant.lab.claims import page as claim_page
 from pliant.lab.claims import results as claim_results
 from pliant.lab.claims import running as claims
-from pliant.lab.claims.cards import BUILT_IN, Card, Comparison, Measure, command_line, find, load_card
-from pliant.lab.claims.results import compare, judge, judge_difference, overall, summarise, value, write_result
+from pliant.lab.claims.cards import BUILT_IN, find, load_claim
+from pliant.lab.claims.results import evaluate, write_result
+from pliant.lab.claims.summary import in_order, table
 from pliant.lab.commands.durations import seconds
 from pliant.lab.errors import BadInput
+from pliant.lab.experiments.predicates import Comparison, Measure
+from pliant.lab.experiments.sections import command_line
+from pliant.lab.experiments.study import Claim, key
 from pliant.lab.experiments.training import built
 from pliant.lab.statistics import Difference, paired
 from pliant.scripts.main import main
@@ -91,27 +96,28 @@ def test_every_card_that_comes_with_pliant_is_valid() -> None:
     for card in cards:
         assert card.minutes > 0, card.name
         assert re.fullmatch(r"\d{4}\.\d{5}", card.paper.arxiv), card.name
-        assert card.kind == "check" or card.seeds >= 5, card.name
+        assert card.kind == "check" or len(card.seeds) >= 5, card.name
 
 
 def test_every_run_of_every_card_can_be_built(tmp_path: Path) -> None:
     """No agent and no environment refuses its settings."""
     seen = {}
     for card in find():
-        for arm in card.arms.values():
-            seen.setdefault(card.key(arm), (card, arm))
-    for card, arm in seen.values():
-        envs, _ = built(card.config(arm, 0, tmp_path))
+        for cell in card.cells(tmp_path, (0,), by_configuration=True):
+            seen.setdefault(cell.folder, cell.config)
+    for config in seen.values():
+        envs, _ = built(config)
         envs.close()
 
 
 def test_a_card_is_read_with_all_its_keys(tmp_path: Path) -> None:
-    card = load_card(tiny(tmp_path))
-    assert (card.name, card.seeds, card.first_measure.name) == ("tiny", 3, "return")
+    card = load_claim(tiny(tmp_path))
+    assert (card.name, card.seeds, card.first_measure.name) == ("tiny", (0, 1, 2), "return")
     assert [arm.kind for arm in card.arms.values()] == ["control", "treatment", "oracle"]
     assert card.comparisons[0].measure == "return" and card.comparisons[0].text == "layer_norm > plain"
     assert card.comparisons[1].text == "plain = 20"
-    config = card.config(card.arms["layer_norm"], 2, tmp_path)
+    cells = card.cells(tmp_path, by_configuration=True)
+    (config,) = (cell.config for cell in cells if (cell.arm, cell.seed) == ("layer_norm", 2))
     assert (config.interventions, config.seed, config.device, config.threads) == (("layer_norm",), 2, "cpu", 1)
     assert config.checkpoint_every == 64  # a quarter of the run
     assert Path(config.run or "").parts[-3:][0] == "CartPole-v1" and (config.run or "").endswith("/seed2")
@@ -120,21 +126,21 @@ def test_a_card_is_read_with_all_its_keys(tmp_path: Path) -> None:
 
 
 def test_arms_with_the_same_configuration_have_the_same_key(tmp_path: Path) -> None:
-    one = load_card(tiny(tmp_path))
+    one = load_claim(tiny(tmp_path))
     other = copy.deepcopy(TINY)
     other["arms"]["plain, by another name"] = other["arms"].pop("plain") or {"kind": "control"}
     other["comparisons"] = [{"a": "plain, by another name", "b": 1.0, "expect": "higher", "margin": 1}]
-    two = load_card(tiny(tmp_path, "other", arms=other["arms"], comparisons=other["comparisons"]))
+    two = load_claim(tiny(tmp_path, "other", arms=other["arms"], comparisons=other["comparisons"]))
     keys = [card.key(arm) for card in (one, two) for arm in card.arms.values()]
     assert len(set(keys)) == 3 and card_key(one, "plain") == card_key(two, "plain, by another name")
     # The key does not depend on the order of flags, nor on the period of checkpoints.
     flags = TINY["testbed"]["flags"]
     turned = dict(reversed(flags.items())) | {"checkpoint_every": 7}
-    assert claim_cards.key(command_line(flags)) == claim_cards.key(command_line(turned))
-    assert claim_cards.key(command_line(flags)) != claim_cards.key(command_line(flags | {"steps": 257}))
+    assert key(command_line(flags)) == key(command_line(turned))
+    assert key(command_line(flags)) != key(command_line(flags | {"steps": 257}))
 
 
-def card_key(card: Card, arm: str) -> str:
+def card_key(card: Claim, arm: str) -> str:
     return card.key(card.arms[arm])
 
 
@@ -192,13 +198,13 @@ def read(**changes: Any) -> dict[str, Any]:
     ("changes", "message"),
     [
         (without("claim"), "'claim' is missing"),
-        ({"claim": "  "}, "'claim' must be a sentence"),
+        ({"claim": "  "}, "'claim': expects a text that is not empty"),
         ({"tilte": "x"}, "unknown key 'tilte'. Did you mean 'title'?"),
         ({"paper": {"titel": "x"}}, "paper: unknown key 'titel'. Did you mean 'title'?"),
         ({"paper": "x"}, "'paper' is a section of keys and values"),
-        ({"seeds": 0}, "'seeds' must be at least 1"),
-        ({"seeds": "many"}, "seeds: "),
-        ({"kind": "runes"}, "kind: "),
+        ({"seeds": 0}, "'seeds' is how many there are, at least 1"),
+        ({"seeds": "many"}, "'seeds': "),
+        ({"kind": "runes"}, "'kind' is one of runs, check, not 'runes'. Did you mean 'runs'?"),
         ({"testbed": "random_label"}, "unknown testbed 'random_label'"),
         (bed(segment=-1), "'segment' must not be negative"),
         (bed(flgas={}), "testbed: unknown key 'flgas'. Did you mean 'flags'?"),
@@ -216,7 +222,7 @@ def read(**changes: Any) -> dict[str, Any]:
         (arm({"words": ["redo", "redo(tau=0.2"]}), "cannot read"),
         (arm({"wrods": []}), "arm 'layer_norm': unknown key 'wrods'. Did you mean 'words'?"),
         (arm({"kind": "treatmen"}), "'kind' is one of control, treatment, "),
-        (arm({"flags": {"interventions": ["redo"]}}), "interventions are the arm's 'words'"),
+        (arm({"flags": {"interventions": ["redo"]}}), "interventions are set in the 'words' of an arm"),
         (arm(None), "arm 'layer_norm' has no content"),
         (arm({"flags": {"checkpoint_every": 7}}), "'plain' and 'layer_norm' are the same run"),
         (comparison(a="layernorm"), "there is no arm 'layernorm'. Did you mean 'layer_norm'?"),
@@ -249,9 +255,9 @@ def test_files_that_are_not_cards_are_refused(tmp_path: Path) -> None:
     for text, message in (("a: [", "cannot be read"), ("- a", "must hold keys"), ("a: 1\na: 2", "appears twice")):
         (tmp_path / "x.yaml").write_text(text)
         with pytest.raises(BadInput, match=message):
-            load_card(tmp_path / "x.yaml")
-    with pytest.raises(BadInput, match="there is no card"):
-        load_card(tmp_path / "y.yaml")
+            load_claim(tmp_path / "x.yaml")
+    with pytest.raises(BadInput, match="there is no claim file"):
+        load_claim(tmp_path / "y.yaml")
     with pytest.raises(BadInput, match=r"unknown claim 'random_lables'. Did you mean 'random_labels'\?"):
         find(["random_lables"])
 
@@ -261,7 +267,7 @@ def test_a_check_names_its_function(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(card))
     with pytest.raises(BadInput, match=r"unknown check 'injektion'. Did you mean 'injection'\?"):
-        load_card(path)
+        load_claim(path)
 
 
 # ------------------------------------------------------------------------------------------------ reading a run
@@ -385,7 +391,7 @@ def gap(estimate: float, error: float, df: float = 1e6, seeds: int = 8) -> Diffe
 @pytest.mark.parametrize("expect", ["higher", "lower"])
 def test_the_verdict_on_a_difference(expect: Any, estimate: float, error: float, verdict: str) -> None:
     sign = 1 if expect == "higher" else -1
-    result, why = judge_difference(Comparison("a", "b", expect, 1.0), gap(sign * estimate, error))
+    result, why = verdict_on(Comparison("a", "b", expect, 1.0), gap(sign * estimate, error))
     assert result == verdict and why
 
 
@@ -402,14 +408,14 @@ def test_the_verdict_on_a_difference(expect: Any, estimate: float, error: float,
     ],
 )
 def test_the_verdict_on_equality(estimate: float, error: float, verdict: str) -> None:
-    assert judge_difference(Comparison("a", "b", "equal", 1.0), gap(estimate, error))[0] == verdict
+    assert verdict_on(Comparison("a", "b", "equal", 1.0), gap(estimate, error))[0] == verdict
 
 
 def test_few_seeds_or_no_numbers_are_underpowered() -> None:
     for expect in ("higher", "equal"):
-        result, why = judge_difference(Comparison("a", "b", expect, 1.0), paired([9.0, 9.1], [0.0, 0.1]))  # type: ignore[arg-type]
+        result, why = verdict_on(Comparison("a", "b", expect, 1.0), paired([9.0, 9.1], [0.0, 0.1]))  # type: ignore[arg-type]
         assert result == "underpowered" and "fewer than 3" in why
-        assert judge_difference(Comparison("a", "b", expect, 1.0), gap(math.nan, 1.0))[0] == "underpowered"  # type: ignore[arg-type]
+        assert verdict_on(Comparison("a", "b", expect, 1.0), gap(math.nan, 1.0))[0] == "underpowered"  # type: ignore[arg-type]
 
 
 def test_seeds_are_paired_where_both_arms_have_them() -> None:
@@ -441,7 +447,7 @@ PLAIN, WORSE, BETTER = [10.0, 12.0, 11.0, 9.0], [1.0, 2.0, 1.5, 1.0], [30.0, 33.
 def synthetic(folder: Path, name: str = "tiny", **arms: list[float]) -> Path:
     """A card with made-up results: the return of every arm and seed; the oracle's are about 40."""
     path = tiny(folder, name)
-    card = load_card(path)
+    card = load_claim(path)
     for arm_name, values in ({"fast": [40.0, 41.0, 42.0, 40.0]} | arms).items():
         for seed, x in enumerate(values):
             result = kept(ret=[10.0, x, x, x], loss=[1.0, 2.0], end=[1.0, 1.0])
@@ -461,14 +467,14 @@ def synthetic(folder: Path, name: str = "tiny", **arms: list[float]) -> Path:
     ],
 )
 def test_every_verdict_can_be_reached_from_results(tmp_path: Path, layer_norm: list[float], verdict: str) -> None:
-    card = load_card(synthetic(tmp_path, plain=PLAIN, layer_norm=layer_norm))
-    claim = judge(card)
+    card = load_claim(synthetic(tmp_path, plain=PLAIN, layer_norm=layer_norm))
+    claim = evaluate(card)
     assert claim.comparisons[0].verdict == verdict == claim.verdict
 
 
 def test_the_closed_gap_is_measured_and_an_arm_above_the_oracle_is_marked(tmp_path: Path) -> None:
-    card = load_card(synthetic(tmp_path, plain=PLAIN, layer_norm=BETTER))
-    arms = judge(card).arms
+    card = load_claim(synthetic(tmp_path, plain=PLAIN, layer_norm=BETTER))
+    arms = evaluate(card).arms
     assert arms is not None
     closed = arms["return"]["layer_norm"].gap
     assert closed is not None and closed.fraction is not None and not closed.above
@@ -476,7 +482,7 @@ def test_the_closed_gap_is_measured_and_an_arm_above_the_oracle_is_marked(tmp_pa
     assert arms["return"]["plain"].gap is None and arms["return"]["fast"].gap is None
     # The loss is the same in all arms, so there is no gap.
     assert arms["loss"]["layer_norm"].gap is not None and arms["loss"]["layer_norm"].gap.fraction is None
-    above = judge(load_card(synthetic(tmp_path, plain=PLAIN, layer_norm=[60.0, 61.0, 60.0, 62.0]))).arms
+    above = evaluate(load_claim(synthetic(tmp_path, plain=PLAIN, layer_norm=[60.0, 61.0, 60.0, 62.0]))).arms
     assert above is not None and above["return"]["layer_norm"].gap is not None
     assert above["return"]["layer_norm"].gap.above
 
@@ -484,10 +490,10 @@ def test_the_closed_gap_is_measured_and_an_arm_above_the_oracle_is_marked(tmp_pa
 def test_results_without_the_metrics_or_segments_of_the_card_do_not_count(tmp_path: Path) -> None:
     path = synthetic(tmp_path, plain=PLAIN, layer_norm=BETTER)
     changed = TINY["testbed"] | {"record": ["losses/value_loss", "losses/entropy"]}
-    assert judge(load_card(tiny(tmp_path, testbed=changed))).verdict == "not run"
-    assert judge(load_card(tiny(tmp_path, testbed=TINY["testbed"] | {"segment": 128}))).verdict == "not run"
-    assert judge(load_card(path)).verdict == "not run"  # the file was changed
-    assert judge(load_card(tiny(tmp_path))).verdict == "shown"
+    assert evaluate(load_claim(tiny(tmp_path, testbed=changed))).verdict == "not run"
+    assert evaluate(load_claim(tiny(tmp_path, testbed=TINY["testbed"] | {"segment": 128}))).verdict == "not run"
+    assert evaluate(load_claim(path)).verdict == "not run"  # the file was changed
+    assert evaluate(load_claim(tiny(tmp_path))).verdict == "shown"
 
 
 # ------------------------------------------------------------------------------------------------ checks
@@ -525,16 +531,16 @@ def test_an_injection_that_changes_a_prediction_is_caught(monkeypatch: pytest.Mo
 # ------------------------------------------------------------------------------------------------ planning
 
 
-def three(folder: Path) -> list[Card]:
+def three(folder: Path) -> list[Claim]:
     """A cheap claim, a more expensive one that shares runs with it, and one of unknown cost."""
     cheap = tiny(folder, "cheap", seeds=6, minutes=1.8)  # 6 seconds a run
     dear = tiny(folder, "dear", seeds=8, minutes=9.6, arms=TINY["arms"] | {"slow": {"words": ["l2"]}})
     unknown = tiny(folder, "unknown", minutes=None, arms=TINY["arms"] | {"dark": {"words": ["crelu"]}})
-    return [load_card(path) for path in (unknown, dear, cheap)]
+    return [load_claim(path) for path in (unknown, dear, cheap)]
 
 
 def seeds_of(planned: claims.Plan, name: str) -> list[int]:
-    return [job.config.seed for card, _, job in planned.jobs if card.name == name]
+    return [run.cell.seed for run in planned.runs if run.claim.name == name]
 
 
 def test_a_budget_takes_the_cheapest_claims_completely(tmp_path: Path) -> None:
@@ -542,25 +548,24 @@ def test_a_budget_takes_the_cheapest_claims_completely(tmp_path: Path) -> None:
     assert claims.cost_of(cards[2], cards[2].arms["plain"]) == pytest.approx(6.0)
     # Five seeds of three arms at 6 s are 90 s: with nine tenths of 2 x 51 s that is all.
     small = claims.plan(cards, runs, 51.0, 2)
-    assert [card.name for card in small.chosen] == ["cheap"] and len(small.jobs) == 15
+    assert [card.name for card in small.chosen] == ["cheap"] and len(small.runs) == 15
     assert {card.name for card in small.left_out} == {"unknown", "dear"}
-    assert claims.plan(cards, runs, 49.0, 2).jobs == []
+    assert claims.plan(cards, runs, 49.0, 2).runs == []
     # A larger budget adds the sixth seed of the cheap claim, then the fourth arm of the dear one (three are shared).
     more = claims.plan(cards, runs, 1000.0, 1)
     assert [card.name for card in more.chosen] == ["cheap", "dear"]
-    assert {job.config.seed for card, _, job in more.jobs if card.name == "dear"} >= {0, 1, 2, 3, 4}
-    assert len({job.config.run for _, _, job in more.jobs}) == len(more.jobs)
+    assert {run.cell.seed for run in more.runs if run.claim.name == "dear"} >= {0, 1, 2, 3, 4}
+    assert len({run.cell.folder for run in more.runs}) == len(more.runs)
     # The first five seeds of all come before the sixth of any.
-    order = [job.config.seed for _, _, job in more.jobs]
+    order = [run.cell.seed for run in more.runs]
     assert max(order[:20]) == 4 and order[20] == 5
     # A shared run counts once: 90 s and five runs of 18 s are 180 s.
     shared = claims.plan(cards, runs, 205.0, 1)
-    assert [card.name for card in shared.chosen] == ["cheap", "dear"] and len(shared.jobs) == 20
+    assert [card.name for card in shared.chosen] == ["cheap", "dear"] and len(shared.runs) == 20
     # Finished runs cost nothing.
-    for _, _, job in small.jobs:
-        folder = Path(job.config.run or "")
-        folder.mkdir(parents=True)
-        (folder / "DONE").write_text('{"steps": 256}')
+    for run in small.runs:
+        run.cell.folder.mkdir(parents=True)
+        (run.cell.folder / "DONE").write_text('{"steps": 256}')
     assert [card.name for card in claims.plan(cards, runs, 1.0, 1).chosen] == ["cheap"]
 
 
@@ -568,7 +573,7 @@ def test_without_a_budget_all_seeds_are_planned(tmp_path: Path) -> None:
     cards = three(tmp_path)
     planned = claims.plan(cards, tmp_path / "runs", None, 1)
     assert [len(seeds_of(planned, name)) for name in ("unknown", "dear")] == [12, 23]
-    assert len(claims.plan(cards, tmp_path / "runs", None, 1, seeds=1).jobs) == 5
+    assert len(claims.plan(cards, tmp_path / "runs", None, 1, seeds=1).runs) == 5
 
 
 @pytest.mark.parametrize(("text", "expected"), [("30m", 1800), ("90s", 90), ("1h30m", 5400), ("0.5m", 30)])
@@ -682,10 +687,10 @@ def test_the_page_is_complete_and_the_same_in_every_rendering(done: tuple[Path, 
 
 def test_changed_results_change_the_page(tmp_path: Path) -> None:
     card = synthetic(tmp_path, plain=PLAIN, layer_norm=BETTER)
-    claim_page.write_page([judge(load_card(card))], tmp_path)
+    claim_page.write_page([evaluate(load_claim(card))], tmp_path)
     before = {p.name: p.read_text() for p in (tmp_path / "claims.md", tmp_path / "figures" / "claims" / "tiny.svg")}
     synthetic(tmp_path, plain=PLAIN, layer_norm=[31.0, *BETTER[1:]])
-    claim_page.write_page([judge(load_card(card))], tmp_path)
+    claim_page.write_page([evaluate(load_claim(card))], tmp_path)
     assert (tmp_path / "claims.md").read_text() != before["claims.md"]
     assert (tmp_path / "figures" / "claims" / "tiny.svg").read_text() != before["tiny.svg"]
 
@@ -703,7 +708,7 @@ def test_claims_that_are_not_shown_come_first(tmp_path: Path) -> None:
         path = synthetic(tmp_path / name, name, plain=PLAIN, layer_norm=layer_norm)
         data = yaml.safe_load(path.read_text()) | {"title": name, "tried": "Other seeds."}
         path.write_text(yaml.safe_dump(data, sort_keys=False))
-        verdicts.append(judge(load_card(path)))
+        verdicts.append(evaluate(load_claim(path)))
     claim_page.write_page(verdicts, tmp_path)
     page = (tmp_path / "claims.md").read_text()
     order = ["d_worse", "c_nothing", "b_lacking", "e_later", "a_shown"]
@@ -713,7 +718,7 @@ def test_claims_that_are_not_shown_come_first(tmp_path: Path) -> None:
     assert "1 contradicted, 1 not shown, 1 underpowered, 1 not run, 1 shown" in " ".join(page.split())
     assert "**Contradicted.**" in page and "**Not shown.**" in page
     assert {p.stem for p in (tmp_path / "figures" / "claims").iterdir()} == set(order) - {"e_later"}
-    output = claims.table(verdicts)
+    output = table(verdicts)
     assert [line.split()[0] for line in output.splitlines()[1:]] == order
     # The figure of a removed claim is deleted.
     claim_page.write_page(verdicts[:1], tmp_path)
@@ -722,7 +727,7 @@ def test_claims_that_are_not_shown_come_first(tmp_path: Path) -> None:
 
 def test_two_seeds_have_a_mean_and_no_interval_on_the_page(tmp_path: Path) -> None:
     card = synthetic(tmp_path, plain=PLAIN[:2], layer_norm=BETTER[:2])
-    claim_page.write_page([judge(load_card(card))], tmp_path)
+    claim_page.write_page([evaluate(load_claim(card))], tmp_path)
     page = (tmp_path / "claims.md").read_text()
     assert "| 31.5 (fewer than 3 seeds: no interval) | 2 |" in page and "underpowered" in page
 
@@ -731,14 +736,5 @@ def test_the_committed_page_is_rendered_from_the_committed_results() -> None:
     """It is not edited by hand and not out of date."""
     page = BUILT_IN.parent / "docs" / "claims.md"
     assert page.exists()
-    made = (
-        "\n".join(
-            claim_page._page(
-                sorted(
-                    (judge(card) for card in find()), key=lambda j: (claim_results.ORDER.index(j.verdict), j.card.name)
-                )
-            )
-        )
-        + "\n"
-    )
+    made = "\n".join(claim_page._page(in_order([evaluate(card) for card in find()]))) + "\n"
     assert page.read_text() == made, "run `pliant claims render`"

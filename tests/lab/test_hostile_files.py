@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from pliant.common.specs import LONGEST_SHOWN, SpecError, parse, shorten
-from pliant.lab.claims.cards import load_card
+from pliant.lab.claims.cards import load_claim
 from pliant.lab.errors import BadInput
 from pliant.lab.experiments.config import load
 from pliant.lab.experiments.config import parse as parse_line
@@ -198,7 +198,7 @@ def test_an_array_runs_exactly_its_own_commands(
     cells = load_study(here / "study.yaml").cells(Path(name))
     assert len(lines) == len(cells) == 2
     for line, cell in zip(lines, cells, strict=True):
-        assert shlex.split(line.split("\t")[1]) == ["exec", "pliant", "train", *cell.words]
+        assert shlex.split(line.split("\t")[1]) == ["exec", "pliant", "train", *cell.line]
     stand_in = tmp_path / "bin" / "pliant"
     stand_in.parent.mkdir()
     stand_in.write_text('#!/bin/bash\nprintf "%s\\0" "$PWD" "$@" > "$RECORD.$SLURM_ARRAY_TASK_ID"\necho ran\n')
@@ -214,7 +214,7 @@ def test_an_array_runs_exactly_its_own_commands(
         done = subprocess.run(["bash", "--", f"{here}/{name}.sh"], cwd=tmp_path, env=environment, capture_output=True)
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
         ran = (tmp_path / f"record.{index}").read_bytes().decode().split("\0")[:-1]
-        assert ran == [str(here), "train", *cell.words]
+        assert ran == [str(here), "train", *cell.line]
         assert (here / cell.folder / "output.log").read_text() == "ran\n"
     assert len(list(tmp_path.glob("record.*"))) == 2 and not list(tmp_path.rglob("PWNED*"))
     assert {path.name for path in here.iterdir()} == {"study.yaml", name, f"{name}.sh", listed.name}
@@ -222,7 +222,7 @@ def test_an_array_runs_exactly_its_own_commands(
     capsys.readouterr()
     assert main(["sweep", "study.yaml", f"--out={name}", "--dry-run"]) == 0
     shown = capsys.readouterr().out.splitlines()[1:]
-    assert [shlex.split(line) for line in shown] == [["pliant", "train", *cell.words] for cell in cells]
+    assert [shlex.split(line) for line in shown] == [["pliant", "train", *cell.line] for cell in cells]
 
 
 def test_a_run_records_its_command(
@@ -238,12 +238,12 @@ def test_a_run_records_its_command(
     (cell,) = load_study(tmp_path / "study.yaml").cells(Path(root))
     folder = tmp_path / cell.folder
     (session,) = json.loads((folder / "versions.json").read_text())
-    assert shlex.split(session["command"]) == ["pliant", "train", *cell.words]
-    assert parse_line(list(cell.words)).config == cell.config
+    assert shlex.split(session["command"]) == ["pliant", "train", *cell.line]
+    assert parse_line(list(cell.line)).config == cell.config
     assert load(folder) == replace(cell.config, run=None)
     assert all((folder / name).exists() for name in ("output.log", "cost.jsonl", "DONE"))
     capsys.readouterr()
-    assert main(["train", *cell.words]) == 0 and "is done" in capsys.readouterr().out
+    assert main(["train", *cell.line]) == 0 and "is done" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([root, "study.yaml"])
 
 
@@ -384,7 +384,7 @@ RIGHT: dict[str, set[str]] = {
     "paired": {"true"},
     "measure": {"empty"},
     "plain": {"none", "empty list", "empty mapping"},
-    "x": {"none", "empty mapping"},
+    "x": {"none", "empty list", "empty mapping"},
     "ppo": {"none", "empty mapping"},
     "CartPole-v1": {"none", "empty mapping"},
     "words": {"empty list"},
@@ -418,7 +418,7 @@ def paths(data: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 )
 def test_a_wrong_type_at_any_key_is_refused_by_name(kind: str, path: tuple[Any, ...], tmp_path: Path) -> None:
     data = {"study": STUDY, "card": CARD, "check": CHECK}[kind]
-    read: Any = load_study if kind == "study" else load_card
+    read: Any = load_study if kind == "study" else load_claim
     read(write(tmp_path / "right.yaml", data))
     file = tmp_path / "wrong.yaml"
     named = [key for key in path if isinstance(key, str)][-1]
@@ -461,14 +461,14 @@ def test_a_study_of_absurd_size_is_refused_at_once(tmp_path: Path, changes: dict
 def test_a_card_of_absurd_size_is_refused_at_once(tmp_path: Path) -> None:
     for seeds in (1_000_000_000, 60_000):
         with pytest.raises(BadInput, match=r"'seeds': .* are more than 100,000 runs"):
-            load_card(write(tmp_path / "card.yaml", CARD | {"seeds": seeds}))
+            load_claim(write(tmp_path / "card.yaml", CARD | {"seeds": seeds}))
 
 
 def test_a_negative_number_in_a_file_is_a_value(tmp_path: Path) -> None:
     changes = {"agents": {"sac": {"agent.target_entropy": -1e-5}}, "environments": ["Pendulum-v1"], "arms": ["plain"]}
     study = load_study(write(tmp_path / "study.yaml", STUDY | changes))
     assert {cell.config.agent_config.target_entropy for cell in study.cells()} == {-1e-5}
-    assert "--agent.target-entropy=-1e-05" in study.cells()[0].words
+    assert "--agent.target-entropy=-1e-05" in study.cells()[0].line
 
 
 def test_a_refused_value_of_a_configuration_is_shortened(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from test_report import run
 from pliant.lab.analysis.page import Box, Bullets, Code, Folded, Heading, Page, Table, Text, as_html, as_markdown
 from pliant.lab.analysis.sections import csv_cell, csv_text
 from pliant.lab.claims import page as claim_page
-from pliant.lab.claims.cards import load_card
-from pliant.lab.claims.results import judge
+from pliant.lab.claims.cards import load_claim
+from pliant.lab.claims.results import evaluate
 from pliant.lab.experiments.config import dump
 from pliant.lab.experiments.study import load_study
 from pliant.scripts.main import main
@@ -245,7 +245,7 @@ def test_the_page_of_claims_escapes_markup_in_the_texts_of_a_claim(tmp_path: Pat
     }
     file = tmp_path / "a `b` <i>.yaml"
     file.write_text(yaml.safe_dump(card, sort_keys=False), encoding="utf-8")
-    text = "\n".join(claim_page._page([judge(load_card(file))]))
+    text = "\n".join(claim_page._page([evaluate(load_claim(file))]))
     check_markdown(text)
     assert text.count("&lt;img") >= 8
 

@@ -19,7 +19,7 @@ from pliant.lab.analysis import figures as report_figures
 from pliant.lab.analysis.comparisons import per_task
 from pliant.lab.analysis.page import Page, Table, Text, as_html, as_markdown
 from pliant.lab.analysis.runs import read_run
-from pliant.lab.claims.results import series, summarise
+from pliant.lab.analysis.summaries import series, summarise
 from pliant.lab.experiments.config import defaults, dump, load
 from pliant.lab.experiments.study import Study, load_study
 from pliant.scripts.main import main

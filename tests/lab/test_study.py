@@ -48,7 +48,7 @@ def test_a_study_is_read_with_all_its_keys(tmp_path: Path) -> None:
     assert (first.config.steps, first.config.checkpoint_every, first.config.threads) == (400, 100, 1)
     # The command gives every setting of the run.
     for cell in cells[:9]:
-        assert parse(list(cell.words), prog="test").config == cell.config
+        assert parse(list(cell.line), prog="test").config == cell.config
 
 
 def test_a_folder_with_a_study_file_is_read_as_the_study(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_slash_in_the_name_of_an_environment_makes_no_subfolder(tmp_path: Path
         ({"flags": {"interventions": ["layer_norm"]}}, "interventions are set in the 'words' of an arm"),
         ({"arms": {"plain": None, "b": ["layer_nrom"]}}, "Did you mean"),
         ({"arms": {"plain": None, "b": {"words": [], "only": ["pp"]}}}, "is neither"),
-        ({"arms": {"plain": None, "b": {"kind": "contrl"}}}, "'kind': expects 'control'"),
+        ({"arms": {"plain": None, "b": {"kind": "contrl"}}}, "'kind' is one of control, treatment, oracle"),
         ({"arms": {"plain": None, "b": {"flags": {"agent.rollout": 64}}}}, "'plain' and 'b' are the same run"),
         ({"arms": {"a": {"kind": "control"}, "b": {"kind": "control", "words": ["layer_norm"]}}}, "which one is the"),
         ({"environments": {"a/b": None, "a-b": None}, "arms": ["plain"]}, "would share a folder"),

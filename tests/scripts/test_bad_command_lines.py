@@ -32,7 +32,7 @@ from pliant.agents import DQN
 from pliant.agents.checkpoint import Checkpoints
 from pliant.agents.saved import BadFile
 from pliant.lab.benchmarks import speed as bench
-from pliant.lab.claims.cards import load_card
+from pliant.lab.claims.cards import load_claim
 from pliant.lab.claims.results import result_file
 from pliant.lab.commands import outputs
 from pliant.lab.errors import BadInput
@@ -610,7 +610,7 @@ injektion | COMMAND 'injektion' is not one of list, run, render
 '' | COMMAND '' is not one of list, run, render
 list injektion | unknown claim 'injektion'. Did you mean 'injection'?
 list '' | NAME is empty
-list gone.yaml | there is no card gone.yaml
+list gone.yaml | there is no claim file gone.yaml
 list text.txt | unknown claim 'text.txt'
 list ./text.txt | text.txt
 list folder/ | folder
@@ -872,7 +872,7 @@ def _torn_result(folder: Path) -> None:
     """A card, and next to it a result that was not completely written."""
     folder.mkdir()
     (folder / "card.yaml").write_text(json.dumps(CARD))
-    card = load_card(folder / "card.yaml")
+    card = load_claim(folder / "card.yaml")
     file = result_file(card, card.arms["plain"], 0)
     file.parent.mkdir(parents=True)
     file.write_text('{"schema": 1, "segme')
