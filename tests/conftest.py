@@ -18,6 +18,7 @@ bound_spinning()  # tests share the machine; it counts only before torch is load
 # How many cases of each parametrised test of a file, or of a class in it, `make test` runs. Measured: with all their
 # cases these files take most of the time of `make test-all`, because most of their cases start a run or a process.
 CASES_IN_QUICK_RUN = {
+    "test_attach.py": 9,
     "test_attribution.py": 1,
     "test_bad_command_lines.py": 2,
     "test_baselines.py": 3,
@@ -28,7 +29,6 @@ CASES_IN_QUICK_RUN = {
     "test_config.py": 2,
     "test_deep_monitors.py": 1,
     "test_drift.py": 1,
-    "test_elsewhere.py": 9,
     "test_folder.py": 1,
     "test_fork.py": 1,
     "test_heads.py": 8,

@@ -1,4 +1,4 @@
-"""Layer normalisation at its places, and random shifts of images, against their definitions."""
+"""Layer normalisation in its placements, and random shifts of images, compared with their definitions."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ CONVS, DENSE = [f"encoder.blocks.{i}" for i in range(4)], ["head.layers.0", "hea
 @pytest.mark.parametrize(
     ("placement", "expected"), [("all", CONVS + DENSE), ("dense", DENSE), ("encoder", CONVS), ("last", DENSE[-1:])]
 )
-def test_norms_stand_where_they_are_placed_and_never_after_the_last_map(placement: Any, expected: list[str]) -> None:
+def test_norms_are_placed_as_configured_and_never_after_the_last_map(placement: Any, expected: list[str]) -> None:
     for layers in (
         normed(on_images(LayerNorm(placement=placement)).critic.online),
         normed(on_images(LayerNorm(placement=placement)).critic.target),
@@ -80,7 +80,7 @@ def test_both_streams_of_a_dueling_network_are_normed() -> None:
         (lambda: on_images(LayerNorm(placement="dense"), hidden=()), "nothing to normalise in the critic of this dqn"),
     ],
 )
-def test_norms_that_would_do_nothing_or_twice_are_refused(make: Callable[[], Agent], message: str) -> None:
+def test_norms_without_an_effect_or_given_twice_are_refused(make: Callable[[], Agent], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -94,7 +94,7 @@ def dense(**options: Any) -> Layer:
     return Layer(nn.utils.skip_init(nn.Linear, 6, 9), Generator().manual_seed(0), norm="layer_norm", **options)
 
 
-def test_a_norm_stands_between_map_and_activation() -> None:
+def test_a_norm_is_between_map_and_activation() -> None:
     layer, x = dense(), torch.randn(5, 6, generator=Generator().manual_seed(1))
     with torch.no_grad():
         layer.norm.weight.copy_(torch.linspace(0.5, 2, 9))  # type: ignore[union-attr]
@@ -114,7 +114,7 @@ def test_the_scale_of_the_map_before_a_norm_does_not_matter(conv: Any, factor: f
     with torch.no_grad():
         for name, layer in all_layers(online).items():
             if layer.norm is not None:
-                # Up to the small number in the root, which these variances are kept well above.
+                # Up to eps, which is much smaller than these variances.
                 layer.norm.eps = 1e-12  # type: ignore[assignment]
             assert layer.norm is not None or name == "advantage"
         before = online(obs)
@@ -125,7 +125,7 @@ def test_the_scale_of_the_map_before_a_norm_does_not_matter(conv: Any, factor: f
     torch.testing.assert_close(online(obs), before, atol=1e-4, rtol=1e-3)
 
 
-def test_gradient_reaches_a_dead_unit_through_the_others() -> None:
+def test_a_dead_unit_gets_a_gradient_through_the_other_units() -> None:
     """dLN_j / dz_i = gain_j / sigma * ((i == j) - 1 / n - z_i z_j / n): a dead unit may become active again."""
     layer, x = dense(activation="relu"), torch.randn(1, 6, generator=Generator().manual_seed(1))
     z = F.linear(x, layer.linear.weight, layer.linear.bias).detach().requires_grad_()
@@ -156,7 +156,7 @@ def test_the_two_norms_of_a_convolution_are_different_networks(conv: Any, shape:
 
 
 @pytest.mark.parametrize("conv", ["gn1", "ln_chw"])
-def test_a_recycled_channel_gets_a_new_norm_at_all_its_places(conv: Any) -> None:
+def test_a_recycled_channel_gets_a_fresh_norm_at_all_positions(conv: Any) -> None:
     agent = on_images(LayerNorm(conv=conv), ReDo(tau=0.0, every=1, on="critic.encoder.blocks.1"))
     stand, blocks = Stand(agent), agent.critic.online.encoder.blocks  # type: ignore[union-attr]
     part, layer = list(agent.interventions)[1], blocks[1]  # type: ignore[index]
@@ -186,8 +186,8 @@ def images(batch: int, height: int, width: int, channels: int = 3, seed: int = 0
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 6), st.integers(3, 12), st.integers(3, 12), st.data())
-def test_a_shift_is_a_crop_out_of_the_padded_image(pad: int, height: int, width: int, data: st.DataObject) -> None:
-    """Every channel of an image moves alike, every image on its own, from -pad to +pad both ways."""
+def test_a_shift_is_a_crop_of_the_padded_image(pad: int, height: int, width: int, data: st.DataObject) -> None:
+    """All channels of an image have the same shift, every image its own, from -pad to +pad in both directions."""
     x = images(4, height, width)
     place = st.lists(st.integers(0, 2 * pad), min_size=4, max_size=4)
     down, right = data.draw(place), data.draw(place)
@@ -199,7 +199,7 @@ def test_a_shift_is_a_crop_out_of_the_padded_image(pad: int, height: int, width:
     assert shifted.dtype == torch.uint8
 
 
-def test_a_shift_is_that_of_the_authors_code() -> None:
+def test_a_shift_equals_that_of_the_authors_code() -> None:
     """DrQ-v2's grid_sample at integer places, in double precision."""
     pad, size = 4, 21
     x, g = images(6, size, size).double(), Generator().manual_seed(3)
@@ -212,7 +212,7 @@ def test_a_shift_is_that_of_the_authors_code() -> None:
     torch.testing.assert_close(crop(x, down, right, pad), theirs, atol=1e-9, rtol=0)
 
 
-def test_the_middle_is_no_shift() -> None:
+def test_a_crop_in_the_middle_is_no_shift() -> None:
     x, middle = images(3, 9, 9), torch.full((3,), 2)
     assert torch.equal(crop(x, middle, middle, 2), x)
 
@@ -225,29 +225,29 @@ def shifted(pad: int = 3, seed: int = 0, batch: int = 256) -> tuple[Agent, Any, 
 
 
 def offsets(before: Tensor, after: Tensor, pad: int) -> list[tuple[int, int]]:
-    """The shift of each image, found by trying all shifts."""
-    found: list[tuple[int, int]] = [(-1, -1)] * len(before)
+    """The shift of each image, determined by trying all shifts."""
+    shifts: list[tuple[int, int]] = [(-1, -1)] * len(before)
     for down in range(2 * pad + 1):
         for right in range(2 * pad + 1):
             at = [torch.full((len(before),), n) for n in (down, right)]
             same = (crop(before, at[0], at[1], pad) == after).flatten(1).all(1)
             for i in same.nonzero().flatten().tolist():
-                found[i] = (down, right)
-    assert (-1, -1) not in found
-    return found
+                shifts[i] = (down, right)
+    assert (-1, -1) not in shifts
+    return shifts
 
 
-def test_an_observation_and_its_successor_are_shifted_apart_and_nothing_else_changes() -> None:
+def test_only_an_observation_and_its_successor_are_shifted_independently() -> None:
     _, before, after = shifted()
     first, second = offsets(before.obs, after.obs, 3), offsets(before.next_obs, after.next_obs, 3)
     alike = sum(a == b for a, b in zip(first, second, strict=True))
-    assert alike < 20, "independent shifts agree once in 49 times"
+    assert alike < 20, "independent shifts must agree only once in 49 times"
     for name in vars(before):
         if name not in ("obs", "next_obs"):
             assert torch.equal(getattr(before, name), getattr(after, name))
 
 
-def test_all_shifts_are_equally_likely_and_both_ways_independent() -> None:
+def test_all_shifts_are_equally_likely_in_both_directions() -> None:
     _, before, after = shifted(batch=2048)
     places = torch.tensor(offsets(before.obs, after.obs, 3))
     counts = torch.bincount(places[:, 0] * 7 + places[:, 1], minlength=49).double()
@@ -270,7 +270,7 @@ def test_shifts_have_their_own_random_stream() -> None:
 
 
 def test_an_update_learns_from_shifted_images() -> None:
-    """The same update, computed by hand on the shifted batch."""
+    """The update equals one that the test computes on the shifted batch."""
     agent, before, after = shifted(batch=8)
     plain = DQN(SMALL_PIXELS, 3, DQN_SMALL)
     stand = Stand(agent, before)

@@ -1,5 +1,4 @@
-"""The number of updates after a step: credit, a fixed ratio, and the adaptive ratio by the rule of its authors'
-code."""
+"""The number of updates after a step: credit, a fixed ratio, and the adaptive ratio compared with its authors' code."""
 
 from __future__ import annotations
 
@@ -108,12 +107,12 @@ def test_no_fraction_of_an_update_is_lost(tenths: int, num_envs: int, steps: int
         assert done == Fraction(tenths, 10) * num_envs * step // 1
 
 
-def test_the_phase_of_random_actions_gives_no_credit() -> None:
+def test_steps_with_random_actions_give_no_credit() -> None:
     assert updates(begin(ReplayRatio(2), learning_starts=6), 10) == [0] * 6 + [2] * 4
 
 
 class Switch(Intervention):
-    """A replay ratio of 0.5, and of 2 from a step on."""
+    """A replay ratio of 0.5, and of 2 from a given step on."""
 
     name = "switch"
 
@@ -126,22 +125,22 @@ class Switch(Intervention):
 
 
 def test_a_change_of_the_ratio_takes_effect_at_once() -> None:
-    """Golden: 0.5 for 10 steps is 5 updates, then 2 for 10 steps is 20."""
+    """A ratio of 0.5 for 10 steps gives 5 updates, then a ratio of 2 for 10 steps gives 20."""
     counts = updates(begin(Switch(10)), 20)
     assert sum(counts[:10]) == 5 and counts[10:] == [2] * 10
-    # Credit that is left over at the switch is not lost.
+    # Remaining credit at the change is not lost.
     counts = updates(begin(Switch(9)), 20)
     assert sum(counts[:9]) == 4 and counts[9:11] == [2, 2] and sum(counts) == 4 + 22
 
 
-def test_resets_are_counted_in_updates_so_they_come_sooner_at_a_higher_ratio() -> None:
+def test_resets_are_counted_in_updates_so_they_are_earlier_at_a_higher_ratio() -> None:
     for ratio, expected in ((1.0, [12, 24]), (2.0, [6, 12, 18, 24]), (4.0, [3, 6, 9, 12, 15, 18, 21, 24])):
         run, fired = begin(ReplayRatio(ratio, reset_every=12)), []
         output = run.agent.components["critic"].online.advantage.linear
         for step in range(1, 25):
             before = output.weight.detach().clone()
             updates(run, 1)
-            # A step of the optimizer moves a weight by little more than its rate, a draw by far more.
+            # A step of the optimizer changes a weight by about its learning rate, a redraw by far more.
             fired += [step] if (output.weight - before).abs().max() > 0.05 else []
         assert fired == expected
 
@@ -158,7 +157,7 @@ def test_resets_are_counted_in_updates_so_they_come_sooner_at_a_higher_ratio() -
         (lambda: begin(AdaptiveReplayRatio(), network=NetworkConfig(hidden=())), "no hidden layer to measure"),
     ],
 )
-def test_senseless_ratios_are_refused(make: Callable[[], Any], message: str) -> None:
+def test_invalid_ratios_are_refused(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -201,15 +200,15 @@ def last(stand: Stand) -> float:
     return float(only(stand.agent).last)
 
 
-def test_the_first_update_is_what_the_first_check_compares_with() -> None:
+def test_the_first_check_compares_with_the_first_update() -> None:
     stand = adaptive()
     feed(stand, [0.37, 0.9])
     assert last(stand) == pytest.approx(0.37) and ratio(stand) == 0.5
 
 
 @pytest.mark.parametrize(("second", "switched"), [(0.5005, True), (0.501, True), (0.4995, True), (0.5011, False)])
-def test_the_synthetic_sequence_of_the_reference(second: float, switched: bool) -> None:
-    """Episodes 1 … 49 at 0.5, the 50th a little off: up to 0.001 is settled, 0.0011 is not, and is what comes next."""
+def test_a_small_change_of_the_mean_switches_the_ratio(second: float, switched: bool) -> None:
+    """Episodes 1 to 49 are at 0.5, the 50th differs a little: a change up to 0.001 switches, one of 0.0011 does not."""
     stand = adaptive(delta=0.001 + 1e-6)
     episodes(stand, [0.5] * 49 + [second])
     assert ratio(stand) == 0.5, "the 50th episode has not ended"
@@ -250,13 +249,13 @@ def test_every_episode_can_be_checked() -> None:
         assert last(stand) == pytest.approx(mean, abs=1e-6)
 
 
-def test_an_interval_without_an_update_decides_nothing() -> None:
+def test_an_interval_without_an_update_switches_nothing() -> None:
     stand = adaptive(every=2)
     feed(stand, [0.5])
     stand.clock = stand.clock.stepped(9, episodes=1)
     stand.clock = stand.clock.stepped(9, episodes=1)
     feed(stand, [0.9], ends=0)
-    # The mean is over what came since the latest check.
+    # The mean is over the updates since the latest check.
     assert last(stand) == pytest.approx(0.5) and ratio(stand) == 2.0
     stand = adaptive(every=2)
     feed(stand, [0.5])
@@ -267,13 +266,13 @@ def test_an_interval_without_an_update_decides_nothing() -> None:
 
 @pytest.mark.parametrize("together", [1, 2, 4])
 def test_ends_of_several_environments_at_once_are_one_check(together: int) -> None:
-    """Four episodes per check: whether they end one by one or all at once, there is exactly one check."""
+    """With four episodes per check there is exactly one check, whether they end one by one or together."""
     stand = adaptive(every=4)
     feed(stand, [0.5] * 3)
     for _ in range(4 // together):
         feed(stand, [0.5] * 3, ends=together)
     assert float(only(stand.agent).checks) == 1.0 and ratio(stand) == 2.0
-    # The next one is due four episodes later.
+    # The next check is due four episodes later.
     for _ in range(4 // together):
         assert float(only(stand.agent).checks) == 1.0
         feed(stand, [0.5] * 3, ends=together)
@@ -307,8 +306,8 @@ def test_on_other_clocks_the_mean_is_over_the_whole_period(of: Any) -> None:
     assert last(stand) == pytest.approx(0.3, abs=1e-6) and ratio(stand) == 2.0
 
 
-def test_the_share_is_pooled_over_the_value_functions_hidden_layers_alone() -> None:
-    """Encoder and projection do not count; a layer's weight is its number of outputs."""
+def test_the_active_fraction_is_pooled_over_the_hidden_layers_of_the_value_function() -> None:
+    """Encoder and projection are not included; the weight of a layer is its number of outputs."""
     network = NetworkConfig(body="drq", width=0.25, hidden=(7, 30))
     agent: Agent = SAC(SMALL_PIXELS, BOX, replace(SAC_SMALL, network=network), interventions=[AdaptiveReplayRatio()])
     stand = Stand(agent)
@@ -321,7 +320,7 @@ def test_the_share_is_pooled_over_the_value_functions_hidden_layers_alone() -> N
     assert last(stand) != pytest.approx(by_layer, abs=1e-5)
 
 
-def test_through_a_real_run_the_ratio_is_one_half_and_then_exactly_two() -> None:
+def test_in_a_real_run_the_ratio_is_one_half_and_then_exactly_two() -> None:
     run = begin(AdaptiveReplayRatio(every=2, delta=1.0), length=6)
     counts = updates(run, 40)
     # Episodes end at steps 6 and 12; the first update after the second end makes the check.
@@ -329,12 +328,12 @@ def test_through_a_real_run_the_ratio_is_one_half_and_then_exactly_two() -> None
     assert counts[12:] == [2] * 28
 
 
-def test_through_a_real_run_it_never_switches_while_units_move() -> None:
+def test_in_a_real_run_it_never_switches_while_units_change() -> None:
     run = begin(AdaptiveReplayRatio(every=1, delta=0.0, at_least=10**6), length=3, num_envs=2)
     assert updates(run, 24) == [1] * 24
 
 
-def test_the_level_is_saved(tmp_path: Path) -> None:
+def test_the_chosen_ratio_is_saved(tmp_path: Path) -> None:
     stand = adaptive(every=1)
     feed(stand, [0.5])
     feed(stand, [0.5, 0.6], ends=1)

@@ -1,4 +1,4 @@
-"""Methods that reset single units, by numbers worked out by hand: ReDo, ReGraMa, continual backprop, SNR."""
+"""Methods that reset single units, compared with numbers computed by hand: ReDo, ReGraMa, continual backprop, SNR."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def on_pixels(*parts: Intervention, **network: Any) -> DQN:
     return DQN(MINATAR, 3, config, interventions=parts)
 
 
-def seeing(agent: DQN, obs: Sequence[Any]) -> Stand:
+def stand_with(agent: DQN, obs: Sequence[Any]) -> Stand:
     """A stand whose memory holds these observations."""
     batch = batch_for(agent, len(obs))
     return Stand(agent, batch.replace(obs=torch.tensor(obs, dtype=torch.float32)))
@@ -60,33 +60,33 @@ def layer_of(agent: Agent, name: str) -> Layer:
 FIRST, OUT = "critic.head.layers.0", "critic.advantage"
 
 
-def golden(**options: Any) -> tuple[DQN, Stand]:
+def reference(**options: Any) -> tuple[DQN, Stand]:
     """The network of the reference: mean outputs (2, 1, 0) on two observations."""
     agent = dqn(ReDo(**{"tau": 0.0, "every": 1, "samples": 2} | options))
     put_(agent.critic.online.head.layers[0], [[1, 0], [0, 1], [-1, -1]])  # type: ignore[union-attr, arg-type]
     put_(agent.critic.online.advantage, [[1, 2, 3], [4, 5, 6]], [0.5, -0.5])  # type: ignore[arg-type]
-    return agent, seeing(agent, [[1, 1], [3, 1]])
+    return agent, stand_with(agent, [[1, 1], [3, 1]])
 
 
 # ----------------------------------------------------------------------------------------------------------- ReDo
 
 
-def test_redo_scores_the_golden_network() -> None:
-    agent, stand = golden()
+def test_redo_scores_the_reference_network_correctly() -> None:
+    agent, stand = reference()
     h = view(agent).activations(stand.memory.batch)["critic"][0]
     a = magnitude(layer_of(agent, FIRST), h)
     assert a.tolist() == [2.0, 1.0, 0.0]
     torch.testing.assert_close(dormancy_score(a), torch.tensor([2.0, 1.0, 0.0]))
 
 
-def test_redo_recycles_the_golden_networks_dead_unit_and_nothing_else() -> None:
-    agent, stand = golden()
+def test_redo_recycles_only_the_dead_unit_of_the_reference_network() -> None:
+    agent, stand = reference()
     remember_(agent)
     online, obs = agent.critic.online, stand.memory.batch.obs
     before, target = parameters(online), parameters(agent.critic.target)  # type: ignore[arg-type]
-    said = online(obs)
+    outputs = online(obs)
     stand.tick().act()
-    assert torch.equal(online(obs), said), "predictions changed"
+    assert torch.equal(online(obs), outputs), "predictions changed"
     touched = {
         "head.layers.0.linear.weight": (slice(2, 3),),
         "head.layers.0.linear.bias": (slice(2, 3),),
@@ -110,7 +110,7 @@ def test_redo_recycles_the_golden_networks_dead_unit_and_nothing_else() -> None:
 
 @pytest.mark.parametrize(("tau", "recycled"), [(0.0, 1), (0.999, 1), (1.0, 2), (1.999, 2), (2.0, 3)])
 def test_redo_counts_units_up_to_tau(tau: float, recycled: int) -> None:
-    agent, stand = golden(tau=tau)
+    agent, stand = reference(tau=tau)
     stand.tick().act()
     assert only(agent).measurements() == {"interventions/redo_units": float(recycled)}
 
@@ -161,8 +161,8 @@ def predictions(agent: Agent, obs: Tensor, action: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("name", DEAD)
 @torch.no_grad()
-def test_dead_units_are_recycled_without_a_trace_in_any_prediction(name: str) -> None:
-    """To the last bit, for every consumer: the next layer, both streams, every critic, the actor."""
+def test_recycling_dead_units_changes_no_prediction(name: str) -> None:
+    """They are equal to the last bit, for every consumer: the next layer, both streams, every critic, the actor."""
     agent = DEAD[name](ReDo(tau=0.0, every=1, on="all"))
     part, stand = only(agent), Stand(agent)
     rectified = {n: u for n, u in part.units.items() if type(u.layer.activation).__name__ in ("ReLU", "CReLU")}
@@ -176,7 +176,7 @@ def test_dead_units_are_recycled_without_a_trace_in_any_prediction(name: str) ->
     for old, new in zip(before, predictions(agent, batch.obs, batch.action), strict=True):
         assert torch.equal(old, new)
     for units in rectified.values():
-        assert units.layer.linear.weight[1].any(), "the dead unit is still there"
+        assert units.layer.linear.weight[1].any(), "the dead unit was not recycled"
         for consumer in units.consumers:
             columns = consumer.columns[1]
             assert len(columns) % units.layer.copies == 0
@@ -185,7 +185,7 @@ def test_dead_units_are_recycled_without_a_trace_in_any_prediction(name: str) ->
                 assert not moment[:, columns].any(), (units.name, key)
 
 
-def test_a_dead_channel_is_cut_from_the_actor_too() -> None:
+def test_a_recycled_channel_is_also_cut_from_the_actor() -> None:
     agent = DEAD["twin critics on pixels"](ReDo(tau=0.0, every=1, on="encoder"))
     part, stand = only(agent), Stand(agent)
     last = part.units["critic.encoder.blocks.3"]
@@ -211,7 +211,7 @@ def test_the_weight_between_two_recycled_units_ends_at_zero() -> None:
     Stand(agent).tick().act()
     assert second.linear.weight[2, [1, 4]].tolist() == [0.0, 0.0]
     others = [i for i in range(6) if first.linear.weight[i].any() and i not in (1, 4)]
-    assert (second.linear.weight[2, others] != 0).all(), "the recycled row is drawn anew elsewhere"
+    assert (second.linear.weight[2, others] != 0).all(), "the other weights of the recycled row must be redrawn"
     assert not second.linear.weight[:, [1, 4]].any()
 
 
@@ -223,14 +223,14 @@ def test_redo_does_not_depend_on_the_scale_of_a_layer(factor: float) -> None:
         with torch.no_grad():
             for p in layer_of(agent, FIRST).parameters():
                 p.mul_(scale)
-        born = layer_of(agent, FIRST).linear.weight.detach().clone()
+        initial = layer_of(agent, FIRST).linear.weight.detach().clone()
         Stand(agent, batch_for(agent, 32)).tick().act()
-        counts.append((layer_of(agent, FIRST).linear.weight != born).any(1))
+        counts.append((layer_of(agent, FIRST).linear.weight != initial).any(1))
     assert torch.equal(*counts) and 0 < counts[0].sum() < 64
 
 
 @given(st.lists(st.floats(0, 100, width=32), min_size=2, max_size=20), st.floats(0.01, 100))
-def test_scores_have_a_mean_of_one_and_no_scale(sizes: list[float], factor: float) -> None:
+def test_scores_have_a_mean_of_one_and_do_not_depend_on_the_scale(sizes: list[float], factor: float) -> None:
     a = torch.tensor(sizes)
     score = dormancy_score(a)
     if a.mean() > 1e-3:
@@ -239,8 +239,8 @@ def test_scores_have_a_mean_of_one_and_no_scale(sizes: list[float], factor: floa
     assert dormancy_score(torch.zeros(4)).tolist() == [0.0] * 4
 
 
-def test_activity_is_a_magnitude_and_a_mean_over_places_and_copies() -> None:
-    """A unit that oscillates about zero is as active as a constant one; a channel counts wherever it fires."""
+def test_activity_is_the_mean_magnitude_over_positions_and_copies() -> None:
+    """A unit that oscillates about zero is as active as a constant one; every position of a channel counts."""
     agent = dqn(ReDo())
     layer = copy.copy(layer_of(agent, FIRST))
     assert magnitude(layer, torch.tensor([[2.0, -1.0, 0.0], [-2.0, -1.0, 4.0]])).tolist() == [2.0, 1.0, 2.0]
@@ -262,7 +262,7 @@ def test_recycled_rows_follow_the_initialiser_of_their_layer(init: str) -> None:
     )
     layer = layer_of(agent, FIRST)
     old = layer.linear.weight.detach().clone()
-    born = layer.fresh(torch.Generator().manual_seed(77))["linear.weight"]
+    initial = layer.fresh(torch.Generator().manual_seed(77))["linear.weight"]
     recycled = []
     stand = Stand(agent, batch_for(agent, 4))
     for _ in range(6):
@@ -272,21 +272,23 @@ def test_recycled_rows_follow_the_initialiser_of_their_layer(init: str) -> None:
         old = layer.linear.weight.detach().clone()
     rows = torch.cat(recycled)
     assert len(rows) > 100
-    assert ks(rows, born) < 1.95
-    assert rows.square().sum(1).mean().item() == pytest.approx(born.square().sum(1).mean().item(), rel=0.05)
+    assert ks(rows, initial) < 1.95
+    assert rows.square().sum(1).mean().item() == pytest.approx(initial.square().sum(1).mean().item(), rel=0.05)
     if init == "torch":
         assert 0.999 * 40**-0.5 < rows.abs().max() <= 40**-0.5
 
 
-def test_the_largest_share_is_recycled_of_the_most_dormant() -> None:
+def test_at_most_the_given_fraction_of_the_most_dormant_units_is_recycled() -> None:
     score = torch.tensor([0.5, 0.1, 0.9, 0.1, 0.3, 2.0])
     reached = score <= 0.5
     assert lowest(score, reached, 1.0).tolist() == reached.tolist()
     assert lowest(score, reached, 0.5).nonzero().flatten().tolist() == [1, 3, 4]
     assert lowest(score, reached, 0.34).nonzero().flatten().tolist() == [1, 3]
-    assert lowest(score, reached, 0.9).tolist() == reached.tolist(), "nobody is recycled to fill the share"
+    assert lowest(score, reached, 0.9).tolist() == reached.tolist(), (
+        "no other unit may be recycled to reach the fraction"
+    )
     assert lowest(torch.arange(100.0), torch.ones(100, dtype=torch.bool), 0.29).sum() == 29
-    agent, stand = golden(tau=1.0, max_fraction=0.34)
+    agent, stand = reference(tau=1.0, max_fraction=0.34)
     stand.tick().act()
     assert only(agent).measurements() == {"interventions/redo_units": 1.0}
 
@@ -295,10 +297,12 @@ def test_the_largest_share_is_recycled_of_the_most_dormant() -> None:
     ("step_counts", "recycled", "neighbour"),
     [("per_weight", 1.0, 1.0), ("per_tensor", 3.162278, 1.0), ("zeroed", 1.0, 0.316228)],
 )
-def test_the_first_step_after_recycling(step_counts: Any, recycled: float, neighbour: float) -> None:
+def test_the_first_step_after_recycling_depends_on_the_step_counts(
+    step_counts: Any, recycled: float, neighbour: float
+) -> None:
     """In learning rates, along a constant gradient: the effect of each policy on a recycled weight and its
     neighbours."""
-    agent, stand = golden(step_counts=step_counts)
+    agent, stand = reference(step_counts=step_counts)
     remember_(agent)
     stand.tick().act()
     weight, outgoing = layer_of(agent, FIRST).linear.weight, layer_of(agent, OUT).linear.weight
@@ -315,8 +319,8 @@ def test_the_first_step_after_recycling(step_counts: Any, recycled: float, neigh
     torch.testing.assert_close(moved[:, :2], torch.full((2, 2), neighbour), rtol=2e-3, atol=0)
 
 
-def test_redo_samples_the_replay_on_its_schedule_and_at_no_other_time() -> None:
-    agent, stand = golden(every=3, samples=7, start=5, stop=9)
+def test_redo_samples_the_replay_only_on_its_schedule() -> None:
+    agent, stand = reference(every=3, samples=7, start=5, stop=9)
     fired = []
     for _ in range(12):
         stand.tick().act()
@@ -326,10 +330,10 @@ def test_redo_samples_the_replay_on_its_schedule_and_at_no_other_time() -> None:
 
 
 def test_redo_can_measure_the_updates_own_batch() -> None:
-    agent, stand = golden(samples=0)
-    born = layer_of(agent, FIRST).linear.weight.detach().clone()
+    agent, stand = reference(samples=0)
+    initial = layer_of(agent, FIRST).linear.weight.detach().clone()
     stand.tick().act({"critic": [torch.tensor([[0.0, 1.0, 1.0]])]})
-    changed = (layer_of(agent, FIRST).linear.weight != born).any(1)
+    changed = (layer_of(agent, FIRST).linear.weight != initial).any(1)
     assert changed.tolist() == [True, False, False] and stand.memory.requests == 0
 
 
@@ -354,7 +358,7 @@ def test_parts_without_units_are_refused(kind: type[Recycler]) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["conv to linear", "twin critics on pixels"])
-def test_not_even_the_first_event_makes_the_host_wait(part: Callable[[], Recycler], name: str) -> None:
+def test_the_first_event_does_not_wait_for_the_device(part: Callable[[], Recycler], name: str) -> None:
     agent = DEAD[name](part())
     stand = Stand(agent)
     activations = view(agent).activations(stand.memory.batch)
@@ -387,17 +391,17 @@ def changed_rows(agent: DQN, act: Callable[[], None]) -> list[bool]:
 
 
 @pytest.mark.parametrize("mode", ["unit", "weight_grad"])
-def test_a_unit_that_is_on_but_unread_is_active_to_redo_and_inactive_to_regrama(mode: str) -> None:
+def test_a_unit_without_outgoing_weights_is_active_for_redo_and_inactive_for_regrama(mode: str) -> None:
     agent, stand = two_units(mode, [[1.0], [1.0]], [0.0, 0.0], [[1.0, 0.0], [1.0, 0.0]])
     h = view(agent).activations(stand.memory.batch)["critic"][0]
     assert dormancy_score(magnitude(layer_of(agent, FIRST), h)).tolist() == pytest.approx([1.0, 1.0])
     agent.update(stand.memory.batch, agent.plan(stand.tick().clock))
-    put_(layer_of(agent, OUT), [[1.0, 0.0], [1.0, 0.0]])  # the update itself has begun to read it
+    put_(layer_of(agent, OUT), [[1.0, 0.0], [1.0, 0.0]])  # the update itself has changed these outgoing weights
     assert changed_rows(agent, stand.act) == [False, True]
 
 
 @pytest.mark.parametrize(("mode", "recycled"), [("unit", [False, False]), ("weight_grad", [False, True])])
-def test_a_dead_unit_has_a_gradient_that_its_weights_do_not_get(mode: str, recycled: list[bool]) -> None:
+def test_a_dead_unit_has_a_gradient_but_its_weights_have_none(mode: str, recycled: list[bool]) -> None:
     """The loss has a gradient with respect to a dead unit's output, but its weights get none: the two modes differ."""
     agent, stand = two_units(mode, [[1.0], [-1.0]], [0.0, 0.0], [[1.0, 1.0], [1.0, 1.0]])
     agent.update(stand.memory.batch, agent.plan(stand.tick().clock))
@@ -405,7 +409,7 @@ def test_a_dead_unit_has_a_gradient_that_its_weights_do_not_get(mode: str, recyc
 
 
 @pytest.mark.parametrize(("mode", "recycled"), [("unit", [False, False]), ("weight_grad", [False, True])])
-def test_samples_that_cancel_make_an_active_unit_look_inactive_by_its_weights(mode: str, recycled: list[bool]) -> None:
+def test_an_active_unit_is_inactive_by_its_weights_if_samples_cancel(mode: str, recycled: list[bool]) -> None:
     """Unit 1 is pulled up by one sample and down by the other; unit 0 is active only for the first sample."""
     agent, stand = two_units(mode, [[1.0], [0.0]], [0.0, 1.0], [[1.0, 1.0], [1.0, 1.0]])
     # Inputs 1 and -1 give h = (1, 1) and (0, 1), q = 2 and 1: errors of -8 and -8 pull unit 1's weight by -8 and +8.
@@ -417,8 +421,8 @@ def test_samples_that_cancel_make_an_active_unit_look_inactive_by_its_weights(mo
     assert changed_rows(agent, stand.act) == recycled
 
 
-def test_the_gradient_of_a_unit_by_hand() -> None:
-    """Mean over samples of |error * outgoing weight| / B."""
+def test_the_gradient_of_a_unit_equals_values_computed_by_hand() -> None:
+    """It is the mean over samples of |error * outgoing weight| / B."""
     agent, stand = two_units("unit", [[1.0], [2.0]], [0.0, 0.0], [[1.0, 3.0], [-1.0, 0.5]])
     stand.memory.batch = stand.memory.batch.replace(action=torch.tensor([0, 1]), reward=torch.tensor([10.0, 4.0]))
     # q(a=0) = 1 + 6 = 7, error -3; q(a=1) = -1 + 1 = 0, error -4.
@@ -436,11 +440,9 @@ def annealed(updates: int) -> tuple[int, float]:
 @pytest.mark.parametrize(
     ("updates", "n_step", "gamma"), [(None, 3, 0.9), *((u, *annealed(u)) for u in (1000, 5000, 9000))]
 )
-def test_the_gradient_of_a_unit_is_that_of_the_agents_own_targets(
-    updates: int | None, n_step: int, gamma: float
-) -> None:
-    """Summed up in double precision, from the steps that were lived through, one by one: with three steps, and while
-    BBF anneals n-step and discount."""
+def test_the_gradient_of_a_unit_uses_the_agents_own_targets(updates: int | None, n_step: int, gamma: float) -> None:
+    """It is compared with a sum in double precision over the recorded steps: with n-step returns, and while BBF anneals
+    n-step and discount."""
     part = ReGraMa(every=1, samples=32)
     made = dict(target_period=1000, value_loss="mse", buffer_size=256, learning_starts=1)
     if updates is None:
@@ -449,28 +451,28 @@ def test_the_gradient_of_a_unit_is_that_of_the_agents_own_targets(
         network = NetworkConfig(hidden=(12, 10))
         agent = DQN(MINATAR, 3, replace(DQN_SMALL, network=network, **made), interventions=(BBF(), part))
     envs, memory = RandomEnvs(agent.observation, agent.action), agent.memory()
-    obs, lived = envs.reset(), []
+    obs, recorded = envs.reset(), []
     memory.start(obs)
     g = torch.Generator().manual_seed(0)
     for _ in range(150):
         action = torch.randint(agent.action.size, (1,), generator=g).numpy()
         step = envs.step(action)
         memory.add(action, step)
-        lived.append((obs[0], int(action[0]), float(step.reward[0]), step))
+        recorded.append((obs[0], int(action[0]), float(step.reward[0]), step))
         obs = step.obs
     drawn: list[int] = []
     sample = memory.sample
 
-    def noted(*args: Any, **kwargs: Any) -> Any:
+    def recorded_sample(*args: Any, **kwargs: Any) -> Any:
         batch = sample(*args, **kwargs)
         drawn.extend(batch.index.tolist())
         return batch
 
-    memory.sample = noted  # type: ignore[method-assign]
+    memory.sample = recorded_sample  # type: ignore[method-assign]
     clock = Clock(steps=500, updates=updates or 7)
     sizes = part.unit_gradients(SimpleNamespace(agent=agent, clock=clock, memory=memory))
 
-    def said(network: Any, x: Any) -> list[float]:
+    def outputs(network: Any, x: Any) -> list[float]:
         with torch.no_grad():
             values: list[float] = network(torch.from_numpy(x[None])).flatten().tolist()
         return values
@@ -478,21 +480,21 @@ def test_the_gradient_of_a_unit_is_that_of_the_agents_own_targets(
     total = torch.zeros(10, dtype=torch.float64)
     for i in drawn:
         ret, factor = 0.0, 1.0
-        for _, _, reward, step in lived[i : i + n_step]:
+        for _, _, reward, step in recorded[i : i + n_step]:
             ret, factor = ret + factor * reward, factor * gamma
             if step.terminated[0] or step.truncated[0]:
                 break
-        ret += 0.0 if step.terminated[0] else factor * max(said(agent.critic.target, step.final_obs[0]))
-        at, action, *_ = lived[i]
-        error = said(agent.critic.online, at)[action] - ret
+        ret += 0.0 if step.terminated[0] else factor * max(outputs(agent.critic.target, step.final_obs[0]))
+        at, action, *_ = recorded[i]
+        error = outputs(agent.critic.online, at)[action] - ret
         total += abs(error) * agent.critic.online.advantage.linear.weight[action].detach().double().abs()
     assert len(drawn) == 32
     torch.testing.assert_close(sizes["critic.head.layers.1"].double(), total / 32 / 32, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("name", ["conv to linear", "crelu, conv to linear", "dueling, conv to linear"])
-def test_the_gradient_of_a_unit_is_what_moving_its_output_does_to_the_loss(name: str) -> None:
-    """Against finite differences: add a constant to one unit's outputs, for one sample, at one position and copy."""
+def test_the_gradient_of_a_unit_equals_finite_differences_of_the_loss(name: str) -> None:
+    """A constant is added to one unit's output, for one sample, at one position and copy."""
     agent, layer = DEAD[name](ReGraMa(on="encoder", every=1)), "critic.encoder.blocks.0"
     assert isinstance(agent, DQN)
     part, stand = only(agent), Stand(agent, batch_for(agent, 2))
@@ -502,7 +504,7 @@ def test_the_gradient_of_a_unit_is_what_moving_its_output_does_to_the_loss(name:
         at = [int(torch.randint(n, (), generator=g)) for n in (2, unit.layer.copies, 8, 8)]
         losses = []
         for move in (h, -h):
-            held = Nudged(unit.layer, 5, at, move)
+            held = AddToOutput(unit.layer, 5, at, move)
             unit.layer.activation = held
             losses.append(agent.loss(stand.memory.batch)[0].item())
             unit.layer.activation = held.inner
@@ -512,7 +514,7 @@ def test_the_gradient_of_a_unit_is_what_moving_its_output_does_to_the_loss(name:
     assert places.std() < 3 * places.mean() and size[5] > 0
 
 
-class Nudged(nn.Module):
+class AddToOutput(nn.Module):
     """Adds a number to the output of one unit of one sample, at one copy and place."""
 
     def __init__(self, layer: Layer, unit: int, at: Sequence[int], move: float) -> None:
@@ -522,13 +524,13 @@ class Nudged(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.inner(x).clone()
-        if x.requires_grad:  # the online network, and not the target's
+        if x.requires_grad:  # only in the online network
             x[self.at[0], self.place, self.at[2], self.at[3]] += self.move
         return x
 
 
-def test_measuring_gradients_leaves_no_trace() -> None:
-    """Neither in gradients, nor in weights, nor in the streams of training, dropout included."""
+def test_measuring_gradients_changes_no_state() -> None:
+    """Gradients, weights and the generators of training, including dropout's, do not change."""
     network = NetworkConfig(hidden=(12, 10), norm="layer_norm")
     config = replace(SAC_SMALL, network=network, dropout=0.2, critics=3, target_critics=2)
     agent = SAC((5,), BOX, config, interventions=[ReGraMa(tau=0.0, every=1, on="all")])
@@ -563,7 +565,7 @@ def test_regrama_can_leave_outgoing_weights_as_they_are() -> None:
         assert torch.equal(layer_of(agent, OUT).linear.weight, before if not outgoing else torch.zeros_like(before))
 
 
-def test_regrama_caps_the_share() -> None:
+def test_regrama_limits_the_fraction_of_recycled_units() -> None:
     agent = dqn(ReGraMa(tau=100.0, every=1, max_fraction=0.5), inputs=4, hidden=(6,))
     assert sum(changed_rows(agent, Stand(agent).tick().act)) == 3
 
@@ -574,26 +576,26 @@ def test_regrama_caps_the_share() -> None:
 H = torch.tensor([[1.0, 0.0, 4.0], [3.0, 2.0, 4.0]])
 
 
-def golden_cbp(utility: Any, **options: Any) -> tuple[DQN, Stand, ContinualBackprop]:
+def reference_cbp(utility: Any, **options: Any) -> tuple[DQN, Stand, ContinualBackprop]:
     agent = dqn(ContinualBackprop(**{"rho": 0.0, "maturity": 0, "decay": 0.9, "utility": utility} | options))
     put_(layer_of(agent, FIRST), [[1, -1], [-2, 2], [0.5, -0.5]])
     put_(layer_of(agent, OUT), [[1, -2, 3], [1, 0, 1]])
     return agent, Stand(agent), only(agent)
 
 
-def memory(part: ContinualBackprop | SelfNormalizedReset, what: str, layer: str = FIRST) -> Tensor:
-    found = getattr(part, part._key(layer, what))
-    assert isinstance(found, Tensor)
-    return found
+def memory(part: ContinualBackprop | SelfNormalizedReset, key: str, layer: str = FIRST) -> Tensor:
+    value = getattr(part, part._key(layer, key))
+    assert isinstance(value, Tensor)
+    return value
 
 
 @pytest.mark.parametrize(
     ("utility", "expected"),
     [("contribution", [4.0, 2.0, 16.0]), ("zero_mean", [2.0, 2.0, 0.0]), ("adaptable", [1.0, 0.5, 0.0])],
 )
-def test_utilities_of_the_golden_layer(utility: str, expected: list[float]) -> None:
-    """Sums over weights; a constant unit that contributes most is not adaptable at all."""
-    _, stand, part = golden_cbp(utility)
+def test_utilities_of_the_reference_layer_are_correct(utility: str, expected: list[float]) -> None:
+    """They are sums over weights; a constant unit contributes most and has no adaptability."""
+    _, stand, part = reference_cbp(utility)
     stand.tick().act({"critic": [H]})
     corrected = 1 - 0.9
     torch.testing.assert_close(memory(part, "mean")[0] / corrected, torch.tensor([2.0, 1.0, 4.0]))
@@ -601,8 +603,8 @@ def test_utilities_of_the_golden_layer(utility: str, expected: list[float]) -> N
     assert memory(part, "age").tolist() == [1.0, 1.0, 1.0]
 
 
-def test_averages_are_exponential_and_corrected_for_their_age() -> None:
-    _, stand, part = golden_cbp("zero_mean", decay=0.8)
+def test_averages_are_exponential_with_a_bias_correction() -> None:
+    _, stand, part = reference_cbp("zero_mean", decay=0.8)
     f, u = torch.zeros(3), torch.zeros(3)
     g = torch.Generator().manual_seed(3)
     for age in range(1, 6):
@@ -616,14 +618,14 @@ def test_averages_are_exponential_and_corrected_for_their_age() -> None:
 
 
 def test_without_decay_averages_are_instantaneous() -> None:
-    _, stand, part = golden_cbp("contribution", decay=0.0)
+    _, stand, part = reference_cbp("contribution", decay=0.0)
     for h in (torch.rand(4, 3), H):
         stand.tick().act({"critic": [h]})
     assert memory(part, "utility").tolist() == [4.0, 2.0, 16.0]
 
 
 def test_the_utility_of_a_channel_adds_up_its_positions() -> None:
-    """Convolution to linear: |h| of each position times the weights that read it there."""
+    """From convolution to linear: |h| of each position times its outgoing weights there."""
     agent = on_pixels(ContinualBackprop(0.0, maturity=0, decay=0.0, on="encoder"), hidden=(5,))
     part, stand = only(agent), Stand(agent)
     name = "critic.encoder.blocks.0"
@@ -634,7 +636,7 @@ def test_the_utility_of_a_channel_adds_up_its_positions() -> None:
     torch.testing.assert_close(memory(part, "utility", name), (h.abs().mean(0).view(16, 64) * outgoing).sum(1))
 
 
-def test_the_utility_of_two_copies_is_the_sum_of_theirs() -> None:
+def test_the_utility_of_a_unit_with_two_copies_is_their_sum() -> None:
     network = NetworkConfig(hidden=(3,), activation="crelu")
     agent = dqn(ContinualBackprop(0.0, maturity=0, decay=0.0), network=network)
     stand, out = Stand(agent), layer_of(agent, OUT).linear.weight.detach()
@@ -644,7 +646,7 @@ def test_the_utility_of_two_copies_is_the_sum_of_theirs() -> None:
     torch.testing.assert_close(memory(only(agent), "utility"), per_copy[:3] + per_copy[3:])
 
 
-def test_all_consumers_of_a_unit_count() -> None:
+def test_the_utility_of_a_unit_includes_all_its_consumers() -> None:
     agent = DQN(
         MINATAR,
         3,
@@ -662,13 +664,13 @@ def test_all_consumers_of_a_unit_count() -> None:
 
 
 def watch(part: ContinualBackprop, stand: Stand, h: Tensor) -> int:
-    """One update; the number of units replaced in it."""
+    """The number of units that one update replaces."""
     stand.tick().act({"critic": [h]})
     return int(part.measurements()[f"interventions/{part.name}_units"])
 
 
-def test_fractions_of_units_accumulate() -> None:
-    """Golden: rho = 0.3 and one eligible unit are replacements at calls 4, 7 and 10."""
+def test_fractions_of_replacements_accumulate() -> None:
+    """With rho = 0.3 and one eligible unit replacements occur at calls 4, 7 and 10."""
     agent = dqn(ContinualBackprop(0.3, maturity=0), hidden=(1,))
     replaced = [watch(only(agent), Stand(agent), torch.ones(4, 1)) for _ in range(20)]
     assert [i + 1 for i, n in enumerate(replaced) if n] == [4, 7, 10, 14, 17, 20]
@@ -676,7 +678,7 @@ def test_fractions_of_units_accumulate() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(rho=st.integers(1, 100), units=st.integers(1, 9), calls=st.integers(1, 40))
-def test_exactly_as_many_are_replaced_as_are_due(rho: int, units: int, calls: int) -> None:
+def test_exactly_the_due_number_of_units_is_replaced(rho: int, units: int, calls: int) -> None:
     agent = dqn(ContinualBackprop(rho / 100, maturity=0), hidden=(units,))
     part, stand = only(agent), Stand(agent)
     total = 0
@@ -685,8 +687,8 @@ def test_exactly_as_many_are_replaced_as_are_due(rho: int, units: int, calls: in
         assert total == Fraction(rho, 100) * units * call // 1
 
 
-def test_a_thousandth_replacement_falls_due_when_it_should() -> None:
-    """0.7 per call is 700 in a thousand calls: neither increments nor their sum may be rounded to single precision."""
+def test_the_accumulated_replacements_are_exact_after_a_thousand_calls() -> None:
+    """0.7 per call is 700 in a thousand calls, so increments and their sum must not be in single precision."""
     agent = dqn(ContinualBackprop(0.7, maturity=0), hidden=(1,))
     part, stand = only(agent), Stand(agent)
     total = 0
@@ -703,20 +705,20 @@ def test_immature_units_are_never_replaced_and_maturity_restarts() -> None:
     assert memory(part, "age").tolist() == [1.0] * 5
 
 
-def test_no_immature_unit_is_taken_in_the_place_of_a_mature_one() -> None:
+def test_no_immature_unit_is_replaced_instead_of_a_mature_one() -> None:
     agent = dqn(ContinualBackprop(0.4, maturity=3), hidden=(5,))
     part, stand = only(agent), Stand(agent)
     memory(part, "age").copy_(torch.tensor([9.0, 0.0, 9.0, 0.0, 0.0]))
     out = layer_of(agent, OUT).linear.weight
     put_(layer_of(agent, OUT), [[5, 0, 4, 0, 0], [5, 0, 4, 0, 0]])
     counts = [watch(part, stand, torch.ones(2, 5)) for _ in range(2)]
-    # 0.8 and then 1.6 are due: the weaker of the two mature units goes, not those that nobody reads.
+    # 0.8 and then 1.6 are due: the weaker mature unit is replaced, not the immature units without outgoing weights.
     assert counts == [0, 1] and out[0].tolist() == [5, 0, 0, 0, 0]
     assert memory(part, "age").tolist() == [11.0, 2.0, 0.0, 2.0, 2.0]
 
 
 def test_the_least_useful_unit_is_reinitialised_and_its_neighbours_are_unaffected() -> None:
-    agent, stand, part = golden_cbp("contribution", rho=0.34)
+    agent, stand, part = reference_cbp("contribution", rho=0.34)
     remember_(agent)
     online = agent.critic.online
     before = parameters(online)
@@ -740,7 +742,7 @@ def test_the_least_useful_unit_is_reinitialised_and_its_neighbours_are_unaffecte
     for moment in memories(agent, out.linear.weight).values():
         assert torch.equal(moment, column.expand(2, 3))
     for moment in memories(agent, out.linear.bias).values():
-        assert (moment == 1.0).all(), "what was folded into a bias does not make it new"
+        assert (moment == 1.0).all(), "a bias with a folded mean keeps its optimizer state"
 
 
 class Held(nn.Module):
@@ -774,8 +776,8 @@ class Held(nn.Module):
 )
 @pytest.mark.parametrize("updates", [1, 5])
 @torch.no_grad()
-def test_replacing_a_unit_that_stands_at_its_mean_changes_no_value(name: str, updates: int) -> None:
-    """A constant unit is the least adaptable: it is replaced, and its mean contribution stays, to rounding."""
+def test_replacing_a_unit_that_is_at_its_mean_changes_no_value(name: str, updates: int) -> None:
+    """A constant unit is the least adaptable: it is replaced, and its mean contribution stays up to rounding."""
     layer = {"twin critics": "critic.members.1.body.layers.0", "twin critics on pixels": "critic.encoder.blocks.3"}.get(
         name, "critic.encoder.blocks.0" if "conv" in name else FIRST
     )
@@ -783,7 +785,7 @@ def test_replacing_a_unit_that_stands_at_its_mean_changes_no_value(name: str, up
     agent = DEAD[name](probe)
     units = probe.units[layer]
     probe.rho = 1.0 / units.count + 1e-6
-    units.layer.linear.bias += 1.0  # no other unit is dead, and so constant too
+    units.layer.linear.bias += 1.0  # so that no other unit is dead, and thus constant
     units.layer.activation = Held(units.layer, 1, (0.7, 0.2))
     batch = batch_for(agent, 64)
     stand = Stand(agent, batch)
@@ -806,7 +808,7 @@ def test_a_replaced_unit_gets_no_compensation_itself() -> None:
     assert not layer_of(agent, "critic.head.layers.1").linear.weight.any()
 
 
-def test_twin_critics_are_evaluated_separately() -> None:
+def test_both_critics_are_evaluated_separately() -> None:
     agent = SAC((5,), BOX, SAC_SMALL, interventions=[ContinualBackprop(0.07, maturity=0)])
     part, stand = only(agent), Stand(agent)
     layers = [f"critic.members.{k}.body.layers.0" for k in (0, 1)]
@@ -818,9 +820,9 @@ def test_twin_critics_are_evaluated_separately() -> None:
     assert [(memory(part, "age", name) == 0).nonzero().flatten().tolist() for name in layers] == [[3], [4]]
 
 
-def test_a_unit_without_incoming_weights_has_a_utility_too() -> None:
+def test_a_unit_without_incoming_weights_has_a_finite_utility() -> None:
     """0 / 0 would be a NaN, which is never smaller or larger than any other utility."""
-    _, stand, part = golden_cbp("adaptable")
+    _, stand, part = reference_cbp("adaptable")
     with torch.no_grad():
         part.units[FIRST].layer.linear.weight[2] = 0.0
     stand.tick().act({"critic": [H]})
@@ -847,12 +849,12 @@ def fire(stand: Stand, *pattern: Sequence[int]) -> list[int]:
 def test_a_unit_that_fires_every_third_time_has_inactive_periods_of_two() -> None:
     agent, stand, part = snr()
     memory(part, "threshold").fill_(3.0)
-    born = parameters(agent.critic.online)
+    initial = parameters(agent.critic.online)
     counts = fire(stand, *([0, 1], [0, 1], [1, 1]) * 20)
-    assert not any(counts) and all(torch.equal(p, born[n]) for n, p in agent.critic.online.named_parameters())
+    assert not any(counts) and all(torch.equal(p, initial[n]) for n, p in agent.critic.online.named_parameters())
     record = memory(part, "record")
     assert record[0].nonzero().flatten().tolist() == [2] and record[0, 2] == 20
-    assert not record[1].any(), "a unit that always fires has no silences"
+    assert not record[1].any(), "a unit that always fires has no inactive periods"
 
 
 def test_an_inactive_unit_is_reset_when_its_inactive_period_reaches_the_threshold() -> None:
@@ -871,13 +873,13 @@ def test_an_inactive_unit_is_reset_when_its_inactive_period_reaches_the_threshol
     for moment in memories(agent, first.linear.weight).values():
         assert torch.equal(moment, torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
     assert memory(part, "age").tolist() == [0.0, 0.0]
-    assert memory(part, "record")[0].nonzero().flatten().tolist() == [5], "it was silent for at least so long"
-    # From here on it has as long again.
+    assert memory(part, "record")[0].nonzero().flatten().tolist() == [5], "the reset ends an inactive period of five"
+    # From here on it has the same time again.
     assert fire(stand, *([0, 1],) * 5) == [0, 0, 0, 0, 1]
 
 
 def test_any_sample_and_any_position_makes_a_unit_fire() -> None:
-    """Four samples at once and one by one give the same inactive periods, up to that rule."""
+    """Four samples together count as one observation, and one by one as four."""
     agent = on_pixels(SelfNormalizedReset(longest=50, on="encoder"), activation="crelu")
     part, stand, name = only(agent), Stand(agent), "critic.encoder.blocks.0"
     h = torch.zeros(4, 32, 8, 8)
@@ -896,27 +898,27 @@ def test_any_sample_and_any_position_makes_a_unit_fire() -> None:
     assert memory(four, "age").item() == 1 and memory(one, "age").item() == 6
 
 
-def test_what_counts_as_firing() -> None:
-    """More than eps in magnitude: a rectified unit that is positive, any other that is not near zero."""
+def test_a_unit_fires_if_an_output_exceeds_eps() -> None:
+    """The magnitude counts, so the rule also holds for units that are not rectified."""
     _, stand, part = snr(4, eps=0.5)
     stand.tick().act({"critic": [torch.tensor([[0.5, 0.51, -0.51, 0.0]])]})
     assert memory(part, "age").tolist() == [1.0, 0.0, 0.0, 1.0]
 
 
-def test_thresholds_are_the_percentile_of_a_units_own_record() -> None:
+def test_thresholds_are_the_percentile_of_each_units_record() -> None:
     _, _, part = snr(5, percentile=0.9, expansion=2.0)
     record = torch.zeros(5, len(bin_lengths()), dtype=torch.int32)
     record[0, 2], record[0, 7] = 9, 1  # 90 % are at most 2
-    record[1, 2], record[1, 7] = 8, 2  # it takes 7 to reach 90 %
-    record[2, 30] = 4  # would not lower the threshold, so it grows
-    record[3, 49] = 1  # … no further than the longest
+    record[1, 2], record[1, 7] = 8, 2  # 90 % are reached at 7
+    record[2, 30] = 4  # this would not lower the threshold, so it grows
+    record[3, 49] = 1  # … up to the longest period
     threshold = torch.tensor([20.0, 20.0, 20.0, 40.0, 13.0])
     part.renew(threshold, record)
     assert threshold.tolist() == [2.0, 7.0, 40.0, 50.0, 13.0], "an empty record keeps its threshold"
     assert not record.any()
 
 
-def test_the_percentile_can_be_all() -> None:
+def test_the_percentile_can_be_one() -> None:
     _, _, part = snr(1, percentile=1.0)
     record = torch.zeros(1, len(bin_lengths()), dtype=torch.int32)
     record[0, 2], record[0, 9] = 999, 1
@@ -927,13 +929,13 @@ def test_the_percentile_can_be_all() -> None:
 
 def test_thresholds_are_renewed_on_their_schedule() -> None:
     _, stand, part = snr(2, percentile=0.5, renew=6)
-    assert memory(part, "threshold").tolist() == [50.0, 50.0], "the longest is the first"
+    assert memory(part, "threshold").tolist() == [50.0, 50.0], "the first threshold is the longest period"
     fire(stand, *([0, 1], [0, 1], [1, 1]) * 2)
     assert memory(part, "threshold").tolist() == [2.0, 50.0]
     assert fire(stand, [0, 1], [0, 1]) == [0, 1]
 
 
-def test_short_silences_have_a_bin_each_and_long_ones_a_sixteenth_of_an_octave() -> None:
+def test_short_periods_have_their_own_bins_and_long_ones_a_sixteenth_of_an_octave() -> None:
     lengths, ages = bin_lengths(), torch.arange(1, 20_001).float()
     bins = bin_of(ages, lengths)
     assert bins[: EXACT - 1].tolist() == list(range(1, EXACT))
@@ -954,7 +956,7 @@ def authors_threshold(threshold: float, silences: Sequence[int], percentile: flo
     return reached if reached < threshold else threshold * expansion
 
 
-def test_a_unit_that_never_fires_is_given_twice_as_long_each_time() -> None:
+def test_the_threshold_of_a_unit_that_never_fires_doubles_each_time() -> None:
     """Each inactive period ends in a reset at the threshold itself, so no period is shorter than the threshold."""
     _, stand, part = snr(renew=100, longest=20_000, expansion=2.0)
     threshold = memory(part, "threshold").fill_(100.0)
@@ -962,7 +964,7 @@ def test_a_unit_that_never_fires_is_given_twice_as_long_each_time() -> None:
     for _ in range(3):
         fire(stand, *([0, 1],) * 100)
         seen.append(threshold[0].item())
-    assert seen == [200.0, 200.0, 400.0], "it was reset at updates 100 and 300"
+    assert seen == [200.0, 200.0, 400.0], "the unit is reset at updates 100 and 300"
     threshold, seen = torch.tensor([100.0]), []
     for _ in range(9):
         record = torch.zeros(1, len(bin_lengths()), dtype=torch.int32)
@@ -980,26 +982,28 @@ def test_a_unit_that_never_fires_is_given_twice_as_long_each_time() -> None:
     percentile=st.sampled_from([0.5, 0.9, 0.95, 1.0]),
     expansion=st.sampled_from([1.0, 1.5, 2.0]),
 )
-def test_thresholds_fall_and_grow_as_by_the_authors_rule(
+def test_thresholds_follow_the_authors_rule(
     threshold: float, silences: list[tuple[float, int]], exactly: int, percentile: float, expansion: float
 ) -> None:
-    """With inactive periods on both sides of the threshold, within its own bin too."""
+    """Inactive periods are shorter and longer than the threshold, and also within its bin."""
     part = SelfNormalizedReset(percentile=percentile, expansion=expansion, longest=10**6)
     part.lengths = bin_lengths()
-    lived = [max(1, round(share * threshold)) for share, times in silences for _ in range(times)]
-    lived += [math.ceil(threshold)] * exactly
+    periods = [max(1, round(share * threshold)) for share, times in silences for _ in range(times)]
+    periods += [math.ceil(threshold)] * exactly
     record, held = torch.zeros(1, len(part.lengths), dtype=torch.int32), torch.tensor([float(threshold)])
-    for silence in lived:
+    for silence in periods:
         part.note(record, torch.tensor([float(silence)]), torch.tensor([True]), held)
     part.renew(held, record)
-    wanted = authors_threshold(threshold, lived, percentile, expansion)
-    if wanted >= threshold or wanted < EXACT:
-        assert held.item() == wanted
+    expected = authors_threshold(threshold, periods, percentile, expansion)
+    if expected >= threshold or expected < EXACT:
+        assert held.item() == expected
     else:
-        assert 2 ** (-2 / 16) * wanted < held.item() <= wanted, "the shortest of its bin, or of the one below"
+        assert 2 ** (-2 / 16) * expected < held.item() <= expected, (
+            "the threshold is the shortest period of its bin, or of the bin below"
+        )
 
 
-def test_the_most_overdue_are_reset_first_and_no_more_than_allowed() -> None:
+def test_the_most_overdue_units_are_reset_first_up_to_the_limit() -> None:
     _, stand, part = snr(4, most=2)
     memory(part, "age").copy_(torch.tensor([9.0, 9.0, 9.0, 9.0]))
     memory(part, "threshold").copy_(torch.tensor([9.0, 5.0, 50.0, 3.0]))
@@ -1021,6 +1025,6 @@ def test_the_most_overdue_are_reset_first_and_no_more_than_allowed() -> None:
         (lambda: SelfNormalizedReset(expansion=0.5), "at least 1"),
     ],
 )
-def test_senseless_parameters_are_refused(make: Callable[[], Any], message: str) -> None:
+def test_invalid_parameters_are_refused(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()

@@ -1,4 +1,4 @@
-"""The unit graph, on every architecture; surgery against numbers."""
+"""The unit graph on every architecture, and surgery compared with numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ class Silence(nn.Module):
 
 @pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
-def test_unit_law(name: str) -> None:
-    """Zeroing the inputs that a unit owns equals holding the unit at zero."""
+def test_zeroing_owned_inputs_equals_holding_the_unit_at_zero(name: str) -> None:
+    """The law of units."""
     _, forward, graph = CASES[name]()
     plain = forward()
     assert graph and all(units.resettable for units in graph.values())
@@ -120,11 +120,11 @@ def test_unit_law(name: str) -> None:
                 weight.copy_(old)
             torch.testing.assert_close(cut, held, atol=1e-6, rtol=1e-5)
             moved += not torch.allclose(held, plain, atol=1e-7)
-    assert moved > 0, "no unit mattered: the test saw nothing"
+    assert moved > 0, "no unit had an effect: the test checked nothing"
     assert torch.equal(forward(), plain)
 
 
-def test_the_graph_by_hand() -> None:
+def test_the_graph_equals_one_derived_by_hand() -> None:
     network = QNetwork(SMALL, 3, 1, NetworkConfig(hidden=(5,), activation="crelu"), generator())
     graph = unit_graph(network, lambda: network(torch.zeros(1, *SMALL.shape, dtype=torch.uint8)))
     conv, dense = graph.values()
@@ -167,7 +167,7 @@ def trained() -> Trained:
         state["exp_avg_sq"].fill_(2.0)
     graph = unit_graph(network, lambda: network(torch.zeros(1, 7)))
     for units in graph.values():
-        assert all(len(consumer.columns) == units.count for consumer in units.consumers)  # sorted on the host, once
+        assert all(len(consumer.columns) == units.count for consumer in units.consumers)  # sorted once, on the host
     return network, graph, optimizer
 
 
@@ -178,19 +178,17 @@ def chosen(units: int, *which: int) -> Chosen:
 def test_the_optimizer_of_a_parameter_is_looked_up_by_identity() -> None:
     p, q, free = (nn.Parameter(torch.zeros(2)) for _ in range(3))
     first, second = torch.optim.Adam([p], amsgrad=True), torch.optim.SGD([q], lr=0.1, momentum=0.9)
-    found = Optimizers([first, second])
-    assert found.memory(p) == {} and not first.state, "asking must not begin a state"
+    optimizers = Optimizers([first, second])
+    assert optimizers.memory(p) == {} and not first.state, "a query must not create a state"
     for parameter, optimizer in ((p, first), (q, second)):
         parameter.grad = torch.ones(2)
         optimizer.step()
-    assert set(found.memory(p)) == {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
-    assert set(found.memory(q)) == {"momentum_buffer"}
-    assert found.step(p) is first.state[p]["step"] and found.step(q) is None
-    assert found.memory(free) == {} and found.step(free) is None
-    (
-        found.count_per_weight(p),
-        found.count_per_weight(free),
-    )  # torch's own optimizers have no ages, and nobody trains `free`
+    assert set(optimizers.memory(p)) == {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
+    assert set(optimizers.memory(q)) == {"momentum_buffer"}
+    assert optimizers.step(p) is first.state[p]["step"] and optimizers.step(q) is None
+    assert optimizers.memory(free) == {} and optimizers.step(free) is None
+    for parameter in (p, free):  # torch's own optimizers have no step counts per weight, and none trains `free`
+        optimizers.count_per_weight(parameter)
     assert "filled" not in first.state[p]
     mine = Adam([free], OptimizerConfig())
     Optimizers([mine]).count_per_weight(free)
@@ -203,7 +201,7 @@ def test_resetting_the_state_of_a_parameter_restarts_its_optimizer() -> None:
     step = optimizer.state[parameter]["step"]
     with no_wait():
         forget_(Optimizers([optimizer]), parameter)
-    assert optimizer.state[parameter]["step"] is step, "the counter may live on the device: never replace it"
+    assert optimizer.state[parameter]["step"] is step, "the counter may be on the device, so it must not be replaced"
     assert not any(value.any() for value in optimizer.state[parameter].values())
     assert optimizer.state[other]["step"].item() == 3.0 and (optimizer.state[other]["exp_avg"] == 1.0).all()
     parameter.grad = torch.ones_like(parameter)
@@ -251,7 +249,7 @@ def test_outgoing_weights_can_stay_unchanged() -> None:
     assert not optimizer.state[first.layer.linear.weight]["exp_avg"][0].any()
 
 
-def test_a_dead_unit_can_be_recycled_without_a_trace_in_the_predictions() -> None:
+def test_recycling_a_dead_unit_changes_no_prediction() -> None:
     network = QNetwork(VECTOR, 3, 1, NetworkConfig(hidden=(6, 5)), generator())
     optimizers = Optimizers([torch.optim.Adam(network.parameters())])
     graph = unit_graph(network, lambda: network(torch.zeros(1, 7)))
@@ -265,7 +263,7 @@ def test_a_dead_unit_can_be_recycled_without_a_trace_in_the_predictions() -> Non
     assert first.layer.linear.bias[2] > -1
 
 
-def test_the_draw_depends_on_how_many_could_be_chosen_and_never_on_which() -> None:
+def test_the_draw_depends_only_on_the_number_of_candidates() -> None:
     streams, drawn = [], []
     for mask in (torch.zeros(6, dtype=torch.bool), torch.ones(6, dtype=torch.bool), torch.arange(6) == 3):
         _, graph, optimizer = trained()
@@ -277,7 +275,7 @@ def test_the_draw_depends_on_how_many_could_be_chosen_and_never_on_which() -> No
     assert torch.equal(drawn[1][3], drawn[2][3])
 
 
-def test_units_chosen_by_index_change_where_they_are_valid_and_nowhere_else() -> None:
+def test_only_valid_units_chosen_by_index_are_changed() -> None:
     network, graph, optimizer = trained()
     first, second = graph.values()
     before = {n: p.detach().clone() for n, p in network.named_parameters()}
@@ -302,10 +300,10 @@ def test_units_are_drawn_from_the_initialiser_of_their_layer(init: str, count: i
     assert all(d["linear.weight"].shape == (count, 30) and d["linear.bias"].shape == (count,) for d in drawn)
     assert all((d["norm.weight"] == 1).all() and (d["norm.bias"] == 0).all() for d in drawn)
     new = torch.cat([d["linear.weight"].flatten() for d in drawn])
-    born = torch.cat([layer.fresh(g)["linear.weight"].flatten() for _ in range(40)])
-    assert ks(new, born) < 1.95
+    initial = torch.cat([layer.fresh(g)["linear.weight"].flatten() for _ in range(40)])
+    assert ks(new, initial) < 1.95
     norms = torch.cat([d["linear.weight"].square().sum(1) for d in drawn])
-    assert norms.mean().item() == pytest.approx(30 * born.square().mean().item(), rel=0.03)
+    assert norms.mean().item() == pytest.approx(30 * initial.square().mean().item(), rel=0.03)
     biases = torch.cat([d["linear.bias"] for d in drawn])
     bound = 1 / math.sqrt(30)
     if init == "orthogonal":
@@ -315,9 +313,8 @@ def test_units_are_drawn_from_the_initialiser_of_their_layer(init: str, count: i
         assert new.abs().max() <= bound and new.abs().max() > 0.999 * bound
 
 
-def test_the_initialiser_is_not_that_of_the_public_ports() -> None:
-    """Golden: at 512 inputs initial weights are within 0.0441942; kaiming with gain sqrt 2 would be sqrt 6 times as
-    large."""
+def test_the_initialiser_differs_from_that_of_public_reimplementations() -> None:
+    """With 512 inputs initial weights are within 0.0441942; kaiming with gain sqrt 2 would be sqrt 6 times as large."""
     layer = Layer(nn.utils.skip_init(nn.Linear, 512, 64), generator())
     largest = layer.fresh_units(8, generator(1))["linear.weight"].abs().max().item()
     assert 0.0441 < largest <= 0.0441942
@@ -343,7 +340,7 @@ def test_the_folded_bias_is_the_mean_contribution_of_a_unit(name: str) -> None:
     plain, held = network(obs), HoldAt(units.layer, 1, means)
     units.layer.activation = held
     before = network(obs)
-    assert not torch.allclose(plain, before, atol=1e-4), "the unit did not matter: the test saw nothing"
+    assert not torch.allclose(plain, before, atol=1e-4), "the unit had no effect: the test checked nothing"
     for consumer in units.consumers:
         at = at_inputs(consumer, units, means[:, None].expand(-1, consumer.columns.numel() // len(means)))
         fold_into_bias_(consumer, Chosen(torch.tensor([1, 0]), torch.tensor([True, False])), at)
@@ -399,8 +396,8 @@ def test_a_layer_can_keep_its_norm_and_its_optimizer_state() -> None:
 
 
 @pytest.mark.parametrize(("t", "factor"), [(1, 0.316228), (10, 0.153189), (100, 0.308566), (1000, 0.795176)])
-def test_zeroing_the_shared_step_slows_the_neighbours_down(t: int, factor: float) -> None:
-    """The reason for step counts per weight: golden numbers of the artefact, on torch's Adam."""
+def test_zeroing_the_shared_step_count_slows_the_neighbours_down(t: int, factor: float) -> None:
+    """This is the reason for step counts per weight; the numbers are those of torch's Adam."""
     p = nn.Parameter(torch.zeros(2, dtype=torch.float64))
     optimizer = torch.optim.Adam([p], lr=1.0, eps=0.0)
     p.grad = torch.ones_like(p)
@@ -414,7 +411,7 @@ def test_zeroing_the_shared_step_slows_the_neighbours_down(t: int, factor: float
     assert (before - p).detach()[0].item() == pytest.approx(factor, abs=1e-5)
 
 
-def test_a_blend_by_its_numbers() -> None:
+def test_a_blend_equals_numbers_computed_by_hand() -> None:
     layer = next(iter(trained()[1].values())).layer
     old = {k: p.clone() for k, p in layer.named_parameters()}
     drawn = layer.fresh(generator(7))
@@ -437,7 +434,7 @@ def test_a_copied_layer_holds_the_same_numbers_in_its_own_tensors() -> None:
     assert not torch.equal(first.linear.weight, second.linear.weight)
 
 
-def test_copies_of_a_head_read_the_encoder_before_they_are_opened() -> None:
+def test_copies_of_a_head_are_consumers_of_the_encoder_before_they_are_opened() -> None:
     """Recycling a channel must also zero its weights in heads that an injection freezes later."""
     config = DQNConfig(network=NetworkConfig(hidden=(5,), injections=1))
     agent = DQN(SMALL, 3, config)

@@ -26,7 +26,7 @@ from pliant.interventions import INTERVENTIONS
 from pliant.interventions.core.surgery import MEMORY
 from pliant.interventions.external.attach import Learner, Plasticity, attach, attachable
 
-WORDS = {
+SPECS = {
     "redo": "redo(tau=0.9, every=2, on=all)",
     "continual_backprop": "continual_backprop(rho=0.05, maturity=2)",
     "self_normalized_reset": "self_normalized_reset(percentile=0.5, renew=2, longest=2, eps=1.5)",
@@ -34,7 +34,7 @@ WORDS = {
     "regrama, weights": "regrama(tau=0.7, every=2, mode=weight_grad)",
     "reset": "reset(every=3, of=updates)",
     "shrink_perturb": "shrink_perturb(every=3, of=updates, target=same)",
-    "shrink_perturb, to birth": "shrink_perturb(every=1, of=updates, noise=initial, moments=keep)",
+    "shrink_perturb, to initial": "shrink_perturb(every=1, of=updates, noise=initial, moments=keep)",
     "hare_tortoise": "hare_tortoise(every=3)",
 }
 UNITS = ("redo", "continual_backprop", "self_normalized_reset", "regrama", "regrama, weights")
@@ -50,7 +50,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# Networks. A module named `unit_*` puts out the units of one layer, which is how the laws find them without the graph.
+# Networks. A module named `unit_*` outputs the units of one layer, so the laws can find them without the graph.
 
 
 class Named(nn.Module):
@@ -99,7 +99,7 @@ class Image(Named):
 
 
 class Heads(Named):
-    """A functional activation and two heads; one head reads another function of the same number of positions."""
+    """A functional activation and two heads; one head uses another function of the same number of positions."""
 
     units: ClassVar = {"critic.trunk": "unit_trunk", "critic.first": "unit_first"}
 
@@ -135,7 +135,7 @@ class TwinCritic(Named):
 
 
 class Layouts(Named):
-    """A convolution read by a convolution and a flattened map, a flattening with channels last, a mean over tokens."""
+    """A convolution with a convolution and a flattened map as consumers, channels last, and a mean over tokens."""
 
     units: ClassVar = {"critic.conv": "unit_conv", "critic.inner": "unit_inner", "critic.token": "unit_token"}
 
@@ -175,16 +175,16 @@ def total(outputs: Any) -> Tensor:
 class Loop:
     """An external training loop."""
 
-    def __init__(self, case: str, *words: str, seed: int = 0, optimizer: Any = torch.optim.Adam) -> None:
+    def __init__(self, case: str, *specs: str, seed: int = 0, optimizer: Any = torch.optim.Adam) -> None:
         self.case = case
         self.network = seeded(CASES[case][0], seed)
         self.target = copy.deepcopy(self.network).requires_grad_(False).eval()
         self.optimizer = optimizer(self.network.parameters(), lr=1e-2)
         self.time = 0
         self.plasticity: Any = None
-        if words:
+        if specs:
             self.plasticity = attach(
-                self.network, self.optimizer, inputs_of(case, 1), *words, target=self.target, seed=seed
+                self.network, self.optimizer, inputs_of(case, 1), *specs, target=self.target, seed=seed
             )
 
     def learn(self, updates: int, guard: Any = nullcontext) -> None:
@@ -193,7 +193,7 @@ class Loop:
             inputs = inputs_of(self.case, seed=self.time)
             if self.plasticity is not None:
                 self.plasticity.before_update()
-            with torch.random.fork_rng():  # dropout is the loop's own
+            with torch.random.fork_rng():  # dropout uses the generator of the loop
                 torch.manual_seed(self.time)
                 y = total(self.network(*inputs))
             with torch.no_grad():
@@ -245,11 +245,11 @@ def differences(first: Any, second: Any) -> list[str]:
     ]
 
 
-# ------------------------------------------------------------------------------------------------- what is measured
+# ----------------------------------------------------------------------------------------------------- measurements
 
 
 def silencer(units: int, unit: int) -> Callable[..., Tensor]:
-    """A forward hook that holds a unit of a module's output at zero, whatever lies between it and its consumers."""
+    """A forward hook that holds a unit of a module's output at zero, for any modules between it and its consumers."""
 
     def hook(module: nn.Module, args: Any, out: Tensor) -> Tensor:
         out = out.clone()
@@ -261,8 +261,8 @@ def silencer(units: int, unit: int) -> Callable[..., Tensor]:
 
 @each_case
 @torch.no_grad()
-def test_unit_law(case: str) -> None:
-    """Zeroing the inputs that a unit owns equals holding the unit at zero."""
+def test_zeroing_owned_inputs_equals_holding_the_unit_at_zero(case: str) -> None:
+    """The law of units, for external networks."""
     network = seeded(CASES[case][0]).eval()
     plasticity = attach(network, torch.optim.Adam(network.parameters()), inputs_of(case, 1))
     graph = plasticity.agent.survey.graph
@@ -304,11 +304,11 @@ def test_methods_observe_the_outputs_of_units(case: str) -> None:
     gradients = agent.unit_gradients()
     for name, h in seen.items():
         layer = agent.survey.graph[name].layer
-        for found, true in ((outputs[name], h), (gradients[name], h.grad)):
-            assert true is not None and len(found) == len(true)
+        for observed, true in ((outputs[name], h), (gradients[name], h.grad)):
+            assert true is not None and len(observed) == len(true)
             true = true.detach().reshape(len(true), *(2,) * (name == "critic.second"), layer.units, -1)
             for size in (Tensor.clone, Tensor.abs, Tensor.square):
-                mine = size(found.reshape(len(found), layer.copies, layer.units, -1)).mean((1, 3))
+                mine = size(observed.reshape(len(observed), layer.copies, layer.units, -1)).mean((1, 3))
                 theirs = size(true).mean(3).mean(1) if name == "critic.second" else size(true).mean(2)
                 torch.testing.assert_close(mine, theirs)
     for handle in handles:
@@ -372,10 +372,10 @@ def test_norms_belong_to_the_units_that_they_normalise() -> None:
 
 
 @each_case
-@pytest.mark.parametrize("method", WORDS)
+@pytest.mark.parametrize("method", SPECS)
 class TestLaws:
-    def test_acts_and_keeps_identity(self, case: str, method: str) -> None:
-        plain, loop = Loop(case), Loop(case, WORDS[method])
+    def test_it_acts_without_replacing_a_tensor(self, case: str, method: str) -> None:
+        plain, loop = Loop(case), Loop(case, SPECS[method])
         held = {
             name: (id(t), t.data_ptr())
             for m in (loop.network, loop.target)
@@ -383,7 +383,7 @@ class TestLaws:
         }
         for one in (plain, loop):
             one.learn(9)
-        assert differences(plain.network.state_dict(), loop.network.state_dict()), "it did nothing"
+        assert differences(plain.network.state_dict(), loop.network.state_dict()), "the method did nothing"
         assert held == {
             name: (id(t), t.data_ptr())
             for m in (loop.network, loop.target)
@@ -391,8 +391,8 @@ class TestLaws:
         }
         assert all(torch.isfinite(p).all() for p in loop.network.parameters())
 
-    def test_resumes_to_the_last_bit(self, case: str, method: str) -> None:
-        straight, stopped, resumed = (Loop(case, WORDS[method], seed=s) for s in (0, 0, 5))
+    def test_it_resumes_to_the_last_bit(self, case: str, method: str) -> None:
+        straight, stopped, resumed = (Loop(case, SPECS[method], seed=s) for s in (0, 0, 5))
         straight.learn(9)
         stopped.learn(4)
         resumed.resume(stopped.saved())
@@ -401,7 +401,7 @@ class TestLaws:
 
     def test_the_host_does_not_wait_and_the_global_generator_is_unused(self, case: str, method: str) -> None:
         before = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]
-        loop = Loop(case, WORDS[method])
+        loop = Loop(case, SPECS[method])
         loop.learn(2)
         loop.learn(7, guard=no_wait)
         assert torch.equal(before[0], torch.get_rng_state())
@@ -411,7 +411,7 @@ class TestLaws:
 @pytest.mark.parametrize("case", ["mlp", "image", "two heads", "layouts"])
 @pytest.mark.parametrize("method", UNITS)
 def test_optimizer_state_is_reset_exactly_where_weights_are_edited(case: str, method: str) -> None:
-    loop = Loop(case, WORDS[method])
+    loop = Loop(case, SPECS[method])
     loop.learn(3)
     acted = 0
     for _ in range(4):
@@ -432,7 +432,9 @@ def test_optimizer_state_is_reset_exactly_where_weights_are_edited(case: str, me
                 if key not in MEMORY:
                     assert torch.equal(now, was), "the step counter belongs to the whole tensor"
                     continue
-                folded = method == "continual_backprop" and p.ndim == 1  # a bias that a mean was folded into is not new
+                folded = (
+                    method == "continual_backprop" and p.ndim == 1
+                )  # a bias keeps its optimizer state if a mean is folded into it
                 assert folded or not now[changed].any()
                 assert torch.equal(now[now != 0], was[now != 0])
                 if not changed.any() and p.ndim > 1:
@@ -441,11 +443,11 @@ def test_optimizer_state_is_reset_exactly_where_weights_are_edited(case: str, me
     assert acted
 
 
-@pytest.mark.parametrize("case", ["mlp", "image", "two heads", "layouts"])  # the rectified ones
-@pytest.mark.parametrize("word", ["redo(tau=0, every=1)", "self_normalized_reset(longest=1)"])
-def test_dead_units_are_recycled_without_a_trace(case: str, word: str) -> None:
-    """The consumers' inputs from the unit are exactly zero, so recycling it changes no prediction by a bit."""
-    loop = Loop(case, word)
+@pytest.mark.parametrize("case", ["mlp", "image", "two heads", "layouts"])  # the cases with rectified units
+@pytest.mark.parametrize("spec", ["redo(tau=0, every=1)", "self_normalized_reset(longest=1)"])
+def test_recycling_dead_units_changes_no_prediction(case: str, spec: str) -> None:
+    """The consumers' inputs from the unit are exactly zero, so predictions stay equal to the last bit."""
+    loop = Loop(case, spec)
     network, target = loop.network.eval(), [p.clone() for p in loop.target.parameters()]
     dead: list[Tensor] = []
     graph = loop.plasticity.agent.survey.graph
@@ -473,8 +475,8 @@ def test_dead_units_are_recycled_without_a_trace(case: str, word: str) -> None:
 
 
 @each_case
-def test_a_replaced_unit_leaves_its_mean_in_the_bias(case: str) -> None:
-    """Continual backpropagation on one repeated input: every unit outputs its mean, so nothing changes."""
+def test_the_mean_of_a_replaced_unit_is_folded_into_the_bias(case: str) -> None:
+    """With one repeated input every unit outputs its mean, so continual backpropagation changes no output."""
     loop = Loop(case, "continual_backprop(rho=0.3, maturity=1)")
     network = loop.network.eval()
     loop.optimizer.param_groups[0]["lr"] = 0.0
@@ -516,8 +518,8 @@ def test_the_mean_of_a_flattened_map_is_compensated_position_by_position() -> No
 
 
 @pytest.mark.parametrize(("kind", "first"), [("torch", 3.162), ("pliant", 1.0)])
-def test_the_first_step_of_a_new_weight(kind: str, first: float) -> None:
-    """The artefact of a shared step counter, and its solution."""
+def test_the_first_step_of_a_new_weight_depends_on_the_step_counts(kind: str, first: float) -> None:
+    """It shows the effect of a shared step count, and of step counts per weight."""
 
     def make(parameters: Any, lr: float) -> torch.optim.Optimizer:
         if kind == "torch":
@@ -549,21 +551,21 @@ def test_the_first_step_of_a_new_weight(kind: str, first: float) -> None:
     before = weight.detach().clone()
     for p in loop.network.parameters():
         p.grad = torch.full_like(p, 1.0)
-        loop.optimizer.state[p]["step"].fill_(1e6)  # as after a long time
+        loop.optimizer.state[p]["step"].fill_(1e6)  # as after long training
     loop.optimizer.step()
     assert ((before - weight)[2] / 1e-2).mean().item() == pytest.approx(first, rel=0.02)
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.RMSprop, torch.optim.AdamW, torch.optim.RAdam])
-def test_other_optimizers(kind: Any) -> None:
+def test_other_optimizers_are_supported(kind: Any) -> None:
     def make(parameters: Any, lr: float) -> Any:
         more = {"momentum": 0.9} if kind in (torch.optim.SGD, torch.optim.RMSprop) else {}
         return kind(parameters, lr=lr, **more)
 
-    loop = Loop("image", WORDS["redo"], WORDS["reset"], optimizer=make)
+    loop = Loop("image", SPECS["redo"], SPECS["reset"], optimizer=make)
     loop.learn(6)
     assert all(torch.isfinite(p).all() for p in loop.network.parameters())
-    straight = Loop("image", WORDS["redo"], WORDS["reset"], optimizer=make, seed=3)
+    straight = Loop("image", SPECS["redo"], SPECS["reset"], optimizer=make, seed=3)
     straight.resume(loop.saved())
     for one in (loop, straight):
         one.learn(4)
@@ -589,19 +591,19 @@ def test_a_reset_reinitialises_everything_and_the_target() -> None:
         assert not any(v.any() for v in loop.optimizer.state[p].values()), name
 
 
-def test_the_encoder_has_its_name_and_parts_are_found() -> None:
+def test_parts_and_a_named_encoder_are_recognised() -> None:
     network = seeded(Image)
-    words = ("reset(every=1, of=updates, layers=head)", "shrink_perturb(every=1, of=updates, layers=encoder)")
-    plasticity = attach(network, torch.optim.Adam(network.parameters()), inputs_of("image", 1), *words)
+    specs = ("reset(every=1, of=updates, layers=head)", "shrink_perturb(every=1, of=updates, layers=encoder)")
+    plasticity = attach(network, torch.optim.Adam(network.parameters()), inputs_of("image", 1), *specs)
     assert [len(part.names) for part in plasticity.interventions] == [2, 2]
     renamed = nn.Sequential()
     renamed.add_module("cnn", seeded(Image).encoder)
     renamed.add_module("q", nn.Linear(36, 2))
-    found = attach(renamed, torch.optim.Adam(renamed.parameters()), inputs_of("image", 1), encoder="cnn")
-    assert list(found.agent.survey.layers) == ["critic.encoder.0", "critic.encoder.4", "critic.q"]
+    attached = attach(renamed, torch.optim.Adam(renamed.parameters()), inputs_of("image", 1), encoder="cnn")
+    assert list(attached.agent.survey.layers) == ["critic.encoder.0", "critic.encoder.4", "critic.q"]
 
 
-def test_heads_that_sit_out_an_update_do_not_age() -> None:
+def test_heads_that_take_no_part_in_an_update_do_not_age() -> None:
     class Tasks(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -623,7 +625,7 @@ def test_heads_that_sit_out_an_update_do_not_age() -> None:
     assert sorted(ages.values()) == [0.0, 3.0]
 
 
-def test_several_networks_at_once() -> None:
+def test_several_networks_can_be_attached_together() -> None:
     critic, actor = seeded(TwinCritic), seeded(Plain)
     optimizers = [torch.optim.Adam(m.parameters()) for m in (critic, actor)]
     learners = {
@@ -641,10 +643,10 @@ def test_several_networks_at_once() -> None:
         Plasticity({"critic": learners["actor"], "actor": learners["actor"]}, [])
 
 
-# ----------------------------------------------------------------------------------------------------- no trace left
+# ----------------------------------------------------------------------------------------------------- side effects
 
 
-def test_nothing_leaks() -> None:
+def test_copies_have_no_active_hooks_and_detaching_removes_all_hooks() -> None:
     network = seeded(Image)
     network.encoder.eval()
     modes = [m.training for m in network.modules()]
@@ -671,13 +673,13 @@ def test_nothing_leaks() -> None:
 
 
 def test_attaching_without_acting_changes_no_bit() -> None:
-    plain, looking = Loop("image"), Loop("image", "regrama(tau=0, every=1000)", "redo(every=1000)")
-    for loop in (plain, looking):
+    plain, observed = Loop("image"), Loop("image", "regrama(tau=0, every=1000)", "redo(every=1000)")
+    for loop in (plain, observed):
         loop.learn(5)
-    assert not differences(plain.network.state_dict(), looking.network.state_dict())
+    assert not differences(plain.network.state_dict(), observed.network.state_dict())
 
 
-def test_only_the_first_pass_with_gradients_counts() -> None:
+def test_only_the_first_forward_pass_with_gradients_is_used() -> None:
     loop = Loop("mlp", "redo")
     x = inputs_of("mlp")[0]
     loop.plasticity.before_update()
@@ -689,7 +691,7 @@ def test_only_the_first_pass_with_gradients_counts() -> None:
     assert torch.equal(seen["critic.body.0"], loop.network.body[:2](x)) and first.requires_grad
 
 
-def test_clocks() -> None:
+def test_updates_and_steps_are_counted() -> None:
     loop = Loop("mlp", "reset(every=10)")
     loop.plasticity.before_update()
     loop.network(*inputs_of("mlp"))
@@ -876,7 +878,7 @@ def test_refusals_of_specs_that_need_an_agent_name_an_alternative() -> None:
         attach(pooled, torch.optim.Adam(pooled.parameters()), inputs_of("layouts", 1)).load_state_dict(state)
 
 
-def test_orthogonal_initialisation() -> None:
+def test_orthogonal_initialisation_is_used_for_new_weights() -> None:
     def make() -> nn.Module:
         network = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2))
         for module in (network[0], network[2]):
@@ -943,7 +945,7 @@ def kill(*layers: nn.Linear) -> None:
         layer.weight[1], layer.bias[1] = 0.0, -1.0
 
 
-def test_dqn_of_sb3(tmp_path: Path) -> None:
+def test_methods_work_in_dqn_of_sb3(tmp_path: Path) -> None:
     module = sb3()
     model = dqn()
     kill(model.q_net.q_net[0], model.q_net.q_net[2])
@@ -964,14 +966,14 @@ def test_dqn_of_sb3(tmp_path: Path) -> None:
     obs = draw(5, 4).numpy()
     assert np.array_equal(model.predict(obs, deterministic=True)[0], again.predict(obs, deterministic=True)[0])
     assert not differences(model.q_net.state_dict(), again.q_net.state_dict())
-    # And on with what the interventions remember.
+    # A restored run continues with the state of the interventions.
     other = module.PlasticityCallback("redo(tau=0, every=20)", "continual_backprop(rho=0.001, maturity=5)", seed=2)
     other.load_state_dict(callback.state_dict())
     again.learn(60, callback=other, reset_num_timesteps=False)
     assert other.plasticity.clock.updates == again._n_updates > 100 and other.plasticity.clock.steps == 300
 
 
-def test_sac_of_sb3() -> None:
+def test_methods_work_in_sac_of_sb3() -> None:
     module = sb3()
     model = sac()
     kill(model.critic.qf0[0], model.critic.qf1[2], model.actor.latent_pi[0])
@@ -1015,7 +1017,7 @@ class Pictures(gymnasium.Env[Any, Any]):
         return frame, 1.0, bool(self.np_random.random() < 0.1), False, {}
 
 
-def test_sb3_from_pixels() -> None:
+def test_methods_work_in_sb3_with_pixels() -> None:
     module = sb3()
     model = dqn(policy="CnnPolicy", env=Pictures(), learning_starts=8, batch_size=8)
     callback = module.PlasticityCallback(
@@ -1030,7 +1032,7 @@ def test_sb3_from_pixels() -> None:
     ]
 
 
-def test_sb3_refusals() -> None:
+def test_unsupported_uses_in_sb3_are_refused() -> None:
     module = sb3()
     from stable_baselines3 import PPO
 
