@@ -54,9 +54,9 @@ class BBF(SoftReset):
     When: Few environment steps, many updates, image observations. This is the recipe of BBF; combine it with
         `replay_ratio(2)`, `c51` and a wide IMPALA network.
     Paper: Schwarzer et al. 2023, "Bigger, Better, Faster: Human-level Atari with human-level efficiency", 2305.19452,
-        section 4 and the authors' BBF.gin: a reset every 20,000 of 100,000 steps, each with a whole period left after
-        it. The encoder keeps half of its weights. Over 10,000 updates, n goes from 10 to 3 and the discount from 0.97
-        to 0.997, both exponentially, the discount in 1 - discount.
+        section 4 and the authors' BBF.gin: a reset every 20,000 of 100,000 steps; a whole period follows each reset.
+        The encoder keeps half of its weights. Over 10,000 updates, n goes from 10 to 3 and the discount from 0.97 to
+        0.997, both exponentially, the discount in 1 - discount.
     Differs: The self-predictive loss is not included. As in the authors' code, online and target networks get different
         draws, the target network acts, and the whole optimizer state is reset.
     Excludes: value_mapping and every other intervention that sets n-step; plasticity_injection.

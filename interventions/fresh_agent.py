@@ -21,9 +21,9 @@ from .core.surgery import forget_, load_layer_
 class FreshAgent(LayerMethod):
     """Reinitialise the whole agent in place on a schedule: the baseline for every method of continual learning.
 
-    When: As the baseline of a stream of tasks, with the tasks' own period: a method that preserves all plasticity does
-        as well. With `memory=keep` it is the full reset; in a fork it shows whether the network or the data limits an
-        agent.
+    When: As the baseline of a stream of tasks, with the period of the tasks: a method that preserves all plasticity
+        performs as well. With `memory=keep` it is the full reset; in a fork it shows whether the network or the data
+        limits an agent.
     Paper: Lyle et al. 2023, "Understanding Plasticity in Neural Networks", 2303.01486 (fresh networks as the reference
         for plasticity); Nikishin et al. 2022, 2205.07802, section 5 (memory=keep: a fresh SAC on its old replay).
     Differs: Tensors are edited in place; no network is rebuilt. The initialisers redraw every network, and targets
@@ -68,7 +68,7 @@ class FreshAgent(LayerMethod):
         self.restarts = memory == "clear" if exploration is None else exploration == "restart"
 
     def configure(self, config: Any) -> Any:
-        """Change nothing, but refuse settings with which no agent could ever learn."""
+        """Change nothing, but refuse settings with which no agent learns."""
         if self.memory == "keep" and not hasattr(config, "replay_ratio"):
             raise ValueError(f"fresh_agent: memory=keep needs a replay, and {agent_name(config)} has none")
         for field, what in (("learning_starts", "learning begins"), ("rollout", "a rollout is complete")):
@@ -89,8 +89,8 @@ class FreshAgent(LayerMethod):
             return
         if gap <= steps:
             raise ValueError(
-                f"fresh_agent: every {gap} steps a new agent starts, and none learns: {what}{steps} steps after its "
-                "initialisation; use longer tasks or a smaller value"
+                f"fresh_agent: a new agent starts every {gap} steps, and no agent learns: {what}{steps} steps after "
+                "its initialisation; use longer tasks or a smaller value"
             )
 
     def bind(self, agent: Agent) -> None:

@@ -33,7 +33,7 @@ class HeavyPriming(Intervention):
     example: ClassVar[str] = "heavy_priming(updates=3, transitions=8)"
     effect = "schedule"
     reserves = ("the use of the first transitions",)
-    only_from_start = "it primes with the first transitions of a run, and those are past"
+    only_from_start = "it makes updates on the first transitions of a run, which are in the past"
 
     def __init__(self, updates: SomeUpdates = 100_000, transitions: SomeTransitions = 100) -> None:
         super().__init__()

@@ -113,7 +113,7 @@ class MatchedRandom(Intervention):
         remembered = {
             value: value.clone() for p in old for value in self.optimizers.state(p).values() if self.moments == "keep"
         }
-        self.inner.after_update(Unwatched(run), activations)
+        self.inner.after_update(UnrecordedRun(run), activations)
         norms = []
         for pair in pairs(run.agent):
             # Online and target network move in one direction. Noise is drawn for every tensor, so that the random
@@ -134,7 +134,7 @@ class MatchedRandom(Intervention):
         return measured
 
 
-class Unwatched:
+class UnrecordedRun:
     """The run that is passed to the other intervention. It does not record that change, because the change is
     replaced."""
 

@@ -21,7 +21,7 @@ Times: TypeAlias = Annotated[int, at_least(1, "injections", most=MOST_INJECTIONS
 
 
 class PlasticityInjection(Intervention):
-    """Freeze the critic's head and train a new head beside it, without a change of any prediction.
+    """Freeze the critic's head and add a new trained head, without a change of any prediction.
 
     When: To test whether a network has lost plasticity (fork a run and inject), or to restore plasticity late in a run.
     Paper: Nikishin et al. 2023, "Deep Reinforcement Learning with Plasticity Injection", 2305.15555, section 4: q(x) =

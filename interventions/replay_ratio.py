@@ -25,7 +25,7 @@ class ReplayRatio(Intervention):
         OpC-9aBBVJe). SR-SAC is `replay_ratio(128, reset_every=2560000)`, SR-SPR `replay_ratio(16, reset_every=40000,
         encoder_shrink=0.8)`. The period of resets is in updates, so a higher ratio means fewer environment steps
         between resets.
-    Differs: Nothing known. Target network, actor and other methods keep the clocks of their own periods.
+    Differs: No known difference. Target network, actor and other methods keep the clocks of their own periods.
     Excludes: adaptive_replay_ratio; with resets also plasticity_injection.
 
     Args:

@@ -25,10 +25,10 @@ class ResetOptimizer(Intervention):
     Paper: Asadi, Fakoor & Sabach 2023, "Resetting the Optimizer in Deep RL: An Empirical Study", 2306.17833: moments
         and counter at every update of the target network. Lyle et al. 2023, "Understanding Plasticity in Neural
         Networks", 2303.01486: optimizer state from another task as a cause of plasticity loss.
-    Differs: Nothing known. `keep_step` reproduces code that zeroes only the moments: bias correction then treats them
-        as moments of long training, and the first steps are 3.2, 4.2, 4.9 times the learning rate. If an Adam with such
-        a stale counter learns faster than a new network, that is faster optimisation and not restored plasticity.
-    Excludes: Nothing.
+    Differs: No known difference. `keep_step` reproduces code that zeroes only the moments: bias correction then treats
+        them as moments of long training, and the first steps are 3.2, 4.2, 4.9 times the learning rate. If an Adam with
+        such a stale counter learns faster than a new network, that is faster optimisation and not restored plasticity.
+    Excludes: No intervention.
 
     Args:
         every: Period.
@@ -60,7 +60,7 @@ class ResetOptimizer(Intervention):
         super().__init__()
         self.parts = (on,) if isinstance(on, str) else tuple(on)
         if not self.parts:
-            raise ValueError("on= names nothing; on=all means all optimizers")
+            raise ValueError("on= is empty; on=all means all optimizers")
         self.when, self.keep_step, self.syncs = trigger(every, of, at, start, stop), keep_step, syncs
         self.fired: dict[str, Tensor] = {}
 

@@ -1,4 +1,4 @@
-"""Value losses. Each intervention selects a head of `pliant.agents.heads`, and thereby how values are learnt."""
+"""Value losses. Each intervention selects one of the heads in `pliant.agents.heads`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class MSE(ValueLoss):
 
     When: The default of SAC; in other agents a baseline whose gradients grow with the error without bound.
     Paper: Haarnoja et al. 2018, "Soft Actor-Critic Algorithms and Applications", 1812.05905, eq. 5.
-    Differs: Much code omits the half, so that its gradients are twice as large.
+    Differs: Many implementations omit the factor 1/2, so their gradients are twice as large.
     Excludes: every other value loss.
     """
 
@@ -49,11 +49,11 @@ class Huber(ValueLoss):
     When: The default of DQN; gradients are bounded, whatever the rewards.
     Paper: Mnih et al. 2015, "Human-level control through deep reinforcement learning", Nature 518, methods: the error
         is clipped to [-1, 1], which is delta = 1.
-    Differs: nothing known.
+    Differs: No known difference.
     Excludes: every other value loss.
 
     Args:
-        delta: Error at which the square ends and the line begins.
+        delta: Error at which the loss changes from quadratic to linear.
     """
 
     name = "huber"
@@ -146,13 +146,13 @@ class Quantile(ValueLoss):
     When: A distribution of returns is needed and its range is not known.
     Paper: Dabney et al. 2018, "Distributional Reinforcement Learning with Quantile Regression", 1710.10044, eq. 10 and
         algorithm 1.
-    Differs: nothing known. The loss is summed over predicted and averaged over target quantiles, so more quantiles mean
-        larger gradients. In SAC the critic with the smallest mean provides all quantiles.
+    Differs: No known difference. The loss is summed over predicted and averaged over target quantiles, so more
+        quantiles mean larger gradients. In SAC the critic with the smallest mean provides all quantiles.
     Excludes: every other value loss.
 
     Args:
         quantiles: Number of quantiles; cost and memory of the loss grow with its square.
-        delta: Error at which the square ends and the line begins (kappa).
+        delta: Error at which the loss changes from quadratic to linear (kappa).
     """
 
     name = "quantile"

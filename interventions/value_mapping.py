@@ -24,7 +24,7 @@ class ValueMapping(ValueLoss):
         channels=cumulative the code gives every channel above the first -1/9 for a reward at or below the channel's
         lower bound; here it is 0, because the paper's channels are not negative. On MPS it uses single precision.
     Excludes: every other value loss, bbf and n-step returns, because rewards are split one by one. It sets reward_clip
-        to 0, because the channels do the clipping. In SAC the entropy bonus is split, and clipped, with the reward.
+        to 0, because the channels clip rewards. In SAC the entropy bonus is split, and clipped, with the reward.
 
     Args:
         mapping: log, or loglin: log up to exp(-shift / c) and its tangent above.
@@ -34,9 +34,11 @@ class ValueMapping(ValueLoss):
         levels: Decades of bands and cumulative; 4 cover rewards up to 1000.
         c: Factor of the logarithm.
         shift: Added to the logarithm. Initial outputs of channels are near exp(-shift / c), and cancel in the value.
-        epsilon: Smallest return of a channel that is distinguished from zero; the authors' is about gamma^100.
-        beta: Fraction of the step to the target that is taken before the mapping; the optimizer does the rest.
-        delta: Error at which the square of the loss ends and the line begins.
+        epsilon: Smallest return of a channel that is distinguished from zero; the default is that of the authors, about
+            gamma^100.
+        beta: Fraction of the step to the target that is taken before the mapping; the optimizer's learning rate applies
+            as well.
+        delta: Error at which the loss changes from quadratic to linear.
         clip: Largest reward of a polar channel; 0 is off.
         limit: Largest return of a channel; 0 computes it from gamma and the largest reward.
     """

@@ -48,7 +48,7 @@ from ..interventions.core.spec import did_you_mean
 from .dashboard import Arrived, Board, Picture
 
 SAMPLES = 256  # transitions for measuring activations and the effect of a firing
-ENOUGH = 10  # measurements after which a metric that is still missing is assumed never to come
+ENOUGH = 10  # measurements after which a metric that is still missing is assumed not to exist
 
 
 Finding = tuple[str, "float | Picture"]
@@ -213,7 +213,7 @@ class _Page:
     """The measurements of one update, on their way to the host."""
 
     clock: Clock
-    who: str  # the monitor; or, if `fired`, the intervention
+    source: str  # the monitor; or, if `fired`, the intervention
     keys: list[str]
     shapes: list[tuple[int, ...]]
     array: NDArray[Any]  # float64, flat
@@ -221,7 +221,7 @@ class _Page:
     event: Any = field(default=None, repr=False)
 
     @classmethod
-    def sent(cls, clock: Clock, who: str, measured: Sequence[tuple[str, Tensor]], fired: bool = False) -> _Page:
+    def sent(cls, clock: Clock, source: str, measured: Sequence[tuple[str, Tensor]], fired: bool = False) -> _Page:
         """Gather the measurements on the device, and start the copy to the host."""
         device = measured[0][1].device
         kind = torch.float32 if device.type == "mps" else torch.float64
@@ -239,7 +239,7 @@ class _Page:
                 torch.cuda.current_stream(device)
             )  # the stream of the tensors' device, which may differ from the current device
         keys, shapes = [key for key, _ in measured], [tuple(value.shape) for _, value in measured]
-        return cls(clock, who, keys, shapes, array, fired, event)
+        return cls(clock, source, keys, shapes, array, fired, event)
 
     def read(self) -> Iterator[tuple[str, NDArray[Any]]]:
         """Keys and arrays; waits if the copy is not complete one update later."""
@@ -255,7 +255,7 @@ class _Page:
         arrays = [array.copy() for _, array in self.read()]
         return {
             "clock": asdict(self.clock),
-            "who": self.who,
+            "who": self.source,
             "keys": list(self.keys),
             "fired": self.fired,
             "values": [torch.from_numpy(array) for array in arrays],
@@ -395,25 +395,25 @@ class Monitors:
         pages, self.pages = self.pages, []
         arrived = []
         for page in pages:
-            fired = (page.who,) if page.fired else ()
+            fired = (page.source,) if page.fired else ()
             arrived.append(self._taken(page.clock, fired, self._read(page)))
             if not page.fired and self.awaited:
-                self._check_awaited(page.who)
+                self._check_awaited(page.source)
         return arrived
 
-    def _check_awaited(self, who: str) -> None:
+    def _check_awaited(self, monitor: str) -> None:
         """Warn about triggers that wait for a metric which its monitor repeatedly failed to measure in this agent."""
-        self.measured[who] += 1
+        self.measured[monitor] += 1
         for metric in [m for m in self.awaited if m in self.readings]:
             del self.awaited[metric]
-        if self.measured[who] < ENOUGH or who not in self.parts:
+        if self.measured[monitor] < ENOUGH or monitor not in self.parts:
             return
-        for metric in [m for m in self.awaited if m.rpartition("/")[2] in self.parts[who].metrics]:
+        for metric in [m for m in self.awaited if m.rpartition("/")[2] in self.parts[monitor].metrics]:
             name = metric.rpartition("/")[2]
             measured = sorted(key for key in self.readings if key.rpartition("/")[2] == name)
             warnings.warn(
-                f"{self.awaited.pop(metric)} waits for {metric}, but {ENOUGH} measurements of {who} did not contain "
-                f"it; this agent may not have it. Measured so far: {', '.join(measured) or 'no ' + name}",
+                f"{self.awaited.pop(metric)} waits for {metric}, but {ENOUGH} measurements of {monitor} did not "
+                f"contain it; this agent may not have it. Measured so far: {', '.join(measured) or 'no ' + name}",
                 stacklevel=2,
             )
 
@@ -421,8 +421,8 @@ class Monitors:
         for key, array in page.read():
             if array.ndim == 0:
                 yield key, float(array)
-            elif page.who in self.parts:
-                yield from self.parts[page.who].finish(key, array, page.clock)
+            elif page.source in self.parts:
+                yield from self.parts[page.source].finish(key, array, page.clock)
 
     def _taken(self, clock: Clock, fired: tuple[str, ...], measured: Iterable[Finding]) -> Arrived:
         values: dict[str, float] = {}
@@ -466,21 +466,21 @@ def triggers(agent: Agent) -> list[tuple[str, When]]:
     return [(part.name, part.when) for part in agent.interventions if isinstance(part.when, When)]
 
 
-def check_metric(metric: str, who: str, agent: Agent, parts: Iterable[Monitor]) -> None:
+def check_metric(metric: str, intervention: str, agent: Agent, parts: Iterable[Monitor]) -> None:
     """Refuse a key with an unknown place of the agent, or an unknown metric of the monitors (ValueError)."""
     place, _, name = metric.rpartition("/")
     known = {m for part in parts for m in part.metrics}
     if name not in known:
         raise ValueError(
-            f"{who} waits for {metric}, and no monitor measures {name!r}.{did_you_mean(name, known)} "
-            "`pliant monitors` lists what is measured"
+            f"{intervention} waits for {metric}, and no monitor measures {name!r}.{did_you_mean(name, known)} "
+            "`pliant monitors` lists all metrics"
         )
     surveyed = survey(agent)
     encoder = ["encoder"] if any(name.startswith(ENCODER) for name in surveyed.layers) else []
     places = [*surveyed.traced, *surveyed.layers, *encoder]
     if place not in places:
         raise ValueError(
-            f"{who} waits for {metric}, and this {agent.name} has no {place!r}."
+            f"{intervention} waits for {metric}, and this {agent.name} has no {place!r}."
             f"{did_you_mean(place, places)} It has {', '.join(surveyed.traced)}, and layers such as "
             f"{next(iter(surveyed.layers), 'none')}"
         )

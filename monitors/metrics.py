@@ -23,7 +23,7 @@ Array = NDArray[Any]
 
 
 def pools(layers: Iterable[str]) -> dict[str, list[str]]:
-    """Places that stand for several layers → those layers: every component, and `encoder` if there is one."""
+    """Places with several layers → these layers: every component, and `encoder` if there is one."""
     layers_of: dict[str, list[str]] = {}
     for name in layers:
         layers_of.setdefault(name.partition(".")[0], []).append(name)

@@ -27,7 +27,7 @@ class Tandem(Monitor):
     Paper: Ostrovski, Castro & Dabney 2021, "The Difficulty of Passive Learning in Deep Reinforcement Learning",
         2110.14020 (tandem DQN, forked tandem); Nikishin et al. 2022, 2205.07802, for the reset that it predicts.
     Differs: The passive agent is plain: interventions that change the configuration apply to it, too; those that act
-        during training do not. Costs about as much as the agent's own updates.
+        during training do not. It costs about as much as the agent's own updates.
 
     Args:
         every: Period of the comparison, in environment steps.

@@ -37,7 +37,7 @@ class LayerMethod(Intervention):
         super().__init__()
         self.layers = (layers,) if isinstance(layers, str) else tuple(layers)
         if not self.layers:
-            raise ValueError("no layers are named; layers=all means all of them")
+            raise ValueError("layers= is empty; layers=all means all layers")
         self.when, self.target, self.moments = when, target, moments
         self.edits = edited(self.layers)
         self.fired: dict[str, Tensor] = {}

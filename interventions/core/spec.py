@@ -142,7 +142,7 @@ def _closed_loop(spec: Spec, parameters: Mapping[str, Any]) -> dict[str, Value]:
     if not given:
         return {}
     if "when" not in given:
-        raise SpecError(f"{spec.name}: {next(iter(given))!r} needs when='place/metric > number' beside it")
+        raise SpecError(f"{spec.name}: {next(iter(given))!r} needs when='place/metric > number' as well")
     if both := [key for key in SCHEDULE if key in spec.arguments]:
         raise SpecError(f"{spec.name}: {both[0]!r} and 'when' exclude each other; use a schedule or a measurement")
     converted: dict[str, Value] = {}

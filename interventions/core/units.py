@@ -2,7 +2,7 @@
 
 Each unit gets a number, and the numbers are pushed through the network. Everything that is not a `Layer` (flattening,
 pooling, the concatenation of an action, the split of a dueling head) moves them in the same way as the units' outputs.
-The numbers that arrive at a layer's inputs identify the unit behind each input. Convolution to linear, CReLU's two
+The numbers that arrive at a layer's inputs identify the unit of each input. Convolution to linear, CReLU's two
 copies, dueling streams, ensembles and encoders with several consumers need no special case.
 
 A unit whose output joins a residual stream has no consumer of its own and cannot be reset. Such layers are output
@@ -29,7 +29,7 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Consumer:
-    """A layer that reads units: `owner[j]` is the unit behind its input feature or channel j, or -1."""
+    """A layer that reads units: `owner[j]` is the unit that its input feature or channel j comes from, or -1."""
 
     layer: Layer
     owner: Tensor  # [inputs] int64, on the layer's device

@@ -46,7 +46,7 @@ SET_BY_THE_LOOP = ("hare_tortoise", "l2")
 NEEDS_AN_AGENT = ("chain",)
 ALTERNATIVES = {
     "layer_norm": "put nn.LayerNorm between linear map and activation yourself",
-    "replay_ratio": "make more updates in your loop, with 'reset(every=..., of=updates)' beside them",
+    "replay_ratio": "make more updates in your loop, and add 'reset(every=..., of=updates)'",
     "adaptive_replay_ratio": "your loop sets the number of updates",
     "bbf": "'shrink_perturb(layers=encoder, every=...)' and 'reset(layers=head, every=...)' make the same resets; your "
     "loop sets n-step and discount",
@@ -54,7 +54,7 @@ ALTERNATIVES = {
     "crelu": "use torch.cat([x.relu(), (-x).relu()], dim=1) in your network",
     "fourier": "use torch.cat([x.sin(), x.cos()], dim=1) in your network",
     "activation": "choose it in your network",
-    "linear": "leave the activations out of your network",
+    "linear": "remove the activations from your network",
     "plasticity_injection": "'reset(layers=head, every=...)' is the most similar method for an existing network",
 }
 

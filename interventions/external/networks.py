@@ -375,7 +375,7 @@ class _Pass:
 class _Reads:
     """The consumers of the units of one layer."""
 
-    owners: dict[nn.Module, Tensor] = field(default_factory=dict)  # by consumer [inputs]: the unit behind each, or -1
+    owners: dict[nn.Module, Tensor] = field(default_factory=dict)  # by consumer [inputs]: the unit of each input, or -1
     summed: list[nn.Module] = field(default_factory=list)  # consumers that read them added to other values
     norm: nn.Module | None = None
 
@@ -583,7 +583,7 @@ def _place(name: str, consumer_name: str, consumer: nn.Module, owner: Tensor, co
     if not torch.equal(units, expected):
         raise NotMeasurable(
             f"attach: {consumer_name!r} reads the units of {name!r} out of order or at different numbers "
-            "of places, which is not supported"
+            "of positions, which is not supported"
         )
     return Place(consumer, None if len(index) == len(owner) else index, (copies, count, positions))
 

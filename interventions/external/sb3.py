@@ -128,7 +128,7 @@ def learners_of(model: Any) -> tuple[dict[str, Learner], torch.optim.Optimizer]:
         }
         return learners, actor.optimizer
     raise ValueError(
-        f"PlasticityCallback knows the DQN and SAC of Stable-Baselines3, not {type(model).__name__}; in a "
+        f"PlasticityCallback supports the DQN and SAC of Stable-Baselines3, not {type(model).__name__}; in a "
         "loop of your own use pliant.interventions.attach"
     )
 

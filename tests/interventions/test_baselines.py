@@ -207,10 +207,10 @@ def test_it_resumes_between_a_reinitialisation_and_the_first_update(agent: str) 
         (
             "dqn",
             "fresh_agent(every=8)",
-            "every 8 steps a new agent starts, and none learns: learning begins "
+            "a new agent starts every 8 steps, and no agent learns: learning begins "
             "learning_starts=8 steps after its initialisation",
         ),
-        ("dqn", "fresh_agent(at=(50, 56))", "every 6 steps a new agent"),
+        ("dqn", "fresh_agent(at=(50, 56))", "a new agent starts every 6 steps"),
         ("ppo", "fresh_agent(every=3)", "a rollout is complete rollout=3 steps after its initialisation"),
     ],
 )

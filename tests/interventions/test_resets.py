@@ -269,8 +269,8 @@ def test_the_temperature_is_reset_with_the_policy(layers: tuple[str, ...], tempe
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        (lambda: Reset(layers=()), "no layers are named"),
-        (lambda: ShrinkPerturb(layers=()), "no layers are named"),
+        (lambda: Reset(layers=()), "layers= is empty"),
+        (lambda: ShrinkPerturb(layers=()), "layers= is empty"),
         (lambda: Reset(layers=("encoder",)), "reset: this dqn has no 'encoder'"),
         (lambda: Reset(layers=("head", "critc")), r"this dqn has no 'critc'\. Did you mean 'critic'\?"),
         (lambda: ShrinkPerturb(layers=("actor",)), "shrink_perturb: this dqn has no 'actor'"),

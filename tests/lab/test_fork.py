@@ -232,7 +232,7 @@ def test_a_stopped_arm_with_a_new_seed_goes_on_to_the_same_result(name: str, par
 REFUSED = {
     "its tensors differ": {"c51", "crelu", "fourier", "hl_gauss", "layer_norm", "quantile", "two_hot", "value_mapping"},
     "would change": {"activation", "linear", "symlog"},
-    "those are past": {"heavy_priming"},
+    "which are in the past": {"heavy_priming"},
     "this dqn has none": {"bbf"},
     "needs images": {"random_shift"},
 }
