@@ -7,6 +7,7 @@ pliant.
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -740,7 +741,9 @@ def test_the_catalogue_lists_interventions_and_a_card_shows_one_with_its_cost(
 def test_the_error_of_a_checkout_that_is_not_installed_shows_how_to_install_it() -> None:
     scripts = Path(command.__file__).parent
     # Without site-packages pliant is not installed.
-    result = subprocess.run([sys.executable, "-S", str(scripts), "train"], capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    line = [sys.executable, "-S", str(scripts), "train"]
+    result = subprocess.run(line, capture_output=True, text=True, env=environment)
     assert result.returncode == 1
     assert "pip install -e ." in result.stderr
     assert result.stderr.count("\n") == 1
