@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ...common.moved import moved
 from ..statistics import Array, Interval
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F5539", "#6A3D9A")
@@ -317,3 +318,13 @@ def _embedded(svg: str, name: str) -> str:
 def style_of(arms: Mapping[str, ArmStyle], label: str) -> ArmStyle:
     """The style of an arm, or a neutral style for other labels."""
     return arms.get(label, ArmStyle(GREY, "-"))
+
+
+FORMER = {
+    "Look": "ArmStyle",
+    "looks": "arm_styles",
+    "by_arm": "style_of",
+    "drawn_as_it_is": "escape_for_matplotlib",
+    "STYLES": "DASHES",
+}
+__getattr__ = moved(__name__, {name: f"{__name__}.{new}" for name, new in FORMER.items()})

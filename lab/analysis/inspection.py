@@ -32,6 +32,7 @@ from pliant.agents.hooks import sample_like_training
 from pliant.agents.networks import ReLU
 from pliant.agents.rollout import Rollout
 from pliant.agents.saved import read_torch
+from pliant.common.moved import moved
 from pliant.common.ranges import AT_ONCE, at_least
 from pliant.common.seeds import derive_seed
 from pliant.envs import EnvConfig, make
@@ -555,3 +556,18 @@ def module_inspection(arguments: argparse.Namespace) -> Inspection:
     inspection = Inspection(str(arguments.path), {"module": arguments.module, "inputs": source})
     inspect_module(PlainNetwork(module, inputs), specs, inspection, seed=arguments.seed)
     return inspection
+
+
+FORMER = {
+    "Report": "Inspection",
+    "Looked": "Loaded",
+    "looked_at": "load_agent",
+    "Given": "GivenMemory",
+    "observed": "memory_from_file",
+    "played": "memory_from_play",
+    "chosen": "select_monitors",
+    "built_module": "build_module",
+    "report_on_agent": "agent_inspection",
+    "report_on_module": "module_inspection",
+}
+__getattr__ = moved(__name__, {name: f"{__name__}.{new}" for name, new in FORMER.items()})

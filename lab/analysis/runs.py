@@ -21,6 +21,7 @@ import numpy as np
 
 from ...agents.log import METRICS, TIMING, LogDamaged, read_metrics
 from ...common.files import DONE, FileDamaged, Kind, read_json
+from ...common.moved import moved
 from ...interventions.core.spec import parse as parse_spec
 from ..errors import BadInput
 from ..experiments.config import RunConfig, differences, dump, load
@@ -508,3 +509,6 @@ def _fork(folder: Path) -> Fork | None:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{folder / 'fork.json'} does not describe a fork: {type(error).__name__} {error}") from None
+
+
+__getattr__ = moved(__name__, {"found_below": f"{__name__}.run_folders_below"})  # former names

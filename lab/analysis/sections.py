@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ...agents.progress import duration
+from ...common.moved import moved
 from ..statistics import (
     CONFIDENCE,
     FEWEST,
@@ -1253,3 +1254,7 @@ def _is_formula(text: str) -> bool:
 def csv_cell(text: str) -> str:
     """The text that `csv_text` was given, from a cell that was read."""
     return text.removeprefix("'")
+
+
+FORMER = {"told_difference": "difference_text", "told_gap": "gap_text", "told_correlations": "correlations_text"}
+__getattr__ = moved(__name__, {name: f"{__name__}.{new}" for name, new in FORMER.items()})

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from pliant.common.moved import moved
+
 # Typical parameters of each method; defaults where none are given.
 SPECS = {
     "activation": "activation(name=silu)",
@@ -143,3 +145,6 @@ def table(costs: dict[str, dict[str, dict[str, float]]], agents: list[str]) -> l
         events = [f"{cost[t]['event_ms']:.3g}" for t in titles if t in cost and "event_ms" in cost[t]]
         rows.append(f"| {SPECS.get(method, method)} | {' | '.join(cells)} | {' / '.join(events)} |")
     return rows
+
+
+__getattr__ = moved(__name__, {"WORDS": f"{__name__}.SPECS"})  # former names

@@ -21,6 +21,7 @@ from typing import Any
 
 from ...agents.checkpoint import has_saved, saved_steps
 from ...common.files import read_json, steps_done, write_whole
+from ...common.moved import moved
 from ..errors import BadInput, bad_input
 from .config import RunConfig, differences, dump, load
 from .own_modules import described
@@ -150,3 +151,6 @@ def git() -> str | None:
     if commit.returncode:
         return None
     return str(commit.stdout.strip() + ("+changes" if changed.stdout.strip() else ""))
+
+
+__getattr__ = moved(__name__, {"ELSEWHERE": f"{__name__}.ANOTHER_FOLDER_HELPS"})  # former names

@@ -41,6 +41,7 @@ from pliant.agents.progress import Progress as RunProgress
 from pliant.agents.run import Run
 from pliant.agents.views import view
 from pliant.common.files import read_json, write_whole
+from pliant.common.moved import moved
 from pliant.common.ranges import COUNTED, parameters_of
 from pliant.common.seeds import derive_seed
 from pliant.common.specs import shorten
@@ -651,3 +652,13 @@ def results_table(
             "too few runs to detect it."
         )
     return "\n".join([table, "", *findings])
+
+
+FORMER = {
+    "told": "results_table",
+    "held": "locked_against_forks",
+    "moment": "fork_step",
+    "settled": "resolved",
+    "reach": "checkpoint_at",
+}
+__getattr__ = moved(__name__, {name: f"{__name__}.{new}" for name, new in FORMER.items()})

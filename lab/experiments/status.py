@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...common.files import steps_done
+from ...common.moved import moved
 from .folder import FAILURE
 from .pool import OUTPUT, tail
 from .study import Cell, Study
@@ -139,3 +140,6 @@ def failures(states: Iterable[State]) -> list[str]:
             lines.append(f"failed: {s.cell.name} at step {s.steps:,}   {s.cell.folder / OUTPUT}")
             lines += [f"    {line}" for line in s.tail]
     return lines
+
+
+__getattr__ = moved(__name__, {"report": f"{__name__}.overview"})  # former names

@@ -17,6 +17,7 @@ import torch
 from ...agents import Agent
 from ...agents.clock import Clock
 from ...agents.rollout import RolloutBatch
+from ...common.moved import moved
 from .config import RunConfig, load
 
 SECONDS = 1.0  # seconds of a measurement, at most
@@ -210,3 +211,8 @@ def _busy() -> float | None:
         return None
     user, nice, system, _, _, irq, softirq = (int(field) for field in fields[1:8])
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+__getattr__ = moved(
+    __name__, {"told": f"{__name__}.recorded_threads", "judged": f"{__name__}.choice_from"}
+)  # former names

@@ -26,6 +26,7 @@ from pliant.agents.run import Run
 from pliant.agents.stopping import Interrupted, graceful_stop, interruptible
 from pliant.agents.stream import NO_TARGETS
 from pliant.common.files import DONE, write_whole
+from pliant.common.moved import moved
 from pliant.common.seeds import derive_seed
 from pliant.envs import Envs, make
 from pliant.interventions import INTERVENTIONS
@@ -302,3 +303,6 @@ def _tensorboard() -> str:
     beside = Path(sys.executable).parent / "tensorboard"
     on_path = any((Path(place) / "tensorboard").exists() for place in os.get_exec_path())
     return "tensorboard" if on_path or not beside.exists() else os.path.relpath(beside)
+
+
+__getattr__ = moved(__name__, {"born": f"{__name__}.fresh_agent"})  # former names
