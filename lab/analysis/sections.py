@@ -1256,5 +1256,5 @@ def csv_cell(text: str) -> str:
     return text.removeprefix("'")
 
 
-FORMER = {"told_difference": "difference_text", "told_gap": "gap_text", "told_correlations": "correlations_text"}
-__getattr__ = moved(__name__, {name: f"{__name__}.{new}" for name, new in FORMER.items()})
+FORMER = "told_difference", "told_gap", "told_correlations"  # former names
+__getattr__ = moved(__name__, {name: f"{__name__}.{name.partition('_')[2]}_text" for name in FORMER})

@@ -655,7 +655,7 @@ def results_table(
 
 
 FORMER = {
-    "told": "results_table",
+    "told": "results_table",  # former names
     "held": "locked_against_forks",
     "moment": "fork_step",
     "settled": "resolved",

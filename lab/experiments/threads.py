@@ -214,5 +214,6 @@ def _busy() -> float | None:
 
 
 __getattr__ = moved(
-    __name__, {"told": f"{__name__}.recorded_threads", "judged": f"{__name__}.choice_from"}
-)  # former names
+    __name__,
+    {"told": f"{__name__}.recorded_threads", "judged": f"{__name__}.choice_from"},  # former names
+)

@@ -11,16 +11,24 @@ from pliant.agents.memory import Batch
 from pliant.agents.run import Run
 
 MOVED = [
-    ("pliant.lab.experiments.fork", "told", "pliant.lab.experiments.fork.results_table"),
-    ("pliant.lab.experiments.training", "born", "pliant.lab.experiments.training.fresh_agent"),
-    ("pliant.lab.experiments.threads", "told", "pliant.lab.experiments.threads.recorded_threads"),
+    ("pliant.lab.experiments.fork", "told", "pliant.lab.experiments.fork.results_table"),  # a former name
+    ("pliant.lab.experiments.training", "born", "pliant.lab.experiments.training.fresh_agent"),  # a former name
+    ("pliant.lab.experiments.threads", "told", "pliant.lab.experiments.threads.recorded_threads"),  # a former name
     ("pliant.lab.experiments.status", "report", "pliant.lab.experiments.status.overview"),
-    ("pliant.lab.experiments.folder", "ELSEWHERE", "pliant.lab.experiments.folder.ANOTHER_FOLDER_HELPS"),
+    (
+        "pliant.lab.experiments.folder",
+        "ELSEWHERE",  # a former name
+        "pliant.lab.experiments.folder.ANOTHER_FOLDER_HELPS",
+    ),
     ("pliant.lab.analysis.figures", "Look", "pliant.lab.analysis.figures.ArmStyle"),
     ("pliant.lab.analysis.inspection", "Report", "pliant.lab.analysis.inspection.Inspection"),
     ("pliant.lab.analysis.runs", "found_below", "pliant.lab.analysis.runs.run_folders_below"),
-    ("pliant.lab.analysis.sections", "told_difference", "pliant.lab.analysis.sections.difference_text"),
-    ("pliant.lab.benchmarks.interventions", "WORDS", "pliant.lab.benchmarks.interventions.SPECS"),
+    (
+        "pliant.lab.analysis.sections",
+        "told_difference",  # a former name
+        "pliant.lab.analysis.sections.difference_text",
+    ),
+    ("pliant.lab.benchmarks.interventions", "WORDS", "pliant.lab.benchmarks.interventions.SPECS"),  # a former name
     ("pliant.agents.checkpoint", "Found", "pliant.agents.checkpoint.Checkpoint"),
     ("pliant.agents.rollout", "Judged", "pliant.agents.rollout.Evaluation"),
     ("pliant.agents.run", "graceful_stop", "pliant.agents.stopping.graceful_stop"),
