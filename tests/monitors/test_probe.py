@@ -561,7 +561,7 @@ def bad(**changes: Any) -> Callable[[], Any]:
         (bad(draws=0), "draws must be at least 1"),
         (bad(lr=0.0), "lr must be above 0, not 0"),
         (lambda: ProbeMonitor(targets=("next",)), "a run has no next task"),
-        (lambda: ProbeMonitor(targets=()), "targets are"),
+        (lambda: ProbeMonitor(targets=()), "targets must be among"),
         (lambda: ProbeMonitor(steps=0), "steps must be at least 1"),
         (lambda: ProbeMonitor(samples=0), "samples must be at least 1"),
         (lambda: ProbeMonitor(draws=0), "draws must be at least 1"),
