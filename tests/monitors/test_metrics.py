@@ -1,4 +1,4 @@
-"""The cheap monitors: every number against plain loops and explicit decompositions in float64, and planted defects."""
+"""The cheap monitors: all numbers compared with loops and decompositions in float64, and planted defects."""
 
 from __future__ import annotations
 
@@ -55,17 +55,17 @@ def one(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
     return build
 
 
-def close(found: Mapping[str, float], wanted: Mapping[str, float], rel: float = 1e-5) -> None:
-    """All that is wanted was found, to that precision."""
-    for key, value in wanted.items():
-        assert found[key] == pytest.approx(value, rel=rel, abs=1e-9, nan_ok=True), key
+def close(measured: Mapping[str, float], expected: Mapping[str, float], rel: float = 1e-5) -> None:
+    """Every expected value was measured, to this precision."""
+    for key, value in expected.items():
+        assert measured[key] == pytest.approx(value, rel=rel, abs=1e-9, nan_ok=True), key
 
 
 # -------------------------------------------------------------------------------------------------------------- ranks
 
 
 def by_svd(x: np.ndarray) -> dict[str, float]:
-    """Every rank by its definition, in plain loops over the singular values of the features themselves."""
+    """Every rank by its definition, in plain loops over the singular values of the features."""
 
     def erank(s: list[float]) -> float:
         total = sum(s)
@@ -97,7 +97,7 @@ def by_svd(x: np.ndarray) -> dict[str, float]:
 
 
 def of(x: Any) -> dict[str, float]:
-    """All ranks of features, by the way they take in a run."""
+    """All ranks of features, computed as in a run."""
     array = metrics.feature_moments(torch.as_tensor(np.asarray(x), dtype=torch.float32)).numpy()
     values, rest = monitor_ranks.ranks(array)
     assert not len(rest) and tuple(values) == tuple(Ranks.metrics)
@@ -105,7 +105,7 @@ def of(x: Any) -> dict[str, float]:
 
 
 def features(n: int, d: int, rank: int, seed: int = 0, offset: float = 0.0) -> np.ndarray:
-    """Features of float32 precision with singular values that fall off, and a mean."""
+    """Features in float32 with decreasing singular values and a mean."""
     rng = np.random.default_rng(seed)
     x = (rng.normal(size=(n, rank)) * 0.8 ** np.arange(rank)) @ rng.normal(size=(rank, d)) + offset
     return x.astype(np.float32).astype(np.float64)
@@ -114,27 +114,29 @@ def features(n: int, d: int, rank: int, seed: int = 0, offset: float = 0.0) -> n
 class TestRanks:
     @pytest.mark.parametrize(("n", "d", "rank"), [(24, 40, 24), (40, 24, 24), (32, 32, 5), (1, 7, 1), (9, 1, 1)])
     @pytest.mark.parametrize("offset", [0.0, 3.0])
-    def test_all_are_those_of_the_singular_values(self, n: int, d: int, rank: int, offset: float) -> None:
+    def test_all_ranks_equal_those_of_the_singular_values(self, n: int, d: int, rank: int, offset: float) -> None:
         x = features(n, d, rank, offset=offset)
         close(of(x), by_svd(x), rel=1e-6)
 
-    def test_golden_numbers(self) -> None:
-        found = of(np.diag([4.0, 2, 1, 1]))
+    def test_ranks_equal_numbers_computed_by_hand(self) -> None:
+        measured = of(np.diag([4.0, 2, 1, 1]))
         names = ("effective_rank", "stable_rank", "srank_0.01", "pca_rank_0.99", "feature_rank_0.01", "numerical_rank")
-        assert [found[name] for name in names] == pytest.approx([3.363586, 1.375, 4, 4, 4, 4], abs=1e-6)
-        assert found["feature_norm"] == 2.0
+        assert [measured[name] for name in names] == pytest.approx([3.363586, 1.375, 4, 4, 4, 4], abs=1e-6)
+        assert measured["feature_norm"] == 2.0
         assert metrics.srank(np.array([4.0, 2, 1, 1]), 0.2) == 3
-        # What is called stable rank in some code is srank_0.01.
-        found = of(np.diag([10.0, 1, 1, 1]))
-        assert (found["srank_0.01"], found["stable_rank"]) == (4, pytest.approx(1.03))
-        assert (found["pca_rank_0.99"], by_svd(np.diag([10.0, 1, 1, 1]))["pca_rank_0.99"]) == (3, 3)
+        # Some code calls srank_0.01 the stable rank.
+        measured = of(np.diag([10.0, 1, 1, 1]))
+        assert (measured["srank_0.01"], measured["stable_rank"]) == (4, pytest.approx(1.03))
+        assert (measured["pca_rank_0.99"], by_svd(np.diag([10.0, 1, 1, 1]))["pca_rank_0.99"]) == (3, 3)
 
     def test_singular_values_below_float32_rounding_do_not_count(self) -> None:
-        found = of(np.diag([1.0, 1e-5, 1e-6, *[0.0] * 29]))  # the bound is 32 / 2^23 = 3.8e-6
-        assert found["numerical_rank"] == 2
-        assert found["effective_rank"] == pytest.approx(by_svd(np.diag([1.0, 1e-5, 1e-6]))["effective_rank"], rel=1e-9)
+        measured = of(np.diag([1.0, 1e-5, 1e-6, *[0.0] * 29]))  # the bound is 32 / 2^23 = 3.8e-6
+        assert measured["numerical_rank"] == 2
+        assert measured["effective_rank"] == pytest.approx(
+            by_svd(np.diag([1.0, 1e-5, 1e-6]))["effective_rank"], rel=1e-9
+        )
 
-    def test_a_share_that_is_reached_exactly_counts(self) -> None:
+    def test_a_fraction_that_is_reached_exactly_suffices(self) -> None:
         assert metrics.srank(np.ones(100), 0.01) == 99
         assert metrics.pca_rank(np.ones(100), 0.99) == 99
         assert metrics.srank(np.ones(3), 1 / 3) == 2
@@ -143,14 +145,14 @@ class TestRanks:
         assert set(of(np.zeros((5, 3))).values()) == {0.0}
 
     def test_equal_features_have_rank_zero_after_centring(self) -> None:
-        # So many that their sums are rounded, and what is left is not exactly zero.
+        # With so many features their sums are rounded, so the centred features are not exactly zero.
         x = np.tile(np.random.default_rng(0).normal(size=17), (1001, 1))
-        for found in (of(x), of(x[:9])):
-            assert found["effective_rank"] == pytest.approx(1)
-            assert found["effective_rank_centred"] == found["srank_0.01_centred"] == 0
+        for measured in (of(x), of(x[:9])):
+            assert measured["effective_rank"] == pytest.approx(1)
+            assert measured["effective_rank_centred"] == measured["srank_0.01_centred"] == 0
 
     @pytest.mark.parametrize("scale", [1e-12, 1e-3, 1e4, 1e12])
-    def test_scale_does_not_matter_but_where_it_should(self, scale: float) -> None:
+    def test_the_scale_changes_only_absolute_measures(self, scale: float) -> None:
         x = features(12, 20, 12, offset=0.5)
         plain, scaled = of(x), of(x * scale)
         for name in Ranks.metrics:
@@ -195,14 +197,14 @@ class TestRanks:
 
     @pytest.mark.parametrize("agent", AGENTS)
     def test_the_features_are_the_inputs_of_output_layers(self, agent: str) -> None:
-        found = survey(AGENTS[agent](interventions=() if "ppo" in agent else (PlasticityInjection(at=(5,)),)))
+        parts = survey(AGENTS[agent](interventions=() if "ppo" in agent else (PlasticityInjection(at=(5,)),)))
         heads = [f"critic.members.{i}.body.layers.1" for i in range(5 if agent == "redq" else 2)]
         if "ppo" in agent or "supervised" in agent:
             heads = ["critic.body.layers.1"]
         if agent.startswith("dqn"):
             heads = ["critic.head.layers.1", *["critic.value_head.layers.1"] * ("dueling" in agent)]
         actor = {} if agent.startswith(("dqn", "supervised")) else {"actor": ["actor.body.layers.1"]}
-        assert monitor_ranks.feature_layers(found) == {"critic": heads, **actor}
+        assert monitor_ranks.feature_layers(parts) == {"critic": heads, **actor}
         last = {
             "dqn, minatar, dueling": 0,
             "dqn, crelu, orthogonal": 3,
@@ -212,38 +214,38 @@ class TestRanks:
             "supervised, numbers from pixels": 3,
         }.get(agent)
         expected = [] if last is None else [f"critic.encoder.blocks.{last}"]
-        assert monitor_ranks.encoder_outputs(found) == expected
+        assert monitor_ranks.encoder_outputs(parts) == expected
 
     @pytest.mark.parametrize("agent", ["dqn, minatar, dueling", "redq", "sac, pixels", "dqn, impala"])
-    def test_in_a_run_they_are_those_of_the_layers(self, agent: str, one: Callable[..., Run]) -> None:
+    def test_in_a_run_ranks_are_those_of_the_layers(self, agent: str, one: Callable[..., Run]) -> None:
         run = one(agent, "ranks(every=1, samples=16)", steps=14)
-        found, context = readings(run), run.monitors._context(run)  # type: ignore[union-attr]
+        measured, context = readings(run), run.monitors._context(run)  # type: ignore[union-attr]
         outputs = context.survey.outputs(view(run.agent).activations(context.batch(16)))
         for component, names in monitor_ranks.feature_layers(context.survey).items():
             truth = [by_svd(outputs[name].flatten(1).double().numpy()) for name in names]
             for name, ranks in zip(names, truth, strict=True):
-                close(found, {f"{name}/{metric}": value for metric, value in ranks.items()})
+                close(measured, {f"{name}/{metric}": value for metric, value in ranks.items()})
             mean = {m: sum(ranks[m] for ranks in truth) / len(truth) for m in Ranks.metrics}
-            close(found, {f"{component}/{metric}": value for metric, value in mean.items()})
+            close(measured, {f"{component}/{metric}": value for metric, value in mean.items()})
         if agent == "redq":
-            assert not any(key.startswith("encoder/") for key in found)
+            assert not any(key.startswith("encoder/") for key in measured)
         else:
             with torch.no_grad():
                 encoded = run.agent.components["critic"].online.encoder(context.batch(16).obs)
             truth = by_svd(encoded.double().numpy())
-            close(found, {f"encoder/{metric}": value for metric, value in truth.items()})
+            close(measured, {f"encoder/{metric}": value for metric, value in truth.items()})
 
     def test_a_sufficiently_large_batch_of_the_update_is_used(self, one: Callable[..., Run]) -> None:
         run = one("sac", "ranks(every=1, samples=6)", "units(every=1, samples=6)")
-        with spied(run) as seen:
+        with record_updates(run) as seen:
             take_steps(run, 12)
         _, update, _ = seen[-1]
-        found, traces = readings(run), survey(run.agent).outputs(update.activations)
+        measured, traces = readings(run), survey(run.agent).outputs(update.activations)
         assert len(traces["actor.body.layers.1"]) == 8
         h = traces["actor.body.layers.1"][:6]
         truth = by_svd(h.double().numpy())
-        close(found, {f"actor/{metric}": value for metric, value in truth.items()})
-        assert found["actor.body.layers.1/active_fraction"] == pytest.approx((h > 0).double().mean().item())
+        close(measured, {f"actor/{metric}": value for metric, value in truth.items()})
+        assert measured["actor.body.layers.1/active_fraction"] == pytest.approx((h > 0).double().mean().item())
 
 
 # -------------------------------------------------------------------------------------------------------------- units
@@ -255,7 +257,7 @@ def layer_of(activation: str, conv: bool = False) -> Layer:
 
 
 def by_loops(activation: str, z: np.ndarray, h: np.ndarray) -> dict[str, float]:
-    """Every share, unit by unit, from inputs z [B, units, P] and outputs h [B, copies * units, P]."""
+    """Every fraction, unit by unit, from inputs z [B, units, P] and outputs h [B, copies * units, P]."""
     b, units, p = z.shape
     circle = activation == "fourier"
     size = [
@@ -290,7 +292,7 @@ def by_loops(activation: str, z: np.ndarray, h: np.ndarray) -> dict[str, float]:
 
 
 def inputs(conv: bool) -> Tensor:
-    """What reaches six units [64, 6, ...]: as usual, always negative, always positive, little, less, nothing."""
+    """The inputs of six units [64, 6, ...]: usual, always negative, always positive, small, smaller, zero."""
     z = torch.randn(64, 6, *((3, 3) if conv else ()), generator=Generator().manual_seed(1))
     z[:, 1] = -2.0 - z[:, 1].abs()
     z[:, 2] = 2.0 + z[:, 2].abs()
@@ -301,7 +303,7 @@ def inputs(conv: bool) -> Tensor:
 
 
 def shares(activation: str, z: Tensor, conv: bool = False) -> dict[str, float]:
-    """What the monitor makes of one layer on which z arrives."""
+    """The fractions that the monitor measures for one layer with the inputs z."""
     layer = layer_of(activation, conv)
     h = layer.activation(z)  # type: ignore[operator]
     if conv:
@@ -309,8 +311,8 @@ def shares(activation: str, z: Tensor, conv: bool = False) -> dict[str, float]:
     counts, _ = monitor_units.counted(layer, h, torch.zeros(6, dtype=torch.bool))
     monitor = Units()
     monitor.bind(_Holder(layer))  # type: ignore[arg-type]
-    found = dict(monitor.finish("units/counts", counts[None].double().numpy(), Clock()))
-    return {metric: found[f"critic.one/{metric}"] for metric in monitor_units.SHARES}  # type: ignore[misc]
+    measured = dict(monitor.finish("units/counts", counts[None].double().numpy(), Clock()))
+    return {metric: measured[f"critic.one/{metric}"] for metric in monitor_units.SHARES}  # type: ignore[misc]
 
 
 class _Holder:
@@ -320,22 +322,22 @@ class _Holder:
 
     def __init__(self, *layers: Layer) -> None:
         names = [f"critic.{name}" for name in ("one", "two", "three")[: len(layers)]]
-        found = replace(survey(AGENTS["dqn"]()), layers=dict(zip(names, layers, strict=True)), taps={"critic": names})
-        self.survey = found
+        layers_by_name = dict(zip(names, layers, strict=True))
+        self.survey = replace(survey(AGENTS["dqn"]()), layers=layers_by_name, traced={"critic": names})
 
 
 class TestUnits:
     @pytest.mark.parametrize("activation", ACTIVATIONS)
     @pytest.mark.parametrize("conv", [False, True])
-    def test_shares_are_those_of_plain_loops(self, activation: str, conv: bool) -> None:
+    def test_fractions_equal_those_of_plain_loops(self, activation: str, conv: bool) -> None:
         z = inputs(conv)
         h = ACTIVATIONS[activation]()(z)
         flat = [x.reshape(64, x.shape[1], -1).double().numpy() for x in (z, h)]
         truth = by_loops(activation, *flat)
         close(shares(activation, z, conv), truth)
 
-    def test_golden_numbers(self) -> None:
-        """Outputs of mean size (2, 1, 0) score (2, 1, 0); the bounds of tau belong to the dormant."""
+    def test_fractions_equal_numbers_computed_by_hand(self) -> None:
+        """Outputs of mean size (2, 1, 0) have the scores (2, 1, 0); a unit whose score is exactly tau is dormant."""
         layer = Layer(nn.Linear(1, 4), Generator(), activation="relu")
         h = torch.tensor([[4.0, 2, 0, 0], [0.0, 0, 0, 0]])
         counts, now = monitor_units.counted(layer, h, torch.tensor([False, False, True, False]))
@@ -357,8 +359,8 @@ class TestUnits:
         monitor = Units()
         monitor.bind(_Holder(*layers))  # type: ignore[arg-type]
         counts = np.array([[2, 1, 0, 1, 2, 0.5, 1, 1], [0, 0, 0, 3, 0, 1.5, 3, 0], [1, 0, 0, 2, 0, 0, 0, 0]], float)
-        found: dict[str, Any] = dict(monitor.finish("units/counts", counts, Clock()))
-        wanted = {
+        measured: dict[str, Any] = dict(monitor.finish("units/counts", counts, Clock()))
+        expected = {
             "dormant_fraction": 3 / 12,
             "dormant_fraction_0.025": 1 / 12,
             "active_fraction": 6 / 12,
@@ -366,14 +368,14 @@ class TestUnits:
             "nonlinearity": 2 / 8,
             "dormant_overlap": 1 / 3,
         }
-        close(found, {f"critic/{metric}": value for metric, value in wanted.items()})
-        assert found["critic.one/dormant_overlap"] == 1 and math.isnan(found["critic.three/linearised_fraction"])
-        assert found["critic.two/dormant_fraction"] == 0 and math.isnan(found["critic.two/dormant_overlap"])
+        close(measured, {f"critic/{metric}": value for metric, value in expected.items()})
+        assert measured["critic.one/dormant_overlap"] == 1 and math.isnan(measured["critic.three/linearised_fraction"])
+        assert measured["critic.two/dormant_fraction"] == 0 and math.isnan(measured["critic.two/dormant_overlap"])
 
     @pytest.mark.parametrize("agent", ["dqn, minatar, dueling", "sac, pixels"])
-    def test_in_a_run_they_are_those_of_the_layers(self, agent: str, one: Callable[..., Run]) -> None:
+    def test_in_a_run_fractions_are_those_of_the_layers(self, agent: str, one: Callable[..., Run]) -> None:
         run = one(agent, "units(every=1, samples=16)", steps=14)
-        found, context = readings(run), run.monitors._context(run)  # type: ignore[union-attr]
+        measured, context = readings(run), run.monitors._context(run)  # type: ignore[union-attr]
         outputs = context.survey.outputs(view(run.agent).activations(context.batch(16)))
         sizes = {name: h.transpose(0, 1).flatten(1).abs().double().mean(1) for name, h in outputs.items()}
         scores = {name: size / size.mean() for name, size in sizes.items()}
@@ -383,7 +385,7 @@ class TestUnits:
             score = torch.cat([scores[name] for name in names])
             dead = torch.cat([sizes[name] for name in names]) == 0
             close(
-                found,
+                measured,
                 {
                     f"{place}/dormant_fraction": (score <= 0.1).double().mean().item(),
                     f"{place}/dormant_fraction_0.025": (score <= 0.025).double().mean().item(),
@@ -414,7 +416,7 @@ class TestUnits:
         assert after[f"{name}/linearised_fraction"] >= 6 / 12 > before[f"{name}/linearised_fraction"]
         assert after[f"{name}/nonlinearity"] <= 6 / 12 < before[f"{name}/nonlinearity"]
         assert after[f"{name}/active_fraction"] > before[f"{name}/active_fraction"]
-        # Beside outputs of a thousand all others are dormant.
+        # Compared with outputs of a thousand all others are dormant.
         assert after[f"{name}/dormant_fraction"] == 6 / 12
 
     def test_saturated_units_of_tanh_are_not_active(self, one: Callable[..., Run]) -> None:
@@ -429,7 +431,7 @@ class TestUnits:
         assert after["critic/active_fraction"] < 0.1 and after["critic/dormant_fraction"] == 0
         assert math.isnan(after["critic/nonlinearity"])
 
-    def test_the_overlap_is_with_the_check_before(self, one: Callable[..., Run]) -> None:
+    def test_the_overlap_is_with_the_previous_measurement(self, one: Callable[..., Run]) -> None:
         run = one(dqn(VECTOR), "units(every=1, samples=16)", steps=9)
         names = ("critic.head.layers.0", "critic.head.layers.1")
         biases = [survey(run.agent).layers[name].linear.bias for name in names]
@@ -443,12 +445,12 @@ class TestUnits:
                     bias[list(units)] = -5000.0
             take_steps(run, 1)
             assert monitor.dormant.nonzero().flatten().tolist() == sorted([*dead[0], *(12 + u for u in dead[1])])
-            found = readings(run)
-            seen.append(tuple(found[f"{name}/dormant_overlap"] for name in (*names, "critic")))
+            measured = readings(run)
+            seen.append(tuple(measured[f"{name}/dormant_overlap"] for name in (*names, "critic")))
         assert seen[1:] == [(0.5, 1.0, 0.5), (1.0, 0.0, 0.5), (0.0, 1.0, 0.25)]
         assert "dormant" in monitor.state_dict()
 
-    def test_overlap_coefficient(self) -> None:
+    def test_the_overlap_coefficient_equals_values_computed_by_hand(self) -> None:
         assert metrics.overlap(2, 3, 8) == 2 / 3 == metrics.overlap(2, 8, 3)
         assert all(math.isnan(metrics.overlap(0, *sizes)) for sizes in ((0, 5), (5, 0), (0, 0)))
 
@@ -456,8 +458,8 @@ class TestUnits:
 # -------------------------------------------------------------------------------------------------------------- norms
 
 
-class spied:
-    """Keep what every update did: weights before, what it returned, weights after; by parameter name."""
+class record_updates:
+    """Record every update: weights before, the returned value, weights after; by parameter name."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.seen = run, []
@@ -474,9 +476,9 @@ class spied:
 
         def update(batch: Any, clock: Any) -> Any:
             before = weights()
-            found = inner(batch, clock)
-            self.seen.append((before, found, weights()))
-            return found
+            result = inner(batch, clock)
+            self.seen.append((before, result, weights()))
+            return result
 
         agent.update = update  # type: ignore[method-assign]
         return self.seen
@@ -494,7 +496,7 @@ def length(x: np.ndarray) -> float:
 
 
 def by_matrix(g: np.ndarray, cut: float = 1e-3) -> tuple[float, float, float]:
-    """Spectral norm, stable rank and effective rank of a gradient, by its singular values above a share `cut`."""
+    """Spectral norm, stable rank and effective rank of a gradient, from its singular values above a fraction `cut`."""
     s = np.linalg.svd(g.reshape(len(g), -1), compute_uv=False)
     if not s[0]:
         return 0.0, 0.0, 0.0
@@ -506,20 +508,20 @@ def by_matrix(g: np.ndarray, cut: float = 1e-3) -> tuple[float, float, float]:
 class TestNorms:
     @pytest.mark.parametrize("clip", [0.0, 0.05])
     @pytest.mark.parametrize("agent", ["dqn, minatar, dueling", "sac, pixels", "droq"])
-    def test_they_are_those_of_the_update(self, agent: str, clip: float, one: Callable[..., Run]) -> None:
+    def test_norms_equal_those_of_the_update(self, agent: str, clip: float, one: Callable[..., Run]) -> None:
         made = AGENTS[agent]
         optimizer = OptimizerConfig(lr=1e-2, max_grad_norm=clip)
-        born = made(seed=0)
-        config = replace(born.given_config, optimizer=optimizer)
-        build: Callable[..., Agent] = lambda **k: type(born)(born.observation, born.action, config, **k)  # noqa: E731
+        initial = made(seed=0)
+        config = replace(initial.given_config, optimizer=optimizer)
+        build: Callable[..., Agent] = lambda **k: type(initial)(initial.observation, initial.action, config, **k)  # noqa: E731
         run = one(build, Norms(every=1), steps=10)
-        with spied(run) as seen:
-            take_steps(run, 2)  # of two steps, the second is one at which DroQ's actor learns
+        with record_updates(run) as seen:
+            take_steps(run, 2)  # two steps; DroQ's actor learns at the second
         before, update, after = seen[-1]
-        found = readings(run)
+        measured = readings(run)
         start = {
             (n, k): p.detach().double().numpy()
-            for n, layer in survey(born).layers.items()
+            for n, layer in survey(initial).layers.items()
             for k, p in layer.named_parameters()
         }
         gradients = {}
@@ -537,13 +539,13 @@ class TestNorms:
             old, new, first = (joined(parts, layers) for parts in (before, after, start))
             g = joined(gradients, layers)
             spectral, stable, _ = zip(*(spectra[name] for name in layers), strict=True)
-            # A singular value that lies at the cut may fall to either side.
+            # A singular value at the cut may be counted or not.
             low, high = (
                 sum(by_matrix(gradients[name, "linear.weight"], cut)[2] for name in layers) / len(layers)
                 for cut in (1.05e-3, 0.95e-3)
             )
-            assert low - 1e-3 <= found[f"{place}/gradient_effective_rank"] <= high + 1e-3
-            wanted = {
+            assert low - 1e-3 <= measured[f"{place}/gradient_effective_rank"] <= high + 1e-3
+            expected = {
                 "weight_norm": length(new),
                 "distance_from_init": length(new - first),
                 "relative_distance_from_init": length(new - first) / length(first),
@@ -554,21 +556,23 @@ class TestNorms:
                 "gradient_spectral_norm": max(spectral),
                 "gradient_stable_rank": sum(stable) / len(layers),
             }
-            assert {*wanted, "gradient_effective_rank"} == set(Norms.metrics)
-            close(found, {f"{place}/{metric}": value for metric, value in wanted.items()}, rel=2e-4)
+            assert {*expected, "gradient_effective_rank"} == set(Norms.metrics)
+            close(measured, {f"{place}/{metric}": value for metric, value in expected.items()}, rel=2e-4)
 
     @pytest.mark.parametrize("scale", [1.0, 1e-15, 1e15])
     @pytest.mark.parametrize("shape", [(6, 9), (9, 6), (5, 2, 3, 3), (1, 7)])
-    def test_the_gradients_spectrum_is_that_of_its_singular_values(self, shape: tuple[int, ...], scale: float) -> None:
+    def test_the_spectrum_of_the_gradient_equals_its_singular_values(
+        self, shape: tuple[int, ...], scale: float
+    ) -> None:
         g = torch.randn(shape, generator=Generator().manual_seed(3)) * scale
         array = metrics.unit_gram(g).double().numpy()
         k = min(shape[0], math.prod(shape[1:]))
         eigen = metrics.eigenvalues(array[1:].reshape(k, k))
         sigma = metrics.singular_values(eigen, monitor_norms.PRECISION * eigen[0])
-        found = array[0] * sigma[0], metrics.stable_rank(sigma), metrics.effective_rank(sigma)
-        assert found == pytest.approx(by_matrix(g.double().numpy()), rel=1e-4)
+        measured = array[0] * sigma[0], metrics.stable_rank(sigma), metrics.effective_rank(sigma)
+        assert measured == pytest.approx(by_matrix(g.double().numpy()), rel=1e-4)
 
-    def test_golden_spectra(self) -> None:
+    def test_spectra_equal_numbers_computed_by_hand(self) -> None:
         for diagonal, stable, effective in (([4.0, 2, 1, 1], 1.375, 3.363586), ([10.0, 1, 1, 1], 1.03, 2.211631)):
             array = metrics.unit_gram(torch.diag(torch.tensor(diagonal))).double().numpy()
             sigma = metrics.singular_values(metrics.eigenvalues(array[1:].reshape(4, 4)), 0.0)
@@ -577,7 +581,7 @@ class TestNorms:
         assert not metrics.unit_gram(torch.zeros(3, 4)).any()
 
     def test_rounding_errors_do_not_count_as_directions(self) -> None:
-        """A gradient of a batch of 8 has no more than 8 directions, though float32 finds a little in all 64."""
+        """A gradient of a batch of 8 has at most 8 directions, although float32 gives small values in all 64."""
         rng = Generator().manual_seed(0)
         g = torch.randn(64, 8, generator=rng) @ torch.randn(8, 200, generator=rng)
         array = metrics.unit_gram(g).double().numpy()
@@ -588,19 +592,19 @@ class TestNorms:
     def test_a_new_agent_has_distance_zero(self, one: Callable[..., Run]) -> None:
         run = one("dqn", "norms(every=1)", steps=7)
         monitor: Norms = run.monitors.parts["norms"]  # type: ignore[assignment, union-attr]
-        found: dict[str, Any] = {}
+        measured: dict[str, Any] = {}
         for key, value in monitor.measure(run.monitors._context(run)):  # type: ignore[union-attr]
-            found |= dict(monitor.finish(key, value.double().numpy(), Clock()))
-        assert found["critic/distance_from_init"] == found["critic/relative_distance_from_init"] == 0
-        # Nothing has been learnt, so there is neither a gradient nor a step.
-        assert {key.rpartition("/")[2] for key in found} == {
+            measured |= dict(monitor.finish(key, value.double().numpy(), Clock()))
+        assert measured["critic/distance_from_init"] == measured["critic/relative_distance_from_init"] == 0
+        # Before the first update there is neither a gradient nor a step.
+        assert {key.rpartition("/")[2] for key in measured} == {
             "weight_norm",
             "distance_from_init",
             "relative_distance_from_init",
         }
 
     def test_larger_weights_learn_relatively_less(self, one: Callable[..., Run]) -> None:
-        """Adam's steps are of one size: after weights grow tenfold, update_to_weight is a tenth."""
+        """Adam's steps have a fixed size: with tenfold weights update_to_weight is a tenth."""
         run = one("dqn", "norms(every=1)", steps=12)
         before = readings(run)
         for layer in survey(run.agent).layers.values():
@@ -629,18 +633,18 @@ class TestNorms:
         after = readings(run)
         for metric in ("norm", "norm_l1", "spectral_norm", "stable_rank", "effective_rank"):
             assert after[f"{name}/gradient_{metric}"] == 0
-        assert after["critic.advantage/gradient_norm"] > 0  # biases go on learning
+        assert after["critic.advantage/gradient_norm"] > 0  # biases still learn
 
     def test_metrics_of_nan_gradients_are_nan(self, one: Callable[..., Run]) -> None:
         run = one("dqn", "norms(every=1)", "ranks(every=1, samples=16)", "values(every=1, samples=8)", steps=12)
         with torch.no_grad():
             survey(run.agent).layers["critic.head.layers.0"].linear.weight[0] = NAN
         take_steps(run, 2)
-        found = readings(run)
+        measured = readings(run)
         for key in ("gradient_norm", "gradient_effective_rank", "weight_norm", "effective_rank", "q_mean"):
-            assert math.isnan(found[f"critic/{key}"])
+            assert math.isnan(measured[f"critic/{key}"])
 
-    def test_an_actor_that_did_not_learn_made_no_step(self, one: Callable[..., Run]) -> None:
+    def test_an_actor_that_did_not_learn_has_an_update_of_zero(self, one: Callable[..., Run]) -> None:
         run = one("redq", "norms(every=1)", "values(every=1, samples=8)")
         stamps: dict[str, set[int]] = {}
         gradients = set()
@@ -655,7 +659,7 @@ class TestNorms:
         learnt = {u for u in updates if u % 4 == 0}
         assert stamps["actor/update_to_weight"] == stamps["actor/entropy"] == stamps["actor/loss"] == learnt
         assert stamps["actor/weight_norm"] == updates
-        # The latest gradient is told until there is another.
+        # The latest gradient is reported until there is a new one.
         assert stamps["actor/gradient_norm"] == {u for u in updates if u >= 4} and len(gradients) == len(learnt)
 
     def test_frozen_copies_do_not_count_as_layers(self, one: Callable[..., Run]) -> None:
@@ -667,11 +671,11 @@ class TestNorms:
             interventions=(PlasticityInjection(at=(3,), of="updates"),),
             steps=14,
         )
-        found = readings(run)
-        assert not [key for key in found if ".injection" in key]
+        measured = readings(run)
+        assert not [key for key in measured if ".injection" in key]
         learning = [p for p in run.agent.components["critic"].online.parameters() if p.requires_grad]
         truth = sum(float(p.detach().double().square().sum()) for p in learning)
-        assert found["critic/weight_norm"] == pytest.approx(math.sqrt(truth), rel=1e-5)
+        assert measured["critic/weight_norm"] == pytest.approx(math.sqrt(truth), rel=1e-5)
 
     def test_nothing_is_kept_between_updates(self, one: Callable[..., Run]) -> None:
         run = one("sac", "norms(every=2)", steps=12)
@@ -683,11 +687,11 @@ class TestNorms:
 
 class TestValues:
     @pytest.mark.parametrize("agent", ["dqn, double dueling prioritised 3-step", "redq", "sac, pixels"])
-    def test_they_are_those_of_the_networks(self, agent: str, one: Callable[..., Run]) -> None:
+    def test_values_equal_those_of_the_networks(self, agent: str, one: Callable[..., Run]) -> None:
         run = one(agent, "values(every=1, samples=16)", steps=10)
-        with spied(run) as seen:
+        with record_updates(run) as seen:
             take_steps(run, 2)
-        found, (_, update, _) = readings(run), seen[-1]
+        measured, (_, update, _) = readings(run), seen[-1]
         batch, critic = run.monitors._context(run).batch(16), run.agent.components["critic"]  # type: ignore[union-attr]
         both = []
         with torch.no_grad():
@@ -701,7 +705,7 @@ class TestValues:
         q, slow = both
         n, b = q.shape
         mean = [sum(q[k, i] for k in range(n)) / n for i in range(b)]
-        wanted = {
+        expected = {
             "critic/q_mean": sum(mean) / b,
             "critic/q_std": math.sqrt(sum((v - sum(mean) / b) ** 2 for v in mean) / b),
             "critic/q_abs_max": max(abs(v) for row in q for v in row),
@@ -710,19 +714,19 @@ class TestValues:
             "critic/loss": float(update.metrics["losses/td_loss" if n == 1 else "losses/qf_loss"]),
         }
         if n > 1:
-            wanted["critic/ensemble_disagreement"] = (
+            expected["critic/ensemble_disagreement"] = (
                 sum(math.sqrt(sum((q[k, i] - mean[i]) ** 2 for k in range(n)) / n) for i in range(b)) / b
             )
         if agent == "sac, pixels":
-            wanted["actor/loss"] = float(update.metrics["losses/actor_loss"])
-            wanted["actor/entropy"] = float(update.metrics["losses/entropy"])
-            wanted["actor/temperature"] = float(update.metrics["losses/alpha"])
-        assert {key: v for key, v in found.items() if not key.startswith("actor/")}.keys() == {
-            key for key in wanted if not key.startswith("actor/")
+            expected["actor/loss"] = float(update.metrics["losses/actor_loss"])
+            expected["actor/entropy"] = float(update.metrics["losses/entropy"])
+            expected["actor/temperature"] = float(update.metrics["losses/alpha"])
+        assert {key: v for key, v in measured.items() if not key.startswith("actor/")}.keys() == {
+            key for key in expected if not key.startswith("actor/")
         }
-        close(found, wanted)
+        close(measured, expected)
 
-    def test_planted_defects_show(self, one: Callable[..., Run]) -> None:
+    def test_planted_defects_are_measured(self, one: Callable[..., Run]) -> None:
         run = one(sac(VECTOR, target_tau=0.5), "values(every=1, samples=32)", steps=16)
         before = readings(run)
         critic = run.agent.components["critic"]
@@ -733,7 +737,7 @@ class TestValues:
         assert after["critic/q_mean"] == pytest.approx(before["critic/q_mean"] + 50, abs=5)
         assert after["critic/q_abs_max"] > 90 and after["critic/td_error"] > 30 + before["critic/td_error"]
         assert after["critic/ensemble_disagreement"] == pytest.approx(50, abs=5)
-        assert after["critic/target_gap"] == pytest.approx(25, abs=5)  # half of it went into the target
+        assert after["critic/target_gap"] == pytest.approx(25, abs=5)  # the target has moved by half of it
         assert after["critic/q_std"] < 5 and after["critic/loss"] > before["critic/loss"] + 100
         with torch.no_grad():
             critic.online.load_state_dict(critic.target.state_dict())
@@ -746,7 +750,7 @@ class TestValues:
             critic.online.members[0].output.linear.bias += 50.0
             critic.online.members[1].output.linear.bias -= 50.0
         take_steps(run, 1)
-        # One is too high by what the other is too low.
+        # One critic is too high by the amount by which the other is too low.
         assert readings(run)["critic/target_gap"] == pytest.approx(25, abs=5)
 
     def test_an_agent_without_a_target_network_has_no_gap(self, one: Callable[..., Run]) -> None:
@@ -754,15 +758,15 @@ class TestValues:
         run.monitors.readings.clear()  # type: ignore[union-attr]
         context = run.monitors._context(run)  # type: ignore[union-attr]
         run.agent.components["critic"].target = None
-        found = dict(run.monitors.parts["values"].measure(context))  # type: ignore[union-attr]
-        assert set(found) == {"critic/q_mean", "critic/q_std", "critic/q_abs_max"}
+        measured = dict(run.monitors.parts["values"].measure(context))  # type: ignore[union-attr]
+        assert set(measured) == {"critic/q_mean", "critic/q_std", "critic/q_abs_max"}
 
 
-# ---------------------------------------------------------------------------------------------------------------- all
+# -------------------------------------------------------------------------------------------------------- all monitors
 
 
 @pytest.mark.parametrize("kind", [Units, Norms, Ranks, Values])
-def test_parameters_are_checked(kind: type[Any]) -> None:
+def test_invalid_parameters_are_refused(kind: type[Any]) -> None:
     if kind is not Norms:
         with pytest.raises(ValueError, match=f"{kind.name}: samples must be at least 1 transition, not 0"):
             kind(samples=0)
@@ -774,18 +778,18 @@ UNDEFINED = ("dormant_overlap", "linearised_fraction", "nonlinearity")
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-def test_every_agent_is_read_without_waiting(agent: str) -> None:
-    """All four at once: readings of every metric, in their bounds, under the guard."""
-    words = [kind.example for kind in (Units, Norms, Ranks, Values)]
-    run = build_run(agent, monitors=words)
+def test_every_agent_is_measured_without_waiting(agent: str) -> None:
+    """All four monitors together: every metric is measured, within its bounds, under the guard against waiting."""
+    specs = [kind.example for kind in (Units, Norms, Ranks, Values)]
+    run = build_run(agent, monitors=specs)
     for name in ("before_update", "after_update"):
         guard(run.monitors, name)
     take_steps(run, 12)
-    found = readings(run)
-    seen = {key.rpartition("/")[2] for key in found}
+    measured = readings(run)
+    seen = {key.rpartition("/")[2] for key in measured}
     known = {metric for kind in (Units, Norms, Ranks, Values) for metric in kind.metrics}
     assert known - seen <= {"ensemble_disagreement", "entropy", "temperature", "target_gap"} and seen <= known
-    for key, value in found.items():
+    for key, value in measured.items():
         place, _, metric = key.rpartition("/")
         tanh = place.endswith("projection.layer") or agent == "ppo"
         if metric in UNDEFINED and (metric == "dormant_overlap" or tanh):
@@ -800,7 +804,7 @@ def test_every_agent_is_read_without_waiting(agent: str) -> None:
 
 
 def guard(owner: Any, name: str) -> None:
-    """Let a method run under the guard from now on."""
+    """Let a method run under the guard against waiting from now on."""
     inner = getattr(owner, name)
 
     def guarded(*args: Any) -> None:
@@ -810,7 +814,7 @@ def guard(owner: Any, name: str) -> None:
     setattr(owner, name, guarded)
 
 
-def test_places_of_several_layers() -> None:
+def test_layers_are_grouped_by_their_place() -> None:
     names = ["critic.encoder.blocks.0", "critic.head.0", "actor.body.0", "critic.output"]
     assert metrics.pools(names) == {
         "critic": [names[0], names[1], names[3]],

@@ -1,5 +1,5 @@
-"""What must hold of every monitor: it only looks, nobody waits for it, and it goes on where it stopped. And of triggers
-that wait for a measurement, and of the notes that are taken of firings.
+"""The laws of every monitor: it only observes, it never waits for the device, and it resumes exactly. Also triggers
+that wait for a measurement, and the log of firings.
 
 A new monitor is tested by being listed in `MONITORS`: its `example` makes it act within a few updates.
 """
@@ -52,14 +52,14 @@ STEPS = 9  # of two environments: ten updates
 EXAMPLES = tuple(kind.example for kind in MONITORS.values())
 
 
-def learnt(run: Run) -> Any:
-    """All that a run is, but for its monitors."""
+def state_without_monitors(run: Run) -> Any:
+    """The state of a run without that of its monitors."""
     content, envs, obs = saved(run)
     return {key: value for key, value in content.items() if key != "monitors"}, envs, obs
 
 
 def updates(run: Run, number: int, guarded: bool = False) -> None:
-    """So many updates on what the replay holds; under the guard against waiting if asked."""
+    """This number of updates on the content of the replay; with `guarded` none may wait for the device."""
     sampling = run.agent.sampling(run.clock)
     for _ in range(number):
         run.clock = run.clock.stepped(1)
@@ -71,13 +71,13 @@ def updates(run: Run, number: int, guarded: bool = False) -> None:
             run.learn(batch)
 
 
-def check_observer(agent: str, words: tuple[str, ...]) -> Run:
-    """A run with monitors is the run without; returned is the one with them, that has gone STEPS."""
-    plain, watched = build_run(agent), build_run(agent, monitors=words)
+def check_observer(agent: str, specs: tuple[str, ...]) -> Run:
+    """A run with monitors equals one without them. Returns the run with monitors after STEPS steps."""
+    plain, watched = build_run(agent), build_run(agent, monitors=specs)
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # type: ignore[index]
     for run in (plain, watched):
         take_steps_with_monitors(run, STEPS)
-    assert not differences(learnt(plain), learnt(watched))
+    assert not differences(state_without_monitors(plain), state_without_monitors(watched))
     for (name, module), (_, other) in zip(plain.agent.modules(), watched.agent.modules(), strict=True):
         for (key, p), q in zip(module.named_parameters(), other.parameters(), strict=True):
             assert (p.grad is None) == (q.grad is None) and (p.grad is None or torch.equal(p.grad, q.grad)), (name, key)
@@ -88,11 +88,11 @@ def check_observer(agent: str, words: tuple[str, ...]) -> Run:
     return watched
 
 
-def check_resume(straight: Run, agent: str, words: tuple[str, ...]) -> None:
-    """A stranger that loads what a watched run is goes on as it does, and nobody waits."""
-    resumed = build_run(agent, seed=99, monitors=words)
-    resumed.agent.seed, resumed.fresh_envs = straight.agent.seed, straight.fresh_envs  # what a configuration says
-    resumed.monitors = watch(resumed.agent, *words)
+def check_resume(straight: Run, agent: str, specs: tuple[str, ...]) -> None:
+    """Another run that loads the state of a watched run continues exactly like it, and never waits for the device."""
+    resumed = build_run(agent, seed=99, monitors=specs)
+    resumed.agent.seed, resumed.fresh_envs = straight.agent.seed, straight.fresh_envs  # as in the configuration
+    resumed.monitors = watch(resumed.agent, *specs)
     resume(resumed, saved(straight))
     rest = refuse_waiting(straight, updates=7)
     take_steps_with_monitors(straight, STEPS - 4)
@@ -103,39 +103,39 @@ def check_resume(straight: Run, agent: str, words: tuple[str, ...]) -> None:
     assert straight.monitors.readings  # type: ignore[union-attr]
 
 
-def check_no_wait(agent: str, words: tuple[str, ...]) -> None:
-    run = build_run(agent, monitors=words)
+def check_no_wait(agent: str, specs: tuple[str, ...]) -> None:
+    run = build_run(agent, monitors=specs)
     take_steps(run, 5)
     updates(run, 7, guarded=True)
 
 
 def suited(agent: str) -> tuple[str, ...]:
-    """Every monitor that such an agent can have: nobody learns beside one that keeps no replay."""
+    """Every monitor that this agent can have: a tandem needs an agent with a replay memory."""
     if agent.startswith(("ppo", "supervised")):
         with pytest.raises(ValueError, match="learns from a replay"):
             watch(AGENTS[agent](), MONITORS["tandem"].example)
-        return tuple(word for word in EXAMPLES if not word.startswith("tandem"))
+        return tuple(spec for spec in EXAMPLES if not spec.startswith("tandem"))
     return EXAMPLES
 
 
 @pytest.mark.parametrize("agent", AGENTS)
 class TestEveryAgentWithEveryMonitorOn:
-    def test_a_run_is_the_same_with_them_and_goes_on_after_a_stop_and_nobody_waits(self, agent: str) -> None:
-        words = suited(agent)
-        check_resume(check_observer(agent, words), agent, words)
+    def test_a_run_with_all_monitors_is_unchanged_resumes_exactly_and_never_waits(self, agent: str) -> None:
+        specs = suited(agent)
+        check_resume(check_observer(agent, specs), agent, specs)
 
 
 @pytest.mark.parametrize("agent", PAIRED)
 @pytest.mark.parametrize("name", MONITORS)
 class TestEveryMonitorAlone:
-    def test_a_run_without_end_with_the_same_bits(self, name: str, agent: str) -> None:
+    def test_a_run_with_it_equals_a_run_without_it_bitwise(self, name: str, agent: str) -> None:
         check_observer(agent, (MONITORS[name].example,))
 
-    def test_nobody_waits(self, name: str, agent: str) -> None:
+    def test_it_never_waits_for_the_device(self, name: str, agent: str) -> None:
         check_no_wait(agent, (MONITORS[name].example,))
 
-    def test_it_measures_what_its_card_says(self, name: str, agent: str) -> None:
-        """Every key ends in a metric of the card, and starts with a place of the agent or a part of it."""
+    def test_it_measures_its_documented_metrics(self, name: str, agent: str) -> None:
+        """Every key ends in a documented metric, and starts with a component or a layer of the agent."""
         run = build_run(agent, monitors=(MONITORS[name].example,))
         take_steps_with_monitors(run, STEPS)
         assert isinstance(run.monitors, Monitors)
@@ -151,8 +151,8 @@ class TestEveryMonitorAlone:
 
 
 @pytest.mark.parametrize("agent", ["dqn", "sac"])
-def test_a_compiled_update_is_watched_without_a_trace(agent: str) -> None:
-    """Monitors read what an update returns and what it leaves in `.grad`, and so need no hook in a compiled one."""
+def test_monitors_do_not_change_a_compiled_update(agent: str) -> None:
+    """Monitors read what an update returns and what it leaves in `.grad`, so they need no hook in a compiled update."""
     runs = [build_run(agent), build_run(agent, monitors=EXAMPLES)]
     for run in runs:
         name = "loss" if agent == "dqn" else "critic_loss"
@@ -160,14 +160,14 @@ def test_a_compiled_update_is_watched_without_a_trace(agent: str) -> None:
         setattr(run.agent, name, compiled)
         take_steps(run, STEPS)
     assert runs[1].monitors.readings["critic/weight_norm"]  # type: ignore[union-attr]
-    assert not differences(learnt(runs[0]), learnt(runs[1]))
+    assert not differences(state_without_monitors(runs[0]), state_without_monitors(runs[1]))
 
 
-# ------------------------------------------------------------------------------------------------ the machinery
+# ------------------------------------------------------------------------------------------------ common machinery
 
 
 class Sum(Monitor):
-    """The sum of all weights, in three ways."""
+    """The sum of all weights, in three forms."""
 
     name = "sum"
     metrics: ClassVar[Mapping[str, str]] = {"sum": "of all weights", "squares": "of all weights squared"}
@@ -192,7 +192,7 @@ class Steps(Monitor):
         yield "critic/steps", float(run.clock.steps)
 
 
-def test_a_page_is_read_one_update_later() -> None:
+def test_measurements_are_read_one_update_later() -> None:
     run = build_run("dqn", monitors=(Sum(Every(2)),))
     take_steps(run, 5)
     assert isinstance(run.monitors, Monitors)
@@ -203,14 +203,14 @@ def test_a_page_is_read_one_update_later() -> None:
             [p.detach().flatten().double() for p in run.agent.components["critic"].online.parameters()]
         )
         value, at = run.monitors.readings["critic/sum"]
-        assert at == (run.clock.updates - 1) // 2 * 2, "an even update, and not this one"
+        assert at == (run.clock.updates - 1) // 2 * 2, "the reading must be of an earlier even update"
         if at in weights:
             assert value == pytest.approx(weights[at].sum().item(), abs=1e-4)
             squares = weights[at].square().sum().item()
             assert run.monitors.readings["critic/squares"] == (pytest.approx(squares), at)
 
 
-def test_a_value_that_the_host_asks_for_is_caught() -> None:
+def test_a_monitor_that_makes_the_host_wait_is_caught() -> None:
     class Impatient(Monitor):
         name = "impatient"
 
@@ -224,7 +224,7 @@ def test_a_value_that_the_host_asks_for_is_caught() -> None:
         updates(run, 1, guarded=True)
 
 
-def test_a_monitor_that_draws_from_training_is_caught() -> None:
+def test_a_monitor_that_uses_the_generator_of_training_is_caught() -> None:
     class Meddler(Monitor):
         name = "meddler"
 
@@ -234,11 +234,11 @@ def test_a_monitor_that_draws_from_training_is_caught() -> None:
     plain, watched = build_run("sac"), build_run("sac", monitors=(Meddler(Every(1)),))
     for run in (plain, watched):
         take_steps(run, STEPS)
-    assert differences(learnt(plain), learnt(watched))
+    assert differences(state_without_monitors(plain), state_without_monitors(watched))
 
 
-def test_the_record_of_a_stopped_run_is_that_of_one_that_was_not(tmp_path: Path) -> None:
-    """Also what was on its way to the host when the run was saved is written, once."""
+def test_the_record_of_a_stopped_run_equals_that_of_an_uninterrupted_run(tmp_path: Path) -> None:
+    """Readings that were on their way to the host at the save are written exactly once."""
 
     def begin(folder: Path) -> Run:
         agent = AGENTS["dqn"]()
@@ -259,7 +259,7 @@ def test_the_record_of_a_stopped_run_is_that_of_one_that_was_not(tmp_path: Path)
     go(stopped, 7)
     assert isinstance(stopped.monitors, Monitors) and stopped.monitors.pages
     state, log = saved(stopped), stopped.log.state_dict()
-    stopped.monitors.publish(stopped)  # as at the end of a session; cut away when the run goes on
+    stopped.monitors.publish(stopped)  # as at the end of a session; cut off when the run resumes
     stopped.log.close("stopped")
     resumed = begin(tmp_path / "stopped")
     resumed.log.resume(log)
@@ -285,7 +285,7 @@ def test_the_record_of_a_stopped_run_is_that_of_one_that_was_not(tmp_path: Path)
     ]
 
 
-def test_monitors_may_come_and_go_between_sessions() -> None:
+def test_monitors_may_be_added_and_removed_between_sessions() -> None:
     run = build_run("dqn", monitors=("units(every=2, samples=16)", Sum(Every(1))))
     take_steps(run, STEPS)
     assert run.monitors is not None
@@ -298,23 +298,23 @@ def test_monitors_may_come_and_go_between_sessions() -> None:
     assert "critic/squares" in other.monitors.readings
 
 
-def test_a_twin_is_the_agent_and_shares_nothing() -> None:
+def test_a_copy_equals_the_agent_and_shares_no_memory() -> None:
     run = build_run("sac, pixels")
     take_steps(run, STEPS)
-    twin = run.agent.fresh_copy()
-    fresh = deepcopy(twin.state_dict())
-    twin.copy_from_(run.agent)
-    state, copy = run.agent.state_dict(), twin.state_dict()
+    copy = run.agent.fresh_copy()
+    fresh = deepcopy(copy.state_dict())
+    copy.copy_from_(run.agent)
+    state, copied_state = run.agent.state_dict(), copy.state_dict()
     for part in ("modules", "optimizers"):
-        assert not [d for d in differences(state[part], copy[part]) if "interventions" not in d]
-        assert differences(fresh[part], copy[part])
-    for p in twin.components["critic"].online.parameters():
+        assert not [d for d in differences(state[part], copied_state[part]) if "interventions" not in d]
+        assert differences(fresh[part], copied_state[part])
+    for p in copy.components["critic"].online.parameters():
         p.data.add_(1.0)
     assert not differences(state, run.agent.state_dict())
 
 
-def test_birth_is_known_of_an_agent_that_has_learnt_since() -> None:
-    class Born(Monitor):
+def test_monitors_know_the_initial_weights_of_a_trained_agent() -> None:
+    class ReadsInitialWeights(Monitor):
         name = "initial"
 
         def measure(self, context: MonitorContext) -> Iterator[tuple[str, Tensor]]:
@@ -325,23 +325,23 @@ def test_birth_is_known_of_an_agent_that_has_learnt_since() -> None:
     weights = {name: p.detach().clone() for name, p in agent.components["critic"].online.named_parameters()}
     for p in agent.components["critic"].online.parameters():
         p.data.add_(1.0)
-    part = Born(Every(1))
+    part = ReadsInitialWeights(Every(1))
     watch(agent, part).after_update(Stand(agent).tick(), None)  # type: ignore[arg-type]
-    found = {f"{layer}.{key}": p for layer, params in part.seen.items() for key, p in params.items()}
-    assert not differences({f"critic.{name}": p for name, p in weights.items()}, found)
+    initial = {f"{layer}.{key}": p for layer, params in part.seen.items() for key, p in params.items()}
+    assert not differences({f"critic.{name}": p for name, p in weights.items()}, initial)
 
 
 @pytest.mark.parametrize("of", ["updates", "steps", "episodes"])
-def test_a_monitor_keeps_the_beat_of_whatever_clock_its_word_names(of: str) -> None:
-    words = (f"units(every=2, of={of}, samples=16)", f"churn(every=2, of={of}, samples=16)")
-    run = build_run("dqn", monitors=words)
+def test_a_monitor_measures_on_the_clock_that_its_spec_names(of: str) -> None:
+    specs = (f"units(every=2, of={of}, samples=16)", f"churn(every=2, of={of}, samples=16)")
+    run = build_run("dqn", monitors=specs)
     take_steps(run, 4 * STEPS)
     assert run.clock.episodes > 2
     run.monitors.publish(run)
     assert run.monitors.latest("critic/dead_fraction") and run.monitors.latest("critic/value_churn")
 
 
-def test_what_looks_between_steps_counts_steps() -> None:
+def test_monitors_that_measure_between_steps_count_steps() -> None:
     class Playing(Monitor):
         name = "playing"
 
@@ -357,8 +357,8 @@ def test_what_looks_between_steps_counts_steps() -> None:
 
 
 @pytest.mark.parametrize("agent", ["dqn", "dqn, minatar, dueling"])
-def test_the_example_of_how_a_monitor_is_written(agent: str) -> None:
-    """It runs on vectors and on images, and finds what the monitor of units finds."""
+def test_the_documented_example_of_a_monitor_works(agent: str) -> None:
+    """It runs on vectors and on images, and agrees with the monitor of units."""
     text = (inspect.getmodule(Monitor).__doc__ or "").partition("    class Dead")[2]
     lines = ["class Dead" + text.partition("\n")[0], *text.partition("\n\nAll measurements")[0].split("\n")[1:]]
     names: dict[str, Any] = {
@@ -372,23 +372,23 @@ def test_the_example_of_how_a_monitor_is_written(agent: str) -> None:
     run = build_run(agent)
     monitors = watch(run.agent, names["Dead"](Every(1)), "units")
     stand = Stand(run.agent).tick()
-    found = {key: float(value) for key, value in monitors.parts["dead"].measure(monitors._context(stand))}
+    values = {key: float(value) for key, value in monitors.parts["dead"].measure(monitors._context(stand))}
     monitors.after_update(replace(stand, clock=Clock(updates=250, last_updates=249)), None)  # type: ignore[arg-type]
     monitors.arrive()
-    assert found and all(monitors.latest(key) == (pytest.approx(value), 250) for key, value in found.items())
+    assert values and all(monitors.latest(key) == (pytest.approx(value), 250) for key, value in values.items())
 
 
-# ------------------------------------------------------------------------------------------------------- words
+# ------------------------------------------------------------------------------------------------------- specs
 
 
-def test_groups_and_words_of_monitors() -> None:
+def test_groups_and_specs_of_monitors_are_expanded_and_checked() -> None:
     cheap = [name for name, kind in MONITORS.items() if kind.group == "cheap"]
     assert expand(["cheap"]) == cheap and expand(["none"]) == []
     together = [name for name, kind in MONITORS.items() if kind.group != "alone"]
     assert expand(["all"]) == together and set(MONITORS) - set(together) == {"tandem"}
     assert expand(["units(every=7)", "cheap"]) == [*("units(every=7)" if n == "units" else n for n in cheap)]
     assert check_monitors(["cheap", "units( every = 7 )"]) == ("cheap", "units(every=7)")
-    for word, message in (
+    for spec, message in (
         ("unitz", "unknown monitor 'unitz'. Did you mean 'units'\\?"),
         ("units(evry=3)", "Did you mean 'every'"),
         ("chep", "Did you mean 'cheap'"),
@@ -398,7 +398,7 @@ def test_groups_and_words_of_monitors() -> None:
         ("units(when='critic/dead_fraction > 0')", "look at any time|when"),
     ):
         with pytest.raises(SpecError, match=message):
-            watch(AGENTS["dqn"](), word)
+            watch(AGENTS["dqn"](), spec)
     with pytest.raises(SpecError, match="units is given twice: units and units\\(every=7\\)"):
         expand(["units", "cheap", "units(every=7)"])
     with pytest.raises(ValueError, match="units is given twice"):
@@ -408,8 +408,8 @@ def test_groups_and_words_of_monitors() -> None:
 # ---------------------------------------------------------------------------------------------- closed loop
 
 
-class Told:
-    """Readings by hand."""
+class FixedReadings:
+    """Readings that a test sets."""
 
     def __init__(self) -> None:
         self.reading: tuple[float, int] | None = None
@@ -419,58 +419,60 @@ class Told:
 
 
 def fired(when: When, readings: Mapping[int, float], until: int = 40) -> list[int]:
-    """Updates at which it fires, if these were measured at those updates, and are read one later."""
-    told = Told()
-    when.readings = told
-    found, clock = [], Clock()
+    """The updates at which it fires, given measurements by update; each is read one update later."""
+    source = FixedReadings()
+    when.readings = source
+    updates, clock = [], Clock()
     for update in range(1, until + 1):
         clock = clock.stepped(1).updated()
         if update - 1 in readings:
-            told.reading = readings[update - 1], update - 1
+            source.reading = readings[update - 1], update - 1
         if when(clock):
-            found.append(update)
-        assert when(clock) == (update in found), "the same question has the same answer"
-    return found
+            updates.append(update)
+        assert when(clock) == (update in updates), "repeated calls at one time must agree"
+    return updates
 
 
 def test_a_trigger_waits_for_a_measurement() -> None:
-    beats = {2: 0.1, 4: 0.3, 6: 0.3, 8: 0.1, 10: 0.5, 12: 0.5, 14: 0.5, 16: 0.5, 18: 0.5}
-    assert fired(When("x", above=0.2), beats) == [5, 7, 11, 13, 15, 17, 19]
-    assert fired(When("x", below=0.2), beats) == [3, 9]
-    assert fired(When("x", above=0.2, patience=2), beats) == [7, 13, 17]
-    assert fired(When("x", above=0.2, patience=3), beats) == [15]
-    assert fired(When("x", above=0.2, cooldown=6), beats) == [5, 13]
-    assert fired(When("x", above=0.2, patience=2, cooldown=6), beats) == [7, 17]
-    assert fired(When("x", above=0.5), beats) == [], "the bound itself is not above it"
-    assert fired(When("x", below=0.1), beats) == []
+    measured = {2: 0.1, 4: 0.3, 6: 0.3, 8: 0.1, 10: 0.5, 12: 0.5, 14: 0.5, 16: 0.5, 18: 0.5}
+    assert fired(When("x", above=0.2), measured) == [5, 7, 11, 13, 15, 17, 19]
+    assert fired(When("x", below=0.2), measured) == [3, 9]
+    assert fired(When("x", above=0.2, patience=2), measured) == [7, 13, 17]
+    assert fired(When("x", above=0.2, patience=3), measured) == [15]
+    assert fired(When("x", above=0.2, cooldown=6), measured) == [5, 13]
+    assert fired(When("x", above=0.2, patience=2, cooldown=6), measured) == [7, 17]
+    assert fired(When("x", above=0.5), measured) == [], "the bound itself does not fire"
+    assert fired(When("x", below=0.1), measured) == []
     assert fired(When("x", above=0.2), {2: math.nan, 4: 0.3, 6: math.nan, 8: 0.3}) == [5, 9]
     always = dict.fromkeys(range(1, 40), 0.5)
-    assert fired(When("x", above=0.2), always, 9) == [2, 4, 6, 8], "what was measured before a firing came after it"
+    assert fired(When("x", above=0.2), always, 9) == [2, 4, 6, 8], (
+        "a measurement made before a firing and read after it does not count"
+    )
     assert fired(When("x", above=0.2, patience=2), {2: 0.3, 4: math.nan, 6: 0.3, 8: 0.3}) == [9]
 
 
-def test_a_trigger_that_goes_on_after_a_stop() -> None:
-    beats = dict.fromkeys(range(2, 40, 2), 0.5)
+def test_a_trigger_resumes_exactly() -> None:
+    measured = dict.fromkeys(range(2, 40, 2), 0.5)
     for stop in range(1, 30):
         whole, first, second = (When("x", above=0.2, patience=3, cooldown=5) for _ in range(3))
-        expected = fired(whole, beats)
-        head = fired(first, beats, stop)
+        expected = fired(whole, measured)
+        head = fired(first, measured, stop)
         second.load_state(first.state())
-        told = Told()
-        second.readings = told
+        source = FixedReadings()
+        second.readings = source
         tail, clock = [], Clock(stop, stop, stop, stop)
-        if earlier := [u for u in beats if u < stop]:
-            told.reading = beats[earlier[-1]], earlier[-1]
+        if earlier := [u for u in measured if u < stop]:
+            source.reading = measured[earlier[-1]], earlier[-1]
         for update in range(stop + 1, 41):
             clock = clock.stepped(1).updated()
-            if update - 1 in beats:
-                told.reading = beats[update - 1], update - 1
+            if update - 1 in measured:
+                source.reading = measured[update - 1], update - 1
             if second(clock):
                 tail.append(update)
         assert head + tail == expected, stop
 
 
-def test_how_a_condition_is_written() -> None:
+def test_conditions_are_parsed_and_checked() -> None:
     when = When.parse("critic/dormant_fraction > 0.2", 3, 500)
     assert (when.metric, when.above, when.below, when.patience, when.cooldown) == (
         "critic/dormant_fraction",
@@ -516,13 +518,13 @@ def waiting(name: str, condition: str = "critic/dormant_fraction > -1", more: st
 
 @pytest.mark.parametrize("name", FIRING)
 def test_every_intervention_that_fires_can_wait_for_a_measurement(name: str) -> None:
-    """It fires one update after each measurement, goes on after a stop to the last bit, and nobody waits."""
+    """It fires one update after each measurement, resumes to the last bit, and never waits for the device."""
     agent = "dqn, minatar, dueling"
-    words = (waiting(name, more=", tau=0.7" if name in ("redo", "regrama") else ""),)
+    specs = (waiting(name, more=", tau=0.7" if name in ("redo", "regrama") else ""),)
     monitors = ("units(every=3, samples=16)",)
 
     def begin(seed: int = 0) -> Run:
-        run = build_run(agent, tuple(build(words, INTERVENTIONS)), seed=seed, monitors=monitors)
+        run = build_run(agent, tuple(build(specs, INTERVENTIONS)), seed=seed, monitors=monitors)
         run.agent.seed = 0
         return run
 
@@ -545,19 +547,19 @@ def test_every_intervention_that_fires_can_wait_for_a_measurement(name: str) -> 
 
 @pytest.mark.parametrize("name", sorted(set(INTERVENTIONS) - set(FIRING)))
 def test_interventions_that_never_fire_refuse_a_condition(name: str) -> None:
-    word = INTERVENTIONS[name].example
-    inner = word.partition("(")[2].rstrip(")")
+    spec = INTERVENTIONS[name].example
+    inner = spec.partition("(")[2].rstrip(")")
     kept = [a for a in inner.split(", ") if a and not a.startswith(("every", "of", "at=", "start"))]
-    word = f"{name}({', '.join([*kept, 'when=' + repr('critic/dead_fraction > 0')])})"
+    spec = f"{name}({', '.join([*kept, 'when=' + repr('critic/dead_fraction > 0')])})"
     with pytest.raises(SpecError, match=f"{name} does not fire now and then"):
-        build([word], INTERVENTIONS)
+        build([spec], INTERVENTIONS)
 
 
 def test_specs_with_conditions_are_checked() -> None:
     assert check(["redo(when='critic/dead_fraction > 0.2', cooldown=1e3, tau=0.1)"], INTERVENTIONS) == (
         "redo(cooldown=1000, tau=0.1, when='critic/dead_fraction > 0.2')",
     )
-    for word, message in (
+    for spec, message in (
         ("redo(when='critic/dead_fraction')", "cannot read when="),
         ("redo(when=3)", "expects str"),
         ("redo(when='critic/dead_fraction > 0', every=10)", "'every' and 'when' exclude each other"),
@@ -567,7 +569,7 @@ def test_specs_with_conditions_are_checked() -> None:
         ("plasticity_injection", "needs a moment"),
     ):
         with pytest.raises((SpecError, ValueError), match=message):
-            AGENTS["dqn"](interventions=tuple(build([word], INTERVENTIONS)))
+            AGENTS["dqn"](interventions=tuple(build([spec], INTERVENTIONS)))
 
 
 def test_a_trigger_needs_a_measured_metric() -> None:
@@ -578,7 +580,7 @@ def test_a_trigger_needs_a_measured_metric() -> None:
     with pytest.raises(ValueError, match=r"waits for critic/dormant_fraction > 0.2, and nobody measures it.*watch"):
         Run(agent, RandomEnvs(agent.observation, agent.action))
     monitors = watch(agent, "none")
-    assert list(monitors.parts) == ["units"], "what is waited for is measured in any case"
+    assert list(monitors.parts) == ["units"], "a metric that a trigger needs is always measured"
     Run(agent, RandomEnvs(agent.observation, agent.action), monitors=monitors)
     for condition, message in (
         ("critic/dormant_fractoin > 0", "no monitor measures 'dormant_fractoin'. Did you mean 'dormant_fraction'"),
@@ -594,23 +596,23 @@ def test_a_trigger_needs_a_measured_metric() -> None:
 
 
 def test_a_trigger_on_a_metric_that_never_appears_causes_a_warning() -> None:
-    """A DQN has no policy whose entropy could be measured, and has a critic: the name is right, and nothing comes."""
+    """A DQN has a critic but no policy whose entropy could be measured: the name is valid, and no value appears."""
     part = build(["redo(when='critic/entropy < 1')"], INTERVENTIONS)
     run = build_run("dqn", part, monitors=["values(every=1)"])
-    take_steps(run, 8)  # of two updates each once it learns; what one finds is read at the next
+    take_steps(run, 8)  # two updates each once it learns; a measurement is read at the next update
     expected = r"redo waits for critic/entropy, but 10 measurements of values did not contain it"
     with pytest.warns(UserWarning, match=expected):
         take_steps(run, 2)
-    take_steps(run, 4)  # and once is enough
+    take_steps(run, 4)  # the warning is given once
     other = build_run("dqn", build(["redo(when='critic/q_mean < -99')"], INTERVENTIONS), monitors=["values(every=1)"])
     take_steps(other, 12)
 
 
-# ----------------------------------------------------------------------------------------------- notes of firings
+# ----------------------------------------------------------------------------------------------- the log of firings
 
 
-class Poke(Intervention):
-    """Adds one to the bias of a value head on a beat."""
+class AddToBias(Intervention):
+    """Adds one to the bias of a value head on a schedule."""
 
     name = "poke"
 
@@ -624,7 +626,7 @@ class Poke(Intervention):
 
 
 def test_a_firing_is_logged_with_the_units_it_changed(tmp_path: Path) -> None:
-    agent = AGENTS["dqn"](interventions=(Poke(Every(4)),))
+    agent = AGENTS["dqn"](interventions=(AddToBias(Every(4)),))
     run = Run(agent, RandomEnvs(agent.observation, agent.action, 2), log=Log(tmp_path), monitors=watch(agent, "units"))
     run.train(40)
     run.log.close()
@@ -637,8 +639,8 @@ def test_a_firing_is_logged_with_the_units_it_changed(tmp_path: Path) -> None:
 
 
 def test_a_method_that_changes_single_units_reports_their_number(tmp_path: Path) -> None:
-    word = "redo(tau=0.7, every=2, samples=16)"
-    agent = AGENTS["sac"](interventions=tuple(build([word], INTERVENTIONS)))
+    spec = "redo(tau=0.7, every=2, samples=16)"
+    agent = AGENTS["sac"](interventions=tuple(build([spec], INTERVENTIONS)))
     run = Run(agent, RandomEnvs(agent.observation, agent.action, 2), log=Log(tmp_path), monitors=watch(agent, "units"))
     run.train(30)
     run.log.close()
@@ -649,11 +651,11 @@ def test_a_method_that_changes_single_units_reports_their_number(tmp_path: Path)
 
 
 def test_without_monitors_values_are_not_compared() -> None:
-    """Without monitors a firing costs nothing, and the run is the same."""
+    """Without monitors a firing has no extra cost, and the run is the same."""
     runs = [
         build_run("sac", tuple(build([INTERVENTIONS["redo"].example], INTERVENTIONS)), monitors=m)
         for m in ((), ("units",))
     ]
     for run in runs:
         take_steps(run, STEPS)
-    assert not differences(learnt(runs[0]), learnt(runs[1]))
+    assert not differences(state_without_monitors(runs[0]), state_without_monitors(runs[1]))
