@@ -21,8 +21,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = Path(__file__).with_suffix(".txt")
-KINDS = ("*.py", "*.md", "*.yaml", "*.toml", "Makefile", "*.cff")
-SKIPPED = {".ci/plain_english.py", "CHANGELOG.md"}  # the list itself, and the names of before
+KINDS = ("*.py", "*.md", "*.yaml", "*.yml", "*.toml", "*.cff", "*.txt", "Makefile", ".ci/run", ".gitignore")
+SKIPPED = {".ci/plain_english.py", ".ci/plain_english.txt", "CHANGELOG.md"}  # the list itself, and the names of before
 
 # (what to find, what to write instead); a replacement helps the reader and is not applied.
 GLOSSARY: list[tuple[str, str]] = [
@@ -51,26 +51,57 @@ EXCEPTIONS = (
     r"|tests?_elsewhere"
 )
 SPLIT = r"(?<![A-Za-z])(?:{})(?![A-Za-z])"
-FORBIDDEN = [(re.compile(SPLIT.format(pattern), re.IGNORECASE), plain) for pattern, plain in GLOSSARY]
+FORBIDDEN = [
+    (re.compile(SPLIT.format(pattern.replace(" ", "[ _]")), re.IGNORECASE), plain) for pattern, plain in GLOSSARY
+]
 ALLOWED = re.compile(EXCEPTIONS, re.IGNORECASE)
+GLOSSARY_ROW = re.compile(r"^\|.*$", re.MULTILINE)
+CAMEL_CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+# How the identifier `found` appears in a file that is not Python: in code, in a code span, as a key or a value.
+NAME = re.compile(r"(?<![\w-])found(?=\s*[=.:,)\]\[(])")
+CODE = re.compile(r"`(?:[\w.]+[.=(])?found\b[^`]*`")
+KEY = re.compile(r"^\s*(?:- +)?[\"']?found[\"']?\s*[:=]|[:=,\[{]\s*[\"']?found[\"']?\s*(?:[,:\]}]|$)")
 KEPT = re.compile(r"# .*\b(?:former names?|keys? of checkpoints)\b")
 
 
 def occurrences(name: str, text: str) -> Iterator[tuple[int, str, str]]:
-    """(line, word, replacement) of every forbidden word in a file."""
+    """(line, word, replacement) of every forbidden word in a file, in prose and in the parts of identifiers."""
+    if name == "CONTRIBUTING.md":
+        text = GLOSSARY_ROW.sub("", text)
     for number, line in enumerate(text.splitlines(), 1):
-        if name == "CONTRIBUTING.md" and line.startswith("|"):
-            continue  # the glossary
         if KEPT.search(line):
             continue
-        line = ALLOWED.sub(lambda match: " " * len(match[0]), line)
+        line = ALLOWED.sub(" ", CAMEL_CASE.sub(" ", ALLOWED.sub(" ", line)))
         for pattern, plain in FORBIDDEN:
             for match in pattern.finditer(line):
                 yield number, match[0], plain
-    if name.endswith(".py"):
-        for node in ast.walk(ast.parse(text)):
-            if "found" in (getattr(node, "id", None), getattr(node, "arg", None), getattr(node, "attr", None)):
-                yield getattr(node, "lineno", 0), "found", "a name for its content"
+    lines = names_in_python(text) if name.endswith(".py") else names_in_other_files(name, text)
+    yield from ((number, "found", "a name for its content") for number in lines)
+
+
+def names_in_python(text: str) -> Iterator[int]:
+    """The line of every identifier `found`: of a variable, an argument, an attribute, a function or an import.
+
+    `found` is a common verb in prose, so it counts only as an identifier.
+    """
+    for node in ast.walk(ast.parse(text)):
+        names = [getattr(node, field, None) for field in ("id", "arg", "attr", "name", "asname")]
+        names += getattr(node, "names", []) if isinstance(node, ast.Global | ast.Nonlocal) else []
+        yield from (getattr(node, "lineno", 0) for name in names if name == "found")
+
+
+def names_in_other_files(name: str, text: str) -> Iterator[int]:
+    """The line of every `found` that is code in a Markdown file, or a key or a whole value in other files."""
+    fenced = False
+    for number, line in enumerate(text.splitlines(), 1):
+        if not name.endswith(".md"):
+            pattern = KEY
+        elif line.lstrip().startswith("```"):
+            fenced = not fenced
+            continue
+        else:
+            pattern = NAME if fenced or line.startswith("    ") else CODE
+        yield from (number for _ in pattern.finditer(line))
 
 
 def package(name: str) -> str:

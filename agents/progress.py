@@ -24,7 +24,7 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{total % 60:02d}" if hours else f"{minutes}:{total % 60:02d}"
 
 
-class Bar(tqdm):
+class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
     """tqdm without its thread, and without its lock between processes, which a display of one process does not need."""
 
     monitor_interval = 0

@@ -4,6 +4,6 @@ from ..common.moved import moved
 
 __getattr__ = moved(
     __name__,
-    {"Word": "pliant.common.specs.Spec", "SentenceError": "pliant.common.specs.SpecError"},
+    {"Word": "pliant.common.specs.Spec", "SentenceError": "pliant.common.specs.SpecError"},  # former names
     "pliant.common.specs",
 )

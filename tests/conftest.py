@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
+import hypothesis
 import pytest
 from rotation import VARIABLE, find_seed, generator, pick
 
@@ -13,6 +14,10 @@ if importlib.util.find_spec("pliant") is None:
 from pliant.common.spinning import bound_spinning
 
 bound_spinning()  # tests share the machine; it counts only before torch is loaded, so nothing above loads it
+
+# A test that takes long on a busy machine is no failure.
+hypothesis.settings.register_profile("without deadlines", deadline=None)
+hypothesis.settings.load_profile("without deadlines")
 
 
 # How many cases of each parametrised test of a file, or of a class in it, `make test` runs. Measured: with all their

@@ -561,7 +561,7 @@ def module_inspection(arguments: argparse.Namespace) -> Inspection:
 FORMER = {
     "Report": "Inspection",
     "Looked": "Loaded",
-    "looked_at": "load_agent",
+    "looked_at": "load_agent",  # a former name
     "Given": "GivenMemory",
     "observed": "memory_from_file",
     "played": "memory_from_play",

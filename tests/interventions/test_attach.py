@@ -1000,8 +1000,8 @@ def test_a_callback_that_does_not_act_changes_no_bit() -> None:
     module = sb3()
     for make, network in ((dqn, "q_net"), (sac, "critic")):
         plain = make().learn(100)
-        looked_at = make().learn(100, callback=module.PlasticityCallback("redo(every=9999)", "regrama(every=9999)"))
-        assert not differences(getattr(plain, network).state_dict(), getattr(looked_at, network).state_dict())
+        watched = make().learn(100, callback=module.PlasticityCallback("redo(every=9999)", "regrama(every=9999)"))
+        assert not differences(getattr(plain, network).state_dict(), getattr(watched, network).state_dict())
 
 
 class Pictures(gymnasium.Env[Any, Any]):

@@ -49,7 +49,7 @@ def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in accumulated.Scalars(tag)] for tag in tags}
 
 
-def found(values: Mapping[str, float], steps: int, updates: int | None = None) -> Arrived:
+def measured(values: Mapping[str, float], steps: int, updates: int | None = None) -> Arrived:
     return Arrived(Clock(steps, steps if updates is None else updates), dict(values), {}, ())
 
 
@@ -307,7 +307,7 @@ def near(series: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
 
 
 def test_a_firing_is_a_spike_and_zeros_after_it(tmp_path: Path) -> None:
-    shown = played(tmp_path, [found(dormant(0.7), 90), fired("redo", 100), found(dormant(0.2), 110)])
+    shown = played(tmp_path, [measured(dormant(0.7), 90), fired("redo", 100), measured(dormant(0.2), 110)])
     assert near(shown[MARKER]) == [(399, 0.0), (400, 0.7), *((400 + i, 0.0) for i in range(1, ZEROS + 1))]
     assert near(shown[DORMANT]) == [(360, 0.7), (440, 0.2)]
     assert [tag for tag in shown if tag.startswith("markers/")] == [MARKER], "no marker where there is no chart"
@@ -315,7 +315,7 @@ def test_a_firing_is_a_spike_and_zeros_after_it(tmp_path: Path) -> None:
 
 def test_no_point_is_written_ahead_of_time(tmp_path: Path) -> None:
     log, board = Log(tmp_path, 1), Board({})
-    for arrived in (found(dormant(0.7), 90), fired("redo", 100), found(dormant(0.7), 102)):
+    for arrived in (measured(dormant(0.7), 90), fired("redo", 100), measured(dormant(0.7), 102)):
         board.write(log, arrived)
         assert max(log._frames.values()) <= arrived.clock.steps
     log.close()
@@ -323,8 +323,8 @@ def test_no_point_is_written_ahead_of_time(tmp_path: Path) -> None:
 
 
 def test_a_second_firing_soon_after_has_a_spike_of_its_own(tmp_path: Path) -> None:
-    moments = [found(dormant(0.7), 90), fired("redo", 100), fired("redo", 101), found(dormant(0.4), 103)]
-    shown = played(tmp_path, [*moments, fired("redo", 104), found(dormant(0.4), 200)])
+    moments = [measured(dormant(0.7), 90), fired("redo", 100), fired("redo", 101), measured(dormant(0.4), 103)]
+    shown = played(tmp_path, [*moments, fired("redo", 104), measured(dormant(0.4), 200)])
     assert near(shown[MARKER]) == [
         (399, 0.0),
         (400, 0.7),
@@ -340,13 +340,15 @@ def test_a_second_firing_soon_after_has_a_spike_of_its_own(tmp_path: Path) -> No
 
 
 def test_firings_of_one_frame_share_a_spike_and_firings_at_neighbouring_frames_do_not(tmp_path: Path) -> None:
-    shown = played(tmp_path, [found(dormant(0.7), 9), *(fired("redo", s) for s in (10, 10, 11, 11)), found({}, 12)], 1)
+    shown = played(
+        tmp_path, [measured(dormant(0.7), 9), *(fired("redo", s) for s in (10, 10, 11, 11)), measured({}, 12)], 1
+    )
     assert near(shown[MARKER]) == [(9, 0.0), (10, 0.7), (11, 0.7), (12, 0.0)]
     assert [step for step, _ in shown["firings/redo/units"]] == [10, 10, 11, 11]
 
 
 def test_firings_too_close_to_distinguish_share_a_spike(tmp_path: Path) -> None:
-    moments = [found(dormant(0.7), 1), *(fired("redo", steps) for steps in range(10, 20_001, 10))]
+    moments = [measured(dormant(0.7), 1), *(fired("redo", steps) for steps in range(10, 20_001, 10))]
     shown = played(tmp_path, moments, 1)
     spikes = [step for step, value in shown[MARKER] if value]
     assert spikes[:20] == list(range(10, 201, 10)), "early ones are all there"
@@ -357,8 +359,13 @@ def test_firings_too_close_to_distinguish_share_a_spike(tmp_path: Path) -> None:
 
 
 def test_measurements_between_steps_may_arrive_before_an_earlier_firing(tmp_path: Path) -> None:
-    moments = [found(dormant(0.7), 90), fired("redo", 100), found({"critic/mc_return": 1.0}, 108), fired("redo", 103)]
-    shown = played(tmp_path, [*moments, found(dormant(0.7), 200)], 1)
+    moments = [
+        measured(dormant(0.7), 90),
+        fired("redo", 100),
+        measured({"critic/mc_return": 1.0}, 108),
+        fired("redo", 103),
+    ]
+    shown = played(tmp_path, [*moments, measured(dormant(0.7), 200)], 1)
     assert near(shown[MARKER]) == [
         (99, 0.0),
         (100, 0.7),
@@ -370,7 +377,7 @@ def test_measurements_between_steps_may_arrive_before_an_earlier_firing(tmp_path
 
 def test_a_spike_is_as_high_as_the_largest_latest_value_of_its_chart(tmp_path: Path) -> None:
     values = {"critic/q_mean": -3.0, "critic/q_std": -1.0, "critic/loss": 0.0, "critic/dead_fraction": math.nan}
-    sequence = [found(dormant(0.9), 5), found(dormant(0.3) | values, 10), fired("redo", 20), fired("reset", 25)]
+    sequence = [measured(dormant(0.9), 5), measured(dormant(0.3) | values, 10), fired("redo", 20), fired("reset", 25)]
     shown = played(tmp_path, sequence, 1)
     heights = {tag: max((v for _, v in series), key=abs) for tag, series in shown.items() if tag.startswith("markers/")}
     assert heights == {
@@ -392,7 +399,7 @@ def test_the_effect_of_a_firing_is_logged(tmp_path: Path) -> None:
 
 
 def test_smoothing_returns_to_zero_after_a_spike(tmp_path: Path) -> None:
-    moments = [found(dormant(1.0), 90), fired("redo", 100), found(dormant(1.0), 900), fired("redo", 1000)]
+    moments = [measured(dormant(1.0), 90), fired("redo", 100), measured(dormant(1.0), 900), fired("redo", 1000)]
     shown = played(tmp_path, moments)
     last, count, smoothed = 0.0, 0, []
     for _, value in shown[MARKER]:  # TensorBoard's moving average, debiased
@@ -411,25 +418,25 @@ def test_monitors_are_notified_of_firings(tmp_path: Path) -> None:
 
     with Log(tmp_path) as log:
         board = Board({"hears": Hears(), "deaf": Strange()})
-        for arrived in (fired("redo", 7), found(dormant(0.1), 8), fired("redo", 9)):
+        for arrived in (fired("redo", 7), measured(dormant(0.1), 8), fired("redo", 9)):
             board.write(log, arrived)
     assert Hears.heard == [7, 9]
 
 
 STORY = [
-    found(dormant(0.7), 90),
+    measured(dormant(0.7), 90),
     fired("redo", 100),
-    found({"critic/q_mean": 2.0}, 101),
+    measured({"critic/q_mean": 2.0}, 101),
     fired("redo", 103),
-    found(dormant(0.4), 104),
+    measured(dormant(0.4), 104),
     fired("reset", 104),
-    found(dormant(0.2), 110),
+    measured(dormant(0.2), 110),
     fired("redo", 150),
     fired("redo", 150),
-    found({}, 152),
-    found({}, 160),
+    measured({}, 152),
+    measured({}, 160),
     fired("redo", 154),
-    found(dormant(0.1), 300),
+    measured(dormant(0.1), 300),
 ]
 
 
@@ -674,9 +681,9 @@ def test_pictures_resume_where_they_stopped() -> None:
     words = ("activity(every=1, samples=16, draw=2)",)
 
     def drawn(run: Run) -> dict[int, bytes]:
-        found: dict[int, bytes] = {}
-        run.log.image = lambda tag, png, size, clock: found.update({clock.updates: png})  # type: ignore[method-assign]
-        return found
+        images: dict[int, bytes] = {}
+        run.log.image = lambda tag, png, size, clock: images.update({clock.updates: png})  # type: ignore[method-assign]
+        return images
 
     straight, stopped = build_run("dqn", monitors=words), build_run("dqn", monitors=words)
     whole = drawn(straight)

@@ -37,7 +37,7 @@ MOVED = [
     ("pliant.agents.hooks", "Every", "pliant.agents.clock.Every"),
     ("pliant.agents.spaces", "ActionSpec", "pliant.common.spaces.ActionSpec"),
     ("pliant.agents.words", "Word", "pliant.common.specs.Spec"),
-    ("pliant.agents.words", "SentenceError", "pliant.common.specs.SpecError"),
+    ("pliant.agents.words", "SentenceError", "pliant.common.specs.SpecError"),  # a former name
     ("pliant.agents.words", "parse", "pliant.common.specs.parse"),
     ("pliant.interventions", "MONITORS", "pliant.monitors.MONITORS"),
     ("pliant.interventions", "watch", "pliant.monitors.watch"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 from pathlib import Path
 from types import ModuleType
 
@@ -30,6 +31,107 @@ def terms(check: ModuleType, text: str, name: str = "a.md") -> list[str]:
 def test_terms_of_the_glossary_are_counted_in_text_and_identifiers(check: ModuleType) -> None:
     text = "A new" + "bo" + "rn network, and one_w" + "ord that is ow" + "ed"
     assert sorted(terms(check, text)) == ["new" + "bo" + "rn", "ow" + "ed", "w" + "ord"]
+
+
+# One term of each row of the glossary; the bar keeps this file free of them.
+TERMS = [
+    term.replace("|", "")
+    for term in (
+        "wo|rd",
+        "reb|orn",
+        "be|at",
+        "ow|es",
+        "li|ved",
+        "tw|in",
+        "rea|der",
+        "sa|id",
+        "jud|ged",
+        "fore|ign",
+        "loo|ks at",
+        "who|ever",
+        "not to be| had",
+        "stran|ger",
+    )
+]
+IDENTIFIERS = {
+    "variable": "{} = 1",
+    "argument": "def f({}): pass",
+    "keyword": "f({}=1)",
+    "attribute": "a.{} = 1",
+    "part of a name": "the_{}_of = 1",
+    "function": "def {}(): pass",
+}
+PLACES = [("a.py", "# {}"), ("a.md", "a {} here"), ("a.md", "`the_{}`"), ("a.yaml", "{}: 1"), ("a.yml", "- run: {}")]
+
+
+def test_every_row_of_the_glossary_has_a_planted_term(check: ModuleType) -> None:
+    planted = {plain for term in TERMS for _, _, plain in check.occurrences("a.md", term)}
+    assert planted == {plain for _, plain in check.GLOSSARY}
+
+
+@pytest.mark.parametrize(("name", "line"), [*PLACES, *(("a.py", line) for line in IDENTIFIERS.values())])
+def test_a_planted_term_is_counted(check: ModuleType, name: str, line: str) -> None:
+    for term in TERMS:
+        term = term.replace(" ", "_") if name == "a.py" else term
+        assert terms(check, line.format(term), name) == [term]
+
+
+def test_a_former_name_and_a_key_of_checkpoints_are_allowed(check: ModuleType) -> None:
+    line = "reb" + "orn"
+    assert terms(check, f"{line}  # a former name\n{line}  # a key of checkpoints", "a.py") == []
+    assert terms(check, f"{line}  # formerly", "a.py") == ["reb" + "orn"]
+
+
+def test_a_term_inside_a_name_in_camel_case_is_counted(check: ModuleType) -> None:
+    assert terms(check, "class Reb" + "orn: pass\nnewTw" + "inNetwork = 1", "a.py") == ["Reb" + "orn", "Tw" + "in"]
+
+
+def test_every_kind_of_text_file_is_read(check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(check, "ROOT", tmp_path)
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    names = ["a.py", "docs/a.md", "a.yaml", ".github/workflows/a.yml", "a.toml", "a.cff", "Makefile", ".ci/run"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("# " + TERMS[0] + "\n")
+    assert {name: len(hits) for name, hits in check.count().items()} == dict.fromkeys(names, 1)
+
+
+@pytest.mark.parametrize("line", [*IDENTIFIERS.values(), "f'{{{}}}'", "import a as {}", "def f():\n    global {}"])
+def test_a_name_without_content_is_counted_in_every_identifier(check: ModuleType, line: str) -> None:
+    expected = 0 if "the_" in line else 1  # with another part, the name has content
+    assert terms(check, line.format("found"), "a.py").count("found") == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.yaml", "found: 1"),
+        ("a.yml", "  - found: 1"),
+        ("a.yaml", "name: found"),
+        ("a.toml", "found = 1"),
+        ("a.yaml", "names: [a, found]"),
+        ("a.md", "The variable `found` holds it."),
+        ("a.md", "Use `run.found`."),
+        ("a.md", "```python\nfound = 1\n```"),
+        ("a.md", "Like this:\n\n    print(found)"),
+    ],
+)
+def test_a_name_without_content_is_counted_in_other_files(check: ModuleType, name: str, text: str) -> None:
+    assert terms(check, text, name) == ["found"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.md", "No file was found: give another."),
+        ("a.md", "`error: no file found here`"),
+        ("a.yaml", "# nothing was found here\ntitle: a file that is found late"),
+        ("a.md", "It is found, and read."),
+    ],
+)
+def test_the_verb_is_allowed_in_prose(check: ModuleType, name: str, text: str) -> None:
+    assert terms(check, text, name) == []
 
 
 @pytest.mark.parametrize(
