@@ -15,6 +15,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from gymnasium.vector import SyncVectorEnv
+from refusals import error_line
 
 from pliant.agents import DQN, PPO, SAC, ObservationSpec
 from pliant.agents.checkpoint import Checkpoints
@@ -116,13 +117,6 @@ OPTIONS = (
 
 def train(folder: Path, *options: str) -> int:
     return main(["train", "--run", str(folder), "--agent", "dqn", *OPTIONS, *options])
-
-
-def error_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """The printed line of error, of which there must be exactly one."""
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    return lines[0]
 
 
 def weights(folder: Path) -> list[torch.Tensor]:
