@@ -165,12 +165,12 @@ class Checkpoint:
         """
         for entry in self.manifest["chunks"]:
             if not isinstance(memory, Chunked):
-                raise TypeError(f"{self.path} holds chunks of a replay, and {type(memory).__name__} has none")
+                raise TypeError(f"{self.path} contains chunks of a replay, and {type(memory).__name__} has none")
             path = _run_folder(self.path) / "replay" / entry["file"]
             try:
                 content = _unpack(_load(path, entry, "cpu"))
             except (KeyError, TypeError, ValueError, zlib.error) as error:
-                raise CheckpointDamaged(f"{path} is no replay chunk: {error!r}") from error
+                raise CheckpointDamaged(f"{path} is not a replay chunk: {error!r}") from error
             memory.load_chunk(entry["name"], content)
 
 
@@ -188,7 +188,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 3) -> None:
         if keep < 1:
-            raise ValueError(f"keep at least one checkpoint, not {keep}")
+            raise ValueError(f"keep must be at least 1, not {keep}")
         self.folder = Path(folder)
         self.keep = keep
         self._steps = self.folder / "checkpoints"
@@ -213,7 +213,7 @@ class Checkpoints:
             RuntimeError: The folder holds checkpoints of an earlier run, and neither `resume` nor `clear` was called.
         """
         if not self._ready:
-            raise RuntimeError(f"{self.folder} holds the checkpoints of an earlier run: resume() it, or clear() it")
+            raise RuntimeError(f"{self.folder} contains checkpoints of an earlier run: call resume() or clear() first")
         try:
             self._check_place()
             try:
@@ -228,7 +228,7 @@ class Checkpoints:
             there = Checkpoints(moved.place, self.keep)
             there.accept(None)
             there._save(step, parts, chunks)
-            raise FolderMoved(f"{moved} It is saved there at step {step:,}, and goes on there", moved.place) from None
+            raise FolderMoved(f"{moved} It is saved there at step {step:,}; resume it there", moved.place) from None
         return saved
 
     def _check_place(self) -> None:
@@ -324,14 +324,14 @@ class Checkpoints:
 
     def _explained(self, error: OSError, writing: _Writing) -> SaveFailed:
         good = _listed(self.folder)
-        kept = f"the last checkpoint, {good[0]}, is untouched" if good else "there is no earlier checkpoint"
+        kept = f"the last checkpoint, {good[0]}, is unchanged" if good else "there is no earlier checkpoint"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             free = shutil.disk_usage(_existing(self.folder)).free
             limit = {errno.EDQUOT: "the quota is used up", errno.EFBIG: "the file is over the size limit"}
             return DiskFull(
                 f"cannot save a checkpoint in {self.folder}: {limit.get(error.errno, 'the disk is full')}. Writing "
-                f"{writing.file} needs {writing.needed:,} bytes with what came before it; {free:,} bytes are free; "
-                f"{kept}. Make room and resume",
+                f"{writing.file} needs {writing.needed:,} bytes together with the files before it; {free:,} bytes are "
+                f"free; {kept}. Make room and resume",
                 error.errno,
             )
         return SaveFailed(f"cannot save a checkpoint in {self.folder}: {error}; {kept}", error.errno)
@@ -394,14 +394,14 @@ class Checkpoints:
                 manifest = _verified(path, verify)
             except CheckpointDamaged as error:
                 damaged.append(str(error))
-                report(f"damaged checkpoint passed over: {error}")
+                report(f"damaged checkpoint skipped: {error}")
             else:
                 return Checkpoint(path, manifest, damaged)
         if damaged:
             reasons = "\n  ".join(damaged)
             raise NoGoodCheckpoint(
                 f"none of the {len(damaged)} checkpoints in {self.folder} can be used:\n  {reasons}\n"
-                "Put the files back from a copy, or start over in another folder"
+                "Restore the files from a backup, or start over in another folder"
             )
         return None
 
@@ -431,7 +431,7 @@ class Checkpoints:
                 os.rename(path, aside)
             self._collect(listed[len(newer) :])
         except OSError as error:
-            raise SaveFailed(f"cannot go on in {self.folder}: {error}", error.errno) from error
+            raise SaveFailed(f"cannot resume in {self.folder}: {error}", error.errno) from error
         self._ready = True
 
     def clear(self) -> None:
@@ -467,7 +467,7 @@ class Checkpoints:
             return Checkpoint(path, _verified(path, verify))
         newest = Checkpoints(path).newest_good(verify, report)
         if newest is None:
-            raise FileNotFoundError(f"{path} holds no checkpoints: give a run folder, or a folder step_… within one")
+            raise FileNotFoundError(f"{path} holds no checkpoints: give a run folder, or a folder step_… in one")
         return newest
 
 
@@ -508,8 +508,8 @@ def branch(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
             _link(source / "replay" / entry["file"], Path(folder) / "replay" / entry["file"])
     except FileNotFoundError as error:
         raise CheckpointDamaged(
-            f"{error.filename} is gone: the run has removed this checkpoint while it was copied; stop the run, or "
-            "give it more --keep-checkpoints"
+            f"{error.filename} is gone: the run removed this checkpoint while it was copied; stop the run, or "
+            "raise its --keep-checkpoints"
         ) from error
     except OSError as error:
         raise SaveFailed(f"cannot copy {checkpoint.path} to {target}: {error}", error.errno) from error
@@ -746,7 +746,9 @@ def _is_file_name(name: Any) -> bool:
 
 def _check_name(name: str) -> None:
     if not _is_file_name(name):
-        raise ValueError(f"{name!r} cannot name a file: letters, digits, '_', '-' and '.' can, a letter first")
+        raise ValueError(
+            f"{name!r} is not a valid file name: use letters, digits, '_', '-' and '.', and begin with a letter"
+        )
 
 
 def _version() -> str:
@@ -783,13 +785,13 @@ def _manifest(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointDamaged(f"{file} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise CheckpointDamaged(f"{file} is no JSON ({len(data)} bytes): {error}") from error
+        raise CheckpointDamaged(f"{file} is not JSON ({len(data)} bytes): {error}") from error
     except RecursionError as error:
-        raise CheckpointDamaged(f"{file} is no manifest: it is nested too deeply") from error
+        raise CheckpointDamaged(f"{file} is not a manifest: it is nested too deeply") from error
     if not isinstance(content, dict) or data != _sealed({k: v for k, v in content.items() if k != "sha256"}):
-        raise CheckpointDamaged(f"{file} does not have the hash that it states")
+        raise CheckpointDamaged(f"{file} does not match its own hash")
     if not is_count(content.get("schema")):
-        raise CheckpointDamaged(f"{file} does not say its schema")
+        raise CheckpointDamaged(f"{file} has no schema")
     if content["schema"] > SCHEMA:
         raise NewerSchema(
             f"{path} was written by pliant {content.get('pliant')} (schema {content['schema']}); this is pliant "
@@ -797,7 +799,7 @@ def _manifest(path: Path) -> dict[str, Any]:
         )
     _check_manifest(content, file)
     if content["step"] != _step(path):
-        raise CheckpointDamaged(f"{path} holds the manifest of step {content['step']}")
+        raise CheckpointDamaged(f"{path} contains the manifest of step {content['step']}")
     return content
 
 
@@ -811,22 +813,22 @@ def _check_manifest(content: Mapping[str, Any], file: Path) -> None:
         CheckpointDamaged: The manifest has another form.
     """
 
-    def entry(value: Any, what: str) -> None:
+    def entry(value: Any, name: str) -> None:
         if not (isinstance(value, dict) and is_count(value.get("size")) and _matches(SHA256, value.get("sha256"))):
-            raise CheckpointDamaged(f"{file} gives no size and sha256 of {what}")
+            raise CheckpointDamaged(f"{file} has no size and sha256 for {name}")
 
     if not is_count(content.get("step")):
-        raise CheckpointDamaged(f"{file} does not say its step")
+        raise CheckpointDamaged(f"{file} has no step")
     files, chunks = content.get("files"), content.get("chunks")
     if not isinstance(files, dict) or not isinstance(chunks, list):
-        raise CheckpointDamaged(f"{file} does not list its files and chunks")
+        raise CheckpointDamaged(f"{file} has no lists of files and chunks")
     for name, value in files.items():
         if not (_is_file_name(name) and name.endswith(".pt")):
-            raise CheckpointDamaged(f"{file} names the file {name!r}, which is no name of a part")
+            raise CheckpointDamaged(f"{file} lists the file {name!r}, which is not a valid name of a part")
         entry(value, name)
     for value in chunks:
         if not (isinstance(value, dict) and _is_file_name(value.get("file")) and _is_file_name(value.get("name"))):
-            raise CheckpointDamaged(f"{file} names a chunk that is no file name: {_shortened(value)}")
+            raise CheckpointDamaged(f"{file} lists a chunk without a valid file name: {_shortened(value)}")
         entry(value, value["file"])
 
 
@@ -865,9 +867,9 @@ def _read(path: Path, entry: Mapping[str, Any]) -> bytes:
     except OSError as error:
         raise CheckpointDamaged(f"{path} cannot be read: {error.strerror}") from error
     if len(data) != entry["size"]:
-        raise CheckpointDamaged(f"{path} holds {len(data):,} bytes instead of {entry['size']:,}")
+        raise CheckpointDamaged(f"{path} has {len(data):,} bytes instead of {entry['size']:,}")
     if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        raise CheckpointDamaged(f"{path} does not have the hash that the manifest states")
+        raise CheckpointDamaged(f"{path} does not match its hash in the manifest")
     return data
 
 

@@ -133,7 +133,7 @@ class _File:
         free = shutil.disk_usage(self.path.parent).free
         failed = LogWriteFailed(
             f"cannot write {self.path}: {error.strerror}; {free:,} bytes are free there. "
-            "The last checkpoint is untouched: make room and resume"
+            "The last checkpoint is unchanged: make room and resume"
         )
         failed.errno = error.errno
         return failed
@@ -164,7 +164,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         LogDamaged: Another line is not a JSON object; the message gives its number.
     """
     file = path / METRICS if path.is_dir() else path
-    words = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+    not_finite = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
     rows = []
     for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], 1):
         try:
@@ -172,8 +172,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
-            raise LogDamaged(f"{file} is damaged: its line {number} is no JSON object. Put it back from a copy")
-        rows.append({k: words.get(v, v) if isinstance(v, str) else v for k, v in row.items()})
+            raise LogDamaged(f"{file} is damaged: its line {number} is not a JSON object. Restore it from a backup")
+        rows.append({k: not_finite.get(v, v) if isinstance(v, str) else v for k, v in row.items()})
     return rows
 
 
@@ -394,8 +394,10 @@ class Log:
             if len(opened) in (0, 3) and not any(file.failed for file in opened):
                 self._emit_episodes()
                 if self._hparams and status != "stopped":
-                    word = "STATUS_SUCCESS" if status == "done" else "STATUS_FAILURE"
-                    info = plugin_data_pb2.SessionEndInfo(status=api_pb2.Status.Value(word), end_time_secs=time.time())
+                    outcome = "STATUS_SUCCESS" if status == "done" else "STATUS_FAILURE"
+                    info = plugin_data_pb2.SessionEndInfo(
+                        status=api_pb2.Status.Value(outcome), end_time_secs=time.time()
+                    )
                     self._summary(_hparams_value(hparams_metadata.SESSION_END_INFO_TAG, session_end_info=info))
         finally:
             self._closed = True
@@ -502,7 +504,7 @@ class Log:
                     if EVENTS.fullmatch(name):
                         self._old_files[name] = path.stat().st_size
             except OSError as error:
-                failed = LogWriteFailed(f"cannot cut {path} to what it held at the checkpoint: {error.strerror}")
+                failed = LogWriteFailed(f"cannot truncate {path} to its size at the checkpoint: {error.strerror}")
                 failed.errno = error.errno
                 raise failed from error
         # An open TensorBoard still has the points that were cut off; the START event of a new file removes them.
@@ -555,7 +557,7 @@ class Log:
             left = [name for name in (METRICS, TIMING, *self._event_files()) if (self.folder / name).exists()]
             if left:
                 raise FileExistsError(
-                    f"{self.folder} holds the record of an earlier run ({', '.join(left)}): resume it, or start over"
+                    f"{self.folder} holds the log of an earlier run ({', '.join(left)}): resume it, or start over"
                 )
             self._open()
             self._layout()
@@ -647,25 +649,23 @@ def _checked(path: Path, size: int, digest: str | None) -> hashlib.blake2b:
     Raises:
         LogDamaged: The file is missing, unreadable or too short, or `digest` is given and differs.
     """
-    then = f"{size:,} bytes when the checkpoint was taken"
-    way_out = "Put it back from a copy, or start over in another folder"
+    then = f"{size:,} bytes at the checkpoint"
+    way_out = "Restore it from a backup, or start over in another folder"
     running, left = _digest(), size
     try:
         with path.open("rb") as file:
             there = os.fstat(file.fileno()).st_size
             if there < size:
-                raise LogDamaged(f"{path} holds {there:,} bytes, and had {then}. {way_out}")
+                raise LogDamaged(f"{path} has {there:,} bytes, and had {then}. {way_out}")
             while left and (block := file.read(min(left, 1 << 20))):
                 running.update(block)
                 left -= len(block)
     except FileNotFoundError:
-        raise LogDamaged(f"{path} is missing, and had {then}. {way_out}") from None
+        raise LogDamaged(f"{path} is missing; it had {then}. {way_out}") from None
     except OSError as error:
         raise LogDamaged(f"{path} cannot be read: {error.strerror}. {way_out}") from error
     if digest is not None and running.hexdigest() != digest:
-        raise LogDamaged(
-            f"the first {size:,} bytes of {path} are not what they were when the checkpoint was taken. {way_out}"
-        )
+        raise LogDamaged(f"the first {size:,} bytes of {path} have changed since the checkpoint. {way_out}")
     return running
 
 

@@ -37,7 +37,7 @@ from .priorities import Priorities, PrioritisedConfig
 __all__ = ["Batch", "PrioritisedConfig", "Replay", "ReplayTooLarge"]
 
 SHORT_EPISODE = 64  # minimum mean episode length at which final frames fit in addition to `capacity` transitions
-NOBODY = np.empty(0, np.int64)
+NONE = np.empty(0, np.int64)
 AT_ONCE = 256  # maximum number of updates between two checks for a stop request
 
 
@@ -51,7 +51,7 @@ class _Layout(NamedTuple):
     transitions: int  # length of the ring of rows: `capacity`, rounded up to whole steps of all environments
     slots: int  # length of the ring of frames; one more slot holds the zeros that pad stacks
     frame: int  # numbers in a frame
-    row: int  # int32 words in a row
+    row: int  # int32 numbers in a row
     steps: int  # length of the host's ring of steps
     nbytes: int
 
@@ -195,7 +195,7 @@ class Replay(Memory):
             ValueError: The observations do not fit the spec.
         """
         if self._written:
-            raise RuntimeError("the replay has started already: start() is for the first observations of a run")
+            raise RuntimeError("start() was called before: it is for the first observations of a run")
         self._check_obs("the first observations", obs)
         self._check_padding(obs)
         self._write(self._ring, 0, self._newest(obs))
@@ -215,7 +215,7 @@ class Replay(Memory):
         envs, stack = self.num_envs, self.observation.stack
         # First the final frames of the episodes that ended, then the present frame of every environment.
         frames = self._newest(step.obs)
-        over = NOBODY if step.quiet or not step.reset.any() else np.flatnonzero(step.reset)
+        over = NONE if step.quiet or not step.reset.any() else np.flatnonzero(step.reset)
         slots = np.arange(self._written + over.size, self._written + over.size + envs)
         seen = np.empty((envs, stack + 1), np.int64)
         seen[:, :-1], seen[:, -1] = self._stacks, slots
@@ -309,7 +309,7 @@ class Replay(Memory):
             raise ValueError(f"actions should be {shape} {kind}, not {action.dtype} of shape {action.shape}")
 
     def _check_padding(self, obs: NDArray[Any]) -> None:
-        """Check that first observations of episodes are padded as the spec says: stacks are rebuilt from frames.
+        """Check that first observations of episodes are padded according to the spec: stacks are rebuilt from frames.
 
         Raises:
             ValueError: They are padded otherwise.
@@ -321,8 +321,8 @@ class Replay(Memory):
         if (frames[:, :-1] != padding).any():
             wanted = "zeros" if self.observation.padding == "zero" else "copies of its newest frame"
             raise ValueError(
-                f"the older frames of an episode's first observation should be {wanted}, as the observation spec says "
-                f"(padding={self.observation.padding!r}); this environment fills them otherwise"
+                f"the older frames of an episode's first observation should be {wanted}, according to the observation "
+                f"spec (padding={self.observation.padding!r}); this environment fills them differently"
             )
 
     # Sampling
@@ -485,7 +485,7 @@ class Replay(Memory):
         if state["made_for"] != mine:
             other = state["made_for"]
             differs = ", ".join(f"{k} {other.get(k)!r} but here {v!r}" for k, v in mine.items() if other.get(k) != v)
-            raise ValueError(f"the saved replay is not of this one's kind; saved with {differs}")
+            raise ValueError(f"the saved replay does not fit this one: it was saved with {differs}")
         self._written, self._head, self._tail = state["written"], state["head"], state["tail"]
         steps = np.arange(self._tail // self.num_envs, self._head // self.num_envs)
         self._oldest[steps % len(self._oldest)] = state["oldest"].numpy()

@@ -21,7 +21,7 @@ from ..common.spaces import ActionSpec, ObservationSpec, Step
 from .clock import Sampling
 from .memory import Batch, Memory
 
-__getattr__ = moved(__name__, {"Judged": "pliant.agents.rollout.Evaluation"})
+__getattr__ = moved(__name__, {"Judged": "pliant.agents.rollout.Evaluation"})  # former name
 
 
 @dataclass(frozen=True, eq=False)

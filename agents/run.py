@@ -115,7 +115,7 @@ class Run:
         waiting = [p for p in agent.interventions if isinstance(p.when, When) and p.when.readings is None]
         if waiting:
             raise ValueError(
-                f"{waiting[0].name} waits for {waiting[0].when}, and nobody measures it: give the run "
+                f"{waiting[0].name} waits for {waiting[0].when}, and no monitor measures it: give the run "
                 "monitors=watch(agent)"
             )
         self.agent = agent
@@ -142,7 +142,12 @@ class Run:
     if not TYPE_CHECKING:  # so that a type checker still reports an unknown attribute
         __getattr__ = renamed(
             "Run",
-            {"beat": "after_step", "breathe": "between_updates", "owing": "has_pending", "settle": "make_updates"},
+            {
+                "beat": "after_step",  # former name
+                "breathe": "between_updates",  # former name
+                "owing": "has_pending",  # former name
+                "settle": "make_updates",
+            },
         )
 
     # ------------------------------------------------------------------------------------------------- the loop
@@ -336,8 +341,8 @@ class Run:
         """Reset the environments of a new run, and let `stop` interrupt long measurements."""
         if self.spent:
             raise RuntimeError(
-                "this run was stopped in the midst of updates and saved as it was before them: build it anew and "
-                "restore its checkpoint"
+                "this run was stopped during updates and saved in its state before them: build a new run and restore "
+                "its checkpoint"
             )
         if self.obs is None:
             self.obs = self.envs.reset()

@@ -87,8 +87,8 @@ def diverged(run: Run, reason: str) -> Diverged:
     """The error for an agent that has diverged. It states until when the run is saved."""
     return Diverged(
         f"the agent has diverged: at environment step {run.clock.steps:,} and update {run.clock.updates:,} "
-        f"{reason}. {latest_save(run)}; what follows is lost, and would come again: another configuration is needed "
-        "(a smaller learning rate, clipped gradients or rewards)"
+        f"{reason}. {latest_save(run)}; later steps are lost. A resumed run would diverge again: change the "
+        "configuration (a smaller learning rate, clipped gradients or rewards)"
     )
 
 

@@ -146,7 +146,7 @@ class Samples(Memory):
             "obs": self.obs[:filled].clone(),
             "target": self.target[:filled].clone(),
             "seen": self.seen,
-            "owed": self._pending,
+            "owed": self._pending,  # a key of checkpoints
             "generator": self.generator.get_state(),
             "made_for": self._made_for(),
             "latest": None if self.latest is None else torch.from_numpy(self.latest.copy()),
@@ -166,7 +166,8 @@ class Samples(Memory):
         filled = min(state["seen"], self.rows)
         self.obs[:filled].copy_(state["obs"])
         self.target[:filled].copy_(state["target"])
-        self.seen, self._pending = state["seen"], state["owed"]
+        self.seen = state["seen"]
+        self._pending = state["owed"]  # a key of checkpoints
         self.generator.set_state(state["generator"].cpu())
         self.latest = None if state["latest"] is None else state["latest"].numpy()
 

@@ -148,7 +148,7 @@ def test_without_a_checkpoint_there_is_nothing_to_resume_or_open(tmp_path: Path)
         Checkpoints.open(tmp_path)
     with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
         Checkpoints.open(tmp_path / "checkpoints" / name(3))
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="keep must be at least 1, not 0"):
         Checkpoints(tmp_path, keep=0)
 
 
@@ -281,7 +281,7 @@ def test_values_that_cannot_be_loaded_safely_are_not_saved(run: Path, value: Any
 
 @pytest.mark.parametrize("bad", ["../evil", "", ".hidden", "a/b", "x.tmp"])
 def test_names_that_are_not_file_names_are_refused(tmp_path: Path, bad: str) -> None:
-    with pytest.raises(ValueError, match="cannot name a file"):
+    with pytest.raises(ValueError, match="is not a valid file name"):
         Checkpoints(tmp_path).save(1, {bad: {}})
 
 
@@ -305,8 +305,8 @@ def test_the_newest_undamaged_agent_is_opened(run: Path) -> None:
     os.truncate(run / "checkpoints" / name(4) / "agent.pt", 100)
     reports: list[str] = []
     assert Checkpoints.open(run, report=reports.append).step == 3
-    assert len(reports) == 1 and "agent.pt holds 100 bytes instead of" in reports[0]
-    with pytest.raises(CheckpointDamaged, match=r"agent\.pt holds 100 bytes"):
+    assert len(reports) == 1 and "agent.pt has 100 bytes instead of" in reports[0]
+    with pytest.raises(CheckpointDamaged, match=r"agent\.pt has 100 bytes"):
         Checkpoints.open(run / "checkpoints" / name(4))
     with pytest.raises(NoGoodCheckpoint, match="has no part 'critic'"):
         Checkpoints.open(run, verify=("critic",), report=reports.append)
@@ -421,7 +421,7 @@ def test_a_manifest_of_another_step_counts_as_damage(run: Path) -> None:
     reseal(run / "checkpoints" / name(4) / MANIFEST, step=3)
     reports: list[str] = []
     assert_holds(Checkpoints(run).newest_good(report=reports.append), 3)
-    assert "holds the manifest of step 3" in reports[0]
+    assert "contains the manifest of step 3" in reports[0]
 
 
 GOOD = {"size": 1, "sha256": "0" * 64}
@@ -537,7 +537,7 @@ def test_files_that_hold_no_state_are_refused(run: Path, tmp_path: Path, stored:
 def test_invalid_replay_chunks_are_refused(run: Path, tmp_path: Path, stored: Any) -> None:
     torch.save(stored, tmp_path / "x")
     replace_file(run, "a.4.pt", (tmp_path / "x").read_bytes())
-    with pytest.raises(CheckpointDamaged, match=r"a\.4\.pt is no replay chunk"):
+    with pytest.raises(CheckpointDamaged, match=r"a\.4\.pt is not a replay chunk"):
         Checkpoints.open(run).restore(Store(4))
 
 
@@ -546,7 +546,7 @@ def test_invalid_replay_chunks_are_refused(run: Path, tmp_path: Path, stored: An
 
 def test_a_folder_with_checkpoints_is_not_written_to_without_resume_or_clear(run: Path) -> None:
     before = files(run)
-    with pytest.raises(RuntimeError, match=r"resume\(\) it, or clear\(\) it"):
+    with pytest.raises(RuntimeError, match=r"call resume\(\) or clear\(\) first"):
         save(Checkpoints(run), 5)
     assert files(run) == before
     checkpoints = Checkpoints(run)
@@ -927,7 +927,7 @@ def test_any_disk_operation_may_fail_without_loss(
                 failed = True
                 assert error.errno == errno.EIO
                 saved = "is saved, but older" in str(error)
-                assert saved or f"{name(4)}, is untouched" in str(error)
+                assert saved or f"{name(4)}, is unchanged" in str(error)
         if failed and not saved:
             assert files(folder) == before
         assert_holds(Checkpoints(folder).newest_good(), step if not failed or saved else 4)
@@ -1002,7 +1002,7 @@ def test_a_failed_save_deletes_no_chunk_that_a_checkpoint_uses(run: Path, monkey
         patch.setattr(shutil, "rmtree", full)
         save(checkpoints, 6)
     (run / "replay" / "bb.3.pt").unlink()  # lost, and written again by the failing save
-    with monkeypatch.context() as patch, pytest.raises(SaveFailed, match=f"{name(6)}, is untouched"):
+    with monkeypatch.context() as patch, pytest.raises(SaveFailed, match=f"{name(6)}, is unchanged"):
         patch.setattr(os, "mkdir", full)
         save(checkpoints, 7)
     assert_holds(Checkpoints(run).newest_good(), 6)

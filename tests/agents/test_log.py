@@ -377,7 +377,7 @@ def test_a_damaged_record_is_refused_by_name(tmp_path: Path, damage: str) -> Non
         path.unlink()
     else:
         os.truncate(path, 100)
-    with pytest.raises(LogDamaged, match=rf"{METRICS} .*(missing|holds 100 bytes).*in another folder"):
+    with pytest.raises(LogDamaged, match=rf"{METRICS} .*(missing|has 100 bytes).*in another folder"):
         new_log(tmp_path).resume(state)
 
 
@@ -398,7 +398,7 @@ def test_a_flipped_bit_in_the_record_is_refused_by_name(tmp_path: Path, where: f
     data[int(where * (state["files"][METRICS] - 1))] ^= 1
     (tmp_path / METRICS).write_bytes(data)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(LogDamaged, match=rf"{METRICS} are not what they were .*in another folder"):
+    with pytest.raises(LogDamaged, match=rf"{METRICS} have changed since the checkpoint.*in another folder"):
         new_log(tmp_path).resume(state)
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
 
@@ -448,7 +448,7 @@ def test_a_state_is_adopted_without_changing_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", [b"{\n", b"3\n", b'{"a": \xff}\n', b"[" * 100_000 + b"\n"])
 def test_a_line_that_is_not_an_object_is_refused_by_number(tmp_path: Path, line: bytes) -> None:
     (tmp_path / METRICS).write_bytes(b'{"a": 1}\n' + line + b'{"a": 2}\n')
-    with pytest.raises(LogDamaged, match=rf"{METRICS} is damaged: its line 2 is no JSON object"):
+    with pytest.raises(LogDamaged, match=rf"{METRICS} is damaged: its line 2 is not a JSON object"):
         read_metrics(tmp_path)
 
 
@@ -495,7 +495,7 @@ def test_event_files_of_other_programs_are_not_touched(tmp_path: Path) -> None:
 def test_a_folder_with_a_record_is_not_written_to_without_a_resume(tmp_path: Path) -> None:
     run(new_log(tmp_path), 1, 50).close()
     before = (tmp_path / METRICS).read_bytes()
-    with pytest.raises(FileExistsError, match="holds the record of an earlier run"):
+    with pytest.raises(FileExistsError, match="holds the log of an earlier run"):
         Log(tmp_path).scalars({"a": 1.0}, Clock(1))
     assert (tmp_path / METRICS).read_bytes() == before
     log = new_log(tmp_path)

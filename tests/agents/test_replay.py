@@ -978,7 +978,7 @@ def test_invalid_arrays_and_calls_are_refused_by_name() -> None:
         ({"reward": step.reward[:1]}, "reward should be"),
         ({"terminated": step.terminated.astype(int)}, "terminated should be .* booleans"),
         ({"reset": step.reset[:1]}, "reset should be"),
-        ({"obs": np.ones_like(step.obs)}, "should be zeros, as the observation spec says"),
+        ({"obs": np.ones_like(step.obs)}, "should be zeros, according to the observation spec"),
     ):
         with pytest.raises(ValueError, match=message):
             replay.add(action, step._replace(**change))

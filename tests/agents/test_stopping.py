@@ -184,7 +184,7 @@ def test_a_run_stopped_anywhere_resumes_to_the_last_bit(task: str, tmp_path: Pat
             assert (left is None) == (stage == "steps") and (left is None or left["stage"] == stage)
             assert run.spent == (stage == "updates")
             if run.spent:
-                with pytest.raises(RuntimeError, match="build it anew and restore its checkpoint"):
+                with pytest.raises(RuntimeError, match="build a new run and restore its checkpoint"):
                     run.train(steps)
     run = new_run(task, stopped)
     assert run.train(steps) and run.unfinished is None

@@ -486,7 +486,7 @@ def test_a_checkpoint_that_names_a_file_outside_is_not_forked(copy: Path, capsys
     (newest / "manifest.json").write_bytes(checkpoint._sealed(manifest))
     before = contents(copy.parent)
     assert forked(copy, "--at", str(AT), "--with", "l2") == 1
-    assert "'../../../victim.txt', which is no name of a part" in error_line(capsys)
+    assert "'../../../victim.txt', which is not a valid name of a part" in error_line(capsys)
     assert contents(copy.parent) == before and victim.stat().st_nlink == 1
 
 
@@ -505,7 +505,7 @@ def test_the_error_about_a_checkpoint_that_was_deleted_meanwhile_names_the_optio
     parent = fork.parent_of(copy)
     start = fork.checkpoint_at(parent, AT)
     shutil.rmtree(start.path)
-    with pytest.raises(CheckpointDamaged, match="more --keep-checkpoints"):
+    with pytest.raises(CheckpointDamaged, match="raise its --keep-checkpoints"):
         fork.begin(parent, start, fork.arm_of("l2"), 0, tmp_path / "arm", STEPS)
 
 

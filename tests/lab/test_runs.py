@@ -335,7 +335,7 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(f
     agent = newest / "agent.pt"
     agent.write_bytes(agent.read_bytes()[:-100])
     output = finish(folder, "--config", config, "--steps", "1500", "--checkpoint-every", "300")
-    assert "damaged checkpoint passed over" in output and newest.name in output
+    assert "damaged checkpoint skipped" in output and newest.name in output
     assert "continues from step 900" in output
 
 

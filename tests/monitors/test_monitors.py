@@ -577,7 +577,7 @@ def test_a_trigger_needs_a_measured_metric() -> None:
         return AGENTS["dqn"](interventions=tuple(build([waiting("redo", condition)], INTERVENTIONS)))
 
     agent = waits("critic/dormant_fraction > 0.2")
-    with pytest.raises(ValueError, match=r"waits for critic/dormant_fraction > 0.2, and nobody measures it.*watch"):
+    with pytest.raises(ValueError, match=r"waits for critic/dormant_fraction > 0.2, and no monitor measures it.*watch"):
         Run(agent, RandomEnvs(agent.observation, agent.action))
     monitors = watch(agent, "none")
     assert list(monitors.parts) == ["units"], "a metric that a trigger needs is always measured"
