@@ -170,7 +170,7 @@ def test_linear_removes_norms_and_excludes_methods_that_add_them() -> None:
         with pytest.raises(ValueError, match="exclude each other"):
             made(*specs)
     for agent, module in (("sac, pixels", "a projection"), ("dqn, impala", "max-pooling")):
-        with pytest.raises(ValueError, match=f"linear: the critic of this {agent[:3]} holds {module}"):
+        with pytest.raises(ValueError, match=f"linear: the critic of this {agent[:3]} contains {module}"):
             made("linear", agent=agent)
 
 

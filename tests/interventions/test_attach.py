@@ -1036,7 +1036,7 @@ def test_unsupported_uses_in_sb3_are_refused() -> None:
     module = sb3()
     from stable_baselines3 import PPO
 
-    with pytest.raises(ValueError, match="knows the DQN and SAC of Stable-Baselines3, not PPO"):
+    with pytest.raises(ValueError, match="supports the DQN and SAC of Stable-Baselines3, not PPO"):
         PPO("MlpPolicy", "CartPole-v1", device="cpu").learn(10, callback=module.PlasticityCallback("redo"))
     with pytest.raises(ValueError, match=r"layer_norm .*cannot be attached"):
         dqn().learn(10, callback=module.PlasticityCallback("layer_norm"))

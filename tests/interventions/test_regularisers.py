@@ -553,7 +553,7 @@ class TestExternal:
             "l2(form=decoupled)": "AdamW",
             "crelu": "crelu shapes",
             "fourier": "torch.cat",
-            "linear": "leave the activations out",
+            "linear": "remove the activations",
         }
         for spec, message in refusals.items():
             with pytest.raises(ValueError, match=message):
