@@ -61,7 +61,7 @@ def _run(command: Callable[[], int]) -> int:
     try:
         with _terminable():
             return command()
-    except BrokenPipeError:
+    except BrokenPipeError:  # an OSError that `exit_code` handles
         raise
     except (ValueError, ImportError) as error:
         return _reported(error, BAD_INPUT)
