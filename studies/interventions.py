@@ -1,8 +1,8 @@
-"""Do the methods do what they are for? Small problems, many seeds.
+"""Measurements of the effect of each method on small problems, with many seeds.
 
     python studies/interventions.py dormancy     # ReDo and continual backprop where units die: random labels
     python studies/interventions.py hl_gauss     # HL-Gauss beside Huber on two MinAtar games (with studies/learning.py)
-    python studies/interventions.py injection    # what an injection changes at its moment, and what learns afterwards
+    python studies/interventions.py injection    # the changes by an injection, and the parameters that move afterwards
     python studies/interventions.py report       # the tables of docs/evidence.md
 
 Every run leaves one JSON file in `studies/results/interventions/`; finished ones are not run again.
@@ -11,23 +11,24 @@ Every run leaves one JSON file in `studies/results/interventions/`; finished one
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import statistics
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import learning
 import torch
 from torch import Tensor, nn
 
-from pliant.common.files import write_whole
+from pliant.lab.experiments.pool import Call, Progress, run_all
+from pliant.lab.experiments.sweep import exit_code_of
 
 RESULTS = Path(__file__).parent / "results" / "interventions"
 SEEDS = range(5)
 
-# Random labels: 512 Gaussian inputs of dimension 64, ten labels drawn anew for every task, batch 64.
+# Random labels: 512 Gaussian inputs of dimension 64, ten new labels for every task, batch 64.
 TASKS, STEPS, INPUTS, BATCH, LR = 40, 300, 512, 64, 3e-3
 ARMS: dict[str, tuple[str, ...]] = {
     "plain Adam": (),
@@ -40,25 +41,24 @@ GAMES = {
 }
 
 
-def learning() -> ModuleType:
-    """The learning study, whose tasks and statistics are used here too."""
-    spec = importlib.util.spec_from_file_location("learning_study", Path(__file__).with_name("learning.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["learning_study"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-def write(path: Path, result: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(result) + "\n")
+def run_missing(function: Callable[..., Any], runs: Mapping[Path, tuple[Any, ...]], jobs: int) -> int:
+    """Call the function for the result files that are missing, `jobs` at a time. Returns the exit code."""
+    calls = [
+        Call(
+            function=function,
+            arguments=arguments,
+            file=RESULTS / file,
+            log=Path("runs", "interventions", file.with_suffix("")),
+        )
+        for file, arguments in runs.items()
+    ]
+    return exit_code_of(run_all(calls, workers=jobs, progress=Progress(sys.stderr)))
 
 
 # ------------------------------------------------------------------------------------------------------ dormancy
 
 
-def random_labels(words: tuple[str, ...], seed: int) -> dict[str, list[float]]:
+def random_labels(specs: tuple[str, ...], seed: int) -> dict[str, list[float]]:
     """Accuracy at the end of every task, and shares of dormant (score <= 0.025) and dead units on all inputs."""
     from pliant.agents.optimizers import Adam, OptimizerConfig
     from pliant.interventions import attach
@@ -68,9 +68,9 @@ def random_labels(words: tuple[str, ...], seed: int) -> dict[str, list[float]]:
         torch.manual_seed(seed)
         network = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
     optimizer = Adam(network.parameters(), OptimizerConfig(lr=LR))
-    plasticity = attach(network, optimizer, torch.zeros(1, 64), *words, seed=seed) if words else None
+    plasticity = attach(network, optimizer, torch.zeros(1, 64), *specs, seed=seed) if specs else None
     inputs = torch.randn(INPUTS, 64, generator=g)
-    found: dict[str, list[float]] = {"accuracy": [], "dormant": [], "dead": []}
+    shares: dict[str, list[float]] = {"accuracy": [], "dormant": [], "dead": []}
     for _ in range(TASKS):
         labels = torch.randint(10, (INPUTS,), generator=g)
         for _ in range(STEPS):
@@ -86,39 +86,39 @@ def random_labels(words: tuple[str, ...], seed: int) -> dict[str, list[float]]:
         with torch.no_grad():
             first = network[:2](inputs)
             sizes = [h.abs().mean(0) for h in (first, network[2:4](first))]
-            found["accuracy"].append((network(inputs).argmax(1) == labels).float().mean().item())
-            found["dormant"].append(share([s <= 0.025 * s.mean() for s in sizes]))
-            found["dead"].append(share([s == 0 for s in sizes]))
-    return found
+            shares["accuracy"].append((network(inputs).argmax(1) == labels).float().mean().item())
+            shares["dormant"].append(share([s <= 0.025 * s.mean() for s in sizes]))
+            shares["dead"].append(share([s == 0 for s in sizes]))
+    return shares
 
 
 def share(masks: list[Tensor]) -> float:
     return torch.cat(masks).float().mean().item()
 
 
-def run_dormancy() -> None:
-    for seed in SEEDS:
-        for arm, words in ARMS.items():
-            path = RESULTS / "dormancy" / arm.partition("(")[0].replace(" ", "-") / f"seed{seed}.json"
-            if not path.exists():
-                write(path, random_labels(words, seed))
-                print(f"{arm} seed {seed}: done", flush=True)
+def dormancy_file(arm: str, seed: int) -> Path:
+    return Path("dormancy", arm.partition("(")[0].replace(" ", "-"), f"seed{seed}.json")
 
 
-def report_dormancy(study: ModuleType) -> list[str]:
+def run_dormancy(jobs: int) -> int:
+    runs = {dormancy_file(arm, seed): (specs, seed) for seed in SEEDS for arm, specs in ARMS.items()}
+    return run_missing(random_labels, runs, jobs)
+
+
+def report_dormancy() -> list[str]:
     rows = [
         f"| arm | seeds | dormant units after task 1 | after task {TASKS} | dead units after task {TASKS} "
         f"| accuracy, tasks 1–5 | accuracy, last 5 tasks |",
         "|---|---|---|---|---|---|---|",
     ]
     for arm in ARMS:
-        files = sorted((RESULTS / "dormancy" / arm.partition("(")[0].replace(" ", "-")).glob("seed*.json"))
+        files = sorted((RESULTS / dormancy_file(arm, 0)).parent.glob("seed*.json"))
         runs = [json.loads(f.read_text()) for f in files]
         if len(runs) < 3:
             continue
 
         def cell(values: list[float]) -> str:
-            mean, half = study.interval(values)
+            mean, half = learning.interval(values)
             return f"{100 * mean:.1f} ± {100 * half:.1f} %"
 
         columns = [
@@ -135,27 +135,28 @@ def report_dormancy(study: ModuleType) -> list[str]:
 # ------------------------------------------------------------------------------------------------------ HL-Gauss
 
 
-def run_hl_gauss() -> None:
-    study = learning()
-    for seed in SEEDS:
-        for game, word in GAMES.items():
-            path = RESULTS / "hl_gauss" / game / f"seed{seed}.json"
-            if not path.exists():
-                write(path, study.run_pliant(study.TASKS[game], seed, (word,)) | {"steps": study.TASKS[game].steps})
-                print(f"{game} {word} seed {seed}: done", flush=True)
+def hl_gauss(game: str, spec: str, seed: int) -> dict[str, Any]:
+    """DQN with HL-Gauss on a game of the learning study."""
+    task = learning.TASKS[game]
+    return learning.run_pliant(task, seed, (spec,)) | {"steps": task.steps}
 
 
-def report_hl_gauss(study: ModuleType) -> list[str]:
+def run_hl_gauss(jobs: int) -> int:
+    games = [(game, spec, seed) for seed in SEEDS for game, spec in GAMES.items()]
+    return run_missing(hl_gauss, {Path("hl_gauss", run[0], f"seed{run[2]}.json"): run for run in games}, jobs)
+
+
+def report_hl_gauss() -> list[str]:
     rows = ["| game | steps | seeds | HL-Gauss | Huber | HL-Gauss − Huber |", "|---|---|---|---|---|---|"]
     for game, word in GAMES.items():
         ours = [json.loads(f.read_text()) for f in sorted((RESULTS / "hl_gauss" / game).glob("seed*.json"))]
-        theirs = [json.loads(f.read_text()) for f in sorted((study.RESULTS / game / "pliant").glob("seed*.json"))]
+        theirs = [json.loads(f.read_text()) for f in sorted((learning.RESULTS / game / "pliant").glob("seed*.json"))]
         if min(len(ours), len(theirs)) < 3:
             continue
-        a, b = ([study.training_score(r) for r in runs] for runs in (ours, theirs))
-        cells = ["{:.2f} ± {:.2f}".format(*study.interval(scores)) for scores in (a, b)]
-        cells.append("{:+.2f} ± {:.2f}".format(*study.difference(a, b)))
-        task = study.TASKS[game]
+        a, b = ([learning.training_score(r) for r in runs] for runs in (ours, theirs))
+        cells = ["{:.2f} ± {:.2f}".format(*learning.interval(scores)) for scores in (a, b)]
+        cells.append("{:+.2f} ± {:.2f}".format(*learning.difference(a, b)))
+        task = learning.TASKS[game]
         rows.append(f"| {task.env}, `{word}` | {task.steps:,} | {len(a)} / {len(b)} | {' | '.join(cells)} |")
     return rows
 
@@ -163,8 +164,8 @@ def report_hl_gauss(study: ModuleType) -> list[str]:
 # ----------------------------------------------------------------------------------------------------- injection
 
 
-def injection() -> None:
-    """DQN on MinAtar Breakout: what the predictions do at an injection, and which weights move in the next updates."""
+def injection() -> dict[str, list[float]]:
+    """DQN on MinAtar Breakout: the change of predictions at an injection, and how far weights move in later updates."""
     from pliant.agents import DQN, DQNConfig
     from pliant.agents.hooks import sample_like_training
     from pliant.agents.run import Run
@@ -208,7 +209,7 @@ def injection() -> None:
         for key in kept:
             result[key].append(max((a - b).abs().max().item() for a, b in zip(kept[key], now[key], strict=True)))
         envs.close()
-    write(RESULTS / "injection.json", result)
+    return result
 
 
 def report_injection() -> list[str]:
@@ -224,23 +225,26 @@ def report_injection() -> list[str]:
 
 
 def report() -> str:
-    study = learning()
-    parts = [report_dormancy(study), report_hl_gauss(study)]
+    parts = [report_dormancy(), report_hl_gauss()]
     if (RESULTS / "injection.json").exists():
         parts.append(report_injection())
     return "\n\n".join("\n".join(rows) for rows in parts)
 
 
+def run_injection(jobs: int) -> int:
+    return run_missing(injection, {Path("injection.json"): ()}, jobs)
+
+
 def main() -> int:
+    commands = {"dormancy": run_dormancy, "hl_gauss": run_hl_gauss, "injection": run_injection}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["dormancy", "hl_gauss", "injection", "report"])
-    what = parser.parse_args().what
-    torch.set_num_threads(1)
-    if what == "report":
+    parser.add_argument("what", choices=[*commands, "report"])
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
+    arguments = parser.parse_args()
+    if arguments.what == "report":
         print(report())
-    else:
-        {"dormancy": run_dormancy, "hl_gauss": run_hl_gauss, "injection": injection}[what]()
-    return 0
+        return 0
+    return commands[arguments.what](arguments.jobs)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Does it learn? DQN, SAC and PPO beside Stable-Baselines3, at equal steps and equal settings.
+"""Learning curves of DQN, SAC and PPO beside Stable-Baselines3, at equal steps and equal settings.
 
     python studies/learning.py run --library pliant --task hopper --seed 0     # one run -> one JSON file
-    python studies/learning.py all --jobs 2                                    # whatever is missing
+    python studies/learning.py all --jobs 2                                    # all runs without a result
     python studies/learning.py report                                          # the tables of docs/evidence.md
 
 One run writes `studies/results/learning/<task>/<library>/seed<S>.json`: the return and the env step of every training
@@ -17,21 +17,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pliant.common.files import write_whole
+from pliant.lab.experiments.pool import Call, Progress, run_all
+from pliant.lab.experiments.sweep import exit_code_of
 from pliant.lab.statistics import mean_interval, welch
 
 RESULTS = Path(__file__).parent / "results" / "learning"
+LOGS = Path("runs", "learning")
 EVALUATION_EPISODES = 20
 EVALUATION_SEED = 10_000
 
@@ -48,7 +48,7 @@ class Task:
     max_episode_steps: int | None = None
 
 
-# Settings in neutral words; each library's adapter below translates them.
+# Settings under neutral names; each library's adapter below translates them.
 SAC = dict(
     lr=3e-4,
     batch=256,
@@ -290,8 +290,8 @@ def run_sb3(task: Task, seed: int) -> dict[str, Any]:
     return {"episodes": episodes, "evaluation": returns, "seconds": seconds, "version": sb3.__version__}
 
 
-def pliant_agent(task: Task, seed: int, envs: Any, words: tuple[str, ...]) -> Any:
-    """Our agent of the task, with the interventions that the words name."""
+def pliant_agent(task: Task, seed: int, envs: Any, specs: tuple[str, ...]) -> Any:
+    """Our agent of the task, with the interventions of the specs."""
     from pliant.agents import DQN, PPO, SAC, DQNConfig, PPOConfig, SACConfig
     from pliant.agents.networks import NetworkConfig
     from pliant.agents.optimizers import OptimizerConfig
@@ -299,7 +299,7 @@ def pliant_agent(task: Task, seed: int, envs: Any, words: tuple[str, ...]) -> An
     from pliant.interventions.core.spec import build
 
     s = task.settings
-    built: dict[str, Any] = dict(interventions=tuple(build(words, INTERVENTIONS)), seed=seed)
+    built: dict[str, Any] = dict(interventions=tuple(build(specs, INTERVENTIONS)), seed=seed)
     if task.agent == "ppo":
         network = NetworkConfig(hidden=s["hidden"], activation="tanh", init="orthogonal")
         ppo = PPOConfig(
@@ -347,7 +347,7 @@ def pliant_agent(task: Task, seed: int, envs: Any, words: tuple[str, ...]) -> An
     return SAC(envs.observation, envs.action, sac, **built)
 
 
-def run_pliant(task: Task, seed: int, words: tuple[str, ...] = ()) -> dict[str, Any]:
+def run_pliant(task: Task, seed: int, specs: tuple[str, ...] = ()) -> dict[str, Any]:
     from importlib.metadata import version
 
     import numpy as np
@@ -360,7 +360,7 @@ def run_pliant(task: Task, seed: int, words: tuple[str, ...] = ()) -> dict[str, 
     env_config = EnvConfig(max_episode_steps=task.max_episode_steps)
     envs = make(task.env, num_envs=task.settings.get("num_envs", 1), seed=seed, config=env_config)
     envs_type = np.uint8 if envs.observation.pixels else np.float32
-    agent = pliant_agent(task, seed, envs, words)
+    agent = pliant_agent(task, seed, envs, specs)
     episodes: list[tuple[int, float]] = []
 
     class Record(Log):
@@ -385,13 +385,12 @@ def result_file(task: str, library: str, seed: int) -> Path:
     return RESULTS / task / library / f"seed{seed}.json"
 
 
-def run(task: str, library: str, seed: int) -> None:
+def measure(task: str, library: str, seed: int) -> dict[str, Any]:
+    """The result of one run, with its settings and versions."""
     import numpy
     import torch
 
-    torch.set_num_threads(1)
-    result = LIBRARIES[library](TASKS[task], seed)
-    result |= {
+    return LIBRARIES[library](TASKS[task], seed) | {
         "task": task,
         "library": library,
         "seed": seed,
@@ -401,32 +400,15 @@ def run(task: str, library: str, seed: int) -> None:
         "torch": torch.__version__,
         "numpy": numpy.__version__,
     }
-    path = result_file(task, library, seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(result) + "\n")
 
 
-def run_missing(jobs: int, libraries: list[str], tasks: list[str]) -> int:
-    """Run what has no result yet, `jobs` processes of one thread each."""
-    # Seeds outside, so that an interrupted study has few seeds of everything and not everything of few.
-    seeds = range(max(TASKS[t].seeds for t in tasks))
-    todo = [(t, lib, s) for s in seeds for t in tasks for lib in libraries if s < TASKS[t].seeds]
-    todo = [job for job in todo if not result_file(*job).exists()]
-    running: dict[subprocess.Popen[bytes], tuple[str, str, int]] = {}
-    failed = 0
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    while todo or running:
-        while todo and len(running) < jobs:
-            task, library, seed = job = todo.pop(0)
-            command = [sys.executable, __file__, "run", "--task", task, "--library", library, "--seed", str(seed)]
-            running[subprocess.Popen(command, env=environment)] = job
-        time.sleep(0.5)
-        for process in [p for p in running if p.poll() is not None]:
-            job = running.pop(process)
-            failed += process.returncode != 0
-            state = "done" if process.returncode == 0 else f"failed with exit code {process.returncode}"
-            print(f"{job[0]} {job[1]} seed {job[2]}: {state}, {len(todo) + len(running)} to go", flush=True)
-    return 1 if failed else 0
+def run_missing(runs: Iterable[tuple[str, str, int]], jobs: int) -> int:
+    """Do the runs (task, library, seed) without a result, `jobs` at a time. Returns the exit code."""
+    calls = [
+        Call(function=measure, arguments=run, file=result_file(*run), log=LOGS / "/".join(map(str, run)))
+        for run in runs
+    ]
+    return exit_code_of(run_all(calls, workers=jobs, progress=Progress(sys.stderr)))
 
 
 # ------------------------------------------------------------------------------------------------------ report
@@ -504,9 +486,11 @@ def main() -> int:
         print(report())
         return 0
     if arguments.command == "run":
-        run(arguments.task, arguments.library, arguments.seed)
-        return 0
-    return run_missing(arguments.jobs, arguments.libraries, arguments.tasks)
+        return run_missing([(arguments.task, arguments.library, arguments.seed)], jobs=1)
+    # Seeds outside, so that an interrupted study has few seeds of everything and not everything of few.
+    seeds = range(max(TASKS[task].seeds for task in arguments.tasks))
+    runs = [(t, lib, s) for s in seeds for t in arguments.tasks for lib in arguments.libraries if s < TASKS[t].seeds]
+    return run_missing(runs, arguments.jobs)
 
 
 if __name__ == "__main__":

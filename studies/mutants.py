@@ -35,7 +35,7 @@ NEXT = [
 
 def statements() -> list[tuple[str, int, int, int]]:
     """(function, first line, last line, column) of every statement within a function, docstrings apart."""
-    found = []
+    rows = []
 
     def visit(node: ast.AST, where: str) -> None:
         for child in ast.iter_child_nodes(node):
@@ -43,11 +43,11 @@ def statements() -> list[tuple[str, int, int, int]]:
             if isinstance(node, ast.FunctionDef | ast.For | ast.If) and isinstance(child, ast.stmt):
                 docstring = isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)
                 if not docstring and child in [*node.body, *getattr(node, "orelse", [])]:
-                    found.append((where, child.lineno, child.end_lineno or child.lineno, child.col_offset))
+                    rows.append((where, child.lineno, child.end_lineno or child.lineno, child.col_offset))
             visit(child, name)
 
     visit(ast.parse((ROOT / TARGET).read_text()), "")
-    return found
+    return rows
 
 
 def mutate(text: str, first: int, last: int, column: int) -> str:

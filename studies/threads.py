@@ -47,8 +47,8 @@ def job() -> list[str]:
     """The command line of `make train`, without the random steps before learning."""
     line = re.search(r"^ARGS \?= (.*?)\n\n", (ROOT / "Makefile").read_text(), re.DOTALL | re.MULTILINE)
     assert line is not None
-    words = shlex.split(line[1].replace("\\\n", " "))
-    return [*words, "--agent.learning-starts", "200", "--agent.epsilon-steps", "1", "--device", "cpu"]
+    arguments = shlex.split(line[1].replace("\\\n", " "))
+    return [*arguments, "--agent.learning-starts", "200", "--agent.epsilon-steps", "1", "--device", "cpu"]
 
 
 def measure(given: int, seconds: float) -> dict[str, Any]:

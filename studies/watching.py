@@ -16,17 +16,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pliant.agents import DQN, DQNConfig
@@ -34,10 +31,11 @@ from pliant.agents.log import Log, read_metrics
 from pliant.agents.networks import NetworkConfig
 from pliant.agents.optimizers import OptimizerConfig
 from pliant.agents.run import Run
-from pliant.common.files import write_whole
 from pliant.common.spaces import ActionSpec, Episode, ObservationSpec, Step
 from pliant.interventions import INTERVENTIONS
 from pliant.interventions.core.spec import build
+from pliant.lab.experiments.pool import Call, Progress, run_all
+from pliant.lab.experiments.sweep import exit_code_of
 from pliant.lab.statistics import mean_interval
 from pliant.monitors import watch
 
@@ -107,7 +105,7 @@ class RandomLabels:
         pass
 
 
-def agent_for(words: tuple[str, ...], seed: int) -> DQN:
+def agent_for(specs: tuple[str, ...], seed: int) -> DQN:
     config = DQNConfig(
         network=NetworkConfig(hidden=(128, 128)),
         optimizer=OptimizerConfig(lr=3e-3),
@@ -122,12 +120,11 @@ def agent_for(words: tuple[str, ...], seed: int) -> DQN:
         epsilon_steps=1000,
         epsilon_end=0.05,
     )
-    return DQN((64,), LABELS, config, interventions=tuple(build(words, INTERVENTIONS)), seed=seed)
+    return DQN((64,), LABELS, config, interventions=tuple(build(specs, INTERVENTIONS)), seed=seed)
 
 
 def run(arm: str, seed: int) -> dict[str, Any]:
     """One run; what of it goes into the tables."""
-    torch.set_num_threads(1)
     folder = RUNS / arm / f"seed{seed}"
     shutil.rmtree(folder, ignore_errors=True)
     agent = agent_for(ARMS[arm], seed)
@@ -219,7 +216,7 @@ def report_firings() -> list[str]:
     return lines
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("run", "all", "report"))
     parser.add_argument("--arm", choices=tuple(ARMS), default="plain")
@@ -228,21 +225,16 @@ def main() -> None:
     args = parser.parse_args()
     if args.command == "report":
         print("\n".join([*report(), "", *report_firings()]))
-    elif args.command == "run":
-        path = RESULTS / args.arm / f"seed{args.seed}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(run(args.arm, args.seed)) + "\n")
-    else:
-        waiting = [(a, s) for s in SEEDS for a in ARMS if not (RESULTS / a / f"seed{s}.json").exists()]
-        working: list[subprocess.Popen[bytes]] = []
-        while waiting or working:
-            working = [p for p in working if p.poll() is None]
-            while waiting and len(working) < args.jobs:
-                arm, seed = waiting.pop(0)
-                line = [sys.executable, __file__, "run", "--arm", arm, "--seed", str(seed)]
-                working.append(subprocess.Popen(line, env=os.environ | {"OMP_NUM_THREADS": "1"}))
-            time.sleep(1)
+        return 0
+    runs = [(args.arm, args.seed)] if args.command == "run" else [(arm, seed) for seed in SEEDS for arm in ARMS]
+    calls = [
+        Call(
+            function=run, arguments=(arm, seed), file=RESULTS / arm / f"seed{seed}.json", log=RUNS / arm / f"log{seed}"
+        )
+        for arm, seed in runs
+    ]
+    return exit_code_of(run_all(calls, workers=args.jobs, progress=Progress(sys.stderr)))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

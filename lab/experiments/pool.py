@@ -20,14 +20,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing import connection, forkserver
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+import torch
+
 from ...agents.checkpoint import FolderUnusable, RunLock, RunLocked, make_folder
 from ...agents.progress import ProgressLine, duration
 from ...agents.stopping import graceful_stop
+from ...common.files import write_whole
 from ...common.spinning import bounded
 from ..commands.exits import TERMINATED, exit_code
 from ..errors import BadInput
@@ -73,6 +76,34 @@ class Job:
         return run_folder(self.config)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Call(Job):
+    """A function for the pool, called in a process of one thread. Its result is written to a file as JSON.
+
+    Attributes:
+        function: A function that a new process can import.
+        file: The file of the result; the call is done if it exists.
+        log: The folder of the output and the cost.
+    """
+
+    config: RunConfig = field(default_factory=RunConfig)
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...] = ()
+    file: Path
+    log: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.log
+
+    def make_result(self) -> int:
+        torch.set_num_threads(1)
+        result = self.function(*self.arguments)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.file, json.dumps(result) + "\n")
+        return 0
+
+
 @dataclass
 class Outcome:
     """The result of a job: done, failed, stopped (saved, and able to continue) or waiting (never started here).
@@ -90,6 +121,8 @@ class Outcome:
 
 def is_done(job: Job) -> bool:
     """Does the folder hold this run, finished? (BadInput if it holds another run; FileDamaged if DONE is damaged.)"""
+    if isinstance(job, Call):
+        return job.file.exists()
     if not folder.is_done(job.folder, job.config):
         return False
     there = load(job.folder)
@@ -381,6 +414,8 @@ def work(job: Job) -> int:
     started, before = time.monotonic(), time.process_time()
 
     def run() -> int:
+        if isinstance(job, Call):
+            return job.make_result()
         wait_for_predecessor(job.folder)
         # One thread unless the run has more: how sums are split among threads affects their last bits.
         return train(replace(job.config, threads=job.config.threads or 1), "in a pool")

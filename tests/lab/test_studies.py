@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -129,8 +128,7 @@ def test_a_short_run_records_every_episode_and_the_seeds_of_the_evaluation(
         return env
 
     monkeypatch.setattr(learning, "gym_env", recorded)
-    learning.run(name, library, 0)
-    result = json.loads((tmp_path / name / library / "seed0.json").read_text())
+    result = learning.measure(name, library, 0)
     assert began[-2:] == [10_000, 10_001] and len(result["evaluation"]) == 2
     steps, returns = zip(*result["episodes"], strict=True)
     assert list(steps) == sorted(steps) and steps[-1] <= 512

@@ -496,7 +496,8 @@ text.txt | text.txt
 agent.pt | agent.pt
 list.yaml | list.yaml must hold keys and values
 twice.yaml | twice.yaml & appears twice
-card.yaml | card.yaml
+card.yaml --only plian | card.yaml & Did you mean 'plain'?
+card_margin.yaml | card_margin.yaml & margin
 bomb.yaml | bomb.yaml
 deep.yaml | deep.yaml
 <long> | STUDY holds a name of 300 bytes
@@ -585,7 +586,7 @@ run --out report --measure tasks | --measure tasks needs the length of a task
 run --out report --flops yes | 'yes' does not belong to any option
 run --out report --flops=yes | --flops/--no-flops takes no value
 run --out report --mesure last | unknown option '--mesure'. Did you mean '--measure'?
-run small.yaml card.yaml --out report | card.yaml
+run small.yaml card.yaml --out report | studies/card & studies/small
 broken/done_text --out report | broken/done_text/DONE
 broken/done_list --out report | broken/done_list/DONE
 broken/done_steps --out report | broken/done_steps/DONE
