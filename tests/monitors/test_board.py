@@ -1,4 +1,4 @@
-"""What TensorBoard gets of monitors: folded tags, a layout that finds them, markers of firings, and pictures."""
+"""Monitors in TensorBoard: folded tags, the layout of charts, markers of firings, and pictures."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ MARKER = "markers/dormant_fraction/redo"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here outlives a power cut."""
+    """Skip fsync: no test makes a power cut."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 
 def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows, without what depends on the wall clock."""
+    """The points that TensorBoard shows, except those that depend on the wall clock."""
     accumulated = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
     accumulated.Reload()
     tags = [t for t in accumulated.Tags()["scalars"] if t != "charts/SPS" and not t.startswith("time/")]
@@ -83,7 +83,7 @@ def dormant(value: float) -> dict[str, float]:
         ("actor.body.layers.0", "actor.body.0"),
     ],
 )
-def test_names_of_places_are_short(place: str, name: str) -> None:
+def test_places_have_short_names_in_tags(place: str, name: str) -> None:
     assert short(place) == name
 
 
@@ -102,7 +102,7 @@ def test_values_that_are_not_finite_are_not_shown() -> None:
     assert folded(values) == {"plasticity/td_error/critic": 1.0}
 
 
-def test_layers_have_separate_lines_only_where_the_table_requires_it() -> None:
+def test_layers_have_separate_lines_only_where_the_table_requires_them() -> None:
     places = ("critic", "encoder", "critic.encoder.blocks.0", "critic.head.layers.0", "actor")
 
     def shown(metric: str, among: Sequence[str] = places) -> set[str]:
@@ -113,11 +113,11 @@ def test_layers_have_separate_lines_only_where_the_table_requires_it() -> None:
     assert shown("dormant_fraction") == {"critic", "critic.encoder.0", "critic.head.0", "actor"}
     assert shown("feature_norm") == {"critic", "encoder", "actor"}
     assert shown("nonlinearity") == {"critic", "actor"}
-    assert shown("nobody_knows_it") == {"critic", "actor"}
-    assert shown("nobody_knows_it", ["encoder"]) == {"encoder"}
+    assert shown("not_in_the_table") == {"critic", "actor"}
+    assert shown("not_in_the_table", ["encoder"]) == {"encoder"}
 
 
-def test_a_component_without_a_number_of_its_own_is_the_mean_of_its_layers() -> None:
+def test_a_component_without_its_own_value_is_the_mean_of_its_layers() -> None:
     values = {"critic.head.layers.0/unheard": 1.0, "critic.head.layers.1/unheard": 4.0, "actor.body/unheard": 7}
     assert folded(values) == {"plasticity/unheard/critic": 2.5, "plasticity/unheard/actor": 7}
 
@@ -130,7 +130,7 @@ def test_many_layers_are_shown_as_their_mean() -> None:
     assert set(folded(values)) <= {"plasticity/dead_fraction/net", "plasticity/dead_fraction/net.body.0.x"}
 
 
-def test_a_band_is_shown_whole_or_not_at_all() -> None:
+def test_a_band_is_shown_completely_or_not_at_all() -> None:
     whole = {f"critic/plasticity_ratio_random{end}": v for end, v in (("", 0.9), ("_low", 0.8), ("_high", 1.0))}
     assert len(folded(whole)) == 3
     assert folded(whole | {"critic/plasticity_ratio_random_high": math.inf, "critic/q_mean": 1.0}) == {
@@ -143,11 +143,11 @@ def test_a_band_is_shown_whole_or_not_at_all() -> None:
 # ------------------------------------------------------------------------------------------------- layout and budget
 
 
-def watched(folder: Path, agent: str, words: Sequence[str], steps: int = 12, sentence: Sequence[str] = ()) -> Run:
-    """A short run that is logged as `pliant train` does."""
-    made = AGENTS[agent](interventions=tuple(build(sentence, INTERVENTIONS)))
+def watched(folder: Path, agent: str, monitor_specs: Sequence[str], steps: int = 12, specs: Sequence[str] = ()) -> Run:
+    """A short run that is logged like one of `pliant train`."""
+    made = AGENTS[agent](interventions=tuple(build(specs, INTERVENTIONS)))
     log = Log(folder, frame_skip=4, log_every=8)
-    monitors = watch(made, *words)
+    monitors = watch(made, *monitor_specs)
     log.layout |= monitors.board.charts()
     run = Run(
         made,
@@ -171,7 +171,7 @@ def layout_of(folder: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def tags(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """Tags that TensorBoard gets of all cheap monitors, by agent."""
+    """The tags of all cheap monitors in TensorBoard, by agent."""
     shown = {}
     for agent in ("dqn, nature", "dqn, impala", "sac", "redq", "sac, pixels"):
         folder = tmp_path_factory.mktemp("budget")
@@ -183,7 +183,7 @@ def tags(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     return shown
 
 
-def test_tags_are_tens_and_not_thousands(tags: dict[str, list[str]]) -> None:
+def test_there_are_tens_of_tags_and_not_thousands(tags: dict[str, list[str]]) -> None:
     assert 40 < len(tags["dqn, nature"]) < 90
     assert 40 < len(tags["sac"]) < 130
     assert len(tags["sac, pixels"]) < 150
@@ -191,9 +191,9 @@ def test_tags_are_tens_and_not_thousands(tags: dict[str, list[str]]) -> None:
     assert set(tags["redq"]) == set(tags["sac"])
 
 
-def test_every_tag_of_a_monitor_is_in_a_chart_and_every_chart_has_one(tmp_path: Path) -> None:
-    words = [kind.example for kind in MONITORS.values()]
-    run = watched(tmp_path, "sac, pixels", words, steps=14, sentence=("redo(tau=0.7, every=4, samples=16)",))
+def test_every_tag_of_a_monitor_is_in_a_chart_and_every_chart_has_a_tag(tmp_path: Path) -> None:
+    examples = [kind.example for kind in MONITORS.values()]
+    run = watched(tmp_path, "sac, pixels", examples, steps=14, specs=("redo(tau=0.7, every=4, samples=16)",))
     shown, page = points(tmp_path), layout_of(tmp_path)["Plasticity"]
     patterns = [re.compile(tag) for chart in page.values() for tag in chart.multiline.tag]
     bands = {t for chart in page.values() for s in chart.margin.series for t in (s.value, s.lower, s.upper)}
@@ -210,7 +210,7 @@ def test_every_tag_of_a_monitor_is_in_a_chart_and_every_chart_has_one(tmp_path: 
             assert title.startswith("firings") or len(marks) <= 1, title
 
 
-def test_only_charts_of_monitors_that_are_on_are_laid_out(tmp_path: Path) -> None:
+def test_the_layout_holds_only_charts_of_active_monitors(tmp_path: Path) -> None:
     watched(tmp_path, "dqn", ["units(every=2, samples=16)"])
     pages = layout_of(tmp_path)
     assert list(pages) == ["Overview", "Plasticity"]
@@ -219,43 +219,43 @@ def test_only_charts_of_monitors_that_are_on_are_laid_out(tmp_path: Path) -> Non
     assert Board({}).charts().keys() == {"Overview"}
 
 
-def test_charts_of_firings_are_for_methods_that_fire_now_and_then() -> None:
+def test_there_are_charts_of_firings_only_for_methods_that_fire() -> None:
     shown = {}
-    for word in ("continual_backprop", "replay_ratio(2)", "replay_ratio(2, reset_every=3)", "redo"):
-        agent = AGENTS["dqn"](interventions=tuple(build([word], INTERVENTIONS)))
-        shown[word] = "firings: units" in watch(agent, "units").board.charts()["Plasticity"]
+    for spec in ("continual_backprop", "replay_ratio(2)", "replay_ratio(2, reset_every=3)", "redo"):
+        agent = AGENTS["dqn"](interventions=tuple(build([spec], INTERVENTIONS)))
+        shown[spec] = "firings: units" in watch(agent, "units").board.charts()["Plasticity"]
     assert list(shown.values()) == [False, False, True, True], shown
 
 
-def test_the_page_follows_the_order_of_the_table() -> None:
+def test_charts_follow_the_order_of_the_table() -> None:
     titles = [chart.title for chart in charted(m for kind in MONITORS.values() for m in kind.metrics)]
     order = [chart.title for chart in CHARTS]
     known = [title for title in titles if title in order]
     assert known == sorted(known, key=order.index)
-    assert titles[: len(known)] == known, "what the table does not know comes last"
+    assert titles[: len(known)] == known, "metrics that are not in the table come last"
     assert len({chart.slug for chart in CHARTS}) == len(CHARTS)
     beginnings = ["dormant units", "dead units", "active units", "linearised units", "effective rank of features"]
     beginnings += ["norm of features", "norm of weights", "distance from init", "norm of gradients", "update to weight"]
     assert [title for title in order if title in beginnings] == beginnings
 
 
-class Strange:
-    """A monitor of which the table knows nothing."""
+class NotInTable:
+    """A monitor with a metric that is not in the table."""
 
     metrics: ClassVar[Mapping[str, str]] = {"oddness_0.5": "how odd it is", "dormant_fraction": "known"}
 
 
-def test_metrics_that_the_table_does_not_know_get_charts_at_the_end() -> None:
-    page = Board({"strange": Strange()}).charts()["Plasticity"]
+def test_metrics_that_are_not_in_the_table_have_charts_at_the_end() -> None:
+    page = Board({"strange": NotInTable()}).charts()["Plasticity"]
     assert list(page) == ["dormant units", "oddness 0.5"]
     assert page["oddness 0.5"] == (r"^plasticity/oddness_0\.5/.*$", r"^markers/oddness_0\.5/.*$")
     assert page["dormant units"] == ("^plasticity/dormant_fraction/.*$", "^markers/dormant_fraction/.*$")
 
 
-def test_names_that_begin_alike_do_not_share_a_chart() -> None:
+def test_metrics_with_a_common_prefix_do_not_share_a_chart() -> None:
     assert chart_of("dormant_fraction").title != chart_of("dormant_fraction_0.025").title
     assert chart_of("gradient_zero_fraction").title != chart_of("gradient_zero_fraction_samples").title
-    (first, *_) = Board({"strange": Strange()}).charts()["Plasticity"]["dormant units"]
+    (first, *_) = Board({"strange": NotInTable()}).charts()["Plasticity"]["dormant units"]
     assert isinstance(first, str) and not re.match(first, "plasticity/dormant_fraction_0.025/critic")
 
 
@@ -269,7 +269,7 @@ class Ratio:
 @pytest.mark.parametrize(
     ("agent", "places"), [("sac", ("critic", "actor")), ("dqn, minatar, dueling", ("critic", "encoder"))]
 )
-def test_a_metric_with_ends_is_a_band(agent: str, places: tuple[str, ...]) -> None:
+def test_a_metric_with_an_interval_is_a_band(agent: str, places: tuple[str, ...]) -> None:
     board = Board({"ratio": Ratio()})
     board.bind(AGENTS[agent]())
     page = board.charts()["Plasticity"]
@@ -279,8 +279,8 @@ def test_a_metric_with_ends_is_a_band(agent: str, places: tuple[str, ...]) -> No
     assert len(page) == 2 and "^plasticity/plasticity_ratio_random_raw/.*$" in list(page.values())[1]
 
 
-def test_the_overview_has_a_band_of_the_evaluation_and_the_ratio_that_adapts(tmp_path: Path) -> None:
-    watched(tmp_path / "adaptive", "dqn", ["none"], sentence=("adaptive_replay_ratio",))
+def test_the_overview_has_a_band_of_the_evaluation_and_an_adaptive_ratio(tmp_path: Path) -> None:
+    watched(tmp_path / "adaptive", "dqn", ["none"], specs=("adaptive_replay_ratio",))
     watched(tmp_path / "plain", "dqn", ["none"])
     charts = layout_of(tmp_path / "adaptive")["Overview"]
     (series,) = charts["eval: mean return, and its 95 % interval"].margin.series
@@ -302,18 +302,18 @@ def played(folder: Path, moments: Sequence[Arrived], frame_skip: int = 4) -> dic
 
 
 def near(series: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Without the rounding of TensorBoard's float32."""
+    """Values without the rounding of TensorBoard's float32."""
     return [(step, round(value, 5)) for step, value in series]
 
 
-def test_a_firing_is_a_spike_and_zeros_after_it(tmp_path: Path) -> None:
+def test_a_firing_is_marked_by_a_spike_and_zeros_after_it(tmp_path: Path) -> None:
     shown = played(tmp_path, [measured(dormant(0.7), 90), fired("redo", 100), measured(dormant(0.2), 110)])
     assert near(shown[MARKER]) == [(399, 0.0), (400, 0.7), *((400 + i, 0.0) for i in range(1, ZEROS + 1))]
     assert near(shown[DORMANT]) == [(360, 0.7), (440, 0.2)]
-    assert [tag for tag in shown if tag.startswith("markers/")] == [MARKER], "no marker where there is no chart"
+    assert [tag for tag in shown if tag.startswith("markers/")] == [MARKER], "there must be no marker without a chart"
 
 
-def test_no_point_is_written_ahead_of_time(tmp_path: Path) -> None:
+def test_no_point_is_written_before_its_time(tmp_path: Path) -> None:
     log, board = Log(tmp_path, 1), Board({})
     for arrived in (measured(dormant(0.7), 90), fired("redo", 100), measured(dormant(0.7), 102)):
         board.write(log, arrived)
@@ -322,7 +322,7 @@ def test_no_point_is_written_ahead_of_time(tmp_path: Path) -> None:
     assert near(points(tmp_path)[MARKER]) == [(99, 0.0), (100, 0.7), (101, 0.0), (102, 0.0)]
 
 
-def test_a_second_firing_soon_after_has_a_spike_of_its_own(tmp_path: Path) -> None:
+def test_a_second_firing_soon_after_has_its_own_spike(tmp_path: Path) -> None:
     moments = [measured(dormant(0.7), 90), fired("redo", 100), fired("redo", 101), measured(dormant(0.4), 103)]
     shown = played(tmp_path, [*moments, fired("redo", 104), measured(dormant(0.4), 200)])
     assert near(shown[MARKER]) == [
@@ -339,7 +339,7 @@ def test_a_second_firing_soon_after_has_a_spike_of_its_own(tmp_path: Path) -> No
     ]
 
 
-def test_firings_of_one_frame_share_a_spike_and_firings_at_neighbouring_frames_do_not(tmp_path: Path) -> None:
+def test_only_firings_of_the_same_frame_share_a_spike(tmp_path: Path) -> None:
     shown = played(
         tmp_path, [measured(dormant(0.7), 9), *(fired("redo", s) for s in (10, 10, 11, 11)), measured({}, 12)], 1
     )
@@ -351,11 +351,11 @@ def test_firings_too_close_to_distinguish_share_a_spike(tmp_path: Path) -> None:
     moments = [measured(dormant(0.7), 1), *(fired("redo", steps) for steps in range(10, 20_001, 10))]
     shown = played(tmp_path, moments, 1)
     spikes = [step for step, value in shown[MARKER] if value]
-    assert spikes[:20] == list(range(10, 201, 10)), "early ones are all there"
+    assert spikes[:20] == list(range(10, 201, 10)), "all early firings are marked"
     assert all(later - sooner > later // 200 for sooner, later in pairwise(spikes))
     assert max(b - a for a, b in pairwise(spikes)) <= 20_000 // 200 + 10
     assert len(shown[MARKER]) < len(spikes) * (ZEROS + 2) + 1 and len(spikes) < 700
-    assert len(shown["firings/redo/units"]) == 2000, "all are counted"
+    assert len(shown["firings/redo/units"]) == 2000, "all firings are logged"
 
 
 def test_measurements_between_steps_may_arrive_before_an_earlier_firing(tmp_path: Path) -> None:
@@ -405,22 +405,24 @@ def test_smoothing_returns_to_zero_after_a_spike(tmp_path: Path) -> None:
     for _, value in shown[MARKER]:  # TensorBoard's moving average, debiased
         last, count = 0.6 * last + 0.4 * value, count + 1
         smoothed.append(last / (1 - 0.6**count))
-    assert max(smoothed[:2]) > 0.5 and smoothed[1 + ZEROS] < 0.05, "between two firings it is at rest"
+    assert max(smoothed[:2]) > 0.5 and smoothed[1 + ZEROS] < 0.05, (
+        "between two firings the smoothed marker is near zero"
+    )
     assert smoothed[-1] > 0.35
 
 
 def test_monitors_are_notified_of_firings(tmp_path: Path) -> None:
-    class Hears:
-        heard: ClassVar[list[int]] = []
+    class RecordsFirings:
+        recorded: ClassVar[list[int]] = []
 
         def note_firing(self, clock: Clock) -> None:
-            self.heard.append(clock.steps)
+            self.recorded.append(clock.steps)
 
     with Log(tmp_path) as log:
-        board = Board({"hears": Hears(), "deaf": Strange()})
+        board = Board({"records": RecordsFirings(), "ignores": NotInTable()})
         for arrived in (fired("redo", 7), measured(dormant(0.1), 8), fired("redo", 9)):
             board.write(log, arrived)
-    assert Hears.heard == [7, 9]
+    assert RecordsFirings.recorded == [7, 9]
 
 
 STORY = [
@@ -441,7 +443,7 @@ STORY = [
 
 
 @pytest.mark.parametrize("cut", range(len(STORY) + 1))
-def test_two_sessions_write_what_one_does(tmp_path: Path, cut: int) -> None:
+def test_two_sessions_write_the_same_as_one(tmp_path: Path, cut: int) -> None:
     whole = played(tmp_path / "whole", STORY, 1)
     log, board = Log(tmp_path / "two", 1), Board({})
     for arrived in STORY[:cut]:
@@ -481,7 +483,7 @@ def pixels(picture: Picture) -> NDArray[np.uint8]:
 TOP = MARGIN + 2 * LINE
 
 
-def test_a_heatmap_has_its_numbers_colours_in_their_places() -> None:
+def test_the_cells_of_a_heatmap_have_the_colours_of_their_numbers() -> None:
     array = np.array([[0.0, 1.0], [2.0, 3.0]])
     drawn = pixels(heatmap(array, title="four numbers"))
     cell = SQUARE // 2
@@ -492,7 +494,7 @@ def test_a_heatmap_has_its_numbers_colours_in_their_places() -> None:
     assert (drawn[0] == 255).all() and (drawn[:, :MARGIN] == 255).all()
 
 
-def test_low_and_high_bound_the_colours_and_nan_is_grey() -> None:
+def test_low_and_high_limit_the_colours_and_nan_is_grey() -> None:
     drawn = pixels(heatmap([[-5.0, 0.0, 1.0, 9.0, math.inf, -math.inf, math.nan]] * 7, title="", low=0.0, high=1.0))
     cell = SQUARE // 7
     row = [tuple(drawn[TOP + 5, MARGIN + cell * i + 5]) for i in range(7)]
@@ -500,12 +502,12 @@ def test_low_and_high_bound_the_colours_and_nan_is_grey() -> None:
     assert row == [dark, dark, bright, bright, bright, dark, UNKNOWN]
 
 
-def test_colours_grow_lighter_all_the_way() -> None:
+def test_colours_become_lighter_with_the_value() -> None:
     steps = colours(np.linspace(0, 1, 101)).astype(float) / 255
     linear = np.where(steps <= 0.04045, steps / 12.92, ((steps + 0.055) / 1.055) ** 2.4)
     lightness = 116 * np.cbrt(linear @ [0.2126, 0.7152, 0.0722]) - 16
     gains = np.diff(lightness[5:])
-    assert gains.min() > 0.3 and gains.max() < 2.5, "evenly, as eyes have it"
+    assert gains.min() > 0.3 and gains.max() < 2.5, "the lightness must increase evenly"
     assert lightness[-1] > 95 and tuple(colours(np.array(0.0))) == (0, 0, 0)
 
 
@@ -515,25 +517,25 @@ def test_the_same_numbers_give_the_same_bytes() -> None:
     assert one == two and one.png != stack({"a": array + 1e-3, "b": array[:3]}, title="t", x_label="x", low=0).png
 
 
-def test_marks_are_dotted_lines_and_ticks_stand_below() -> None:
+def test_marks_are_dotted_lines_with_ticks_below() -> None:
     array = np.zeros((4, 128))
     plain, marked = (pixels(heatmap(array, title="", marks=marks)) for marks in ((), (64.0, 300.0)))
     x = MARGIN + 64 * (512 // 128)
     differing = np.unique(np.nonzero((plain != marked).any(2))[1])
-    assert x in differing and set(differing) <= {x - 1, x, x + 1}, "nothing beyond the edge"
+    assert x in differing and set(differing) <= {x - 1, x, x + 1}, "nothing may be drawn beyond the edge"
     assert tuple(marked[TOP, x]) == MARK and tuple(marked[TOP + 1, x]) != MARK
     crowded = pixels(heatmap(array, title="", marks=tuple(range(128))))
-    assert not (crowded[TOP : TOP + 20] == MARK).all(2).any(), "lines that would hide everything are left out"
+    assert not (crowded[TOP : TOP + 20] == MARK).all(2).any(), "too many lines are left out"
     assert (crowded[TOP - 4] == MARK).all(1).any()
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2000), (2000, 1), (700, 3), (3, 1025), (64, 128), (320, 320)])
-def test_every_shape_fits(shape: tuple[int, int]) -> None:
+def test_pictures_of_every_shape_are_drawn(shape: tuple[int, int]) -> None:
     drawn = pixels(heatmap(np.ones(shape), title="one value", y_label="rows", x_label="columns"))
     assert drawn.shape[0] < 450 and drawn.shape[1] < 1300
 
 
-def test_panels_that_do_not_fit_each_other_are_refused() -> None:
+def test_panels_of_different_shapes_are_refused() -> None:
     for panels in ({}, {"a": np.ones(3)}, {"a": np.ones((2, 3)), "b": np.ones((2, 4))}, {"a": np.ones((0, 3))}):
         with pytest.raises(ValueError, match="heat: panels must be matrices with equal numbers of columns"):
             stack(panels, title="heat")
@@ -542,11 +544,11 @@ def test_panels_that_do_not_fit_each_other_are_refused() -> None:
 # --------------------------------------------------------------------------------------------------------- activity
 
 
-FIRED = (3000, 3010, 3200, 4000)  # two within a column, and a third that comes to share it when columns are merged
+FIRED = (3000, 3010, 3200, 4000)  # two within a column, and a third that is in it after columns are merged
 
 
 def filmed(moments: int, every: int = 10, most: int = 16, first: int = 1000) -> Film:
-    """Two units: one that is alive until step 4000 and dead from there to 5000, and one whose score is the time."""
+    """Two units: one is dead from step 4000 to 5000, the score of the other is the time."""
     film = Film({"a": 1, "b": 1}, draw=5, most=most)
     for i in range(moments):
         steps = first + every * i
@@ -565,7 +567,7 @@ def test_merging_columns_keeps_the_time_axis_right(moments: int) -> None:
     assert columns <= 16 and len(edges) == columns + 1 and (moments < 16 or columns >= 8)
     assert edges[0] == 990 and film.stride * columns + film.sums[1] == moments
     assert [b - a for a, b in pairwise(edges)] == [10 * film.stride] * columns
-    # The second unit's score says when a column was measured: on average half a column before its end.
+    # The second unit's score is the time of the measurement: on average half a column before its end.
     when = panels["b"][0] / 3 * 10_000
     middle = np.array(edges[1:]) - 5 * (film.stride - 1)
     assert np.abs(when - middle).max() < 10_000 / 255 * 2
@@ -591,21 +593,21 @@ def test_only_exact_zeros_are_black() -> None:
     film = Film({"a": 2}, draw=1, most=2)
     for scores in ([0.0, 0.0], [0.0, 1e-12], [0.0, 0.0], [0.0, 0.0]):
         film.add(np.array(scores), 10 * film.count)
-    assert (film.panels()["a"] > 0).tolist() == [[False], [True]], "it lived for a part of the time"
+    assert (film.panels()["a"] > 0).tolist() == [[False], [True]], "it was active for a part of the time"
 
 
-def test_firings_are_marked_once_a_column_where_they_were() -> None:
+def test_firings_are_marked_once_per_column_at_their_time() -> None:
     film = filmed(777)
     edges = film._edges()
     assert [np.interp(place, range(len(edges)), edges) for place in film.marks()] == pytest.approx([3000, 4000])
     film.note(10**9)
-    assert len(film.marks()) == 2 and film.fired[-1] == 10**9, "beyond what is drawn"
+    assert len(film.marks()) == 2 and film.fired[-1] == 10**9, "a firing after the last column is not drawn"
     for steps in range(20_000, 90_000, 7):
         film.note(steps)
     assert len(film.fired) < 1000
 
 
-def test_pictures_come_at_growing_intervals() -> None:
+def test_pictures_are_drawn_at_growing_intervals() -> None:
     film, due = Film({"a": 1}, draw=5), []
     for i in range(1, 3001):
         film.add(np.ones(1), i)
@@ -617,7 +619,7 @@ def test_pictures_come_at_growing_intervals() -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 1, 7, 15, 16, 17, 100])
-def test_a_film_resumes_where_it_stopped(cut: int) -> None:
+def test_a_film_resumes_exactly(cut: int) -> None:
     straight, first = filmed(200), filmed(cut)
     second = Film({"a": 1, "b": 1}, draw=5, most=16)
     second.load_state(json.loads(json.dumps(first.state())))
@@ -637,7 +639,7 @@ def test_units_are_chosen_evenly() -> None:
     assert len(set(evenly(100))) == 64 and max(evenly(100)) == 98
 
 
-def test_a_unit_that_is_killed_turns_black_in_the_picture_of_its_layer(tmp_path: Path) -> None:
+def test_a_dead_unit_is_black_in_the_picture_of_its_layer(tmp_path: Path) -> None:
     run = build_run("dqn", monitors=["activity(every=1, samples=16, draw=1)"])
     shown: dict[int, Picture] = {}
     run.log.image = lambda tag, png, size, clock: shown.update({clock.updates: Picture(png, *size)})  # type: ignore[method-assign]
@@ -655,7 +657,7 @@ def test_a_unit_that_is_killed_turns_black_in_the_picture_of_its_layer(tmp_path:
     row = part.films["critic"].panels()["critic.head.layers.0"][unit]
     assert (row[:at] > 0).any() and row[at - 2] > 0 and (row[at:] == 0).all() and len(row) > at + 5
     last = pixels(shown[max(shown)])
-    columns = max(shown)  # one an update
+    columns = max(shown)  # one column per update
     cell, wide = 128 // 12, 512 // columns
     assert columns > at + 2
     left = next(x for x in range(last.shape[1]) if (last[TOP + 1, x] != 255).any())
@@ -665,9 +667,9 @@ def test_a_unit_that_is_killed_turns_black_in_the_picture_of_its_layer(tmp_path:
 
 
 @pytest.mark.full
-def test_activity_is_drawn_for_every_component_and_of_the_first_member(tmp_path: Path) -> None:
+def test_activity_is_drawn_for_every_component_and_the_first_member(tmp_path: Path) -> None:
     for agent in ("redq", "sac, pixels", "dqn, impala"):
-        run = watched(tmp_path / agent, agent, ["activity(every=2, samples=16, draw=2)"], sentence=("reset(every=3)",))
+        run = watched(tmp_path / agent, agent, ["activity(every=2, samples=16, draw=2)"], specs=("reset(every=3)",))
         part = run.monitors.parts["activity"]  # type: ignore[union-attr]
         assert isinstance(part, Activity) and all(film.fired for film in part.films.values())
         assert not [name for film in part.films.values() for name in film.rows if ".members.1." in name]
@@ -677,19 +679,19 @@ def test_activity_is_drawn_for_every_component_and_of_the_first_member(tmp_path:
         assert len(accumulated.Images("activity/critic")) >= 2
 
 
-def test_pictures_resume_where_they_stopped() -> None:
-    words = ("activity(every=1, samples=16, draw=2)",)
+def test_pictures_resume_exactly() -> None:
+    specs = ("activity(every=1, samples=16, draw=2)",)
 
     def drawn(run: Run) -> dict[int, bytes]:
         images: dict[int, bytes] = {}
         run.log.image = lambda tag, png, size, clock: images.update({clock.updates: png})  # type: ignore[method-assign]
         return images
 
-    straight, stopped = build_run("dqn", monitors=words), build_run("dqn", monitors=words)
+    straight, stopped = build_run("dqn", monitors=specs), build_run("dqn", monitors=specs)
     whole = drawn(straight)
     take_steps(straight, 20)
     take_steps(stopped, 11)
-    resumed = build_run("dqn", monitors=words)
+    resumed = build_run("dqn", monitors=specs)
     later = drawn(resumed)
     resume(resumed, saved(stopped))
     take_steps(resumed, 9)

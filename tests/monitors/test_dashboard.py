@@ -1,4 +1,4 @@
-"""The dashboard as a person sees it: a real run, a real TensorBoard, a real browser."""
+"""The dashboard in a real TensorBoard and a real browser, for a real run."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def page(address: str, tab: str, profile: Path) -> str:
-    """What a tab holds once its scripts have run."""
+    """The content of a tab after its scripts have run."""
     assert BROWSER is not None
     line = [BROWSER, *FLAGS, f"--user-data-dir={profile}", "--dump-dom", f"{address}/#{tab}"]
     return subprocess.run(line, capture_output=True, text=True, timeout=180).stdout
@@ -85,26 +85,26 @@ def test_the_curves_are_on_the_page(dashboard: str, tmp_path: Path) -> None:
 
 
 def test_the_overview_and_the_table_of_hyperparameters_are_served(dashboard: str) -> None:
-    """These two tabs hide their content in shadow roots; what they draw is what the server gives them."""
-    layout = ask(dashboard, "custom_scalars/layout")
+    """These two tabs hide their content in shadow roots, so the data of the server are checked."""
+    layout = request(dashboard, "custom_scalars/layout")
     assert layout["category"][0]["title"] == "Overview"
     wanted = {"allowedStatuses": STATUSES, "colParams": [], "startIndex": 0, "sliceSize": 10}
-    sessions = ask(dashboard, "hparams/session_groups", wanted)
+    sessions = request(dashboard, "hparams/session_groups", wanted)
     (group,) = sessions["sessionGroups"]
     assert group["hparams"]["agent"] == "dqn" and group["hparams"]["env"] == "CartPole-v1"
     assert group["sessions"][0]["name"] == RUN
     assert group["sessions"][0]["status"] == "STATUS_SUCCESS"
 
 
-def test_every_chart_of_the_page_has_lines_and_the_firings_in_it(dashboard: str) -> None:
-    pages = {page["title"]: page["chart"] for page in ask(dashboard, "custom_scalars/layout")["category"]}
+def test_every_chart_of_the_page_has_lines_and_firings(dashboard: str) -> None:
+    pages = {page["title"]: page["chart"] for page in request(dashboard, "custom_scalars/layout")["category"]}
     assert list(pages) == ["Overview", "Plasticity"]
     titles = [chart["title"] for chart in pages["Plasticity"]]
     assert titles[:4] == ["firings: units", "firings: mean change of values", "dormant units", "dead units"]
     assert {"norm of weights", "update to weight"} <= set(titles)
     for chart in pages["Plasticity"]:
-        pattern = "|".join(f"({tag})" for tag in chart["multiline"]["tag"])  # as the page itself asks
-        answer = ask(dashboard, f"custom_scalars/scalars?{urllib.parse.urlencode({'tag': pattern, 'run': RUN})}")
+        pattern = "|".join(f"({tag})" for tag in chart["multiline"]["tag"])  # the request of the page
+        answer = request(dashboard, f"custom_scalars/scalars?{urllib.parse.urlencode({'tag': pattern, 'run': RUN})}")
         series = answer["tag_to_events"]
         lines = {tag for tag, points in series.items() if tag.startswith(("plasticity/", "firings/")) and points}
         assert answer["regex_valid"] and lines, chart["title"]
@@ -117,28 +117,28 @@ def test_every_chart_of_the_page_has_lines_and_the_firings_in_it(dashboard: str)
 
 
 def test_the_band_of_the_evaluation_has_its_three_lines(dashboard: str) -> None:
-    overview = ask(dashboard, "custom_scalars/layout")["category"][0]["chart"]
+    overview = request(dashboard, "custom_scalars/layout")["category"][0]["chart"]
     (chart,) = [chart for chart in overview if "margin" in chart]
     (band,) = chart["margin"]["series"]
     steps = []
     for tag in (band["value"], band["lower"], band["upper"]):
-        answer = ask(dashboard, f"scalars/scalars?{urllib.parse.urlencode({'tag': tag, 'run': RUN})}")
+        answer = request(dashboard, f"scalars/scalars?{urllib.parse.urlencode({'tag': tag, 'run': RUN})}")
         steps.append([step for _, step, _ in answer])
     assert len(steps[0]) == 3 and steps[0] == steps[1] == steps[2]
 
 
 def test_pictures_of_units_are_served(dashboard: str) -> None:
-    assert ask(dashboard, "images/tags")[RUN].keys() == {"activity/critic"}
+    assert request(dashboard, "images/tags")[RUN].keys() == {"activity/critic"}
     query = {"tag": "activity/critic", "run": RUN, "sample": 0}
-    drawn = ask(dashboard, f"images/images?{urllib.parse.urlencode(query)}")
+    drawn = request(dashboard, f"images/images?{urllib.parse.urlencode(query)}")
     assert len(drawn) >= 2
     address = f"{dashboard}/data/plugin/images/individualImage?{drawn[-1]['query']}"
     assert urllib.request.urlopen(address, timeout=30).read().startswith(b"\x89PNG")
 
 
-def test_the_text_says_what_runs(dashboard: str) -> None:
-    assert set(ask(dashboard, "text/tags")[RUN]) == {"run/config", "run/summary"}
-    (shown,) = ask(dashboard, f"text/text?{urllib.parse.urlencode({'tag': 'run/summary', 'run': RUN})}")
+def test_the_text_describes_the_run(dashboard: str) -> None:
+    assert set(request(dashboard, "text/tags")[RUN]) == {"run/config", "run/summary"}
+    (shown,) = request(dashboard, f"text/text?{urllib.parse.urlencode({'tag': 'run/summary', 'run': RUN})}")
     for text in ("dqn in CartPole-v1, seed 0", "redo(every=150, tau=0.1)", "Reinitialise dormant units", "activity"):
         assert text in shown["text"], text
 
@@ -154,7 +154,7 @@ def screenshots() -> ModuleType:
 
 
 def test_charts_and_pictures_are_drawn(dashboard: str, screenshots: ModuleType, tmp_path: Path) -> None:
-    """What a person sees on the two tabs: curves in every chart, and a picture that the browser could read."""
+    """In the browser the two tabs show curves in every chart, and a picture that it can read."""
     with screenshots.browser(tmp_path / "profile") as tab:
         shots = dict(screenshots.photographs(tab, dashboard, ["plasticity"], 1500, 0.6))
         drawn = tab.value("""named('tf-custom-scalar-multi-line-chart-card').filter(seen).map(card =>
@@ -172,8 +172,8 @@ def test_charts_and_pictures_are_drawn(dashboard: str, screenshots: ModuleType, 
 STATUSES = ["STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING", "STATUS_UNKNOWN"]
 
 
-def ask(address: str, plugin: str, body: Any = None) -> Any:
-    """What a plugin of the dashboard answers."""
+def request(address: str, plugin: str, body: Any = None) -> Any:
+    """The response of a plugin of the dashboard."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(
         f"{address}/data/plugin/{plugin}", data, {"Content-Type": "application/json"} if data else {}

@@ -1,4 +1,4 @@
-"""Plasticity measured directly: what must hold of the experiment, and the same experiment written once more by hand."""
+"""Plasticity measured directly: the laws of the experiment, and the same experiment implemented independently."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def states(agent: Agent, n: int = 24, seed: int = 0) -> Batch:
 
 
 def learned(name: str, updates: int = 20) -> Agent:
-    """An agent that has learnt something, so that its optimizers remember."""
+    """An agent after some updates, so that its optimizers have state."""
     agent, clock = AGENTS[name](seed=3), Clock()
     batch = batch_for(agent)
     for _ in range(updates):
@@ -80,17 +80,17 @@ def learned(name: str, updates: int = 20) -> Agent:
 
 
 @pytest.mark.parametrize("name", AGENTS)
-def test_an_untrained_agent_is_exactly_as_plastic_as_new(name: str) -> None:
+def test_an_untrained_agent_equals_its_initial_control_in_every_arm(name: str) -> None:
     agent = AGENTS[name](seed=5)
-    found = probe(agent, states(agent), control="initial", targets=("random", "noise", "replay"), **TINY)
-    assert {p.module for p in found} == set(view(agent).probed(states(agent)))
-    for p in found:
+    probes = probe(agent, states(agent), control="initial", targets=("random", "noise", "replay"), **TINY)
+    assert {p.module for p in probes} == set(view(agent).probed(states(agent)))
+    for p in probes:
         for arm in ("present", "fresh", "rescaled"):
             assert np.array_equal(p.losses[ARMS.index(arm)], p.losses[0]), (p.module, p.target, arm)
         assert np.isfinite(p.losses).all() and (p.variance > 0).all()
 
 
-def test_exactly_one_in_numbers() -> None:
+def test_all_ratios_of_an_untrained_agent_are_exactly_one() -> None:
     agent = AGENTS["sac"](seed=5)
     for p in probe(agent, states(agent), control="initial", draws=2, steps=10, batch_size=16):
         assert (p.ratio, p.interval, p.ratio_rescaled, p.ratio_present, p.loss_ratio) == (1, (1, 1), 1, 1, 1)
@@ -99,7 +99,7 @@ def test_exactly_one_in_numbers() -> None:
 @pytest.mark.parametrize(
     ("name", "module"), [("dqn", "critic"), ("sac", "critic 1"), ("dqn, minatar, dueling", "encoder")]
 )
-def test_an_agent_that_holds_a_draw_of_the_control_is_that_control(name: str, module: str) -> None:
+def test_an_agent_with_the_weights_of_the_control_equals_the_control(name: str, module: str) -> None:
     agent = AGENTS[name](seed=5)
     net = view(agent).probed(states(agent))[module][0]
     reinitialise_(all_layers(net).values(), Streams(7, module, 0, agent.device)("control"))
@@ -119,10 +119,10 @@ def kill_(net: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("relative", [True, False])
-def test_a_dead_network_learns_nothing(relative: bool) -> None:
+def test_a_dead_network_learns_at_most_the_mean(relative: bool) -> None:
     agent = AGENTS["sac"](seed=1)
     kill_(agent.components["critic"].online)
-    found = probe(
+    probes = probe(
         agent,
         states(agent, 64),
         modules=["critic 0"],
@@ -133,9 +133,9 @@ def test_a_dead_network_learns_nothing(relative: bool) -> None:
         relative=relative,
         lr=3e-3,
     )
-    for p in found:
+    for p in probes:
         loss, variance = p.losses[0], p.variance
-        # What moves is the output's bias alone, and at best it finds the mean.
+        # Only the bias of the output changes, and at best it learns the mean.
         assert (loss >= variance * (1 - 1e-5)).all() and (loss < variance * 1.15).all()
         assert p.ratio == 0 and p.loss_ratio > 1.1
 
@@ -186,15 +186,15 @@ def test_the_probe_does_not_change_the_agent(name: str) -> None:
     assert all(p.grad is grad and (was is None or torch.equal(grad, was)) for p, grad, was in grads)
 
 
-def test_the_same_seed_finds_the_same() -> None:
+def test_the_same_seed_gives_the_same_result() -> None:
     agent = learned("sac")
     first, again, other = (probe(agent, states(agent), seed=seed, **TINY).json() for seed in (1, 1, 2))
     assert first == again
     assert first != other
 
 
-def rote_(agent: Agent, batch: Batch, tasks: int) -> None:
-    """Learn random labels of large size by heart, one set after the other, with a fast optimizer."""
+def memorise_(agent: Agent, batch: Batch, tasks: int) -> None:
+    """Memorise large random labels, one set after the other, with a fast optimizer."""
     net = agent.components["critic"].online
     adam = torch.optim.Adam(net.parameters(), lr=0.1)
     g = torch.Generator().manual_seed(0)
@@ -212,13 +212,13 @@ def test_memorisation_reduces_plasticity_and_a_new_network_restores_it() -> None
     batch = states(agent, 128)
     settings: dict[str, Any] = dict(targets=("random",), draws=6, steps=40, batch_size=32, lr=3e-3)
     new = probe(agent, batch, **settings)["critic", "random"]
-    rote_(agent, batch, 12)
+    memorise_(agent, batch, 12)
     old = probe(agent, batch, **settings)["critic", "random"]
     assert new.interval[0] <= 1 <= new.interval[1] and 0.9 < new.ratio < 1.1
     assert old.ratio < 0.5 and old.interval[1] < 0.7 and old.loss_ratio > 2
 
 
-def test_large_outputs_alone_do_not_reduce_plasticity() -> None:
+def test_large_outputs_do_not_by_themselves_reduce_plasticity() -> None:
     agent = AGENTS["dqn"](seed=1)
     output = agent.components["critic"].online.advantage
     with torch.no_grad():
@@ -231,7 +231,7 @@ def test_large_outputs_alone_do_not_reduce_plasticity() -> None:
     assert absolute.ratio == 0 and absolute.loss_ratio > 1e4
 
 
-# ------------------------------------------------------------------------------- the same experiment, by hand
+# ------------------------------------------------------------------- an independent implementation of the experiment
 
 
 def twice(layers: list[Any]) -> nn.Sequential:
@@ -258,7 +258,7 @@ def rescaled(fresh: nn.Sequential, own: nn.Sequential) -> nn.Sequential:
     return result
 
 
-def by_hand(
+def reimplemented(
     agent: Agent, batch: Batch, name: str, kind: str, draw: int, steps: int, size: int, seed: int, relative: bool
 ) -> list[float]:
     """Losses of the arms and the variance of the target, in double precision with torch's own Adam."""
@@ -289,7 +289,7 @@ def by_hand(
     result = []
     for arm, start in zip(ARMS, (own, own, fresh, rescaled(fresh, own)), strict=True):
         learner = copy.deepcopy(start)
-        wanted = y + read(start(x), every).detach() if relative else y
+        expected = y + read(start(x), every).detach() if relative else y
         adam = torch.optim.Adam(learner.parameters(), lr=1e-3)
         if arm == "present":
             held = {p: s for _, o in agent.optimizers() for p, s in o.state.items()}
@@ -300,29 +300,31 @@ def by_hand(
                 }
         for index in order:
             adam.zero_grad()
-            (read(learner(x[index]), index) - wanted[index]).square().mean().backward()
+            (read(learner(x[index]), index) - expected[index]).square().mean().backward()
             adam.step()
-        result.append((read(learner(x), every) - wanted).square().mean().item())
+        result.append((read(learner(x), every) - expected).square().mean().item())
     return [*result, y.square().mean().item()]
 
 
 @pytest.mark.parametrize("relative", [True, False])
 @pytest.mark.parametrize(("name", "module"), [("dqn", "critic"), ("sac", "critic 1"), ("sac", "actor")])
-def test_it_is_the_experiment_written_by_hand(name: str, module: str, relative: bool) -> None:
+def test_it_equals_the_independent_implementation(name: str, module: str, relative: bool) -> None:
     agent = learned(name)
     batch = states(agent)
     kinds = ("random", "noise", "replay")
-    found = probe(
+    probes = probe(
         agent, batch, modules=[module], targets=kinds, draws=2, steps=7, batch_size=5, seed=11, relative=relative
     )
     for kind in kinds:
-        p = found[module, kind]
+        p = probes[module, kind]
         for draw in range(2):
             mine = [*p.losses[:, draw], p.variance[draw]]
-            np.testing.assert_allclose(mine, by_hand(agent, batch, module, kind, draw, 7, 5, 11, relative), rtol=2e-4)
+            np.testing.assert_allclose(
+                mine, reimplemented(agent, batch, module, kind, draw, 7, 5, 11, relative), rtol=2e-4
+            )
 
 
-def test_ages_of_weights_are_copied_too() -> None:
+def test_step_counts_per_weight_are_copied() -> None:
     agent = AGENTS["dqn"](interventions=tuple(build(["redo(every=1000)"], INTERVENTIONS)), seed=3)
     plain, batch = AGENTS["dqn"](seed=3), states(AGENTS["dqn"](seed=3))
     for one in (agent, plain):
@@ -330,7 +332,7 @@ def test_ages_of_weights_are_copied_too() -> None:
         for _ in range(10):
             clock = clock.stepped(1).updated()
             one.update(batch, one.plan(clock))
-    # The same weights and moments, once with an age per weight: the same arms, but for rounding.
+    # Equal weights and moments, once with step counts per weight: equal arms up to rounding.
     pair = [probe(one, batch, targets=("random",), **TINY)["critic", "random"] for one in (agent, plain)]
     np.testing.assert_allclose(pair[0].losses, pair[1].losses, rtol=1e-4)
     with torch.no_grad():
@@ -342,7 +344,7 @@ def test_ages_of_weights_are_copied_too() -> None:
     assert np.array_equal(young.losses[0], pair[0].losses[0])
 
 
-def test_the_present_memory_counts() -> None:
+def test_the_present_arm_depends_on_the_optimizer_state() -> None:
     agent = learned("sac")
     plain = probe(agent, states(agent), targets=("random",), **TINY)["critic 0", "random"]
     remember_(agent)
@@ -354,7 +356,7 @@ def test_the_present_memory_counts() -> None:
 # -------------------------------------------------------------------------------------------------- targets
 
 
-def test_temporal_difference_targets() -> None:
+def test_temporal_difference_targets_are_those_of_the_agent() -> None:
     agent = AGENTS["dqn, double dueling prioritised 3-step"](seed=2)
     batch = states(agent)
     with torch.no_grad():
@@ -369,18 +371,18 @@ def test_temporal_difference_targets() -> None:
     torch.testing.assert_close(temporal_difference_targets(agent, batch), batch.reward + batch.discount * following)
 
 
-def test_targets_of_the_next_task() -> None:
+def test_targets_of_the_next_task_use_its_batch() -> None:
     agent = learned("dqn")
     here, there = states(agent), states(agent, seed=9)
     budget: dict[str, Any] = dict(draws=2, steps=3, batch_size=8)
-    found = probe(agent, here, targets=("random", "next"), next_batch=there, **budget)
+    probes = probe(agent, here, targets=("random", "next"), next_batch=there, **budget)
     alone = probe(agent, there, targets=("replay",), **budget)
-    assert [p.target for p in found] == ["random", "next"]
-    assert np.array_equal(found["critic", "next"].losses, alone["critic", "replay"].losses)
-    assert np.array_equal(found["critic", "random"].losses, probe(agent, here, **budget)["critic", "random"].losses)
+    assert [p.target for p in probes] == ["random", "next"]
+    assert np.array_equal(probes["critic", "next"].losses, alone["critic", "replay"].losses)
+    assert np.array_equal(probes["critic", "random"].losses, probe(agent, here, **budget)["critic", "random"].losses)
 
 
-def test_standardised() -> None:
+def test_targets_are_standardised() -> None:
     x = torch.tensor([[1.0, 5.0, 1e3], [3.0, 5.0, 1e3 + 1e-4], [8.0, 5.0, 1e3]])
     y = standardised(x)
     torch.testing.assert_close(y.mean(0), torch.zeros(3))
@@ -388,7 +390,7 @@ def test_standardised() -> None:
     assert torch.isfinite(y).all() and y[0, 0] < y[1, 0] < y[2, 0]
 
 
-def test_a_target_that_does_not_vary_gives_no_ratio() -> None:
+def test_a_constant_target_gives_no_ratio() -> None:
     agent = AGENTS["dqn"](seed=1)
     batch = states(agent)
     batch = batch.replace(reward=torch.zeros_like(batch.reward), discount=torch.zeros_like(batch.discount))
@@ -396,7 +398,7 @@ def test_a_target_that_does_not_vary_gives_no_ratio() -> None:
     assert math.isnan(p.ratio) and all(map(math.isnan, p.interval)) and p.json()["ratio"] is None
 
 
-def test_encoders_are_read_out_to_a_few_outputs_for_all_arms_alike() -> None:
+def test_all_arms_share_the_readout_of_an_encoder_to_a_few_outputs() -> None:
     agent = AGENTS["dqn, minatar, dueling"](seed=1)
     subject = subjects(agent, states(agent), "replay")["encoder"]
     bench = Bench(subject, Budget(outputs=3))
@@ -409,7 +411,7 @@ def test_encoders_are_read_out_to_a_few_outputs_for_all_arms_alike() -> None:
     assert 0.7 < bench.full.square().sum(0).mean() < 1.3
 
 
-def test_a_head_with_several_outputs_is_read_out_for_the_action_taken() -> None:
+def test_a_head_with_several_outputs_is_projected_for_the_action_taken() -> None:
     config = DQNConfig(network=NET, value_loss="c51")
     agent = DQN(VECTOR, DISCRETE, config, seed=0)
     batch = states(agent)
@@ -444,14 +446,14 @@ def test_a_fresh_module_has_no_open_injection() -> None:
     assert torch.equal(bench.outputs(), fresh.outputs) and room.opened == 1
 
 
-def test_dropout_is_off() -> None:
+def test_dropout_is_disabled() -> None:
     agent = AGENTS["droq"](seed=1)
     subject = subjects(agent, states(agent), "replay")["critic 0"]
     bench = Bench(subject, Budget())
     assert torch.equal(bench.outputs(), bench.outputs())
 
 
-def test_an_external_module() -> None:
+def test_an_external_module_can_be_probed() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
     x = torch.randn(40, 4)
@@ -476,15 +478,15 @@ def test_an_external_module() -> None:
 # ------------------------------------------------------------------------------------------------ statistics
 
 
-def handmade() -> Probe:
+def example_probe() -> Probe:
     rng = np.random.default_rng(0)
     variance = rng.uniform(0.9, 1.0, 10)
     share = np.stack([0.5 + 0.05 * rng.random(10), 0.9 - 0.1 * rng.random(10), 0.2 * rng.random(10), np.full(10, 0.5)])
     return Probe.of("critic", "random", np.concatenate([share * variance, variance[None]]), seed=4)
 
 
-def test_ratio_and_interval_by_plain_loops() -> None:
-    p = handmade()
+def test_ratio_and_interval_equal_those_of_plain_loops() -> None:
+    p = example_probe()
     fits = {arm: [1 - p.losses[i][k] / p.variance[k] for k in range(10)] for i, arm in enumerate(ARMS)}
     mean = {arm: sum(values) / 10 for arm, values in fits.items()}
     assert p.ratio == pytest.approx(mean["agent"] / mean["fresh"])
@@ -500,13 +502,13 @@ def test_ratio_and_interval_by_plain_loops() -> None:
     assert low < p.ratio < high
 
 
-def test_pairs_are_kept_together() -> None:
+def test_the_interval_resamples_pairs_together() -> None:
     fresh = np.linspace(0.1, 0.9, 10)
     p = Probe("m", "random", np.stack([1 - 0.5 * fresh, 1 - fresh, 1 - fresh, 1 - fresh]), np.ones(10))
     assert p.ratio == pytest.approx(0.5) and p.interval == pytest.approx((0.5, 0.5))
 
 
-def test_arms_that_learn_nothing() -> None:
+def test_arms_that_learn_nothing_give_zero_or_no_ratio() -> None:
     one = np.ones(5)
     nothing = Probe("m", "random", np.stack([3 * one, one, 0.5 * one, one]), one)
     assert (nothing.ratio, nothing.interval) == (0, (0, 0)) and math.isnan(nothing.ratio_rescaled)
@@ -518,23 +520,26 @@ def test_arms_that_learn_nothing() -> None:
     assert math.isnan(lost.ratio) and lost.json()["fits"]["agent"] == [None] * 5
 
 
-def test_pooled_is_the_mean_of_fits() -> None:
-    a, b = handmade(), Probe.of("critic", "random", 3 * np.random.default_rng(1).uniform(0.1, 0.5, (5, 10)), seed=4)
+def test_pooling_averages_the_fits() -> None:
+    a, b = (
+        example_probe(),
+        Probe.of("critic", "random", 3 * np.random.default_rng(1).uniform(0.1, 0.5, (5, 10)), seed=4),
+    )
     both = pooled("critic", [a, b])
     for arm in ARMS:
         np.testing.assert_allclose(both.fits[arm], (a.fits[arm] + b.fits[arm]) / 2)
     assert both.module == "critic" and both.target == "random"
 
 
-def test_table_and_json() -> None:
+def test_a_table_and_json_hold_the_results() -> None:
     agent = learned("sac")
-    found = probe(agent, states(agent), draws=2, steps=20, batch_size=16)
-    lines = found.table().splitlines()
+    probes = probe(agent, states(agent), draws=2, steps=20, batch_size=16)
+    lines = probes.table().splitlines()
     assert len(lines) == 1 + 3 * 2 and lines[0].split()[:3] == ["module", "target", "ratio"]
-    p = found["critic 0", "random"]
+    p = probes["critic 0", "random"]
     row = next(line for line in lines if line.startswith("critic 0  random"))
     assert f"{p.ratio:.3f}" in row and f"{p.interval[0]:.3f} … {p.interval[1]:.3f}" in row
-    content = found.json()
+    content = probes.json()
     assert content["budget"]["steps"] == 20 and len(content["probes"]) == 6
     assert content["probes"][0]["ratio"] == p.ratio and content["probes"][0]["fits"]["agent"] == list(p.fits["agent"])
 
@@ -569,7 +574,7 @@ def bad(**changes: Any) -> Callable[[], Any]:
         (lambda: build_run("sac", monitors=["probe(modules='critic.7')"]), "no module 'critic.7'"),
     ],
 )
-def test_refusals_are_one_line(call: Callable[[], Any], message: str) -> None:
+def test_invalid_settings_are_refused_in_one_line(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
@@ -578,8 +583,8 @@ def test_refusals_are_one_line(call: Callable[[], Any], message: str) -> None:
 # ----------------------------------------------------------------------------------------------------- monitor
 
 
-def measured(name: str, *words: str, steps: int = 8) -> Any:
-    run = build_run(name, monitors=words or [ProbeMonitor.example])
+def measured(name: str, *specs: str, steps: int = 8) -> Any:
+    run = build_run(name, monitors=specs or [ProbeMonitor.example])
     take_steps(run, steps)
     return run
 
@@ -603,7 +608,7 @@ def test_its_readings_are_plausible_and_the_run_is_unchanged(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["dqn, minatar, dueling", "droq"])
-def test_a_resumed_run_finds_the_same(name: str) -> None:
+def test_a_resumed_run_measures_the_same(name: str) -> None:
     straight = measured(name, steps=6)
     state = saved(straight)
     take_steps(straight, 3)
@@ -613,7 +618,7 @@ def test_a_resumed_run_finds_the_same(name: str) -> None:
     assert differences(saved(straight)[0], saved(resumed)[0]) == []
 
 
-def test_the_monitor_finds_what_the_function_finds() -> None:
+def test_the_monitor_measures_the_same_as_the_function() -> None:
     run = build_run("sac", monitors=["probe(every=4, steps=6, batch_size=8, samples=16, draws=3, lr=0.003)"])
     part = run.monitors.parts["probe"]  # type: ignore[union-attr]
     expected: list[Any] = []
@@ -648,22 +653,22 @@ def test_the_monitor_finds_what_the_function_finds() -> None:
     assert low <= both_critics.ratio <= high
 
 
-def test_one_member_of_an_ensemble_alone() -> None:
-    word = "probe(every=3, steps=1, batch_size=4, samples=8, draws=2, modules='critic.2', targets=noise)"
-    run = measured("redq", word)
+def test_one_member_of_an_ensemble_can_be_probed_alone() -> None:
+    spec = "probe(every=3, steps=1, batch_size=4, samples=8, draws=2, modules='critic.2', targets=noise)"
+    run = measured("redq", spec)
     run.monitors.arrive()
     assert {key.partition("/")[0] for key in run.monitors.readings} == {"critic.2"}
 
 
-def test_a_trigger_may_wait_for_it() -> None:
-    word = "redo(when='critic/plasticity_ratio_random < 10')"
-    run = build_run("sac", tuple(build([word], INTERVENTIONS)), monitors=[ProbeMonitor.example])
+def test_a_trigger_may_wait_for_a_probe() -> None:
+    spec = "redo(when='critic/plasticity_ratio_random < 10')"
+    run = build_run("sac", tuple(build([spec], INTERVENTIONS)), monitors=[ProbeMonitor.example])
     take_steps(run, 2)
     assert MONITORS["probe"] is ProbeMonitor
     assert len(ProbeMonitor.metrics) == len(KINDS) * len(MEANINGS)
 
 
-def test_its_defaults_are_a_budget_by_kind_of_observation() -> None:
+def test_its_default_budget_depends_on_the_kind_of_observation() -> None:
     for name, budget, samples in (("sac", (100, 64), 512), ("dqn, nature", (60, 16), 256)):
         part = build_run(name, monitors=["probe"]).monitors.parts["probe"]  # type: ignore[union-attr]
         assert (part.budget.steps, part.budget.batch_size, part.states) == (*budget, samples)
