@@ -200,14 +200,14 @@ class TestL2Init:
         )
         part = next(iter(agent.interventions))
         stand = Stand(agent)
-        references = {k: v.clone() for k, v in part.named_buffers() if k.endswith("born")}
+        references = {k: v.clone() for k, v in part.named_buffers() if k.endswith("born")}  # a key of checkpoints
         stand.learn()
         stand.learn()  # the reset
         last = all_layers(agent.components["critic"].online)["advantage"]
         edited = {k: p.detach().clone() for k, p in last.named_parameters()}
         stand.learn()
         for key, reference in part.named_buffers():
-            if key.endswith(":born"):
+            if key.endswith(":born"):  # a key of checkpoints
                 reset = rebase and "/advantage/" in key
                 name = "linear.weight" if "weight" in key else "linear.bias"
                 assert torch.equal(reference, edited[name] if reset else references[key]), key

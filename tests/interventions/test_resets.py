@@ -682,12 +682,12 @@ def test_the_old_head_is_kept_and_the_new_head_has_a_copy_of_itself(name: str) -
     act_once(stand)
     for network, old in zip(networks, before, strict=True):
         now = head_parameters(network)
-        kept, initial = copies(network, "old", 0), copies(network, "born", 0)
+        kept, initial = copies(network, "old", 0), copies(network, "initial", 0)
         assert list(now) == list(kept) == list(initial) == list(old)
         for key, p in now.items():
             assert torch.equal(kept[key], old[key]) and torch.equal(initial[key], p)
             assert "norm" in key or not torch.equal(p, old[key])
-        assert not any(p.any() for which in ("old", "born") for p in copies(network, which, 1).values())
+        assert not any(p.any() for which in ("old", "initial") for p in copies(network, which, 1).values())
     # The target has its own old head, and the same draws.
     assert all(
         torch.equal(a, b)
@@ -703,7 +703,7 @@ def test_after_the_injection_only_the_new_head_and_the_encoder_change(name: str)
     before = parameters(critic)
     for k in range(3):
         agent.update(batch_for(agent, seed=20 + k), agent.plan(stand.tick().clock))
-    frozen = {id(p) for which in ("old", "born") for p in copies(critic, which, 0).values()}
+    frozen = {id(p) for which in ("old", "initial") for p in copies(critic, which, 0).values()}
     assert frozen
     for key, p in critic.named_parameters():
         assert torch.equal(p, before[key]) == (id(p) in frozen), key
@@ -741,7 +741,7 @@ def test_frozen_heads_are_copied_to_the_target_when_it_is_updated(name: str) -> 
     assert any(not torch.equal(p, copies(critic.online, "old", 0)[k]) for k, p in old.items())
     agent.update(batch_for(agent, seed=20), agent.plan(stand.tick().clock))  # update 6 is also a hard update
     tau = agent.config.target_tau
-    for which in ("old", "born"):
+    for which in ("old", "initial"):
         for key, p in copies(critic.target, which, 0).items():
             theirs = copies(critic.online, which, 0)[key]
             expected = old[key] + tau * (theirs - old[key]) if which == "old" else theirs
@@ -793,4 +793,6 @@ def test_two_moments_at_once_are_two_injections() -> None:
     stand.clock = stand.clock.stepped(50)
     act_once(stand)
     assert all(torch.equal(a, b) for a, b in zip(outputs(agent), before, strict=True))
-    assert all(p.any() for number in (0, 1) for p in copies(agent.components["critic"].online, "born", number).values())
+    assert all(
+        p.any() for number in (0, 1) for p in copies(agent.components["critic"].online, "initial", number).values()
+    )

@@ -562,7 +562,7 @@ def bad(**changes: Any) -> Callable[[], Any]:
         (bad(targets=("next",)), "need both"),
         (bad(modules=["critc"]), "no module 'critc' to be probed. Did you mean 'critic'"),
         (bad(control="old"), "'drawn' or 'initial'"),
-        (bad(control="born"), "called control='initial' now"),
+        (bad(control="born"), "called control='initial' now"),  # a former name
         (bad(draws=0), "draws must be at least 1"),
         (bad(lr=0.0), "lr must be above 0, not 0"),
         (lambda: ProbeMonitor(targets=("next",)), "a run has no next task"),
