@@ -37,7 +37,7 @@ from .clock import Clock, Plan, Sampling, Update
 from .config import plain, restore
 from .hooks import Compose, Intervention, restore_stream_
 from .memory import Memory
-from .networks import Dropout
+from .networks import Dropout, Injection
 from .replay import Batch, Replay
 from .saved import BadFile, check_is_agent, read_agent
 
@@ -119,7 +119,9 @@ class Agent(ABC):
         # Environment step of the initialisation: an agent that is reinitialised restarts its schedules.
         self.initialised_at = 0
         self.build(Generator().manual_seed(derive_seed(seed, "weights")))
-        self.dropouts = [m for _, module in self.modules() for m in module.modules() if isinstance(m, Dropout)]
+        inner = [m for _, module in self.modules() for m in module.modules()]
+        self.dropouts = [m for m in inner if isinstance(m, Dropout)]
+        self.injections = [m for m in inner if isinstance(m, Injection)]
         self.interventions.to(self.device)
         self.interventions.bind(self)
 
@@ -182,7 +184,8 @@ class Agent(ABC):
         """
 
     def plan(self, clock: Clock) -> Plan:
-        """What the host decides about the next update from the clock, which already counts it."""
+        """What the host decides about the next update from the clock, which already counts it. An annealed learning
+        rate is set here."""
         return Plan()
 
     @abstractmethod
@@ -299,7 +302,8 @@ class Agent(ABC):
         """
         if not len(self.interventions):
             return loss
-        self.unpenalised[component] = (loss if own is None else own).detach()
+        # A new dictionary, so that a captured update can set it again.
+        self.unpenalised = self.unpenalised | {component: (loss if own is None else own).detach()}
         return loss + self.interventions.penalty(self, component)
 
     def slow_copy(self, online: N) -> N:
@@ -347,6 +351,17 @@ class Agent(ABC):
                     seen.add(id(module))
                     yield f"{name}.{suffix}", module
         yield "interventions", self.interventions
+
+    def structure(self) -> int:
+        """A number that changes whenever the operators of an update change: the plasticity injections in use."""
+        return sum(module.opened for module in self.injections)
+
+    def generators(self) -> Iterator[Generator]:
+        """The random generators that an update uses."""
+        yield self.generator
+        for part in self.interventions.modules():
+            if isinstance(part, Intervention) and "generator" in part.__dict__:
+                yield part.generator
 
     def optimizers(self) -> Iterator[tuple[str, torch.optim.Optimizer]]:
         """Every distinct optimizer, by the name of the first component that uses it."""

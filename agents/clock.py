@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor
@@ -39,7 +39,7 @@ class Clock:
     last_episodes: int = 0
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("actor", "target", "learning_rate"):
+        if name in ("actor", "target"):
             raise AttributeError("agents learn by a plan: agent.update(batch, agent.plan(clock))")
         raise AttributeError(f"a clock has no {name!r}")
 
@@ -242,13 +242,10 @@ class Plan:
     Attributes:
         actor: The actor (and the temperature of SAC) is updated too.
         target: The target network follows the online network after the update.
-        learning_rate: Sets the learning rate; None leaves it as it is. It is not compared, because a graph can read it
-            from the device.
     """
 
     actor: bool = True
     target: bool = False
-    learning_rate: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

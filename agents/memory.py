@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -90,11 +90,25 @@ class Memory(Protocol):
 
     @abstractmethod
     def pending(self, sampling: Sampling) -> int:
-        """Maximum number of batches that the next call of `batches` yields."""
+        """Maximum number of draws that the next call of `draws` prepares."""
 
     @abstractmethod
+    def draws(self, sampling: Sampling) -> Iterator[Hashable]:
+        """Prepare a draw for each pending update, or for a limited number of them: write what the host knows to the
+        device, where `draw` reads it. Yields a key; draws of equal keys run the same operators."""
+
+    @abstractmethod
+    def draw(self) -> Batch:
+        """The batch of the update that `draws` prepared. Tensors in, tensors out: a graph can hold it."""
+
     def batches(self, sampling: Sampling) -> Iterator[Batch]:
         """Yield one batch for each pending update, or for a limited number of them."""
+        for _ in self.draws(sampling):
+            yield self.draw()
+
+    def generators(self) -> Iterator[Generator]:
+        """The random generators that `draw` uses."""
+        return iter(())
 
     @abstractmethod
     def sample(

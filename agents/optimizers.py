@@ -62,6 +62,7 @@ class Adam(torch.optim.AdamW):
                     "exp_avg_sq": torch.zeros_like(p, memory_format=torch.preserve_format),
                 }
         self._per_weight: set[Tensor] = set()
+        self._lr: Tensor | None = None  # the learning rate on the device, once it has been changed
 
     def count_per_weight(self, parameter: Tensor) -> None:
         """Give every weight of a parameter its own step count; call this before the first step (Dohare et al. 2024,
@@ -79,6 +80,17 @@ class Adam(torch.optim.AdamW):
             self._per_weight.add(parameter)
             for name in ("filled", "filled_sq"):
                 self.state[parameter][name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+
+    def set_learning_rate(self, lr: float) -> None:
+        """Change the learning rate. From then on the kernel reads it from the device, so a captured graph sees it."""
+        for group in self.param_groups:
+            group["lr"] = lr
+            if self._lr is None:
+                device = group["params"][0].device
+                self._lr = torch.empty(
+                    (), dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device
+                )
+            self._lr.fill_(lr)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a saved state. A parameter with step counts per weight takes them from the tensor's step count if the
@@ -122,7 +134,7 @@ class Adam(torch.optim.AdamW):
             [s["exp_avg_sq"] for s in states],
             [],
             steps,
-            lr=group["lr"],
+            lr=group["lr"] if self._lr is None else self._lr,
             beta1=group["betas"][0],
             beta2=group["betas"][1],
             weight_decay=group["weight_decay"],
@@ -152,8 +164,12 @@ class Adam(torch.optim.AdamW):
         torch._foreach_add_(scale, group["eps"])
         torch._foreach_mul_(scale, filled)
         if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_addcdiv_(parameters, mean, scale, -group["lr"])
+            lr = group["lr"] if self._lr is None else self._lr
+            torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+        if self._lr is None:
+            torch._foreach_addcdiv_(parameters, mean, scale, -group["lr"])
+        else:
+            torch._foreach_sub_(parameters, torch._foreach_mul(torch._foreach_div(mean, scale), self._lr))
 
     # torch wraps `step` in a profiling hook at construction, unless this attribute marks it as wrapped already.
     step.hooked = True  # type: ignore[attr-defined]

@@ -271,7 +271,9 @@ class PPO(Agent):
         return {"charts/learning_rate": self.learning_rate(clock)}
 
     def plan(self, clock: Clock) -> Plan:
-        return Plan(learning_rate=self.learning_rate(clock) if self.config.anneal_steps else None)
+        if self.config.anneal_steps:
+            self.critic.optimizer.set_learning_rate(self.learning_rate(clock))
+        return Plan()
 
     def value_loss(self, batch: RolloutBatch, logits: Tensor) -> Tensor:
         """Mean value loss; with `clip_value`, of the larger of the losses of the value and the clipped value."""
@@ -322,13 +324,10 @@ class PPO(Agent):
     def update(self, batch: Any, plan: Plan) -> Update:
         batch = self.interventions.transform_batch(batch)
         loss, parts, error, traces = self.loss(batch)
-        c, optimizer = self.config, self.critic.optimizer
+        c = self.config
         loss = self.penalised(loss, "critic", c.value_weight * parts["losses/value_loss"])
         loss = self.penalised(loss, "actor", parts["losses/policy_loss"])
-        if plan.learning_rate is not None:
-            for group in optimizer.param_groups:
-                group["lr"] = plan.learning_rate
-        step(loss, optimizer, c.optimizer.max_grad_norm)
+        step(loss, self.critic.optimizer, c.optimizer.max_grad_norm)
         return Update(parts, {name: [h.detach() for h in trace] for name, trace in traces.items()}, error)
 
     def blank_pass(self) -> None:

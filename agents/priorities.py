@@ -58,6 +58,10 @@ class Priorities:
         self._sums = torch.zeros(len(self._table), dtype=torch.float64, device=device)
         self._highest = torch.ones((), dtype=torch.float64, device=device)
         self._first = self._last = 0
+        # The same numbers on the device, where a captured graph reads them, and the present beta.
+        self._bounds = torch.zeros(2, dtype=torch.int64, device=device)
+        self._beta = torch.full((), config.beta, dtype=torch.float64, device=device)
+        self._steps = -1
 
     @staticmethod
     def size_of(size: int) -> int:
@@ -73,7 +77,19 @@ class Priorities:
         self._fill(self._first, min(first, self._last), None)
         self._fill(max(last, first), self._last, None)  # a longer n-step window is no longer complete
         self._fill(max(self._last, first), last, self._highest)
+        self._set_bounds(first, last)
+
+    def _set_bounds(self, first: int, last: int) -> None:
+        for place, old, new in zip(self._bounds, (self._first, self._last), (first, last), strict=True):
+            if old != new:
+                place.fill_(new)
         self._first, self._last = first, last
+
+    def set_steps(self, steps: int) -> None:
+        """Set beta to its value after `steps` environment steps."""
+        if steps != self._steps:
+            self._steps = steps
+            self._beta.fill_(self._config.beta_at(steps))
 
     def begin_anew(self) -> None:
         """Transitions that become drawable from now on get the initial priority 1."""
@@ -106,19 +122,20 @@ class Priorities:
         points = torch.minimum(points.clamp_(min=0.0), torch.nextafter(ends, torch.zeros_like(ends)))
         place = torch.searchsorted(within, points[:, None], right=True).squeeze(1).clamp_(max=BLOCK - 1)
         # Convert positions in the ring to ordinals, counted from the first drawable transition.
-        return (block * BLOCK + place - self._first % self._size).remainder_(self._size) + self._first
+        first = self._bounds[0]
+        return (block * BLOCK + place - first.remainder(self._size)).remainder_(self._size) + first
 
-    def weights(self, ordinals: Tensor, steps: int) -> Tensor:
+    def weights(self, ordinals: Tensor) -> Tensor:
         """Importance weights [B] float32 of drawn ordinals; the largest is 1."""
         # (N P)^-beta divided by the largest of the batch: N and the total priority cancel.
         priority = self._table.view(-1).index_select(0, ordinals.remainder(self._size))
-        return (priority.min() / priority).pow_(self._config.beta_at(steps)).float()
+        return (priority.min() / priority).pow_(self._beta).float()
 
     def update(self, ordinals: Tensor, td_error: Tensor) -> None:
         """Set priorities from the errors of drawn ordinals; ordinals that are no longer drawable are ignored."""
         # Replace NaN: a run that diverges should end with its own error, not with an index out of range here.
         error = td_error.detach().double().abs().nan_to_num_(nan=0.0, posinf=torch.finfo(torch.float32).max)
-        drawable = (ordinals >= self._first) & (ordinals < self._last)
+        drawable = (ordinals >= self._bounds[0]) & (ordinals < self._bounds[1])
         priority = (error + self._config.epsilon).pow_(self._config.alpha).mul_(drawable)
         place = torch.where(drawable, ordinals.remainder(self._size), self._size)
         table = self._table.view(-1)
@@ -139,4 +156,4 @@ class Priorities:
         self._table.copy_(state["table"])
         self._sums.copy_(state["sums"])
         self._highest.copy_(state["highest"])
-        self._first, self._last = state["first"], state["last"]
+        self._set_bounds(state["first"], state["last"])

@@ -19,7 +19,7 @@ environment is transition i + num_envs.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from math import prod
 from typing import Any, NamedTuple
 
@@ -132,6 +132,12 @@ class Replay(Memory):
         self._views = {id(ring): ring.numpy() for ring in on_host}
         self._priorities = Priorities(self._layout.transitions, prioritised, self.device) if prioritised else None
         self._generator = torch.Generator(self.device).manual_seed(seed)
+        # What `draw` reads: on the device, so that a captured graph sees the present numbers.
+        self._first = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._available = torch.ones((), dtype=torch.int64, device=self.device)
+        self._gamma = torch.zeros((), dtype=torch.float32, device=self.device)
+        self._prepared: tuple[int, int, float] = (0, 1, 0.0)  # the same numbers on the host
+        self._drawn = (0, 1)  # batch size and n-step of the prepared draw
         self._chunk_bytes = chunk_bytes
         # The host counts the frames and transitions written since the start; `_tail` is the oldest valid transition.
         self._written = self._head = self._tail = 0
@@ -355,17 +361,38 @@ class Replay(Memory):
                 f"nothing to sample: the replay holds {len(self)} transitions of {self.num_envs} environments, "
                 f"none of which has a complete window of {n_step} steps"
             )
+        if generator is None:
+            self._prepare(batch_size, n_step, gamma)
+            return self.draw()
         last = self._tail + available
-        if self._priorities is None or generator is not None:
-            index = torch.randint(
-                self._tail, last, (batch_size,), device=self.device, generator=generator or self._generator
-            )
+        index = torch.randint(self._tail, last, (batch_size,), device=self.device, generator=generator)
+        return self._gather(index, torch.ones(batch_size, device=self.device), n_step, gamma)
+
+    def draw(self) -> Batch:
+        batch_size, n_step = self._drawn
+        if self._priorities is None:
+            index = torch.empty(batch_size, dtype=torch.int64, device=self.device).random_(generator=self._generator)
+            index = index.remainder_(self._available).add_(self._first)
             weight = torch.ones(batch_size, device=self.device)
         else:
-            self._priorities.limit(self._tail, last)
             index = self._priorities.draw(batch_size, self._generator)
-            weight = self._priorities.weights(index, self._head - self._begin)
-        return self._gather(index, weight, n_step, gamma)
+            weight = self._priorities.weights(index)
+        return self._gather(index, weight, n_step, self._gamma)
+
+    def _prepare(self, batch_size: int, n_step: int, gamma: float) -> None:
+        """Write what `draw` reads to the device; the host does not wait."""
+        numbers = self._tail, self.available(n_step), gamma
+        if numbers != self._prepared:
+            for place, number in zip((self._first, self._available, self._gamma), numbers, strict=True):
+                place.fill_(number)
+            self._prepared = numbers
+        self._drawn = batch_size, n_step
+        if self._priorities is not None:
+            self._priorities.limit(self._tail, self._tail + numbers[1])
+            self._priorities.set_steps(self._head - self._begin)
+
+    def generators(self) -> Iterator[torch.Generator]:
+        yield self._generator
 
     def update_priorities(self, index: Tensor, td_error: Tensor) -> None:
         """Set the priorities of sampled transitions [B] from their errors [B]; does nothing if sampling is uniform.
@@ -375,7 +402,7 @@ class Replay(Memory):
         if self._priorities is not None:
             self._priorities.update(index, td_error)
 
-    def _gather(self, index: Tensor, weight: Tensor, n_step: int, gamma: float) -> Batch:
+    def _gather(self, index: Tensor, weight: Tensor, n_step: int, gamma: float | Tensor) -> Batch:
         """The transitions with the given ordinals [B], whose windows must be complete."""
         stack, batch = self.observation.stack, len(index)
         if n_step == 1:
@@ -417,18 +444,18 @@ class Replay(Memory):
 
     # Pending updates
 
-    def batches(self, sampling: Sampling) -> Iterator[Batch]:
-        """Yield one batch for each pending update: `replay_ratio` for every transition stored since the last call, and
+    def draws(self, sampling: Sampling) -> Iterator[Hashable]:
+        """Prepare one draw for each pending update: `replay_ratio` for every transition stored since the last call, and
         the growth of `extra_updates`. At most `AT_ONCE` per call; later calls yield the rest (`has_pending`).
 
         Transitions before `learning_starts` do not count. The ratio applies to new transitions only, so a change takes
-        effect at once; fractions are kept. Each batch is drawn just before its update, so that it uses the priorities
+        effect at once; fractions are kept. Each draw is prepared just before its update, so that it uses the priorities
         set by the previous update.
         """
         self._credit = self._due(sampling)
         self._extra = max(self._extra, sampling.extra_updates)
         self._credited = self._head
-        return self._pending_batches(sampling)
+        return self._pending_draws(sampling)
 
     def _due(self, sampling: Sampling) -> float:
         """The number of pending updates, with fractions."""
@@ -436,15 +463,16 @@ class Replay(Memory):
         return self._credit + sampling.replay_ratio * max(0, new) + max(0, sampling.extra_updates - self._extra)
 
     def pending(self, sampling: Sampling) -> int:
-        """The number of batches that the next call of `batches` yields, if nothing changes before it."""
+        """The number of draws that the next call of `draws` prepares, if nothing changes before it."""
         return min(AT_ONCE, int(self._due(sampling) + 1e-9)) if self.available(sampling.n_step) else 0
 
-    def _pending_batches(self, sampling: Sampling) -> Iterator[Batch]:
+    def _pending_draws(self, sampling: Sampling) -> Iterator[Hashable]:
         for _ in range(AT_ONCE):
             if not self._can_update(sampling):
                 return
             self._credit -= 1
-            yield self.sample(sampling.batch_size, sampling.n_step, sampling.gamma)
+            self._prepare(sampling.batch_size, sampling.n_step, sampling.gamma)
+            yield self._drawn
 
     def _can_update(self, sampling: Sampling) -> bool:
         # The tolerance absorbs rounding: ten times 0.1 is a little less than 1.

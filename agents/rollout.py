@@ -6,7 +6,7 @@ For the training loop it is a memory like `Replay`; only the batches, and when t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -107,6 +107,8 @@ class Rollout(Memory):
         self._views: dict[str, NDArray[Any]] = {name: getattr(self, name).numpy() for name in NAMES}
         self.carry = torch.zeros(num_envs, device=device)
         self.filled = 0
+        self._places = torch.zeros(self.batch_size, dtype=torch.int64, device=device)
+        self._drawn = self._places  # the steps of the prepared minibatch
         self.held: RolloutBatch | None = None  # the last complete rollout, for observers
         self.latest: NDArray[Any] | None = None
 
@@ -138,23 +140,36 @@ class Rollout(Memory):
         self.latest = step.obs.copy()
         self.filled += 1
 
-    def batches(self, sampling: Sampling) -> Iterator[RolloutBatch]:
-        """Yield nothing until the rollout is full; then `epochs` passes of minibatches, after which it is empty."""
+    def draws(self, sampling: Sampling) -> Iterator[Hashable]:
+        """Prepare nothing until the rollout is full; then `epochs` passes of minibatches, after which it is empty."""
         if self.filled < self.length:
             return
-        whole = self.complete(sampling.gamma)
-        self.held = whole
+        whole = self._hold(self.complete(sampling.gamma))
         size = len(whole.reward)
         for _ in range(self.epochs):
             order = torch.randperm(size, generator=self.generator, device=self.device)
             for begin in range(0, size, self.batch_size):
                 places = order[begin : begin + self.batch_size]
                 if len(places) > 1 or size == 1:
-                    yield whole.take(places)
+                    self._drawn = self._places[: len(places)].copy_(places)
+                    yield len(places)
                     if not self.filled:  # an intervention cleared the memory: skip the rest
                         return
         self.finish(whole.obs)
         self.filled = 0
+
+    def draw(self) -> RolloutBatch:
+        assert self.held is not None
+        return self.held.take(self._drawn)
+
+    def _hold(self, whole: RolloutBatch) -> RolloutBatch:
+        """Keep a complete rollout. Its tensors stay where the first one's are, so that a captured graph finds them."""
+        if self.held is None:
+            self.held = whole
+        for place, content in zip(self.held, whole, strict=True):
+            if place is not content:
+                place.copy_(content)
+        return self.held
 
     def pending(self, sampling: Sampling) -> int:
         size = self.length * self.num_envs
@@ -255,7 +270,10 @@ class Rollout(Memory):
             getattr(self, name)[: self.filled].copy_(state["tensors"][name])
         self.carry.copy_(state["carry"])
         held = state["held"]
-        self.held = None if held is None else RolloutBatch(*(part.to(self.device) for part in held))
+        if held is None:
+            self.held = None
+        else:
+            self._hold(RolloutBatch(*(part.to(self.device) for part in held)))
         self.generator.set_state(state["generator"].cpu())
         self.latest = None if state["latest"] is None else state["latest"].numpy()
 

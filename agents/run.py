@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ..common.moved import moved, renamed
 from ..common.spaces import Episode, NotFinite
 from .agent import Agent
+from .captured import Learner
 from .checkpoint import Checkpoint, Checkpoints
 from .clock import Clock, Update, When
 from .hooks import Intervention
@@ -123,6 +124,7 @@ class Run:
         self.fresh_envs = fresh_envs
         self.envs = envs
         self.memory = agent.memory(envs.num_envs)
+        self.learner = Learner(agent, self.memory)
         self.log = Log(None, envs.frame_skip) if log is None else log
         self.checkpoints = checkpoints
         self.checkpoint_every = checkpoint_every
@@ -231,19 +233,17 @@ class Run:
             due = ended is not None and passed(before, self.clock.steps, self.agent.config.update_every)
             if due or self.has_pending:
                 with self._state_kept(ended):
-                    for batch in self.memory.batches(self.agent.sampling(self.clock)):
-                        self.learn(batch)
+                    for draw in self.memory.draws(self.agent.sampling(self.clock)):
+                        self.learn(draw)
             for episode in ended or ():
                 self.log.episode(episode, self.clock)
 
-    def learn(self, batch: Batch) -> None:
-        """Make one gradient update; then update priorities, run monitors and interventions, and log."""
+    def learn(self, draw: Hashable) -> None:
+        """Make one gradient update, with the draw that the memory prepared; run monitors and interventions; log."""
         self.clock = self.clock.updated()
-        self.batch = batch
         if self.monitors is not None:
             self.monitors.before_update(self)
-        update = self.agent.update(batch, self.agent.plan(self.clock))
-        self.memory.update_priorities(batch.index, update.td_error)
+        self.batch, update = self.learner.learn(self.agent.plan(self.clock), draw)
         if self.monitors is not None:
             self.monitors.after_update(self, update)
         self.agent.interventions.after_update(self, update.activations)

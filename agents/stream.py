@@ -7,7 +7,7 @@ targets, one sample of every environment.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,7 @@ class Samples(Memory):
         self._zeros = torch.zeros(num_envs, device=device)
         self._ones = torch.ones(num_envs, device=device)
         self._index = torch.arange(num_envs, device=device)
+        self._row = torch.zeros(1, dtype=torch.int64, device=device)  # row of the newest minibatch
 
     def __len__(self) -> int:
         return min(self.seen, self.rows) * self.num_envs
@@ -100,13 +101,16 @@ class Samples(Memory):
         self.seen += 1
         self._pending = self.updates
 
-    def batches(self, sampling: Sampling) -> Iterator[Batch]:
-        """Yield the newest minibatch once for each of its pending updates."""
-        row = (self.seen - 1) % self.rows
+    def draws(self, sampling: Sampling) -> Iterator[Hashable]:
+        """Prepare the newest minibatch once for each of its pending updates."""
+        self._row.fill_((self.seen - 1) % self.rows)
         while self._pending:
             self._pending -= 1
-            obs, target = self.obs[row], self.target[row]
-            yield Batch(obs, target, _number(target), self._zeros, obs, self._ones, self._index)
+            yield None
+
+    def draw(self) -> Batch:
+        obs, target = (ring.index_select(0, self._row).squeeze(0) for ring in (self.obs, self.target))
+        return Batch(obs, target, _number(target), self._zeros, obs, self._ones, self._index)
 
     def pending(self, sampling: Sampling) -> int:
         return self._pending

@@ -199,6 +199,16 @@ def take_steps_with_monitors(run: Run, steps: int) -> None:
         run.after_step(before)
 
 
+def learn_from(run: Run, batch: Any) -> None:
+    """Make one update of a run from this batch."""
+    memory: Any = run.memory
+    memory.draw = lambda: batch
+    try:
+        run.learn(None)
+    finally:
+        del memory.draw
+
+
 def refuse_waiting(run: Run, updates: int, after: int = 0) -> Callable[[], int]:
     """Forbid that one of the next updates makes the host wait for the device; the first `after` updates are exempt.
 
@@ -207,14 +217,14 @@ def refuse_waiting(run: Run, updates: int, after: int = 0) -> Callable[[], int]:
     """
     learn = run.learn
 
-    def guarded(batch: Any) -> None:
+    def guarded(draw: Any) -> None:
         nonlocal updates, after
         if after:
             after -= 1
-            return learn(batch)
+            return learn(draw)
         updates -= 1
         with no_wait():
-            learn(batch)
+            learn(draw)
         if not updates:
             del run.learn
 

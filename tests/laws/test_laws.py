@@ -24,6 +24,7 @@ from law_agents import (
     differences,
     dqn,
     identities,
+    learn_from,
     refuse_waiting,
     resume,
     saved,
@@ -349,7 +350,7 @@ def test_injection_preserves_every_prediction(agent: str) -> None:
 
         run.agent.interventions.after_update = spy  # type: ignore[method-assign]
         run.clock = run.clock.stepped(1)
-        run.learn(batch)
+        learn_from(run, batch)
         run.agent.interventions.after_update = inner  # type: ignore[method-assign]
         for old, new in zip(before, predictions(run.agent, batch), strict=True):
             torch.testing.assert_close(old, new, atol=1e-6, rtol=0)
@@ -416,7 +417,7 @@ def test_consumers_of_a_replaced_unit_keep_their_mean_output(agent: str) -> None
         seen.clear()
         probes.clear()
         run.clock = run.clock.stepped(1)
-        run.learn(run.memory.sample(8))
+        learn_from(run, run.memory.sample(8))
         for name, layer, x, before in probes:
             kept = [row for row in range(len(before)) if row not in seen.get(name, [])]
             torch.testing.assert_close(at_one_place(layer, x)[kept], before[kept], atol=1e-5, rtol=1e-5)
@@ -499,7 +500,7 @@ def watch_edits(run: Run, method: str) -> bool:
 
     part.after_update = watched  # type: ignore[method-assign]
     run.clock = run.clock.stepped(1)
-    run.learn(run.memory.sample(8))
+    learn_from(run, run.memory.sample(8))
     part.after_update = inner  # type: ignore[method-assign]
     if isinstance(part, Recycler):
         check_initialisation(agent, seen, silences(part))
@@ -611,7 +612,7 @@ def check_first_step(run: Run, edited: dict[str, Tensor]) -> None:
 
     agent.interventions.after_update = record_steps  # type: ignore[method-assign]
     run.clock = run.clock.stepped(1)
-    run.learn(run.memory.sample(8))
+    learn_from(run, run.memory.sample(8))
     agent.interventions.after_update = inner  # type: ignore[method-assign]
     for name, p, memory, *_ in online(agent):
         if name not in edited or name.startswith("temperature"):
