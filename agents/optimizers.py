@@ -84,7 +84,6 @@ class Adam(torch.optim.AdamW):
     def set_learning_rate(self, lr: float) -> None:
         """Change the learning rate. From then on the kernel reads it from the device, so a captured graph sees it."""
         for group in self.param_groups:
-            group["lr"] = lr
             if self._lr is None:
                 device = group["params"][0].device
                 self._lr = torch.empty(
@@ -178,6 +177,14 @@ class Adam(torch.optim.AdamW):
 def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> Adam:
     """Adam over the parameters that require gradients."""
     return Adam([p for p in parameters if p.requires_grad], config)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Change an optimizer's learning rate between two updates."""
+    if isinstance(optimizer, Adam):
+        optimizer.set_learning_rate(lr)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
 
 
 def step(loss: Tensor, optimizer: torch.optim.Optimizer, max_grad_norm: float = 0.0) -> None:

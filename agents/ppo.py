@@ -32,7 +32,7 @@ from .config import AgentConfig
 from .heads import HeadConfig, HeadName, build_head, precise
 from .networks import NetworkConfig, Trace, ValueNetwork
 from .normalisation import RunningNorm
-from .optimizers import OptimizerConfig, build_optimizer, step
+from .optimizers import OptimizerConfig, build_optimizer, set_learning_rate, step
 from .policies import PolicyNetwork, beyond_first_order, gaussian
 from .rollout import Evaluation, Rollout, RolloutBatch
 
@@ -272,7 +272,7 @@ class PPO(Agent):
 
     def plan(self, clock: Clock) -> Plan:
         if self.config.anneal_steps:
-            self.critic.optimizer.set_learning_rate(self.learning_rate(clock))
+            set_learning_rate(self.critic.optimizer, self.learning_rate(clock))
         return Plan()
 
     def value_loss(self, batch: RolloutBatch, logits: Tensor) -> Tensor:

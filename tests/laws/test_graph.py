@@ -9,14 +9,21 @@ is refused while it is recorded.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
-from law_agents import build_run, current_state, differences, take_steps_with_monitors
-from recorder import RecordedGraph
+import torch
+from law_agents import DISCRETE, VECTOR, begin_run, build_run, current_state, differences, ppo, take_steps_with_monitors
+from no_wait import HostWaits
+from recorder import CannotCapture, RecordedGraph
 from test_laws import cells, examples
 
+from pliant.agents import Batch, Intervention
 from pliant.agents.captured import CapturedLearner
+from pliant.agents.clock import Plan
 from pliant.agents.run import Run
+from pliant.interventions import INTERVENTIONS
+from pliant.interventions.core.spec import build
 
 STEPS = 14
 
@@ -44,3 +51,64 @@ def compare(make: Callable[[], Run], steps: int = STEPS) -> CapturedLearner:
 )
 def test_recorded_updates_do_what_eager_updates_do(agent: str, method: str) -> None:
     compare(lambda: build_run(agent, examples(method), monitors=("cheap",)))
+
+
+class Planted(Intervention):
+    """A method whose change of the rewards has one of the bugs that a graph does not forgive."""
+
+    name = "planted"
+
+    def __init__(self, bug: str) -> None:
+        super().__init__()
+        self.bug, self.updates = bug, 0
+        self.noise = torch.zeros(())
+        self.own = torch.Generator().manual_seed(0)
+
+    def transform_batch(self, batch: Batch) -> Batch:
+        change: Any = {
+            "a number of the host": lambda: self.updates,
+            "a tensor that moves": lambda: self.noise,
+            "a shape that changes": lambda: batch.reward[: 1 + self.updates].sum(),
+            "a generator that is not registered": lambda: torch.rand((), generator=self.own),
+            "the global generator": lambda: torch.rand(()),
+            "data of the host": lambda: torch.tensor(float(self.updates)),
+            "a value that the host reads": lambda: float(batch.reward[0]),
+        }[self.bug]()
+        return batch.replace(reward=batch.reward + change)
+
+    def after_update(self, run: Any, activations: Any) -> None:
+        self.updates += 1
+        self.noise = torch.full((), float(self.updates))
+
+
+@pytest.mark.parametrize(
+    ("bug", "error", "message"),
+    [
+        ("a number of the host", AssertionError, "agent"),
+        ("a tensor that moves", AssertionError, "agent"),
+        ("a shape that changes", AssertionError, "agent"),
+        ("a generator that is not registered", CannotCapture, "a generator that the graph does not know"),
+        ("the global generator", CannotCapture, "the global generator"),
+        ("data of the host", CannotCapture, "copies the host's data"),
+        ("a value that the host reads", HostWaits, "makes the host wait"),
+    ],
+)
+def test_the_law_sees_each_planted_bug(bug: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        compare(lambda: build_run("dqn", [Planted(bug)]))
+
+
+def test_a_graph_is_captured_for_each_plan_and_each_structure() -> None:
+    """The target moves at every third update; an injection opens a pair of copies."""
+    learner = compare(lambda: build_run("dqn"))
+    assert {plan for plan, _, _ in learner.captured} == {Plan(target=False), Plan(target=True)}
+    learner = compare(lambda: build_run("dqn", examples("plasticity_injection")), 24)
+    assert len({structure for _, _, structure in learner.captured}) > 1
+
+
+def test_annealed_numbers_reach_a_graph() -> None:
+    """The learning rate of PPO and the discount and n-step of BBF change from update to update."""
+    compare(lambda: begin_run(ppo(VECTOR, DISCRETE, anneal_steps=200)()))
+    spec = "bbf(every=30, n_start=3, n_end=2, gamma_start=0.9, gamma_end=0.99, anneal=20)"
+    learner = compare(lambda: build_run("dqn, minatar, dueling", build([spec], INTERVENTIONS)), 30)
+    assert {draw for _, draw, _ in learner.captured} == {(8, 3), (8, 2)}
