@@ -66,11 +66,11 @@ class Priorities:
     @staticmethod
     def size_of(size: int) -> int:
         """Bytes that the priorities of `size` transitions take."""
-        return (size // BLOCK + 1) * (BLOCK + 1) * 8 + 8
+        return (size // BLOCK + 1) * (BLOCK + 1) * 8 + 32
 
     @property
     def nbytes(self) -> int:
-        return self._table.nbytes + self._sums.nbytes + self._highest.nbytes
+        return sum(x.nbytes for x in (self._table, self._sums, self._highest, self._bounds, self._beta))
 
     def limit(self, first: int, last: int) -> None:
         """Make exactly the ordinals from `first` up to `last` (exclusive) drawable."""

@@ -66,7 +66,7 @@ def _layout(observation: ObservationSpec, action: ActionSpec, capacity: int, env
     row = stack + 4 + (1 if action.discrete else action.size)
     transitions = steps * envs
     nbytes = (slots + 1) * frame * observation.dtype.itemsize + transitions * row * 4 + (steps + 1 + envs * stack) * 8
-    nbytes += envs * row * 4
+    nbytes += envs * row * 4 + 20  # and the numbers that a draw reads
     nbytes += Priorities.size_of(transitions) if prioritised else 0
     return _Layout(transitions, slots, frame, row, steps + 1, nbytes)
 
@@ -163,7 +163,8 @@ class Replay(Memory):
         """Bytes of the full replay: frames, rows, priorities, and the host's arrays."""
         priorities = self._priorities.nbytes if self._priorities else 0
         host = self._oldest.nbytes + self._stacks.nbytes + self._row.nbytes
-        return self._frames.nbytes + self._rows.nbytes + priorities + host
+        draw = self._first.nbytes + self._available.nbytes + self._gamma.nbytes
+        return self._frames.nbytes + self._rows.nbytes + priorities + host + draw
 
     @property
     def bytes_per_transition(self) -> float:
