@@ -148,7 +148,7 @@ def run_hl_gauss(jobs: int) -> int:
 
 def report_hl_gauss() -> list[str]:
     rows = ["| game | steps | seeds | HL-Gauss | Huber | HL-Gauss − Huber |", "|---|---|---|---|---|---|"]
-    for game, word in GAMES.items():
+    for game, spec in GAMES.items():
         ours = [json.loads(f.read_text()) for f in sorted((RESULTS / "hl_gauss" / game).glob("seed*.json"))]
         theirs = [json.loads(f.read_text()) for f in sorted((learning.RESULTS / game / "pliant").glob("seed*.json"))]
         if min(len(ours), len(theirs)) < 3:
@@ -157,7 +157,7 @@ def report_hl_gauss() -> list[str]:
         cells = ["{:.2f} ± {:.2f}".format(*learning.interval(scores)) for scores in (a, b)]
         cells.append("{:+.2f} ± {:.2f}".format(*learning.difference(a, b)))
         task = learning.TASKS[game]
-        rows.append(f"| {task.env}, `{word}` | {task.steps:,} | {len(a)} / {len(b)} | {' | '.join(cells)} |")
+        rows.append(f"| {task.env}, `{spec}` | {task.steps:,} | {len(a)} / {len(b)} | {' | '.join(cells)} |")
     return rows
 
 

@@ -75,26 +75,26 @@ def main() -> int:
         shutil.copytree(ROOT, copy, ignore=ignored)
         (copy / ".typecheck").mkdir()
         (copy / ".typecheck" / "pliant").symlink_to("..")
-        passes, said = run(copy, LAWS)
+        passes, output = run(copy, LAWS)
         if not passes:
-            print(said[-3000:], "\nthe laws fail before anything is removed", file=sys.stderr)
+            print(output[-3000:], "\nthe laws fail before anything is removed", file=sys.stderr)
             return 1
         for number, (where, first, last, column) in enumerate(statements(), 1):
             if number < arguments.start or arguments.only not in (None, number):
                 continue
             (copy / TARGET).write_text(mutate(original, first, last, column))
             started = time.monotonic()
-            passes, said = run(copy, LAWS)
+            passes, output = run(copy, LAWS)
             by = "a law"
             if passes:
-                passes, said = run(copy, NEXT)
+                passes, output = run(copy, NEXT)
                 by = "a method's own test"
-            verdict = "**nobody**" if passes else by
+            verdict = "**no test**" if passes else by
             line = " ".join(original.splitlines()[first - 1].split())
             rows.append(f"| {where} | `{line.replace('|', chr(92) + '|')[:80]}` | {verdict} |")
             print(f"{number}: {where}: {line[:70]} -> {verdict} ({time.monotonic() - started:.0f} s)", flush=True)
             if arguments.only:
-                print(said[-4000:])
+                print(output[-4000:])
     if arguments.only is None:
         table = "\n".join(["| verb | removed statement | noticed by |", "|---|---|---|", *rows])
         head = (

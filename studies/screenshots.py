@@ -104,7 +104,7 @@ def photograph(tab: Tab, url: str, page: str, width: int) -> bytes:
             for (const view of named('tf-category-paginated-view'))
                 if ((view.category.name === {json.dumps(only)}) !== view.opened) view._togglePane();
         """)
-        # Open the list below every chart that says which lines it shows.
+        # Open the list below every chart that names its lines.
         tab.run("""
             for (const card of named('tf-custom-scalar-multi-line-chart-card', 'tf-custom-scalar-margin-chart-card'))
                 if (!card._matchesListOpened) card._toggleMatchesOpen();
@@ -145,8 +145,8 @@ def waited(what: str, ready: Callable[[], Any], alive: Callable[[], bool] = lamb
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and alive():
         try:
-            if found := ready():
-                return found
+            if state := ready():
+                return state
         except (OSError, ValueError):
             pass
         time.sleep(0.2)
@@ -185,7 +185,7 @@ def tensorboard(folder: Path) -> Iterator[str]:
 @contextmanager
 def browser(profile: Path) -> Iterator[Tab]:
     """A headless Chromium's only tab."""
-    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    path = next((program for name in BROWSERS if (program := shutil.which(name))), None)
     if path is None:
         sys.exit("error: no Chromium here")
     command = [path, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"]
@@ -293,9 +293,9 @@ class Tab:
         deadline, since, last = time.monotonic() + PATIENCE, time.monotonic(), None
         while time.monotonic() < deadline and time.monotonic() - since < seconds:
             time.sleep(0.25)
-            found = self.value(expression)
-            if found != last:
-                since, last = time.monotonic(), found
+            value = self.value(expression)
+            if value != last:
+                since, last = time.monotonic(), value
 
 
 if __name__ == "__main__":

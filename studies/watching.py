@@ -48,7 +48,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "closed-loop": ("redo(tau=0.1, when='critic/dormant_fraction > 0.1')",),
     "closed-loop-late": ("redo(tau=0.1, when='critic/dormant_fraction > 0.25')",),
 }
-# What is looked at; the rare experiments are made often enough for a run of a minute or two.
+# The monitors; the rare experiments are made often enough for a run of a minute or two.
 MONITORS = (
     "units(every=50)",
     "norms(every=50)",

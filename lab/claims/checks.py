@@ -31,17 +31,17 @@ class Row(NamedTuple):
     """One tested property, with its measured and expected value."""
 
     what: str
-    found: str
+    measured: str
     expected: str
     holds: bool
 
 
-def _run(line: str, word: str) -> tuple[Run, Any]:
+def _run(line: str, spec: str) -> tuple[Run, Any]:
     """A small run of an agent with one intervention, and that intervention."""
-    config = parse([*line.split(), "--interventions", word, "--device", "cpu"], prog="pliant train").config
+    config = parse([*line.split(), "--interventions", spec, "--device", "cpu"], prog="pliant train").config
     envs = make(config.env, num_envs=config.num_envs, seed=0, config=config.env_config)
     agent: Agent = known().agent_class(config.agent)(
-        envs.observation, envs.action, config.agent_config, interventions=tuple(build([word], INTERVENTIONS)), seed=0
+        envs.observation, envs.action, config.agent_config, interventions=tuple(build([spec], INTERVENTIONS)), seed=0
     )
     return Run(agent, envs), next(iter(agent.interventions))
 
@@ -188,13 +188,13 @@ def step_counter() -> list[Row]:
         ("own", "an age of its own", [1.0] * 3, [1.0] * 3),
     ):
         steps = _reinitialised(how)
-        for who, values, wanted in zip(("reborn weight", "neighbour"), steps, (new, neighbour), strict=True):
+        for who, values, wanted in zip(("reinitialised weight", "neighbour"), steps, (new, neighbour), strict=True):
             holds = all(abs(v - w) < 0.01 for v, w in zip(values, wanted, strict=True))
             rows.append(Row(f"{what}: first steps of the {who}, in learning rates", text(values), text(wanted), holds))
     fresh, old = _reinitialised("zeroed")
     rows.append(
         Row(
-            "moments and step counter zeroed: first steps of the reborn weight",
+            "moments and step counter zeroed: first steps of the reinitialised weight",
             text(fresh),
             text([1.0] * 3),
             all(abs(v - 1) < 0.01 for v in fresh),

@@ -1,4 +1,4 @@
-"""The page of claims and its figures, made from cards and results. The same results give the same bytes.
+"""The page of claims and its figures, made from claim files and results. The same results give the same bytes.
 
 Curves are means over seeds with Student's 95 % interval. Colours are those of Okabe and Ito; line styles differ, too.
 Figures fit the width of a phone.
@@ -60,21 +60,21 @@ def write_page(results: Sequence[ClaimResult], out: Path) -> Path:
 
 def _page(results: Sequence[ClaimResult]) -> Iterator[str]:
     counts = {verdict: sum(each.verdict == verdict for each in results) for verdict in ORDER}
-    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    numbers = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
     yield "# Claims"
     yield ""
     yield textwrap.fill(
-        f"What the literature says, run here: {told}. Each claim is a card in `claims/`, `pliant claims run NAME` runs "
-        "what is missing of it, and `pliant claims render` writes this page, in which nothing is typed by hand. What "
-        "does not show stands first.",
+        f"Published claims, tested here: {numbers}. Each claim is a file in `claims/`. `pliant claims run NAME` does "
+        "its missing runs, and `pliant claims render` writes this page from the stored results. Claims that are not "
+        "shown come first.",
         120,
     )
     yield ""
     yield textwrap.fill(
-        "Verdicts follow from the intervals by rule (`lab/claims/results.py`). *Shown*: the 95 % interval of the "
+        "Verdicts follow from the intervals by rule (`lab/analysis/verdicts.py`). *Shown*: the 95 % interval of the "
         "difference excludes no effect, and the 90 % interval reaches the margin, the smallest difference that would "
-        "matter. *Contradicted*: the same the other way round. *Not shown*: an effect as large as the margin is "
-        "excluded. *Underpowered*: neither is, and more seeds would tell. Of equality: *shown* if two one-sided tests "
+        "matter. *Contradicted*: the same in the opposite direction. *Not shown*: an effect as large as the margin is "
+        "excluded. *Underpowered*: neither is, and more seeds are needed. For equality: *shown* if two one-sided tests "
         "exclude a difference as large as the margin. Seeds are paired; there is no interval from fewer than three of "
         "them. The *gap closed* is the share of the way from the plain agent to the oracle, a fresh agent for every "
         "task.",
@@ -109,7 +109,7 @@ def _section(result: ClaimResult) -> Iterator[str]:
         source += f", [{claim.paper.arxiv}](https://arxiv.org/abs/{claim.paper.arxiv})"
     if claim.paper.where:
         source += f", {_text(claim.paper.where)}"
-    yield f"Source: {source}. Card: {_code(claim.name)}."
+    yield f"Source: {source}. File: {_code(claim.name)}."
     if result.check is not None:
         yield from _checked(result.check)
     else:
@@ -130,14 +130,14 @@ def _section(result: ClaimResult) -> Iterator[str]:
         yield from (fence, *lines, fence)
     yield ""
     run = _code(shlex.join(("pliant", "claims", "run", claim.name)))
-    yield f"Cost: {cost_text(result)} of processor time. Run it: {run}."
+    yield f"Cost: {cost_text(result)} of processor time. Command: {run}."
     if claim.tried:
         yield ""
-        yield textwrap.fill(f"What was tried: {_text(claim.tried)}", 120)
+        yield textwrap.fill(f"Attempts: {_text(claim.tried)}", 120)
 
 
 def _text(text: str) -> str:
-    """Prose of a card, which may contain Markdown but no HTML."""
+    """Prose of a claim, which may contain Markdown but no HTML."""
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", " ".join(text.split()))
 
 
@@ -156,15 +156,15 @@ def _code(text: str) -> str:
 
 def _checked(check: Mapping[str, Any]) -> Iterator[str]:
     yield ""
-    yield "| what was asked | found | expected | |"
+    yield "| property | measured | expected | |"
     yield "|---|---|---|---|"
     for row in check["rows"]:
         what, result, expected = (_cell(str(row[key])) for key in ("what", "found", "expected"))
-        yield f"| {what} | {result} | {expected} | {'holds' if row['holds'] else '**does not**'} |"
+        yield f"| {what} | {result} | {expected} | {'holds' if row['holds'] else '**does not hold**'} |"
 
 
 def _verdicts(comparisons: Sequence[ComparisonResult]) -> Iterator[str]:
-    yield "| says | of | difference, 95 % interval | margin | seeds | verdict |"
+    yield "| comparison | measure | difference, 95 % interval | margin | seeds | verdict |"
     yield "|---|---|---|---|---|---|"
     for each in comparisons:
         c, d = each.comparison, each.difference
@@ -189,16 +189,16 @@ def _arms(result: ClaimResult, measure: Measure) -> Iterator[str]:
 
 def _named(arm: Arm) -> str:
     kinds = {
-        "control": "nothing is done",
+        "control": "no intervention",
         "oracle": "the oracle",
-        "fixed_task": "the task stays",
+        "fixed_task": "the task does not change",
         "linear": "linear",
-        "optimizer": "the optimizer alone",
+        "optimizer": "only the optimizer is reset",
         "random": "at random",
     }
     name = _cell(arm.name).replace("_", r"\_")
-    words = " ".join(_code(word).replace("|", r"\|") for word in arm.specs)
-    note = "; ".join(part for part in (kinds.get(arm.kind, ""), words) if part)
+    specs = " ".join(_code(spec).replace("|", r"\|") for spec in arm.specs)
+    note = "; ".join(part for part in (kinds.get(arm.kind, ""), specs) if part)
     return f"**{name}**" + (f": {note}" if note else "")
 
 
@@ -229,12 +229,12 @@ def _commands(claim: Claim) -> Iterator[str]:
     """The complete command line of the first arm, and the differences of the others."""
     base: tuple[str, ...] = ()
     for arm in claim.arms.values():
-        words = claim.command(arm)
+        command = claim.command(arm)
         if not base:
-            base = words
-            yield from _wrapped(f"# {arm.name}", ("pliant", "train", *words))
+            base = command
+            yield from _wrapped(f"# {arm.name}", ("pliant", "train", *command))
             continue
-        flags, common = _by_flag(words), _by_flag(base)
+        flags, common = _by_flag(command), _by_flag(base)
         new = [w for name, row in flags.items() if common.get(name) != row for w in (name, *row)]
         gone = [name for name in common if name not in flags]
         without = f"   (without {' '.join(gone)})" if gone else ""
@@ -242,25 +242,25 @@ def _commands(claim: Claim) -> Iterator[str]:
         yield from _wrapped(title, new) if new else (title,)
 
 
-def _by_flag(words: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def _by_flag(arguments: Sequence[str]) -> dict[str, tuple[str, ...]]:
     by_flag: dict[str, tuple[str, ...]] = {}
     name = ""
-    for word in words:
-        if word.startswith("--"):
-            name, by_flag[word] = word, ()
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, by_flag[argument] = argument, ()
         else:
-            by_flag[name] += (word,)
+            by_flag[name] += (argument,)
     return by_flag
 
 
-def _wrapped(title: str, words: Sequence[str]) -> Iterator[str]:
+def _wrapped(title: str, arguments: Sequence[str]) -> Iterator[str]:
     yield title
     line = ""
-    for word in map(shlex.quote, words):
-        if line and len(line) + len(word) > 110:
+    for argument in map(shlex.quote, arguments):
+        if line and len(line) + len(argument) > 110:
             yield line + " \\"
             line = "   "
-        line += (" " if line else "") + word
+        line += (" " if line else "") + argument
     yield line
 
 
@@ -323,16 +323,16 @@ def figure(result: ClaimResult) -> str:
     ):
         chart = Figure(figsize=(4.4, 3.0 + 0.2 * math.ceil(len(claim.arms) / 2)), layout="constrained")
         axes = chart.add_subplot()
-        for look, arm in zip(_looks(claim), claim.arms.values(), strict=True):
+        for style, arm in zip(_styles(claim), claim.arms.values(), strict=True):
             rows = [series(result, measure.read, measure.of) for result in stored(claim, arm).values()]
             if not rows:
                 continue
             x, curve = _curve(rows)
             mean = [point.estimate for point in curve]
-            axes.plot(x, mean, label=_drawn(arm.name.replace("_", " ")), **look)
+            axes.plot(x, mean, label=_drawn(arm.name.replace("_", " ")), **style)
             if all(point.known or math.isnan(point.estimate) for point in curve):
                 low, high = ([getattr(point, end) for point in curve] for end in ("low", "high"))
-                axes.fill_between(x, low, high, color=look["color"], alpha=0.18, linewidth=0)
+                axes.fill_between(x, low, high, color=style["color"], alpha=0.18, linewidth=0)
         axes.set_xlabel(_part(claim).capitalize())
         axes.set_ylabel(_drawn(_axis(measure)))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -348,7 +348,7 @@ def _drawn(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _looks(claim: Claim) -> Iterator[dict[str, Any]]:
+def _styles(claim: Claim) -> Iterator[dict[str, Any]]:
     """Colour and line style of every arm; the control is black, the oracle grey and dashed."""
     count = 0
     for arm in claim.arms.values():

@@ -168,7 +168,7 @@ def run_check(claim: Claim) -> None:
         results_folder(claim) / "checks" / f"{claim.name}.json",
         {
             "holds": all(row.holds for row in rows),
-            "rows": [row._asdict() for row in rows],
+            "rows": [{"what": r.what, "found": r.measured, "expected": r.expected, "holds": r.holds} for r in rows],
             "cpu_seconds": round(time.process_time() - started, 1),
             "versions": {
                 "git": git(),

@@ -161,7 +161,7 @@ def summarise(study: Study, root: Path, cells: Sequence[Cell], outcomes: Sequenc
 
 
 def exit_code_of(outcomes: Sequence[Outcome]) -> int:
-    """1 if some failed, 75 if some are not done, which a message says; otherwise 0."""
+    """1 if some failed, 75 if some are not done (with a message), otherwise 0."""
     if unfinished := sum(outcome.status in ("stopped", "waiting") for outcome in outcomes):
         print(f"{unfinished} runs are not done; the same command goes on with them", file=sys.stderr)
     return 1 if any(outcome.status == "failed" for outcome in outcomes) else STOPPED if unfinished else 0

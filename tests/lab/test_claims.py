@@ -714,7 +714,7 @@ def test_claims_that_are_not_shown_come_first(tmp_path: Path) -> None:
     order = ["d_worse", "c_nothing", "b_lacking", "e_later", "a_shown"]
     assert re.findall(r"^## (\S+)", page, re.MULTILINE) == order
     assert re.findall(r"^\| \[(\S+)\]", page, re.MULTILINE) == order
-    assert page.count("What was tried: Other seeds.") == 5
+    assert page.count("Attempts: Other seeds.") == 5
     assert "1 contradicted, 1 not shown, 1 underpowered, 1 not run, 1 shown" in " ".join(page.split())
     assert "**Contradicted.**" in page and "**Not shown.**" in page
     assert {p.stem for p in (tmp_path / "figures" / "claims").iterdir()} == set(order) - {"e_later"}
