@@ -320,5 +320,7 @@ def restore_stream_(generator: Generator, state: Tensor, seed: int) -> None:
 
 
 __getattr__ = moved(
-    __name__, {name: f"pliant.agents.clock.{name}" for name in ("At", "Every", "Readings", "UNITS", "Unit", "Update")}
+    __name__,
+    {name: f"pliant.agents.clock.{name}" for name in ("At", "Every", "Readings", "UNITS", "Unit", "Update")}
+    | {"Memory": "pliant.agents.memory.Memory"},
 )

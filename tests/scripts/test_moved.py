@@ -11,6 +11,7 @@ from pliant.agents.memory import Batch
 from pliant.agents.run import Run
 
 MOVED = [
+    ("pliant.agents.hooks", "Memory", "pliant.agents.memory.Memory"),
     ("pliant.lab.experiments.fork", "told", "pliant.lab.experiments.fork.results_table"),  # a former name
     ("pliant.lab.experiments.training", "born", "pliant.lab.experiments.training.fresh_agent"),  # a former name
     ("pliant.lab.experiments.threads", "told", "pliant.lab.experiments.threads.recorded_threads"),  # a former name
