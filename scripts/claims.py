@@ -6,9 +6,10 @@
     pliant claims run my_claim.yaml --seeds 8         # your own claim file
     pliant claims render                              # write docs/claims.md and its figures from the stored results
 
-A claim file (a card) defines the runs and the result that they must show (see `lab/claims/cards.py`). Fixed rules turn
-the results into a verdict (see `lab/claims/results.py`). The runs are in runs/claims; their stored results are in
-`results` next to the cards. Claims share runs. Finished runs are not repeated, and interrupted runs continue.
+A claim file defines the runs and the result that they must show (see `lab/experiments/study.py`). Fixed rules turn the
+results into a verdict (see `lab/analysis/verdicts.py`). The runs are in runs/claims; their stored results are in
+`results` next to the claim files. Claims share runs. Finished runs are not repeated, and interrupted runs continue. A
+claim is also a study, which `pliant sweep` runs and `pliant report` reports.
 """
 
 from __future__ import annotations

@@ -22,6 +22,8 @@ import numpy as np
 
 from ...agents.progress import duration
 from ...common.moved import moved
+from ..experiments.predicates import Comparison as Predicate
+from ..experiments.study import Study
 from ..statistics import (
     CONFIDENCE,
     FEWEST,
@@ -54,6 +56,8 @@ from .forks import Branch, branches
 from .numbers import interval, number
 from .page import Block, Box, Bullets, Code, Figure, Figures, Folded, Heading, Page, Table, Text
 from .runs import RETURN, Record, Runs
+from .summaries import summarise, value
+from .verdicts import compare
 
 BINS = 50  # points of a curve
 MOST_EDGES = 60  # task changes that are marked
@@ -105,6 +109,8 @@ class Report:
         if self.groups:
             page.add(Heading("Scores over seeds and tasks"), *self.aggregates())
             page.add(Heading("Comparisons"), *self.compared())
+            if self.runs.study is not None and self.runs.study.comparisons:
+                page.add(Heading("Expected results"), *self.expected(self.runs.study))
             page.add(Heading("Learning curves"), *self.curves())
             page.add(Heading("Per-task scores"), *self.per_task())
         page.add(Heading("Plasticity"), *panel)
@@ -456,6 +462,35 @@ class Report:
                 pair = list(self._comparison_figures(i, group))
                 if pair:
                     yield Figures(pair)
+
+    def expected(self, study: Study) -> Iterator[Block]:
+        """The comparisons in the study's file, with their verdicts."""
+        rows = []
+        for group in self.groups:
+            for env in group.environments:
+                for comparison in study.comparisons:
+                    result = compare(comparison, self._values(study, group, env, comparison))
+                    difference = "" if result.difference is None else interval(result.difference.interval())
+                    labels = (group.agent, env, comparison.text, comparison.measure or self.measure.title)
+                    rows.append((*labels, difference, f"{comparison.margin:g}", result.verdict, result.why))
+        header = ("agent", "environment", "expected", "measure", "difference", "margin", "verdict", "reason")
+        self.csv("expected", header, rows)
+        yield Text(
+            "The study's file names these results in advance. The verdicts follow from the intervals by the rules of "
+            "`lab/analysis/verdicts.py`; none is corrected for the others."
+        )
+        yield Table(header, rows, texts=4)
+
+    def _values(self, study: Study, group: Group, env: str, comparison: Predicate) -> Mapping[str, Mapping[int, float]]:
+        """Values by arm and seed: those of the comparison's measure, or the scores of the report."""
+        if not comparison.measure:
+            return {arm: by_env.get(env, {}) for arm, by_env in group.scores.items()}
+        values: dict[str, dict[int, float]] = {}
+        for record in self.runs.finished:
+            if (record.agent, record.environment) == (group.agent, env):
+                summary = summarise(record.folder, study.segment, study.record)
+                values.setdefault(record.arm, {})[record.seed] = value(summary, study.measures[comparison.measure])
+        return values
 
     def _comparison_figures(self, i: int, group: Group) -> Iterator[Figure]:
         mine = [c for c in self.comparisons if c.agent == group.agent]

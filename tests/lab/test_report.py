@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import math
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -237,6 +238,11 @@ def test_the_report_of_a_swept_study_covers_every_cell(tmp_path: Path) -> None:
                     "evaluate_episodes": 0,
                     "monitors": ["units(every=10)"],
                 },
+                "measures": {"accuracy": {"read": "end_reward", "last": 2}},
+                "comparisons": [
+                    {"a": "plain", "b": -5, "expect": "higher", "margin": 0.5},
+                    {"a": "plain", "b": "fresh", "expect": "equal", "margin": 1e-6},
+                ],
             }
         )
     )
@@ -251,6 +257,11 @@ def test_the_report_of_a_swept_study_covers_every_cell(tmp_path: Path) -> None:
     assert "it was never started" in text and "holds another run, which differs in agent.optimizer.lr" in text
     assert "| plain | 3 |" in text and "| fresh | 3 |" in text
     assert (out / "figures" / "flops-0-0.png").exists() and "dormant_fraction of " in text.split("## Plasticity")[1]
+    # Comparisons in the study file are evaluated by the rules of claims.
+    expected = text.split("## Expected results")[1].split("## ")[0]
+    assert re.search(r"\| plain > -5 \| accuracy \| .* \| 0.5 \| shown \|", expected)
+    assert re.search(r"\| plain = fresh \| accuracy \| .* \| (underpowered|not shown|contradicted) \|", expected)
+    assert (out / "expected.csv").exists()
     # The page's tasks are those of the claims.
     for cell in study.cells():
         if cell.seed != 3:

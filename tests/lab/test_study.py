@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from pliant.lab.claims.cards import find
 from pliant.lab.errors import BadInput
 from pliant.lab.experiments.config import parse
 from pliant.lab.experiments.study import load_study
+from pliant.scripts.main import main
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -104,3 +107,36 @@ def test_a_mistake_gives_one_line_of_error(tmp_path: Path, changes: dict[str, An
     with pytest.raises(BadInput) as error:
         load_study(file)
     assert str(error.value).startswith(str(file)) and message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_claim_file_is_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its runs are those of the claim; the copy in the folder holds the testbed, so that the folder is the study."""
+    claim = next(claim for claim in find() if claim.name == "random_labels")
+    study = load_study(claim.path)
+    assert study.folder == Path("runs", "studies", "random_labels") and study.baseline == "plain"
+    own = claim.cells(tmp_path, by_configuration=True)
+    for cell, other in zip(study.cells(tmp_path), own, strict=True):
+        assert cell.config == replace(other.config, run=cell.config.run) and cell.seed == other.seed
+    root = tmp_path / "moved"
+    root.mkdir()
+    (root / "study.yaml").write_text(study.text)
+    again = load_study(root)
+    assert (again.name, again.folder, again.comparisons) == ("moved", root, study.comparisons)
+    assert [cell.config for cell in again.cells(tmp_path)] == [cell.config for cell in study.cells(tmp_path)]
+    assert {cell.config.steps for cell in study.scaled(1000).cells()} == {1000}
+    assert main(["sweep", str(claim.path.with_name("step_counter.yaml")), "--dry-run"]) == 2
+    assert "a check has no runs" in capsys.readouterr().err
+
+
+def test_comparisons_of_a_study_name_its_arms_and_measures(tmp_path: Path) -> None:
+    comparison = {"a": "layer_norm", "b": "plain", "expect": "higher", "margin": 5}
+    study = load_study(write(tmp_path, comparisons=[comparison]))
+    assert study.comparisons[0].text == "layer_norm > plain" and study.comparisons[0].measure == ""
+    for changes, message in (
+        ({"comparisons": [comparison | {"b": "plian"}]}, "there is no arm 'plian'. Did you mean 'plain'?"),
+        ({"comparisons": [comparison | {"measure": "return"}]}, "there is no measure 'return'"),
+        ({"measures": {"m": {"read": "retrun"}}}, "unknown reading 'retrun'. Did you mean 'return'?"),
+    ):
+        with pytest.raises(BadInput) as error:
+            load_study(write(tmp_path, **changes))
+        assert message in str(error.value)
