@@ -18,7 +18,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from .agent import Agent
 from .clock import Plan, Update
@@ -96,11 +96,14 @@ class Captured(NamedTuple):
 class CapturedLearner(Learner):
     """Makes the updates of an agent as graphs, one for each plan that occurs.
 
-    The results are the tensors of the graph, so the next update overwrites them.
+    The results are the tensors of the graph, so the next update overwrites them. If the first graph cannot be captured,
+    or does not do what an eager update does from the same state, all updates are eager, and `refused` says why.
 
     Args:
         graph: Makes an empty graph that knows the given generators.
         warm_up: Eager updates of each plan before it is captured.
+        check: Compare the first graph with an eager update.
+        notify: Called with one line about the choice.
     """
 
     def __init__(
@@ -108,12 +111,16 @@ class CapturedLearner(Learner):
         agent: Agent,
         memory: Memory,
         graph: Callable[[Sequence[Generator]], Graph] = CudaGraph,
+        *,
         warm_up: int = WARM_UP,
+        check: bool = True,
+        notify: Callable[[str], None] = lambda line: None,
     ) -> None:
         super().__init__(agent, memory)
-        self.graph, self.warm_up = graph, warm_up
+        self.graph, self.warm_up, self.check, self.notify = graph, warm_up, check, notify
         self.made: Counter[Hashable] = Counter()  # eager updates of each plan
         self.captured: dict[Hashable, Captured] = {}
+        self.refused = ""
 
     def learn(self, plan: Plan, draw: Hashable) -> Result:
         key = plan, draw, self.agent.structure()
@@ -122,10 +129,15 @@ class CapturedLearner(Learner):
             for holder, name, value in captured.attributes:
                 setattr(holder, name, value)
             return captured.result
-        if self.made[key] < self.warm_up or len(self.captured) >= MOST_GRAPHS:
+        if self.refused or self.made[key] < self.warm_up or len(self.captured) >= MOST_GRAPHS:
             self.made[key] += 1
             return super().learn(plan, draw)
-        graph = self.graph([*self.agent.generators(), *self.memory.generators()])
+        if self.check and not self.captured:
+            return self._checked(key, plan, draw)
+        return self._capture(key, plan, draw)
+
+    def _capture(self, key: Hashable, plan: Plan, draw: Hashable) -> Result:
+        graph = self.graph(self._generators())
         before = self._attributes()
         result = graph.record(lambda: Learner.learn(self, plan, draw))
         changed = [
@@ -136,6 +148,54 @@ class CapturedLearner(Learner):
         self.captured[key] = Captured(graph, result, changed)
         return result
 
+    def _checked(self, key: Hashable, plan: Plan, draw: Hashable) -> Result:
+        """Capture the first graph, after an eager update from the same state. The state goes on from the graph's."""
+        state, generators = self._tensors(), self._generators()
+        before = [tensor.clone() for tensor in state]
+        streams = [generator.get_state() for generator in generators]
+
+        def restore() -> None:
+            for tensor, content in zip(state, before, strict=True):
+                tensor.copy_(content)
+            for generator, stream in zip(generators, streams, strict=True):
+                generator.set_state(stream)
+
+        with torch.no_grad():
+            with torch.enable_grad():
+                Learner.learn(self, plan, draw)
+            eager = [tensor.clone() for tensor in state]
+            restore()
+            try:
+                with torch.enable_grad():
+                    result = self._capture(key, plan, draw)
+            except (RuntimeError, AssertionError) as error:
+                self.refused = f"its first update cannot be captured ({str(error).splitlines()[0]})"
+            else:
+                if all(
+                    torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True)
+                    for a, b in zip(eager, state, strict=True)
+                ):
+                    self.notify("updates run as graphs")
+                    return result
+                self.refused = "its first graph does not do what an eager update does"
+            self.captured.clear()
+            restore()
+        self.notify(f"updates run operator by operator: {self.refused}")
+        return super().learn(plan, draw)
+
+    def _generators(self) -> list[Generator]:
+        return [*self.agent.generators(), *self.memory.generators()]
+
+    def _tensors(self) -> list[Tensor]:
+        """Every tensor that an update may change."""
+        modules = [module for _, module in self.agent.modules()]
+        states = [state for _, optimizer in self.agent.optimizers() for state in optimizer.state.values()]
+        return [
+            *(tensor for module in modules for tensor in (*module.parameters(), *module.buffers())),
+            *(value for state in states for value in state.values() if isinstance(value, Tensor)),
+            *self.memory.learnt(),
+        ]
+
     def _attributes(self) -> list[tuple[Any, str, Any]]:
         """The attributes that updates set: holder, name and present value."""
         optimizers = [optimizer for _, optimizer in self.agent.optimizers()]
@@ -145,3 +205,22 @@ class CapturedLearner(Learner):
             *((optimizer, "clipped", getattr(optimizer, "clipped", None)) for optimizer in optimizers),
             (self.agent, "unpenalised", self.agent.unpenalised),
         ]
+
+
+def learner_of(agent: Agent, memory: Memory, notify: Callable[[str], None] = lambda line: None) -> Learner:
+    """The learner that the agent's configuration asks for.
+
+    Args:
+        notify: Called with one line if updates run as graphs, or if `compile=graph` was asked for and cannot be had.
+
+    Raises:
+        ValueError: `compile=graph` on a device without CUDA.
+    """
+    mode = getattr(agent.config, "compile", "off")
+    if mode == "graph" and agent.device.type != "cuda":
+        raise ValueError(
+            f"--agent.compile graph needs a CUDA device, and this agent is on {agent.device}: use auto or off"
+        )
+    if mode == "off" or agent.device.type != "cuda":
+        return Learner(agent, memory)
+    return CapturedLearner(agent, memory, notify=notify)

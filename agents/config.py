@@ -7,7 +7,7 @@ presets of the benchmark suites are data in `presets.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from ..common.ranges import (
     EnvSteps,
@@ -30,9 +30,15 @@ from .presets import PRESETS
 class AgentConfig:
     """Base of the agents' configurations.
 
+    Attributes:
+        compile: How updates run. off: operator by operator. graph: as CUDA graphs, which needs a GPU. auto: as CUDA
+            graphs on a GPU if the first one does what an update without it does, else as off.
+
     Raises:
         ValueError: A number is not in its range.
     """
+
+    compile: Literal["auto", "off", "graph"] = "auto"
 
     # Component → names of the fields that shape its network and its optimizer.
     parts: ClassVar[dict[str, tuple[str, str]]] = {}

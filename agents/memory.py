@@ -106,6 +106,10 @@ class Memory(Protocol):
         for _ in self.draws(sampling):
             yield self.draw()
 
+    def learnt(self) -> Iterator[Tensor]:
+        """The tensors that `update_priorities` changes."""
+        return iter(())
+
     def generators(self) -> Iterator[Generator]:
         """The random generators that `draw` uses."""
         return iter(())

@@ -68,6 +68,10 @@ class Priorities:
         """Bytes that the priorities of `size` transitions take."""
         return (size // BLOCK + 1) * (BLOCK + 1) * 8 + 32
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors that `update` changes."""
+        return self._table, self._sums, self._highest
+
     @property
     def nbytes(self) -> int:
         return sum(x.nbytes for x in (self._table, self._sums, self._highest, self._bounds, self._beta))

@@ -392,6 +392,10 @@ class Replay(Memory):
             self._priorities.limit(self._tail, self._tail + numbers[1])
             self._priorities.set_steps(self._head - self._begin)
 
+    def learnt(self) -> Iterator[Tensor]:
+        if self._priorities is not None:
+            yield from self._priorities.tensors()
+
     def generators(self) -> Iterator[torch.Generator]:
         yield self._generator
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..common.moved import moved, renamed
 from ..common.spaces import Episode, NotFinite
 from .agent import Agent
-from .captured import Learner
+from .captured import learner_of
 from .checkpoint import Checkpoint, Checkpoints
 from .clock import Clock, Update, When
 from .hooks import Intervention
@@ -124,7 +124,7 @@ class Run:
         self.fresh_envs = fresh_envs
         self.envs = envs
         self.memory = agent.memory(envs.num_envs)
-        self.learner = Learner(agent, self.memory)
+        self.learner = learner_of(agent, self.memory, self._notify)
         self.log = Log(None, envs.frame_skip) if log is None else log
         self.checkpoints = checkpoints
         self.checkpoint_every = checkpoint_every
@@ -285,6 +285,11 @@ class Run:
         if passed(before, self.clock.updates, self.checkpoint_every):
             self.save()
         self._show_progress()
+
+    def _notify(self, line: str) -> None:
+        """Show a line above the progress, if the run shows any."""
+        if self.progress is not None:
+            self.progress.note(line)
 
     def firing(self, part: Intervention) -> AbstractContextManager[None]:
         """Let the monitors record that an intervention fires within the block."""

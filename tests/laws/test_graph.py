@@ -13,13 +13,23 @@ from typing import Any
 
 import pytest
 import torch
-from law_agents import DISCRETE, VECTOR, begin_run, build_run, current_state, differences, ppo, take_steps_with_monitors
+from law_agents import (
+    DISCRETE,
+    VECTOR,
+    begin_run,
+    build_run,
+    current_state,
+    differences,
+    dqn,
+    ppo,
+    take_steps_with_monitors,
+)
 from no_wait import HostWaits
 from recorder import CannotCapture, RecordedGraph
 from test_laws import cells, examples
 
 from pliant.agents import Batch, Intervention
-from pliant.agents.captured import CapturedLearner
+from pliant.agents.captured import CapturedLearner, Learner, learner_of
 from pliant.agents.clock import Plan
 from pliant.agents.run import Run
 from pliant.interventions import INTERVENTIONS
@@ -30,7 +40,7 @@ STEPS = 14
 
 def captured(run: Run) -> Run:
     """The same run with recorded updates."""
-    run.learner = CapturedLearner(run.agent, run.memory, RecordedGraph, warm_up=1)
+    run.learner = CapturedLearner(run.agent, run.memory, RecordedGraph, warm_up=1, check=False)
     return run
 
 
@@ -112,3 +122,44 @@ def test_annealed_numbers_reach_a_graph() -> None:
     spec = "bbf(every=30, n_start=3, n_end=2, gamma_start=0.9, gamma_end=0.99, anneal=20)"
     learner = compare(lambda: build_run("dqn, minatar, dueling", build([spec], INTERVENTIONS)), 30)
     assert {draw for _, draw, _ in learner.captured} == {(8, 3), (8, 2)}
+
+
+class Twice(RecordedGraph):
+    """A graph that does not do what its function does."""
+
+    def record(self, function: Callable[[], Any]) -> Any:
+        super().record(function)
+        return super().record(function)
+
+
+class Refusing(RecordedGraph):
+    """A graph that cannot hold the function."""
+
+    def record(self, function: Callable[[], Any]) -> Any:
+        super().record(function)
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+
+@pytest.mark.parametrize("agent", ["dqn, double dueling prioritised 3-step", "sac", "ppo"])
+@pytest.mark.parametrize(
+    ("graph", "why"),
+    [
+        (Twice, "its first graph does not do what an eager update does"),
+        (Refusing, "its first update cannot be captured (operation not permitted when stream is capturing)"),
+    ],
+)
+def test_a_graph_that_fails_its_check_leaves_an_eager_run(agent: str, graph: Any, why: str) -> None:
+    eager, refused, lines = build_run(agent), build_run(agent), []
+    refused.learner = CapturedLearner(refused.agent, refused.memory, graph, warm_up=1, notify=lines.append)
+    for run in (eager, refused):
+        take_steps_with_monitors(run, STEPS)
+    assert not differences(current_state(eager), current_state(refused))
+    assert lines == [f"updates run operator by operator: {why}"]
+
+
+def test_a_graph_needs_a_gpu() -> None:
+    agent = dqn(VECTOR, compile="graph")()
+    with pytest.raises(ValueError, match=r"^--agent\.compile graph needs a CUDA device, and this agent is on cpu"):
+        learner_of(agent, agent.memory())
+    agent = dqn(VECTOR)()
+    assert type(learner_of(agent, agent.memory())) is Learner
