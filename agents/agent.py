@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
+from ..common.files import replacing
 from ..common.memory import refuse_too_large
 from ..common.moved import moved
 from ..common.ranges import OutOfRange
@@ -443,10 +444,8 @@ class Agent(ABC):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the agent to one file, atomically; `load` needs no other file."""
-        path = Path(path)
-        scratch = path.with_name(path.name + ".tmp")
-        torch.save(self.content(), scratch)
-        os.replace(scratch, path)
+        with replacing(Path(path)) as scratch:
+            torch.save(self.content(), scratch)
 
     @classmethod
     def load(

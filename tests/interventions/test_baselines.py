@@ -59,9 +59,10 @@ def learnt(run: Run, steps: int) -> list[tuple[int, int, int]]:
     """The updates of some steps: for each its step, and the oldest and newest transition of its batch."""
     seen, learn = [], run.learn
 
-    def recorded_learn(batch: Any) -> None:
-        seen.append((run.clock.steps, int(batch.index.min()), int(batch.index.max())))
-        learn(batch)
+    def recorded_learn(draw: Any) -> None:
+        learn(draw)
+        index = run.batch.index  # type: ignore[union-attr]
+        seen.append((run.clock.steps, int(index.min()), int(index.max())))
 
     run.learn = recorded_learn  # type: ignore[method-assign]
     take_steps(run, steps)
