@@ -47,7 +47,7 @@ EXCEPTIONS = (
     r"|csv\.(?:dict)?reader"
     r"|sentence:|card\.sentence|\"sentence\""  # a key of claim files
     r"|words:|'words'|\"words\"|`words`"  # a key of claim and study files
-    r"|beats? (?:the|a|an|it|its|every|plain|random|regression)\b"
+    r"|beats?[ -](?:the|a|an|it|its|every|plain|random|regression)\b"
     r"|docs/elsewhere\.md|elsewhere\.md"
     r"|tests?_elsewhere"
 )

@@ -191,7 +191,7 @@ class Agent(ABC):
 
     @abstractmethod
     def update(self, batch: Batch, plan: Plan) -> Update:
-        """Make one gradient update as `plan` says. All else is tensors in, tensors out: the host neither decides nor
+        """Make one gradient update by a plan. All else is tensors in, tensors out: the host neither decides nor
         waits."""
 
     @abstractmethod
@@ -379,7 +379,7 @@ class Agent(ABC):
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers()},
             "generator": self.generator.get_state(),
             "host_rng": _rng_state(self.host_rng),
-            "born": self.initialised_at,
+            "born": self.initialised_at,  # a key of checkpoints
         }
 
     def load_state_dict(self, state: dict[str, Any], *, joining: int = 0) -> None:
@@ -405,7 +405,7 @@ class Agent(ABC):
             ) from error
         restore_stream_(self.generator, state["generator"], derive_seed(self.seed, "noise"))
         _set_rng_state(self.host_rng, state["host_rng"])
-        self.initialised_at = state.get("born", 0)
+        self.initialised_at = state.get("born", 0)  # a key of checkpoints
 
     def _refuse_unmatched(self, missing: Sequence[str], unknown: Sequence[str], joining: int | None) -> None:
         """Check a state that was loaded with `strict=False`.
@@ -505,13 +505,13 @@ class Agent(ABC):
 def _rng_state(rng: np.random.Generator) -> dict[str, Any]:
     """The state of a PCG64 generator. Its 128-bit integers become strings, which every file format can store."""
     state = rng.bit_generator.state
-    words = {key: str(value) for key, value in state["state"].items()}
-    return {"state": words, "has_uint32": state["has_uint32"], "uinteger": state["uinteger"]}
+    integers = {key: str(value) for key, value in state["state"].items()}
+    return {"state": integers, "has_uint32": state["has_uint32"], "uinteger": state["uinteger"]}
 
 
 def _set_rng_state(rng: np.random.Generator, saved: dict[str, Any]) -> None:
-    words = {key: int(value) for key, value in saved["state"].items()}
-    rng.bit_generator.state = {**saved, "bit_generator": "PCG64", "state": words}
+    integers = {key: int(value) for key, value in saved["state"].items()}
+    rng.bit_generator.state = {**saved, "bit_generator": "PCG64", "state": integers}
 
 
 @torch.no_grad()

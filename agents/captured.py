@@ -97,7 +97,7 @@ class CapturedLearner(Learner):
     """Makes the updates of an agent as graphs, one for each plan that occurs.
 
     The results are the tensors of the graph, so the next update overwrites them. If the first graph cannot be captured,
-    or does not do what an eager update does from the same state, all updates are eager, and `refused` says why.
+    or does not do what an eager update does from the same state, all updates are eager, and `refused` holds the reason.
 
     Args:
         graph: Makes an empty graph that knows the given generators.

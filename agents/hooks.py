@@ -172,7 +172,7 @@ class Intervention(nn.Module):
         """The action that `when` triggers."""
 
     def fire_now(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
-        """Fire, whatever `when` says; a fork uses it to compare a run with and without the firing."""
+        """Fire now, independently of `when`; a fork uses it to compare a run with and without the firing."""
         with firing(run, self):
             self.fire(run, activations)
 
@@ -206,7 +206,7 @@ FORMER_NAMES = {
     "claims": "reserves",
     "comes_late": "only_from_start",
     "joined": "added_late",
-    "reborn": "reinitialised",
+    "reborn": "reinitialised",  # a former name
 }
 """New name of each attribute of `Intervention` that was renamed. An intervention that defines the former name is
 refused, because pliant would ignore it."""

@@ -162,7 +162,7 @@ class PPO(Agent):
         return critic.body(encoded) if self.shared else encoded
 
     def normal(self, obs: Tensor) -> Tensor:
-        """Observations as the networks read them: standardised if the configuration says so."""
+        """Observations as the networks read them: standardised if `normalise_observations` is set."""
         if not self.config.normalise_observations or self.shared:
             return obs
         return ((obs - self.seen.mean) / self.seen.deviation()).clamp(-10, 10).float()

@@ -160,7 +160,9 @@ class Supervised(Agent):
 
     def describe_memory(self, num_envs: int = 1) -> str:
         samples = -(-self.config.buffer_size // num_envs) * num_envs
-        return f"samples: minibatches of {num_envs}, each learnt from once; the latest {samples:,} are kept to look at"
+        return (
+            f"samples: minibatches of {num_envs}, each learnt from once; the latest {samples:,} are kept for monitors"
+        )
 
     # ------------------------------------------------------------------------------------------------- learning
 

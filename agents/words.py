@@ -1,4 +1,4 @@
-"""Moved to `pliant.common.specs`; an import from here gives an error that says so."""
+"""Moved to `pliant.common.specs`; an import from here raises an error with the new name."""
 
 from ..common.moved import moved
 

@@ -63,12 +63,12 @@ class Job:
 
     Attributes:
         config: The run's configuration; its `run` is the folder (None: the default folder).
-        words: The arguments of its `pliant train` command, for the record in the folder.
+        line: The arguments of its `pliant train` command, for the record in the folder.
         seconds: Expected time on one core; 0 if unknown.
     """
 
     config: RunConfig
-    words: tuple[str, ...] = ()
+    line: tuple[str, ...] = ()
     seconds: float = 0.0
 
     @property
@@ -410,7 +410,7 @@ def work(job: Job) -> int:
         stream.flush()
         os.dup2(output, stream.fileno())
 
-    sys.argv = ["pliant", "train", *(job.words or ("--config", str(job.folder / "config.yaml")))]
+    sys.argv = ["pliant", "train", *(job.line or ("--config", str(job.folder / "config.yaml")))]
     started, before = time.monotonic(), time.process_time()
 
     def run() -> int:

@@ -498,6 +498,6 @@ def test_a_worker_that_gets_a_signal_before_its_run_begins_counts_as_stopped(
     monkeypatch.setattr(pool, "replace", lambda config, **changes: config)
     monkeypatch.setattr(pool, "wait_for_predecessor", lambda folder: None)
     monkeypatch.setattr(sys, "argv", sys.argv)
-    job: Any = SimpleNamespace(folder=tmp_path, words=(), config=SimpleNamespace(threads=1))
+    job: Any = SimpleNamespace(folder=tmp_path, line=(), config=SimpleNamespace(threads=1))
     assert pool.work(job) == pool.STOPPED
     assert json.loads((tmp_path / pool.COST).read_text())

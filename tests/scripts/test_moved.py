@@ -31,15 +31,15 @@ MOVED = [
     ),
     ("pliant.lab.benchmarks.interventions", "WORDS", "pliant.lab.benchmarks.interventions.SPECS"),  # a former name
     ("pliant.agents.checkpoint", "Found", "pliant.agents.checkpoint.Checkpoint"),
-    ("pliant.agents.rollout", "Judged", "pliant.agents.rollout.Evaluation"),
+    ("pliant.agents.rollout", "Judged", "pliant.agents.rollout.Evaluation"),  # a former name
     ("pliant.agents.run", "graceful_stop", "pliant.agents.stopping.graceful_stop"),
     ("pliant.agents.run", "play", "pliant.agents.playing.play"),
     ("pliant.agents.agent", "gaussian_kl", "pliant.agents.policies.gaussian_kl"),
     ("pliant.agents.hooks", "Every", "pliant.agents.clock.Every"),
     ("pliant.agents.spaces", "ActionSpec", "pliant.common.spaces.ActionSpec"),
-    ("pliant.agents.words", "Word", "pliant.common.specs.Spec"),
+    ("pliant.agents.words", "Word", "pliant.common.specs.Spec"),  # a former name
     ("pliant.agents.words", "SentenceError", "pliant.common.specs.SpecError"),  # a former name
-    ("pliant.agents.words", "parse", "pliant.common.specs.parse"),
+    ("pliant.agents.words", "parse", "pliant.common.specs.parse"),  # a former name
     ("pliant.interventions", "MONITORS", "pliant.monitors.MONITORS"),
     ("pliant.interventions", "watch", "pliant.monitors.watch"),
     ("pliant.interventions.sb3", "PlasticityCallback", "pliant.interventions.external.sb3.PlasticityCallback"),
@@ -68,7 +68,7 @@ def test_a_name_that_never_existed_gives_the_ordinary_error() -> None:
         exec("from pliant.interventions import no_such_name")
 
 
-RENAMED = [(Run, "owing", "has_pending"), (Run, "beat", "after_step"), (Batch, "_replace", "replace")]
+RENAMED = [(Run, "owing", "has_pending"), (Run, "beat", "after_step"), (Batch, "_replace", "replace")]  # a former name
 
 
 @pytest.mark.parametrize(("owner", "name", "new"), RENAMED)
