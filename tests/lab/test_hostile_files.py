@@ -243,7 +243,7 @@ def test_a_run_records_its_command(
     assert load(folder) == replace(cell.config, run=None)
     assert all((folder / name).exists() for name in ("output.log", "cost.jsonl", "DONE"))
     capsys.readouterr()
-    assert main(["train", *cell.line]) == 0 and "is done" in capsys.readouterr().out
+    assert main(["train", *cell.line]) == 0 and "is already done" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([root, "study.yaml"])
 
 

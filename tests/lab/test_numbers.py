@@ -83,6 +83,7 @@ def configurations() -> list[type[Any]]:
                 if isinstance(kind, type) and is_dataclass(kind) and name.endswith(("Config", "Schedule")):
                     kinds[name] = kind
     kinds["EnvConfig"] = pliant.envs.EnvConfig
+    del kinds["AgentConfig"]  # the base class of agents' configurations has no number of its own
     return list(kinds.values())
 
 
