@@ -967,7 +967,7 @@ def test_invalid_arrays_and_calls_are_refused_by_name() -> None:
     with pytest.raises(RuntimeError, match="nothing to sample"):
         replay.sample(4)
     replay.start(Stream(PIXELS, DISCRETE, 2).all_obs())
-    with pytest.raises(RuntimeError, match="started already"):
+    with pytest.raises(RuntimeError, match=r"^start\(\) was called before"):
         replay.start(step.obs)
     with pytest.raises(RuntimeError, match="nothing to sample"):
         replay.sample(4)
