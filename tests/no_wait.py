@@ -28,6 +28,8 @@ READING = {
     aten.repeat_interleave,
     aten.bincount,
 }
+# Operators by which torch.tensor, as_tensor and new_tensor make a tensor from numbers of the host.
+FROM_HOST = {aten.lift, aten.lift_fresh, aten.lift_fresh_copy}
 # Methods that read memory without any operator if it happens to be the host's, as it is in tests without a device.
 HOST_METHODS = {
     "numpy",
@@ -51,6 +53,8 @@ class _Operators(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         packet = func.overloadpacket
+        if packet in FROM_HOST:
+            raise HostWaits(f"{func} makes a tensor from the host's data, whose copy to a device makes the host wait")
         if packet in READING and not (packet is aten.repeat_interleave and kwargs.get("output_size") is not None):
             raise HostWaits(f"{func} makes the host wait for the device")
         if packet in (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_) and any(

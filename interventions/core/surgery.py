@@ -92,7 +92,7 @@ def _put_(tensor: Tensor, dim: int, index: Tensor, valid: Tensor, value: Tensor 
     old = tensor.index_select(dim, index)
     shape = [1] * tensor.ndim
     shape[dim] = -1
-    fresh = value if isinstance(value, Tensor) else old.new_tensor(0.0) if value == 0.0 else old.new_full((), value)
+    fresh = value if isinstance(value, Tensor) else old.new_full((), value)
     tensor.index_copy_(dim, index, torch.where(valid.view(shape), fresh, old))
 
 

@@ -1,9 +1,9 @@
 """Forks: a run is branched at one step into arms that share everything up to it.
 
 `pliant fork --help` (scripts/fork.py) describes what a fork shares with its parent. Here, `checkpoint_at` provides the
-parent's checkpoint, `begin` makes the folder of an arm from it (a branched checkpoint, the parent's log, `fork.json`),
-and the arms are then trained like any other runs. All folders of a fork are made under temporary names and renamed
-together, so that an error or a kill leaves no incomplete folder.
+parent's checkpoint, `_prepared` writes the folder of an arm from it (a branched checkpoint, the parent's log,
+`fork.json`), and the arms are then trained like any other runs. All folders of a fork are written under temporary names
+and renamed when all are complete, so that no incomplete folder ever has its final name.
 """
 
 from __future__ import annotations
@@ -61,21 +61,24 @@ CONTROL = "control"
 ONCE = 10**15  # a period longer than any run: the intervention fires only at the fork
 
 DIAGNOSES: dict[str, tuple[str, str]] = {
-    "injection": ("plasticity_injection", "the critic's head has lost its plasticity: a new head added to it learns"),
-    "actor_reset": (f"reset(layers=actor, every={ONCE})", "the actor has lost its plasticity: a new one learns"),
-    "critic_reset": (f"reset(layers=critic, every={ONCE})", "the critic has lost its plasticity: a new one learns"),
+    "injection": (
+        "plasticity_injection",
+        "the critic's head has lost its plasticity (a newly added head still learns)",
+    ),
+    "actor_reset": (f"reset(layers=actor, every={ONCE})", "the actor has lost its plasticity (a new one learns)"),
+    "critic_reset": (f"reset(layers=critic, every={ONCE})", "the critic has lost its plasticity (a new one learns)"),
     "full_reset": (
         f"fresh_agent(every={ONCE}, memory=keep, exploration=keep)",
-        "the networks limit the agent, not its data: new networks do better on the stored data",
+        "the networks, not the data, limit the agent (new networks do better on the stored data)",
     ),
     "fresh_agent": (
         f"fresh_agent(every={ONCE}, exploration=keep)",
-        "the networks limit the agent: new networks do better from here on",
+        "the networks limit the agent (new networks do better from here on)",
     ),
-    "fresh_optimizer": (f"reset_optimizer(every={ONCE})", "the optimizer's memory is stale"),
+    "fresh_optimizer": (f"reset_optimizer(every={ONCE})", "the optimizer's state (its moments) is stale"),
     "fresh_target": (f"reset_target(every={ONCE})", "the target network gives misleading targets"),
 }
-"""The arms that `--diagnose` adds to the control, and the conclusion if the arm recovers."""
+"""The arms that `--diagnose` adds to the control, and the conclusion if the arm does better than the control."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,8 @@ class Parent:
 
 @contextmanager
 def locked_against_forks(parents: Sequence[Parent]) -> Iterator[None]:
-    """Lock these runs against other forks, which would delete unfinished arms as leftovers of a killed process.
-
-    After an error, no lock is left.
+    """Lock these runs against other `pliant fork` processes: one would mistake the unfinished folders of arms for
+    leftovers of a killed process, and delete them. After an error, the lock files and new folders are removed too.
 
     Raises:
         BadInput: A run is being forked by another process, or its folder cannot be written.
@@ -135,9 +137,8 @@ def locked_against_forks(parents: Sequence[Parent]) -> Iterator[None]:
 
 
 class _Staged:
-    """Folders that are made under temporary names and renamed together when all are complete.
-
-    After an error, none of them is left.
+    """Folders that are written under temporary names and renamed one after the other when all are complete. After an
+    error before that, none of them is left.
     """
 
     def __init__(self) -> None:
@@ -175,7 +176,7 @@ class _Staged:
 
 
 def parent_of(folder: Path) -> Parent:
-    """A run that can be forked (BadInput)."""
+    """Load a run that can be forked; BadInput if it is not a readable run folder."""
     try:
         there = (folder / "config.yaml").exists()
     except OSError as error:
@@ -188,13 +189,16 @@ def parent_of(folder: Path) -> Parent:
 
 
 def fork_step(text: str, parents: Sequence[Parent]) -> int:
-    """The step given by `--at`; `latest` is the step of the newest checkpoint, the same in all parents (BadInput)."""
+    """The step given by `--at`; `latest` is the step of the newest checkpoint, which must be the same in all parents, else
+    BadInput."""
     if text == "latest":
         newest = [max(saved_steps(parent.folder), default=0) for parent in parents]
         if min(newest) < 1:
             raise BadInput(f"{parents[newest.index(0)].folder} has no checkpoint to fork from")
         if len(set(newest)) > 1:
-            raise BadInput(f"the latest checkpoints of these runs differ: {', '.join(map(str, newest))}; give one step")
+            raise BadInput(
+                f"the latest checkpoints of these runs differ: {', '.join(map(str, newest))}; give a step with --at"
+            )
         return newest[0]
     try:
         plain = text.replace("_", "")
@@ -236,7 +240,8 @@ def arm_of(text: str) -> Arm:
 
 
 def _at(text: str, step: int) -> str:
-    """The spec, with the step of the fork if the intervention fires at given steps only and the spec gives none."""
+    """The spec, with `at=<step of the fork>` if the intervention takes single steps only and the spec gives neither
+    `at` nor `when`."""
     spec = parse(text)
     parameters = parameters_of(INTERVENTIONS[spec.name])
     if "at" not in parameters or "every" in parameters or {"at", "when"} & {*spec.arguments}:
@@ -249,7 +254,7 @@ def diagnosis(config: RunConfig) -> list[Arm]:
     arms: list[Arm] = []
     for label, (text, _) in DIAGNOSES.items():
         if label == "fresh_agent" and any(arm.label == "full_reset" for arm in arms):
-            continue  # the agent has a replay, and full_reset keeps it
+            continue  # full_reset suits this agent, and is the sharper test: new networks on the same data
         arm = replace(arm_of(text), label=label, preset="diagnose")
         try:
             specs = (*config.interventions, *(_at(spec, 1) for spec in arm.specs))
@@ -327,7 +332,7 @@ def fork(
     failed = [o for o in outcomes if o.status == "failed"]
     open_ = [o for o in outcomes if o.status in ("stopped", "waiting")]
     if open_:
-        print(f"{len(open_)} arms are not done; the same command continues them", file=sys.stderr)
+        print(f"{len(open_)} runs are unfinished; the same command continues them", file=sys.stderr)
     if failed or open_:
         return 1 if failed else STOPPED
     print(results_table(folders, arms, spans))
@@ -422,9 +427,9 @@ def _check_repeated(parent: Path, stem: Path, at: int) -> None:
         first = next((i for i in range(shorter) if there[i] != here[i]), shorter)
         step = (there or here)[min(first, len(there or here) - 1)][0]
         raise BadInput(
-            f"running {parent} again did not repeat it: its log differs from step {step:,} on. Another machine, "
-            "thread count or version rounds differently; fork at one of its checkpoints, or continue it here "
-            "with more --keep-checkpoints"
+            f"running {parent} again did not repeat it: the logs differ from step {step:,} on (another machine, thread "
+            "count or version may round differently). Fork at one of its checkpoints, or continue the run on this "
+            "machine with a larger --keep-checkpoints and fork it at a later step"
         )
 
 
@@ -437,7 +442,7 @@ def begin(parent: Parent, checkpoint: Checkpoint, arm: Arm, replicate: int, fold
 def _prepared(
     parent: Parent, checkpoint: Checkpoint, arm: Arm, replicate: int, folder: Path, steps: int, staged: _Staged
 ) -> RunConfig:
-    """Like `begin`, for one of several folders: they get their names when all are complete."""
+    """Like `begin`, but the folder gets its name together with those of the other arms."""
     specs = tuple(_at(spec, checkpoint.step) for spec in arm.specs)
     kept = () if not arm.monitors else tuple(m for m in parent.config.monitors if m != "none")
     config = replace(
@@ -455,19 +460,21 @@ def _prepared(
         "replicate": replicate,
         "preset": arm.preset,
     }
-    way_out = "Move the folder of the arm away; it is then made again"
+    way_out = "Move the folder of the arm elsewhere; the same command makes it again"
     if (there := read_json(folder / LINEAGE, dict, way_out)) is not None:
         if there != lineage:
-            changed = next((key for key in lineage if there.get(key) != lineage[key]), "more keys")
-            was, now = there.get(changed), lineage.get(changed)
-            raise BadInput(f"{folder} is another fork ({changed}: {was} there, {now} here)")
+            key = next((key for key in {**lineage, **there} if there.get(key) != lineage.get(key)), "")
+            was, now = there.get(key), lineage.get(key)
+            raise BadInput(f"{folder} belongs to another fork: its {key} is {was}, not {now}")
         # Monitors do not change a run, so an arm with more monitors than required can be used; one with fewer cannot.
         if missing := [spec for spec in arm.monitors if spec not in load(folder).monitors]:
-            raise BadInput(f"{folder} was run without {' '.join(missing)}: move it away; it is then run again with it")
+            raise BadInput(
+                f"{folder} was run without {' '.join(missing)}: move the folder elsewhere, and the same command runs the arm with all its monitors"
+            )
         return config
     staging = staged.new(folder)
     branch(checkpoint, staging)
-    # The logs come from the folder that holds the checkpoint, to the byte.
+    # The logs are those of the folder that holds the checkpoint, byte for byte, so that the arm continues them.
     _copy_record(checkpoint.path.parent.parent, staging)
     if specs or replicate:
         _convert(parent, config, staging, len(specs), replicate, checkpoint.step)
@@ -507,7 +514,8 @@ def _convert(parent: Parent, config: RunConfig, folder: Path, joining: int, repl
 
 
 def _adopt(agent: Agent, plain: Agent, state: dict[str, Any], joining: int, specs: str) -> None:
-    """Load the state of an agent with fewer interventions into `agent`, and into `plain`, which has the same build."""
+    """Load the state of an agent with fewer interventions into `agent`, and into `plain`, which
+    is built like the agent that was saved."""
     settings = [_settings(agent), _settings(plain)]
     try:
         plain.load_state_dict(state)
@@ -517,8 +525,8 @@ def _adopt(agent: Agent, plain: Agent, state: dict[str, Any], joining: int, spec
             raise
         why = " ".join(str(error).split()).partition(". Build the agent")[0].partition(": ")[2]
         raise BadInput(
-            f"{specs} cannot be added to a trained network: its tensors differ from the saved ones ({why}). "
-            "Compare two runs from the start instead: pliant train --interventions"
+            f"{specs} cannot be added to a trained network: with it, the agent's tensors do not match the saved ones "
+            f"({why}). Compare two runs from the start instead: pliant train --interventions"
         ) from error
     # Optimizer settings changed by the new interventions take precedence over the saved settings.
     for group, mine, initial in zip(_groups(agent), *settings, strict=True):
@@ -534,16 +542,16 @@ def _settings(agent: Agent) -> list[dict[str, Any]]:
 
 
 def reseed_(run: Run, seed: int) -> None:
-    """Draw everything random in a run from another seed from now on. The problem itself stays the same."""
+    """From now on, draw all random numbers of a run from another seed; the environment and its drifts stay the same."""
     run.agent.reseed(seed)
     run.memory.reseed(derive_seed(seed, "replay"))
     run.envs.reseed(seed)  # type: ignore[attr-defined]
 
 
 def _join(run: Run, plain: Agent, joining: int, specs: str) -> None:
-    """Add the last `joining` interventions of a run's agent.
+    """Initialise the last `joining` interventions, which were just added to a run's agent, and fire those due now.
 
-    They must leave its outputs unchanged (BadInput). Their state is initialised, and those that fire at this step fire.
+    They must leave the agent's outputs unchanged, else BadInput.
     """
     agent, clock = run.agent, run.clock
     generator = torch.Generator(agent.device).manual_seed(derive_seed(agent.seed, f"fork at {clock.steps}"))
@@ -575,8 +583,8 @@ def _join(run: Run, plain: Agent, joining: int, specs: str) -> None:
 def fires_at_fork(part: Intervention, clock: Clock) -> bool:
     """Whether an intervention that is added at this step fires at once.
 
-    A scheduled one does, unless its schedule starts later or fires at the next update. One with given steps does if
-    this step is one of them (BadInput if all its steps are past).
+    A periodic one fires if the fork lies between its `start` and its `stop`, one with single steps if this is one of
+    them; neither does if it fires at the next update anyway. BadInput if all its steps are past.
     """
     if type(part).fire is Intervention.fire:
         return False
@@ -587,7 +595,9 @@ def fires_at_fork(part: Intervention, clock: Clock) -> bool:
     if isinstance(when, At):
         now = clock.read(when.of)[1]
         if max(when.moments) < now:
-            raise BadInput(f"{part.name} would never fire: its steps are before the fork at {now}; remove them")
+            raise BadInput(
+                f"{part.name} would never fire: all its steps are before the fork at {now}; leave out `at`, or give a later step"
+            )
         return now in when.moments and not when(clock.updated())
     return False
 
@@ -603,7 +613,7 @@ def returns(folder: Path, step: int, end: int | None = None) -> list[tuple[int, 
 
 
 def score(folder: Path, step: int, end: int | None = None) -> float:
-    """Mean return of the episodes after `step`, up to `end`, which all arms have reached; NaN if there are none."""
+    """The mean return of the episodes in (step, end]; NaN if there are none. All arms have reached `end`."""
     values = [value for _, value in returns(folder, step, end)]
     return sum(values) / len(values) if values else float("nan")
 
@@ -639,17 +649,17 @@ def results_table(
             if gap.known and low > 0:
                 findings.append(f"{arm.label} recovers: {DIAGNOSES[arm.label][1]}.")
             elif gap.known and high < 0:
-                findings.append(f"{arm.label} does harm.")
+                findings.append(f"{arm.label} is worse than the control.")
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     table = "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
     if not any(arm.preset == "diagnose" for arm in arms):
         return table
     if unsure and not findings:
-        findings = ["Too few runs: an interval needs three, from --reseed N or several parents."]
+        findings = ["Too few runs: an interval needs three pairs, from --reseed N or several parents."]
     elif not any("recovers" in finding for finding in findings):
         findings.append(
-            "No arm recovers: within this time neither networks, optimizer nor target limit the agent, or there are "
-            "too few runs to detect it."
+            "No arm recovers: within this time, the agent is limited by neither its networks, its optimizer nor its "
+            "target, or there are too few runs to detect it."
         )
     return "\n".join([table, "", *findings])
 

@@ -156,7 +156,7 @@ def test_a_parent_that_cannot_be_repeated_is_refused(tmp_path: Path) -> None:
     changed = next(row for row in rows if row["steps"] > 200 and "charts/episodic_return" in row)
     changed["charts/episodic_return"] += 1
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(BadInput, match="did not repeat it: its log differs from step"):
+    with pytest.raises(BadInput, match="did not repeat it: the logs differ from step"):
         fork.checkpoint_at(fork.parent_of(tmp_path / "run"), 280)
     assert not (tmp_path / "run" / "forks").exists()
 
@@ -180,7 +180,10 @@ def test_a_passive_agent_learns_during_the_control_run_and_does_not_change_it(
     assert forked(parent, "--at", "500", "--with", "l2") == 0
     assert forked(parent, "--at", "600", "--with", "l2") == 0
     assert forked(parent, "--at", "600", "--tandem", "100") == 2
-    assert "forks/600/control/seed0 was run without tandem(every=100): move it away" in capsys.readouterr().err
+    assert (
+        "forks/600/control/seed0 was run without tandem(every=100): move the folder elsewhere"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_passive_agent_of_an_agent_without_a_replay_is_refused(
@@ -495,7 +498,7 @@ def test_another_arm_under_the_name_of_an_existing_one_is_refused(parents: Any, 
     start = fork.checkpoint_at(parent, AT)
     fork.begin(parent, start, fork.arm_of("l2"), 0, tmp_path / "arm", STEPS)
     fork.begin(parent, start, fork.arm_of("l2"), 0, tmp_path / "arm", STEPS)  # exists already
-    with pytest.raises(BadInput, match="is another fork"):
+    with pytest.raises(BadInput, match="belongs to another fork"):
         fork.begin(parent, start, fork.arm_of("l2_init"), 0, tmp_path / "arm", STEPS)
 
 
@@ -557,7 +560,7 @@ def test_a_diagnosis_reports_which_arm_recovers(tmp_path: Path) -> None:
     span = {0: (20, 45)}  # episodes after the span, of an arm that has run further, do not count
     text = fork.results_table(folders, arms, span)
     assert "injection recovers: the critic's head has lost its plasticity" in text
-    assert "full_reset does harm" in text and "fresh_optimizer recovers" not in text
+    assert "full_reset is worse than the control" in text and "fresh_optimizer recovers" not in text
     assert "11.5" in text and "+5.5" in text
     few = {label: {key: path for key, path in paths.items() if key[1] < 2} for label, paths in folders.items()}
     assert "Too few runs: an interval needs three" in fork.results_table(

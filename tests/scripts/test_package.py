@@ -66,7 +66,7 @@ assert agent.act(observations).shape == (32,)
 from pliant.agents import SAC, ActionSpec
 sac = SAC((3,), ActionSpec(2, False, (-1.0, -1.0), (1.0, 1.0)))
 obs = np.zeros((5, 3), np.float32)
-sac.update(Batch.of(obs, sac.act(obs), np.ones(5), obs, np.zeros(5)), Clock().updated())
+sac.update(Batch.of(obs, sac.act(obs), np.ones(5), obs, np.zeros(5)), sac.plan(Clock().updated()))
 import pliant.agents
 assert {str(site)!r} in pliant.agents.__file__, pliant.agents.__file__
 print("ran")
