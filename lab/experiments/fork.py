@@ -189,7 +189,7 @@ def parent_of(folder: Path) -> Parent:
 
 
 def fork_step(text: str, parents: Sequence[Parent]) -> int:
-    """The step given by `--at`; `latest` is the step of the newest checkpoint, which must be the same in all parents, else
+    """The step given by `--at`; `latest` is the step of the newest checkpoint, which is the same in all parents, else
     BadInput."""
     if text == "latest":
         newest = [max(saved_steps(parent.folder), default=0) for parent in parents]
@@ -469,7 +469,8 @@ def _prepared(
         # Monitors do not change a run, so an arm with more monitors than required can be used; one with fewer cannot.
         if missing := [spec for spec in arm.monitors if spec not in load(folder).monitors]:
             raise BadInput(
-                f"{folder} was run without {' '.join(missing)}: move the folder elsewhere, and the same command runs the arm with all its monitors"
+                f"{folder} was run without {' '.join(missing)}: move the folder elsewhere, and the same command runs "
+                "the arm with all its monitors"
             )
         return config
     staging = staged.new(folder)
@@ -596,7 +597,8 @@ def fires_at_fork(part: Intervention, clock: Clock) -> bool:
         now = clock.read(when.of)[1]
         if max(when.moments) < now:
             raise BadInput(
-                f"{part.name} would never fire: all its steps are before the fork at {now}; leave out `at`, or give a later step"
+                f"{part.name} would never fire: all its steps are before the fork at {now}; leave out `at`, or give a "
+                "later step"
             )
         return now in when.moments and not when(clock.updated())
     return False

@@ -296,7 +296,7 @@ def test_an_intervention_fires_at_the_fork_unless_its_schedule_gives_another_ste
     assert Every(400, "steps")(clock.updated()) and not at_fork("reset(every=400)")
     assert not at_fork("reset(start=401)") and not at_fork("reset(stop=399)") and not at_fork("reset(at=500)")
     assert At((400,), "steps")(clock.updated()) and not at_fork("reset(at=400)")
-    with pytest.raises(BadInput, match="would never fire: its steps are before the fork at 400"):
+    with pytest.raises(BadInput, match="would never fire: all its steps are before the fork at 400"):
         at_fork("reset(at=300)")
     assert not at_fork("redo(when='critic/dormant_fraction > 0.2')")
 
