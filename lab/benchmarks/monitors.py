@@ -10,20 +10,24 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from .interventions import TITLES, block, prepared
+from .interventions import block, once, prepared
+from .updates import TITLES
 
 REAL = {"dqn": "ALE/Pong-v5", "sac": "HalfCheetah-v5"}  # environments for monitors that play
 # Steps between two updates, for monitors whose clock counts steps.
 STEPS_PER_UPDATE = {"dqn": 4, "sac": 1}
 
 
-def shares(agents: list[str], rounds: int) -> dict[str, dict[str, dict[str, float]]]:
+def shares(
+    agents: list[str], rounds: int, once: Callable[[str, Callable[[], Any]], Any] = once
+) -> dict[str, dict[str, dict[str, float]]]:
     """Monitor → agent's title → `share` of training's time, `event_ms` and `period`; `cheap` is all cheap ones
-    together, which share their measurements."""
+    together, which share their measurements. `once` as in `interventions.costs`."""
     from pliant.monitors import MONITORS
 
     by_monitor: dict[str, dict[str, dict[str, float]]] = {}
@@ -35,7 +39,8 @@ def shares(agents: list[str], rounds: int) -> dict[str, dict[str, dict[str, floa
         for name in ("cheap", *MONITORS):
             # The probe trains networks for minutes, so it is measured once.
             turns = 1 if name == "probe" else rounds
-            by_monitor.setdefault(name, {})[TITLES[agent]] = cost(run, agent, name, updates, turns)
+            measure = partial(cost, run, agent, name, updates, turns)
+            by_monitor.setdefault(name, {})[TITLES[agent]] = once(f"monitors/{agent}/{name}", measure)
     return by_monitor
 
 

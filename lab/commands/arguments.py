@@ -27,6 +27,7 @@ Replicates: TypeAlias = Annotated[int, at_least(1, "replicates", most=100_000, w
 RunsPerJob: TypeAlias = Annotated[int, at_least(1, "runs", most=1_000_000, why="a job has an end")]
 ReplaySizes: TypeAlias = Annotated[int, at_least(1, "transitions", most=100_000_000, why="all are played and written")]
 Rounds: TypeAlias = Annotated[int, at_least(1, "rounds", most=1_000, why="a round takes minutes")]
+Minutes: TypeAlias = Annotated[float, above(0, "minutes", most=10_000, why="that is a week")]
 
 
 class BadArgument(ValueError):

@@ -461,6 +461,10 @@ BENCH = r"""
 --rounds 1000000000 | --rounds must be at most
 --rounds '' | --rounds
 --rounds | --rounds needs a value
+--minutes 0 | --minutes must be above 0
+--device tpu | --device 'tpu' is not one of cpu, cuda
+--cleanrl nowhere | --cleanrl nowhere is not a folder
+--write nowhere.md | --write nowhere.md does not contain the lines
 --threads 0 | --threads must be at least 1
 --threads -1 | --threads must be at least 1
 --threads 100000 | --threads must be at most
