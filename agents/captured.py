@@ -1,14 +1,14 @@
-"""Updates: a batch is drawn, the agent learns from it, its priorities are set. On a GPU, as a CUDA graph.
+"""Updates: a batch is drawn, the agent learns from it, its priorities are set. On a GPU, one CUDA graph does all this.
 
 An eager update launches about a hundred kernels from Python, and the GPU waits for the host most of the time. A graph
-holds the kernels of one update with their addresses; a replay launches all of them at once. One graph is captured for
+holds the kernels of one update with their addresses; one launch runs all of them. One graph is captured for
 each plan that occurs (the target network moves or not, the actor learns or not), for each kind of draw and for each
-structure of the networks, so a graph contains no decision.
+structure of the networks, so a graph needs no branches.
 
-What changes from update to update must be a value on the device, at an address that stays: the bounds of the replay,
+What changes from update to update must be a value on the device, at a fixed address: the bounds of the replay buffer,
 the discount, the learning rate. `Memory.draws` writes them before each update. Random generators are registered with
 the graph, so draws go on as in eager updates. Python attributes that an update sets (`.grad`, `clipped`, `unpenalised`)
-are set again at each replay, because a replay runs no Python.
+are set again after each launch, because a graph runs no Python.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class CudaGraph:
             self.graph.register_generator_state(generator)
 
     def record(self, function: Callable[[], T]) -> T:
-        """Capture a function, then run it once: a capture runs nothing."""
+        """Capture a function, then run it once: capturing only records."""
         with torch.cuda.graph(self.graph):
             result = function()
         self.graph.replay()
@@ -77,7 +77,7 @@ class Learner:
 
         Args:
             plan: What the clock decided about this update.
-            draw: What `Memory.draws` yielded: draws with equal keys run the same operators.
+            draw: The key that `Memory.draws` yielded. Draws of equal keys run the same operators.
         """
         batch = self.memory.draw()
         update = self.agent.update(batch, plan)
@@ -97,13 +97,13 @@ class CapturedLearner(Learner):
     """Makes the updates of an agent as graphs, one for each plan that occurs.
 
     The results are the tensors of the graph, so the next update overwrites them. If the first graph cannot be captured,
-    or does not do what an eager update does from the same state, all updates are eager, and `refused` holds the reason.
+    or does not give the result of an eager update, all updates are eager, and `refused` holds the reason.
 
     Args:
         graph: Makes an empty graph that knows the given generators.
         warm_up: Eager updates of each plan before it is captured.
         check: Compare the first graph with an eager update.
-        notify: Called with one line about the choice.
+        notify: Called with one line: whether updates run as graphs and, if not, why.
     """
 
     def __init__(
@@ -149,7 +149,8 @@ class CapturedLearner(Learner):
         return result
 
     def _checked(self, key: Hashable, plan: Plan, draw: Hashable) -> Result:
-        """Capture the first graph, after an eager update from the same state. The state goes on from the graph's."""
+        """Capture the first graph, after an eager update from the same state. Training goes on
+        from the state that the graph produced."""
         state, generators = self._tensors(), self._generators()
         before = [tensor.clone() for tensor in state]
         streams = [generator.get_state() for generator in generators]
@@ -169,7 +170,8 @@ class CapturedLearner(Learner):
                 with torch.enable_grad():
                     result = self._capture(key, plan, draw)
             except (RuntimeError, AssertionError) as error:
-                self.refused = f"its first update cannot be captured ({str(error).splitlines()[0]})"
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                self.refused = f"the agent's update cannot be captured ({reason})"
             else:
                 if all(
                     torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True)
@@ -177,10 +179,10 @@ class CapturedLearner(Learner):
                 ):
                     self.notify("updates run as graphs")
                     return result
-                self.refused = "its first graph does not do what an eager update does"
+                self.refused = "the first graph does not give the result of the update that it captured"
             self.captured.clear()
             restore()
-        self.notify(f"updates run operator by operator: {self.refused}")
+        self.notify(f"updates run operator by operator, not as CUDA graphs: {self.refused}")
         return super().learn(plan, draw)
 
     def _generators(self) -> list[Generator]:
@@ -211,7 +213,7 @@ def learner_of(agent: Agent, memory: Memory, notify: Callable[[str], None] = lam
     """The learner that the agent's configuration asks for.
 
     Args:
-        notify: Called with one line if updates run as graphs, or if `compile=graph` was asked for and cannot be had.
+        notify: On a GPU, called with one line: whether updates run as graphs and, if not, why.
 
     Raises:
         ValueError: `compile=graph` on a device without CUDA.

@@ -2,12 +2,12 @@
 
 A head has three functions. `value(logits)` computes the value from the outputs. `backup(next_logits, reward, discount)`
 computes the target from reward and next state, in the form that the loss needs. `loss(logits, target)` is the loss of
-each sample. An entropy bonus is a shift of the reward, so DQN and the critics of SAC use the same heads.
+each sample. SAC adds its entropy bonus to the reward, so DQN and the critics of SAC use the same heads.
 
-Heads differ in the form of the target: a number (`mse`, `huber`, `symlog`, and `two_hot` and `hl_gauss`, whose loss
-spreads it over bins), a distribution (`c51`), quantiles (`quantile`), or one number for each channel of the reward
-(`value_mapping`). They also differ in the size of the gradient: it grows with the error under `mse`, and does not under
-the others.
+Heads differ in the form of the target: a number (`mse`, `huber`, `symlog`; also `two_hot` and `hl_gauss`, whose losses
+spread it over bins), a distribution (`c51`), quantiles (`quantile`), or one number for each channel of the reward
+(`value_mapping`). They also differ in the size of the gradient: it grows in proportion to the error under `mse`; under
+the others it is bounded or grows only logarithmically.
 """
 
 from __future__ import annotations
@@ -25,18 +25,20 @@ from ..common.ranges import NotNegative, Number, Positive, SomeShare, at_least, 
 HeadName = Literal["mse", "huber", "c51", "two_hot", "hl_gauss", "quantile", "symlog", "value_mapping"]
 MappingName = Literal["log", "loglin"]
 ChannelName = Literal["polar", "bands", "cumulative"]
-WIDE = "a network has as many outputs for every action"
+WIDE = "a network has this many outputs per action"
 Bins: TypeAlias = Annotated[int, at_least(2, most=100_000, why=WIDE)]
-Quantiles: TypeAlias = Annotated[int, at_least(1, most=10_000, why="the loss compares each with each")]
-Levels: TypeAlias = Annotated[int, at_least(1, most=30, why="each is a decade of single precision")]
+Quantiles: TypeAlias = Annotated[int, at_least(1, most=10_000, why="the loss compares every pair")]
+Levels: TypeAlias = Annotated[
+    int, at_least(1, most=30, why="each covers a factor of ten, and single precision 38 of them")
+]
 
-# Logarithm of a return larger than any real one. Exponents are clipped here, so that no output gives an infinite value.
+# Natural logarithm of a return beyond any that occurs. Exponents are clamped to ± this, so that no value is infinite.
 BEYOND = 60.0
 
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """Parameters of the value losses; each loss reads its own.
+    """Parameters of the value losses; each loss uses only its own.
 
     Attributes:
         delta: huber, value_mapping: error at which the loss changes from quadratic to linear. quantile: the same (kappa
@@ -47,18 +49,18 @@ class HeadConfig:
         sigma: hl_gauss: standard deviation of the target's Gaussian, in bin widths.
         symlog: two_hot: space the bins evenly in symlog; low and high are then in symlog units (DreamerV3).
         quantiles: quantile: number of quantiles; cost and memory of the loss grow with its square.
-        mapping: value_mapping: log, or loglin: log up to exp(-shift / c) and linear above.
+        mapping: value_mapping: log; or loglin, which is logarithmic up to exp(-shift / c) and linear above.
         c: value_mapping: factor of the logarithm.
         shift: value_mapping: added to the logarithm. A freshly initialised channel has a return near exp(-shift / c).
-        epsilon: value_mapping: smallest return of a channel; smaller ones are raised to it before the logarithm.
+        epsilon: value_mapping: smallest return of a channel; smaller ones are clamped to it before the logarithm.
         beta: value_mapping: step size towards the target in the space of returns, before the mapping; the optimizer's
             learning rate applies as well.
         channels: value_mapping: polar: one channel for positive and one for negative rewards. bands: several for each
             sign, by magnitude; a reward belongs to the channel of its decade. cumulative: likewise, but a reward also
             fills the channels of the smaller decades.
         levels: value_mapping: number of decades of bands and cumulative; 4 cover rewards up to 1000.
-        clip: value_mapping: largest reward of a polar channel; 0 is off.
-        limit: value_mapping: largest return of a channel; 0 computes it from gamma and the largest reward.
+        clip: value_mapping: largest reward of a polar channel; 0 disables clipping.
+        limit: value_mapping: largest return of a channel; if 0, it is computed from gamma and the largest reward.
     """
 
     delta: Positive = 1.0
@@ -85,11 +87,11 @@ class HeadConfig:
         if self.symlog and max(-self.low, self.high) > BEYOND:
             raise ValueError(f"low and high are exponents with symlog; {self.low} and {self.high} are too large")
         if abs(self.shift / self.c) > BEYOND:
-            raise ValueError(f"shift must be at most {BEYOND:g} times c in size, not {self.shift}")
+            raise ValueError(f"shift must be at most {BEYOND:g} times c in absolute value, not {self.shift}")
         if self.mapping not in ("log", "loglin"):
-            raise ValueError(f"unknown mapping {self.mapping!r}: log, loglin")
+            raise ValueError(f"unknown mapping {self.mapping!r}: choose log or loglin")
         if self.channels not in ("polar", "bands", "cumulative"):
-            raise ValueError(f"unknown channels {self.channels!r}: polar, bands, cumulative")
+            raise ValueError(f"unknown channels {self.channels!r}: choose polar, bands or cumulative")
 
 
 DEFAULT = HeadConfig()
@@ -304,16 +306,16 @@ class ValueMapping(ValueHead):
     2203.07171, section 5; van Seijen et al. 2019, 1906.00572).
 
     The outputs are f(Q_j) and the value is the sum of weight_j * Q_j, with f(x) = c ln x + shift. Under `loglin`, f is
-    the logarithm up to exp(-shift / c) and its tangent beyond. Outputs near zero, as of a freshly initialised network,
-    mean channels at exp(-shift / c), 1 by default, as in the authors' code: positive and negative channels cancel, and
-    the value is near zero. The split is not linear, so a return over n steps is not the sum of its channels: each
-    reward must be split separately, and n_step must be 1.
+    the logarithm up to exp(-shift / c) and its tangent beyond. Outputs near zero, as those of a freshly initialised
+    network, put the return of every channel at exp(-shift / c), 1 by default, as in the authors' code: positive and
+    negative channels cancel, and the value is near zero. Splitting is not linear: the channels of an n-step return are
+    not the sums of the channels of its rewards. So each reward must be split separately, and n_step must be 1.
     """
 
     high: Tensor  # [L], for each level: its largest reward
-    low: Tensor  # [L], lower end of the rewards that the level counts
-    end: Tensor  # [L], upper end of the rewards that belong to the level (`bands`)
-    unit: Tensor  # [L], the reward that the level represents as 1
+    low: Tensor  # [L], the reward above which the level begins to fill
+    end: Tensor  # [L], the reward from which on the level is empty again (`bands`: a reward fills one level)
+    unit: Tensor  # [L], the amount of reward that counts as 1 in the level
     weights: Tensor  # [outputs], first the positive levels, then the negative
 
     def __init__(self, config: HeadConfig = DEFAULT, gamma: float = 0.99) -> None:
@@ -416,7 +418,7 @@ def symlog(x: Tensor) -> Tensor:
 
 def symexp(x: Tensor) -> Tensor:
     """The inverse of symlog: sign(x) (exp(|x|) - 1)."""
-    # A sum of two terms, one of which has a gradient at zero; the form with sign(x) would have gradient zero there.
+    # Exactly one of the two terms has a gradient at zero, and it is 1; the form with sign(x) would have gradient 0.
     return x.relu().expm1() - (-x.clamp(max=0)).expm1()
 
 

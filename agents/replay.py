@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..common.memory import HEADROOM, TooLarge, available_memory, in_bytes
+from ..common.memory import USABLE, TooLarge, available_memory, in_bytes
 from ..common.spaces import ActionSpec, ObservationSpec, Step
 from .clock import Sampling
 from .memory import Batch, Memory
@@ -178,7 +178,7 @@ class Replay(Memory):
         )
 
     def _refuse_if_too_large(self, prioritised: bool) -> None:
-        spare = int(available_memory(self.device) * HEADROOM)
+        spare = int(available_memory(self.device) * USABLE)
         if self._layout.nbytes <= spare:
             return
 

@@ -1,11 +1,12 @@
-"""The training loop: act, step, store; and for every pending batch: update, advance the clock, intervene, log.
+"""The training loop: act, step, store; and for every pending update: advance the clock, update, intervene, log.
 
-A run can be stopped anywhere and resumes to the last bit, because its whole state is the state of its parts: agent,
-memory, environments, log, clock and the present observation. If a large number of updates is pending at once, the loop
-makes at most 256 at a time. In between it can be stopped, and saves as often as if updates were steps.
+A run can be stopped anywhere and resumes bit for bit, because its whole state is the state of its parts: agent, memory,
+environments, log, clock and the present observation. If a large number of updates is pending at once, the loop makes at
+most 256 at a time. Between two such portions it can be stopped, and the period of checkpoints counts updates instead of
+steps.
 
 A long measurement (an evaluation or a probe) is interrupted at once by a stop request. It is repeated from its
-beginning when the run resumes (`Run.unfinished`); until then it has logged nothing.
+beginning when the run resumes (`Run.unfinished`). An interrupted measurement logs nothing.
 """
 
 from __future__ import annotations
@@ -157,14 +158,14 @@ class Run:
     def train(self, steps: int, stop: Asked = never) -> bool:
         """Train until `steps` environment steps are done (returns True) or `stop` requests a stop (returns False).
 
-        Saves at the end in both cases. `stop` is called between steps, and also during evaluations and deep monitors,
-        which are then repeated when the run resumes.
+        Saves at the end in both cases. `stop` is called between steps, and also during evaluations and deep
+        monitors, which are then repeated when the run resumes.
 
         Raises:
             NotFinite: The environments returned a reward or an observation that is not a finite number. The run is
                 saved in its state before that step, and takes the same action when it resumes.
             Diverged: The agent's weights, losses or actions are no longer finite numbers. Nothing is saved.
-            RuntimeError: This run was stopped during updates before; it can only resume from its checkpoint.
+            RuntimeError: An earlier call was stopped during updates; the run can only resume from its checkpoint.
         """
         self._start(stop)
         try:
@@ -275,7 +276,7 @@ class Run:
     def between_updates(self, before: int) -> None:
         """Do what is scheduled while updates are pending: log, checkpoint, progress.
 
-        Their periods count updates here, not steps. Measurements after a finished step wait until all updates are made.
+        Here, periods count updates instead of steps. Monitors and evaluation wait until all updates are made.
 
         Args:
             before: Gradient updates at the previous call.
@@ -299,7 +300,8 @@ class Run:
         """Write the measurements since the last flush.
 
         Raises:
-            Diverged: The mean of a loss is not a finite number, or another measurement is not and neither is a weight.
+            Diverged: The mean of a loss is not finite; or another measurement is not finite, and some weight is not
+                finite either.
         """
         written = self.log.flush(self.clock, {"replay/size": len(self.memory)}, self.seconds.spent)
         # Schedules are known in advance, so they are logged but not shown on the dashboard.
@@ -331,7 +333,7 @@ class Run:
         self.checkpoints.save(self.clock.steps, run_state(self), chunks(self.memory))
 
     def restore(self, checkpoint: Checkpoint, adopt: Callable[[dict[str, Any]], None] | None = None) -> None:
-        """Restore the state of a checkpoint. No file changes: the log truncates its files when the run resumes.
+        """Restore the state of a checkpoint. It changes no file yet: the log truncates its files when the run resumes.
 
         Args:
             checkpoint: The checkpoint.
@@ -376,10 +378,8 @@ class Run:
 
     @contextmanager
     def _state_kept(self, ended: Sequence[Episode] | None) -> Iterator[None]:
-        """Copy the run's state before updates with a long measurement, to be saved if a stop is requested meanwhile.
-
-        Deep monitors measure rarely, and the copy takes less time than their measurement. Does nothing before other
-        updates.
+        """If a long measurement comes during the next updates, copy the run's state before them; the copy is saved if a
+        stop is requested during the updates. The copy takes less time than the measurement.
         """
         if self.asked is None or self.checkpoints is None or self.monitors is None:
             yield
@@ -389,6 +389,7 @@ class Run:
             return
         check_weights(self)
         episodes = [list(each) for each in ended or ()]
+        # Set only while the state is copied: the saved run has these updates still to make.
         self.unfinished = {"stage": "updates", "stepped": ended is not None, "episodes": episodes}
         self.rescue, self.unfinished = BeforeUpdates(self.clock.steps, copied(run_state(self))), None
         with interruptible(self.asked):
@@ -397,7 +398,7 @@ class Run:
 
     @contextmanager
     def _repeatable(self, stage: str, before: int) -> Iterator[None]:
-        """Let a stop request interrupt the block, a measurement after a step. A resumed run repeats it."""
+        """Let a stop request interrupt the block (a measurement made after a step). A resumed run repeats it."""
         self.unfinished = {"stage": stage, "before": before}
         with interruptible(self.asked):
             yield

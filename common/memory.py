@@ -1,4 +1,4 @@
-"""Free memory of a device, so that an object that cannot fit is refused before it is allocated."""
+"""How much memory a device has left. An object that cannot fit is refused before it is allocated."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ from pathlib import Path
 import torch
 
 CGROUPS = Path("/sys/fs/cgroup")
-HEADROOM = 0.9  # fraction of the available memory that one object may take
-SMALL = 256 * 2**20  # bytes below which nothing is checked, since an agent may be built a thousand times
+USABLE = 0.9  # fraction of the available memory that one object may take
+SMALL = 256 * 2**20  # smaller objects are not checked: a check takes time, and tests build thousands of agents
 
 
 class TooLarge(ValueError):
-    """An object does not fit into the memory of its device. The message gives the needed and the free bytes."""
+    """An object does not fit into the memory of its device. The message gives the needed and the usable bytes."""
 
 
 def refuse_too_large(what: str, nbytes: int, device: torch.device | str, way_out: str) -> None:
-    """Check, before an allocation, that it fits into the free memory of a device.
+    """Check, before an allocation, that an object fits into the usable memory of a device.
 
     Args:
         what: The object to be allocated; the subject of the message, in the singular.
         nbytes: Bytes that it takes.
-        way_out: Advice on how to make it smaller, as a request.
+        device: The device on which it would be allocated.
+        way_out: Advice on how to make it smaller, as an imperative: "give a smaller …".
 
     Raises:
         TooLarge: It does not fit.
     """
     if nbytes <= SMALL:
         return
-    spare = int(available_memory(device) * HEADROOM)
+    spare = int(available_memory(device) * USABLE)
     if nbytes > spare:
         raise TooLarge(f"{what} takes {in_bytes(nbytes)}, but {device} has {in_bytes(spare)} to spare: {way_out}")
 
@@ -85,7 +86,7 @@ def _cgroup_memory() -> list[int]:
             )
         else:
             continue
-        # Inside a container the path can be one of the host, of which only the root is visible.
+        # Inside a container the path may be the host's, of which only the root is visible here.
         here = root / path.lstrip("/")
         for group in (here, *here.parents):
             if group.is_relative_to(root):

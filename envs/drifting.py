@@ -26,7 +26,7 @@ Changes = Literal["episode", "step"]
 
 @dataclass(frozen=True)
 class Target:
-    """The environment that a drift changes, without wrappers that draw pixels, and whether its agent sees pixels."""
+    """The environment that a drift changes, without wrappers that render pixels, and whether its agent sees pixels."""
 
     env: gymnasium.Env[Any, Any]
     name: str
@@ -34,10 +34,11 @@ class Target:
 
 
 class Drift(ABC):
-    """One kind of change of a problem. All parallel environments share one instance.
+    """One kind of change of an environment. All parallel environments share one instance.
 
-    A subclass overrides those of the four hooks that it needs: `enter` sets the simulator, before a reset (and before a
-    step, with `changes=step`); `act`, `observe` and `reward` change signals between simulator and agent.
+    A subclass overrides those of the four hooks that it needs: `enter` sets the simulator, before a reset (and after a
+    step for the next one, with `changes=step`); `act`, `observe` and `reward` change signals between simulator and
+    agent.
     """
 
     name: ClassVar[str]
@@ -45,7 +46,7 @@ class Drift(ABC):
     excludes: ClassVar[tuple[str, ...]] = ()
     """Names of drifts that cannot be combined with this one."""
     numeric: ClassVar[bool] = True
-    """Whether levels are numbers, which can be interpolated; other levels are drawn for each episode."""
+    """Whether levels are numbers, which can be interpolated; otherwise an episode takes one of two adjacent levels."""
 
     def __init_subclass__(cls, **defaults: Any) -> None:
         """Check the numbers of a subclass's constructor against their ranges. `class Gravity(LogUniform, low=0.5)`
@@ -67,9 +68,7 @@ class Drift(ABC):
         changes: Changes = "episode",
     ) -> None:
         if levels and order and max(order) >= len(levels):
-            raise ValueError(
-                f"order has the level {max(order)}, but the last of the {len(levels)} levels is {len(levels) - 1}"
-            )
+            raise ValueError(f"order names level {max(order)}, but there are only the levels 0 to {len(levels) - 1}")
         self.schedule = Schedule(every, tuple(at), tuple(order) or tuple(range(len(levels))), abruptness)
         self.levels = tuple(levels)
         self.changes = changes
@@ -103,25 +102,25 @@ class Drift(ABC):
 
     @abstractmethod
     def bind(self, target: Target) -> None:
-        """Read the properties of the problem, once; ValueError if the drift cannot change it."""
+        """Called once with the environment; ValueError if the drift cannot change it."""
 
     @abstractmethod
     def draw(self, level: int) -> Any:
-        """Draw the level of this number."""
+        """Draw the value of a level, given its number."""
 
     def given(self, level: Any) -> Any:
-        """Convert a level of the config to the form that `draw` returns."""
+        """Convert a value of the configuration to the form that `draw` returns."""
         return level
 
     def enter(self, env: gymnasium.Env[Any, Any], value: Any) -> None:  # noqa: B027  # optional hook
-        """Set the simulator."""
+        """Set the value in the simulator."""
 
     def act(self, action: Any, value: Any) -> Any:
         """The action for the simulator, from the agent's action."""
         return action
 
     def observe(self, obs: Array, value: Any) -> Array:
-        """The agent's observation, from the simulator's; a new array."""
+        """The agent's observation, from the simulator's; it must be a new array."""
         return obs
 
     def reward(self, reward: Any, value: Any) -> Any:
@@ -163,7 +162,7 @@ class LogUniform(Drift):
     ) -> None:
         super().__init__(every, at, order, abruptness, levels, seed, changes)
         if low > high:
-            raise ValueError(f"levels are drawn between low and high: {low} is above {high}")
+            raise ValueError(f"low must not be above high, and {low} is above {high}")
         self.low, self.high, self.first = low, high, first
 
     def draw(self, level: int) -> Any:
@@ -172,7 +171,7 @@ class LogUniform(Drift):
         return self.given(float(np.exp(self.generator(level).uniform(np.log(self.low), np.log(self.high)))))
 
     def own(self) -> Any:
-        """The simulator's own level: 1 for a factor."""
+        """The value that leaves the simulator unchanged: 1 for a factor."""
         return 1.0
 
 
@@ -187,7 +186,8 @@ def _overrides(drift: Drift, hook: str) -> bool:
 class Drifting(gymnasium.Wrapper[Array, Any, Any, Any]):
     """One environment with the drifts of a run.
 
-    `reset(seed=…, options={"steps": n})` starts an episode at n environment steps of the run; drifts follow from n.
+    `reset(seed=…, options={"steps": n})` starts an episode at n environment steps of the run, which determine the
+    drifts' values.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], drifts: Drifts) -> None:
@@ -215,7 +215,7 @@ class Drifting(gymnasium.Wrapper[Array, Any, Any, Any]):
         return self._for_agent(obs, info)
 
     def step(self, action: Any) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
-        """Act under the present values; the observation has the next values."""
+        """Action and reward use the present values; the returned observation already uses those of the next step."""
         drifts, values = self._drifts, self._values
         for i in self._acting:
             action = drifts[i].act(action, values[i])

@@ -21,25 +21,28 @@ class ReDo(Recycler):
 
     When: Units become dormant during training, as in DQN on Atari and at high replay ratios.
     Paper: Sokar, Agarwal, Castro & Evci 2023, "The Dormant Neuron Phenomenon in Deep Reinforcement Learning",
-        2302.12902, definitions 3.1 and 3.2, algorithm 1. tau = 0.025 at replay ratio 0.25 on Atari, 0.1 otherwise.
+        2302.12902, definitions 3.1 and 3.2, algorithm 1. The paper uses tau = 0.025 at replay ratio 0.25
+        on Atari, and 0.1 otherwise.
     Differs: The authors' code zeroes the wrong inputs between the last convolution and the first dense layer (it
-        expands a channel's mask in the wrong order); here the inputs that read a unit are measured. Biases are
-        reinitialised and their moments reset, like all other incoming weights. The layer's own initialiser draws the
-        new weights. If two units of neighbouring layers are recycled at once, the weight between them ends at zero, as
-        in Dopamine; timoklein/redo leaves it as drawn. Every weight has its own step count. Dopamine zeroes moments
-        under a shared step counter, which inflates the first steps of reinitialised weights to 3.2, 4.2 and 4.9 times
-        the learning rate; this effect is as large as those that papers report (`step_counts=per_tensor` reproduces it).
+        expands a channel's mask in the wrong order); here tracing the network shows which inputs of the next layer come
+        from a unit. Biases are treated like incoming weights: reinitialised, with their moments reset. The layer's own
+        initialiser draws the new weights. If two units of neighbouring layers are recycled at once, the weight between
+        them ends at zero, as in Dopamine; timoklein/redo keeps the new draw. By default every weight has its own step
+        count. Dopamine zeroes moments under a shared step counter, which inflates the first steps of reinitialised
+        weights to 3.2, 4.2 and 4.9 times the learning rate; this artefact changes results by as much as the gains that
+        papers report (`step_counts=per_tensor` reproduces it).
     Excludes: plasticity_injection, unless on=encoder or on=actor.
 
     Args:
         tau: A unit is dormant if its mean absolute output is at most tau times the mean over its layer.
-        every: Period of the check.
-        of: Clock of the period: updates, steps (environment steps) or episodes.
+        every: Interval between two checks.
+        of: Unit of the interval: updates, steps (environment steps) or episodes.
         on: Part of the agent whose units are recycled: critic, actor, encoder, head, all, or layers by name.
-        samples: Transitions from the replay on which outputs are measured; 0 is the update's own batch.
+        samples: Transitions from the replay on which outputs are measured; 0 uses the update's own batch.
         step_counts: Step counts of Adam. per_weight: each weight has its own count, so a recycled weight starts like a
             new one. per_tensor: moments are zeroed and the tensor's step counter is kept (Dopamine). zeroed: the
-            counter is zeroed too (timoklein/redo; slows the whole layer down after every check).
+            counter is zeroed too (timoklein/redo; after every check the whole
+            layer learns more slowly for a while).
         max_fraction: Largest fraction of a layer that is recycled at once, the most dormant units first.
         start: First clock value at which it may fire.
         stop: Last clock value at which it may fire.

@@ -4,17 +4,17 @@ Copies of the module are trained for a fixed budget on newly drawn targets, on t
 trained on the same data, in the same order and on the same targets: a freshly initialised module, and one whose layers
 are rescaled to the norms of the agent's layers, which isolates the effect of the norms.
 
-    agent       a copy, with a new optimizer
-    present     a copy, with the agent's optimizer state of these weights
-    fresh       drawn from the module's initialiser
-    rescaled    the same draw, with every tensor of every layer scaled to the norm of the agent's
+    agent       a copy of the agent's module, with a new optimizer
+    present     a copy of the agent's module, with the agent's present optimizer state for it
+    fresh       a module drawn from the initialiser
+    rescaled    the same draw, with every tensor of every layer scaled to the norm of the agent's tensor
 
     fit   = 1 - final loss / variance of the targets                   1: learnt, 0: no better than a constant
-    ratio = mean fit of the agent's copies / mean fit of the fresh     1: as plastic as new, 0: learns nothing
+    ratio = mean fit of the agent's copies / mean fit of the fresh modules     1: as plastic as new, 0: learns nothing
 
 In a ratio, fits below zero count as zero; if the control itself learns nothing, there is no ratio (nan).
 
-Targets are standardised and added to the initial outputs of a copy: every arm starts at a fit of zero, no matter how
+Targets are standardised and added to the initial outputs of each arm: every arm starts at a fit of zero, however
 large its outputs are. (Lyle et al. 2023, 2303.01486, shift their targets by the mean output in a similar way; with
 `relative=False` targets are not added to outputs, as in Lyle et al. 2022, 2204.09560.)
 
@@ -23,13 +23,13 @@ large its outputs are. (Lyle et al. 2023, 2303.01486, shift their targets by the
     replay    the agent's temporal-difference targets on the batch
     next      the same on a batch of the next task
 
-The last two kinds are one number per state. They are compared with the output for the action taken; if that is a vector
-(a distributional value head), or the module outputs no values (actor, encoder), with a fixed random linear readout. For
-the other kinds, features of an encoder are projected to a few outputs, too. Readouts are drawn once per draw and are
-the same for all arms.
+The last two kinds are one number per state. They are compared with the output for the action taken. If that output is a
+vector (a distributional value head), or the module outputs no values (actor, encoder), they are compared with a random
+linear readout of the outputs. For the other kinds, features of an encoder are projected to a few outputs, too. Each
+repetition has its own readouts, which all arms share.
 
-Nothing here changes the agent or waits for the device: only copies are trained, and all random numbers follow from the
-seed.
+Nothing here changes the agent: only copies are trained, and all random numbers follow from the seed. Training does not
+wait for the device; `probe` waits once, for the losses.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ CHUNK = 256  # states in one forward pass without gradients
 RESAMPLES = 2_000  # bootstrap resamples
 
 
-Draws: TypeAlias = Annotated[int, at_least(1, most=10_000, why="each is trained for itself")]
+Draws: TypeAlias = Annotated[int, at_least(1, most=10_000, why="each is trained separately")]
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,9 @@ class Budget:
 
     @classmethod
     def of(cls, pixels: bool, steps: int | None, batch_size: int | None, **others: Any) -> Budget:
-        """A budget that a fresh network does not exhaust, so that slower learning is visible: the fresh network's fit
-        is 0.9 for random targets of vectors and 0.5 of images, whose convolutions take a hundred times as long."""
+        """A budget within which even a fresh network does not fit the targets fully, so that slower learning shows. The
+        fit of a fresh network on random targets is about 0.9 on vectors and 0.5 on images, whose convolutions take a
+        hundred times as long."""
         default = (60, 16) if pixels else (100, 64)
         return cls(steps or default[0], batch_size or default[1], **others)
 
@@ -167,7 +168,7 @@ class Probe:
 
     @property
     def ratio_rescaled(self) -> float:
-        """Compared with fresh modules that have the agent's norms."""
+        """The ratio to fresh modules that are scaled to the norms of the agent's tensors."""
         return self._ratio("agent", "rescaled")
 
     @property
@@ -184,10 +185,10 @@ class Probe:
         if not np.isfinite(self.ratio):
             return math.nan, math.nan
         chosen = np.random.default_rng(self.seed).integers(draws, size=(RESAMPLES, draws))
-        below = fresh[chosen].mean(axis=1)
-        # If the controls of a resample learn nothing, its ratio has no upper bound.
+        control = fresh[chosen].mean(axis=1)
+        # If the controls of a resample learn nothing, its ratio counts as infinite.
         with np.errstate(divide="ignore", invalid="ignore"):
-            ratios = np.where(below > 0, np.maximum(agent[chosen].mean(axis=1), 0) / below, np.inf)
+            ratios = np.where(control > 0, np.maximum(agent[chosen].mean(axis=1), 0) / control, np.inf)
         low, high = np.quantile(ratios, [0.025, 0.975], method="inverted_cdf")
         return float(low), float(high)
 
@@ -216,7 +217,7 @@ class Probe:
 
 
 def pooled(name: str, probes: Sequence[Probe]) -> Probe:
-    """Pool several modules of a kind: the mean of their fits, draw by draw."""
+    """Pool the members of an ensemble: the mean of their fits, for each repetition."""
     with np.errstate(divide="ignore", invalid="ignore"):
         shares = np.stack([np.where(p.variance > 0, p.losses / p.variance, np.nan) for p in probes])
     losses: NDArray[np.float64] = shares.mean(axis=0)
@@ -237,7 +238,7 @@ class Probes:
         return iter(self.probes)
 
     def table(self) -> str:
-        """A table for people: one line per module and kind of target."""
+        """A human-readable table: one line per module and kind of target."""
         head = ("module", "target", "ratio", "95 % interval", "rescaled", "present", "fit", "fresh fit")
         rows: list[tuple[str, ...]] = [head]
         for p in self.probes:
@@ -445,7 +446,8 @@ class Bench:
             self.shape = self.forward(*(x[:2] for x in self.inputs)).shape[1:]
 
     def _present(self) -> tuple[Adam, list[Tensor], list[Tensor]] | None:
-        """An optimizer, its state tensors, and the values for them: the agent's optimizer state of these weights."""
+        """An optimizer, its state tensors, and the agent's values for them; None if the agent's optimizer has no
+        moments of these weights."""
         pairs = list(zip(self.subject.module.parameters(), self.net.parameters(), strict=True))
         memory = {mine: self.subject.memory.get(its, {}) for its, mine in pairs if mine.requires_grad}
         if not all("exp_avg" in state and "exp_avg_sq" in state for state in memory.values()):
@@ -472,7 +474,7 @@ class Bench:
 
     @torch.no_grad()
     def draw_(self, generator: Generator) -> None:
-        """Reinitialise the module in place, without injections."""
+        """Reinitialise the module in place, with all its injections closed."""
         reinitialise_(self.layers.values(), generator)
         for injection in self.injections:
             injection.opened = 0
@@ -513,7 +515,7 @@ class Bench:
         return torch.cat(parts)
 
     def draw_readouts(self, generator: Generator) -> None:
-        """Draw the readouts: of features to a few outputs, and of any outputs to one."""
+        """Draw the two readouts: one projects features to a few outputs, the other any outputs to one number."""
         width = self.shape[-1]
 
         def draw(outputs: int) -> Tensor:

@@ -28,8 +28,9 @@ READING = {
     aten.repeat_interleave,
     aten.bincount,
 }
-# Operators by which torch.tensor, as_tensor and new_tensor make a tensor from numbers of the host.
-FROM_HOST = {aten.lift, aten.lift_fresh, aten.lift_fresh_copy}
+# Functions that make a tensor from numbers of the host, and copy it to a device from memory that is not pinned.
+# `from_numpy` stays on the host.
+FROM_HOST = {"tensor", "as_tensor", "new_tensor"}
 # Methods that read memory without any operator if it happens to be the host's, as it is in tests without a device.
 HOST_METHODS = {
     "numpy",
@@ -53,8 +54,6 @@ class _Operators(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         packet = func.overloadpacket
-        if packet in FROM_HOST:
-            raise HostWaits(f"{func} makes a tensor from the host's data, whose copy to a device makes the host wait")
         if packet in READING and not (packet is aten.repeat_interleave and kwargs.get("output_size") is not None):
             raise HostWaits(f"{func} makes the host wait for the device")
         if packet in (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_) and any(
@@ -77,6 +76,10 @@ class _Methods(TorchFunctionMode):
         to_host = name == "to" and any(str(leaf) == "cpu" for leaf in tree_leaves((args[1:], kwargs)))
         if (name in HOST_METHODS and args and isinstance(args[0], Tensor)) or to_host:
             raise HostWaits(f"Tensor.{name} makes the host wait for the device")
+        if name in FROM_HOST and not (name == "as_tensor" and isinstance(args[0], Tensor)):
+            raise HostWaits(
+                f"{name} copies numbers of the host to the device, which makes the host wait: fill a tensor"
+            )
         return func(*args, **(kwargs or {}))
 
 

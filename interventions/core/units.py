@@ -1,13 +1,13 @@
-"""The unit graph: which weights read which unit. It is measured, not inferred from the code.
+"""The unit graph: which weights take which unit as their input. It is measured, not inferred from the code.
 
-Each unit gets a number, and the numbers are pushed through the network. Everything that is not a `Layer` (flattening,
-pooling, the concatenation of an action, the split of a dueling head) moves them in the same way as the units' outputs.
-The numbers that arrive at a layer's inputs identify the unit of each input. Convolution to linear, CReLU's two
-copies, dueling streams, ensembles and encoders with several consumers need no special case.
+Each unit gets a number, and the numbers pass through the network in place of activations. Everything that is not a
+`Layer` (flattening, pooling, the concatenation of an action, the split of a dueling head) moves them in the same way as
+the units' outputs. The numbers that arrive at a layer's inputs identify the unit of each input. Convolution to linear,
+CReLU's two copies, dueling streams, ensembles and encoders with several consumers need no special case.
 
 A unit whose output joins a residual stream has no consumer of its own and cannot be reset. Such layers are output
-layers in `pliant.agents.networks`; they carry no number, and appear here only as consumers. The same holds for frozen
-copies of a head: they read units, but none of their own units can be reset.
+layers in `pliant.agents.networks`; they carry no number, and appear here only as consumers. Frozen copies of a head,
+too, appear only as consumers: none of their own units can be reset.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Consumer:
 
     @cached_property
     def columns(self) -> Tensor:
-        """[units, m] int64: the inputs that belong to each unit; every unit has the same number of inputs."""
+        """[units, m] int64: the positions in the consumer's input that each unit feeds; all units feed equally many."""
         owner = self.owner.cpu()
         order = torch.argsort(owner, stable=True)
         order = order[owner[order] >= 0]
         units = int(owner.max()) + 1
         if not torch.equal(torch.bincount(owner[owner >= 0]), torch.full((units,), len(order) // units)):
-            raise NotMeasurable("a consumer reads the units of one layer at different numbers of positions")
+            raise NotMeasurable("some units of a layer feed more inputs of a consumer than others")
         return order.view(units, -1).to(self.owner.device)
 
     @property
@@ -91,7 +91,7 @@ def agent_graph(agent: Agent) -> UnitGraph:
 
 @contextmanager
 def _all_open(network: nn.Module) -> Iterator[None]:
-    """Include the copies of a head that no injection uses yet, because they will read units later."""
+    """Within the block, use all copies of a head, also those that no injection has opened yet: they are consumers."""
     injections = [m for m in network.modules() if isinstance(m, Injection)]
     opened = [injection.opened for injection in injections]
     for injection in injections:
@@ -109,7 +109,7 @@ def online_networks(agent: Agent) -> nn.ModuleDict:
 
 
 def unit_graph(network: nn.Module, forward: Callable[[], Any]) -> UnitGraph:
-    """The units of every hidden layer of `network`, by the layer's qualified name, in the order of the trace.
+    """The units of every hidden layer of `network`, by the layer's qualified name, in the order of modules.
 
     Args:
         network: The network to measure.
@@ -122,7 +122,7 @@ def unit_graph(network: nn.Module, forward: Callable[[], Any]) -> UnitGraph:
     layers = {m: name for name, m in network.named_modules() if isinstance(m, Layer)}
     without_units = {m for m in layers if m.is_output or m in frozen}
     graph = {name: Units(name, layer) for layer, name in layers.items() if layer not in without_units}
-    # Zero means "no unit": an input of zero stays zero through everything that is not a layer.
+    # Zero means "no unit". This takes for granted that zeros stay zeros through everything that is not a layer.
     first: dict[str, int] = {}
     total = 1
     for name, units in graph.items():
@@ -147,7 +147,7 @@ def unit_graph(network: nn.Module, forward: Callable[[], Any]) -> UnitGraph:
     def carried(activation: nn.Module, x: Tensor) -> Tensor:
         return torch.cat([x, x], dim=1)
 
-    # A separate activation module with a non-zero value at zero would turn "no unit" into a number.
+    # Fourier activations outside a layer are not zero at zero, so they are replaced, too.
     bare = {m: name for name, m in network.named_modules() if isinstance(m, Fourier)}
     with torch.no_grad(), _replaced_forward(layers, numbered), _replaced_forward(bare, carried):
         forward()

@@ -102,8 +102,8 @@ def average(values: Array) -> float:
 
 
 def per_task(record: Record, segment: int) -> Array:
-    """Mean training return of every task of `segment` environment steps (of every twentieth of the run if 0), NaN where
-    no episode ended. `lab.claims.results.summarise` divides a run in the same way."""
+    """Mean training return of every task of `segment` environment steps (if 0, of each of `BINS` equal parts of the
+    run), NaN where no episode ended. `lab.claims.results.summarise` divides a run in the same way."""
     size = segment or max(-(-record.steps // BINS), 1)
     edges = size * np.arange(-(-record.steps // size) + 1, dtype=np.float64)
     return binned(record.returns.steps, record.returns.values, edges)
@@ -268,7 +268,8 @@ def guess_baseline(runs: Runs) -> str | None:
 
 
 def guess_oracle(runs: Runs) -> str | None:
-    """The study's oracle, if it has one only; without a study, the arm whose only intervention is `fresh_agent`."""
+    """The study's oracle, if it has exactly one; without a study, the only arm whose single intervention is
+    `fresh_agent`, if there is exactly one."""
     if runs.study is not None:
         oracles = [arm.name for arm in runs.study.arms.values() if arm.kind == "oracle"]
     else:
@@ -289,14 +290,14 @@ def guess_oracle(runs: Runs) -> str | None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """An arm compared with the baseline in one environment, or in all (`environment` is empty).
+    """An arm compared with the baseline in one environment, or over all of them (`environment` is then "").
 
     Attributes:
         seeds: Number of seeds that both have.
         difference: Arm minus baseline, paired by seed.
         better: Probability that a run of the arm is better than one of the baseline.
         margin: Smallest difference that matters.
-        p_holm: Two-sided p-value after Holm's correction over all comparisons of the report.
+        p_holm: Two-sided p-value after Holm's correction over all comparisons in single environments.
         gap: Share of the oracle's lead that the arm closes, if there is an oracle.
     """
 
@@ -326,7 +327,7 @@ class Comparison:
 
     @property
     def verdict(self) -> Literal["above", "below", "equivalent", "open", "too few"]:
-        """From the 95 % interval; if it contains 0, from the two one-sided tests at 5 %."""
+        """From the 95 % interval; if it contains 0, from two one-sided tests at 5 %. "open" means undecided."""
         interval = self.interval
         if not interval.known:
             return "too few"
@@ -411,8 +412,8 @@ class Curve:
 
 
 def curve(rows: Sequence[Array], x: Array) -> Curve:
-    """Mean of the curves of several seeds on one grid, up to the end of the shortest. A point that one seed lacks is
-    the mean of the others, without an interval."""
+    """Mean of the curves of several seeds on one grid, up to the end of the shortest. Where a seed has no
+    value, the point is the mean of the other seeds, without an interval."""
     length = min(len(x), *(len(row) for row in rows))
     points = []
     for i in range(length):
@@ -442,7 +443,7 @@ def binned(at: Array, values: Array, edges: Array) -> Array:
 
 
 def plasticity_tags(records: Iterable[Record]) -> list[str]:
-    """Metrics of components that at least one run has at two steps: `plasticity/<metric>/<component>`."""
+    """Metrics of components that at least one run has measured at two different steps, by tag."""
     tags = {
         tag
         for record in records
@@ -453,8 +454,8 @@ def plasticity_tags(records: Iterable[Record]) -> list[str]:
 
 
 def change(record: Record, tag: str, window: float) -> float:
-    """Mean over the last `window` environment steps minus the mean over the first `window` steps from the tag's first
-    value on; NaN if one of them has no value, or if they overlap."""
+    """Mean over the last `window` environment steps, minus the mean over the `window` steps that begin at the
+    tag's first value; NaN if one of them has no value, or if they overlap."""
     series = record.tags.get(tag)
     if series is None or not len(series.values):
         return math.nan

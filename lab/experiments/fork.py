@@ -460,7 +460,7 @@ def _prepared(
         "replicate": replicate,
         "preset": arm.preset,
     }
-    way_out = "Move the folder of the arm elsewhere; the same command makes it again"
+    way_out = "Move the folder of the arm away; the same command makes it again"
     if (there := read_json(folder / LINEAGE, dict, way_out)) is not None:
         if there != lineage:
             key = next((key for key in {**lineage, **there} if there.get(key) != lineage.get(key)), "")
@@ -469,7 +469,7 @@ def _prepared(
         # Monitors do not change a run, so an arm with more monitors than required can be used; one with fewer cannot.
         if missing := [spec for spec in arm.monitors if spec not in load(folder).monitors]:
             raise BadInput(
-                f"{folder} was run without {' '.join(missing)}: move the folder elsewhere, and the same command runs "
+                f"{folder} was run without {' '.join(missing)}: move the folder away, and the same command runs "
                 "the arm with all its monitors"
             )
         return config

@@ -207,7 +207,7 @@ def test_logging_an_update_never_waits_and_keeps_no_graph() -> None:
     weight = torch.ones((), requires_grad=True)
     with no_wait():
         for i in range(1, 4):
-            log.update({"loss": weight * i, "count": torch.tensor(i)}, Clock(i, i))
+            log.update({"loss": weight * i, "count": torch.full((), i)}, Clock(i, i))
     assert not any(group.total.requires_grad for group in log._sums.values())
     with pytest.raises(HostWaits), no_wait():
         log.flush(Clock(3, 3))  # the flush waits for the device

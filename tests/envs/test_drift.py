@@ -797,7 +797,7 @@ REFUSED = [
     ("CartPole-v1", ["observation_offset(evry=5)"], "Did you mean 'every'"),
     ("CartPole-v1", ["observation_offset(every=5, scale=-1)"], "scale"),
     ("CartPole-v1", ["observation_offset(every=5, levels=((1, 2, 3),))"], "needs 4 numbers"),
-    ("CartPole-v1", ["observation_offset(every=5, levels=((1, 2, 3, 4),), order=(0, 1))"], "has the level 1"),
+    ("CartPole-v1", ["observation_offset(every=5, levels=((1, 2, 3, 4),), order=(0, 1))"], "names level 1"),
     ("CartPole-v1", ["gravity(every=5)", "gravity(every=7)"], "given twice"),
     ("CartPole-v1", ["friction(every=5)"], "the friction of this simulator cannot be set"),
     ("InvertedPendulum-v5", ["friction(every=5)"], "no two bodies"),

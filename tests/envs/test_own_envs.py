@@ -226,7 +226,10 @@ def test_a_run_is_not_resumed_if_its_module_is_missing_or_another_module(project
     )
     for content, message in (
         (None, rf"No module named 'somebodys'.*{away}.*PYTHONPATH.*was made with {project}/somebodys.py"),
-        (CORRIDOR + "# another\n", rf"somebodys in {project}/somebodys.py.*another module, {away}/somebodys.py: go to"),
+        (
+            CORRIDOR + "# another\n",
+            rf"somebodys in {project}/somebodys.py.*another module, {away}/somebodys.py: change to",
+        ),
     ):
         if content is not None:
             (away / "somebodys.py").write_text(content)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from no_wait import no_wait
@@ -172,7 +173,7 @@ def trained() -> Trained:
 
 
 def chosen(units: int, *which: int) -> Chosen:
-    return Chosen.where(torch.tensor([i in which for i in range(units)]))
+    return Chosen.where(torch.from_numpy(np.array([i in which for i in range(units)])))
 
 
 def test_the_optimizer_of_a_parameter_is_looked_up_by_identity() -> None:

@@ -180,10 +180,7 @@ def test_a_passive_agent_learns_during_the_control_run_and_does_not_change_it(
     assert forked(parent, "--at", "500", "--with", "l2") == 0
     assert forked(parent, "--at", "600", "--with", "l2") == 0
     assert forked(parent, "--at", "600", "--tandem", "100") == 2
-    assert (
-        "forks/600/control/seed0 was run without tandem(every=100): move the folder elsewhere"
-        in capsys.readouterr().err
-    )
+    assert "forks/600/control/seed0 was run without tandem(every=100): move the folder away" in capsys.readouterr().err
 
 
 def test_a_passive_agent_of_an_agent_without_a_replay_is_refused(

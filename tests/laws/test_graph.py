@@ -99,7 +99,7 @@ class Planted(Intervention):
         ("a shape that changes", AssertionError, "agent"),
         ("a generator that is not registered", CannotCapture, "a generator that the graph does not know"),
         ("the global generator", CannotCapture, "the global generator"),
-        ("data of the host", CannotCapture, "copies the host's data"),
+        ("data of the host", HostWaits, "copies numbers of the host"),
         ("a value that the host reads", HostWaits, "makes the host wait"),
     ],
 )
@@ -144,8 +144,8 @@ class Refusing(RecordedGraph):
 @pytest.mark.parametrize(
     ("graph", "why"),
     [
-        (Twice, "its first graph does not do what an eager update does"),
-        (Refusing, "its first update cannot be captured (operation not permitted when stream is capturing)"),
+        (Twice, "the first graph does not give the result of the update that it captured"),
+        (Refusing, "the agent's update cannot be captured (operation not permitted when stream is capturing)"),
     ],
 )
 def test_a_graph_that_fails_its_check_leaves_an_eager_run(agent: str, graph: Any, why: str) -> None:
@@ -154,7 +154,7 @@ def test_a_graph_that_fails_its_check_leaves_an_eager_run(agent: str, graph: Any
     for run in (eager, refused):
         take_steps_with_monitors(run, STEPS)
     assert not differences(current_state(eager), current_state(refused))
-    assert lines == [f"updates run operator by operator: {why}"]
+    assert lines == [f"updates run operator by operator, not as CUDA graphs: {why}"]
 
 
 def test_a_graph_needs_a_gpu() -> None:

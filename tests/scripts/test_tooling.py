@@ -72,11 +72,15 @@ def test_the_recorded_versions_are_allowed_and_complete() -> None:
 
 
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(
+        ["make", "--no-print-directory", "--dry-run", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
 
 
 def test_help_lists_every_target_with_a_description() -> None:
-    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     rows = dict(line.split(maxsplit=1) for line in shown.splitlines())
     assert list(rows) == TARGETS
     assert all(rows.values())
