@@ -84,6 +84,7 @@ class Agent(ABC):
     config_class: ClassVar[type[Any]]
     learns_from_targets: ClassVar[bool] = False  # True: the environments must give labels
     slow: ClassVar[tuple[str, ...]] = ()  # the components that have a target network
+    network_bytes: int = 0  # bytes of weights, gradients, optimizer states and target networks; set by `built`
     # The class that answers the questions of observers (`pliant.agents.views.AgentView`); None: that of the base class,
     # if there is one. An agent needs no view to train, to be reset and to resume.
     view_class: ClassVar[type[Any] | None] = None
@@ -151,6 +152,7 @@ class Agent(ABC):
             # Trained parameters take four times their size: weights, gradients and two moments. A target network holds
             # weights only.
             needed += 4 * learnt + rest + (learnt + rest if name in self.slow else 0)
+        self.network_bytes = needed
         refuse_too_large(
             f"an agent whose networks have {weights:,} weights",
             needed,
@@ -286,15 +288,19 @@ class Agent(ABC):
 
     def describe_memory(self, num_envs: int = 1) -> str:
         """One line: how many bytes `memory` will take. Allocates nothing."""
+        size = self.memory_bytes(num_envs)
+        return f"replay: {self.config.buffer_size:,} transitions take {size / 1e9:.3g} GB on {self.device}"
+
+    def memory_bytes(self, num_envs: int = 1) -> int:
+        """Bytes that `memory` will take. Allocates nothing."""
         c = self.config
-        size = Replay.size_of(
+        return Replay.size_of(
             self.observation,
             self.action,
             capacity=c.buffer_size,
             num_envs=num_envs,
             prioritised=getattr(c, "prioritised", False),
         )
-        return f"replay: {c.buffer_size:,} transitions take {size / 1e9:.3g} GB on {self.device}"
 
     def penalised(self, loss: Tensor, component: str, own: Tensor | None = None) -> Tensor:
         """A component's loss plus the penalties of interventions.

@@ -231,6 +231,9 @@ class PPO(Agent):
         size *= self.observation.dtype.itemsize
         return f"rollout: {self.config.rollout:,} steps of {num_envs} take {size / 1e9:.3g} GB on {self.device}"
 
+    def memory_bytes(self, num_envs: int = 1) -> int:
+        return Rollout.size_of(self.observation, self.action, self.config.rollout, num_envs)
+
     @torch.no_grad()
     def evaluate(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> Evaluation:
         """Log-probabilities and values of T steps of E environments [T, E, ...], by the networks that acted in them."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -167,11 +167,25 @@ class Run:
             Diverged: The agent's weights, losses or actions are no longer finite numbers. Nothing is saved.
             RuntimeError: An earlier call was stopped during updates; the run can only resume from its checkpoint.
         """
+        turns = self.turns(steps, stop)
+        while True:
+            try:
+                next(turns)
+            except StopIteration as end:
+                return bool(end.value)
+
+    def turns(self, steps: int, stop: Asked = never) -> Generator[None, None, bool]:
+        """Train as `train` does, and yield after every step, so that several runs can take turns in one process.
+
+        The generator's return value is that of `train`, and it raises what `train` raises. Nothing is saved if it is
+        closed before its end.
+        """
         self._start(stop)
         try:
             self._finish_step()
             while (self.clock.steps < steps or self.has_pending) and not stop():
                 self.catch_up(None if self.has_pending else self.interact())
+                yield
         except Interrupted:
             self._save_interrupted()
             return False

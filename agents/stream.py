@@ -54,10 +54,9 @@ class Samples(Memory):
             raise ValueError("a stream's memory needs at least one sample, environment and update")
         self.num_envs, self.updates, self.device = num_envs, updates, device
         self.rows = -(-capacity // num_envs)
-        each = math.prod(observation.shape) * observation.dtype.itemsize + 8 * (1 if action.discrete else action.size)
         refuse_too_large(
             f"a memory of {self.rows * num_envs:,} samples",
-            self.rows * num_envs * each,
+            self.size_of(observation, action, capacity, num_envs),
             device,
             "give a smaller --agent.buffer-size or --num-envs",
         )
@@ -74,6 +73,12 @@ class Samples(Memory):
         self._ones = torch.ones(num_envs, device=device)
         self._index = torch.arange(num_envs, device=device)
         self._row = torch.zeros(1, dtype=torch.int64, device=device)  # row of the newest minibatch
+
+    @staticmethod
+    def size_of(observation: ObservationSpec, action: ActionSpec, capacity: int, num_envs: int) -> int:
+        """Bytes that such a memory would take."""
+        each = math.prod(observation.shape) * observation.dtype.itemsize + 8 * (1 if action.discrete else action.size)
+        return -(-capacity // num_envs) * num_envs * each
 
     def __len__(self) -> int:
         return min(self.seen, self.rows) * self.num_envs

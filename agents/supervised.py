@@ -164,6 +164,9 @@ class Supervised(Agent):
             f"samples: minibatches of {num_envs}, each learnt from once; the latest {samples:,} are kept for monitors"
         )
 
+    def memory_bytes(self, num_envs: int = 1) -> int:
+        return Samples.size_of(self.observation, self.action, self.config.buffer_size, num_envs)
+
     # ------------------------------------------------------------------------------------------------- learning
 
     def errors(self, logits: Tensor, target: Tensor) -> Tensor:

@@ -35,6 +35,30 @@ def refuse_too_large(what: str, nbytes: int, device: torch.device | str, way_out
         raise TooLarge(f"{what} takes {in_bytes(nbytes)}, but {device} has {in_bytes(spare)} to spare: {way_out}")
 
 
+def refuse_too_many(number: int, what: str, nbytes: int, device: torch.device | str, flag: str) -> None:
+    """Check, before any is allocated, that a number of equal objects fits into the free memory of a device.
+
+    Args:
+        number: How many objects.
+        what: Their name in the plural.
+        nbytes: Bytes that one of them takes.
+        flag: The flag that gives their number.
+
+    Raises:
+        TooLarge: They do not fit. The message states how many would.
+    """
+    if number * nbytes <= SMALL:
+        return
+    spare = int(available_memory(device) * USABLE)
+    if number * nbytes > spare:
+        most = spare // nbytes
+        way_out = f"{flag} {most} fits" if most else "not even one fits"
+        raise TooLarge(
+            f"{number} {what} take {in_bytes(number * nbytes)} ({in_bytes(nbytes)} each), but {device} has "
+            f"{in_bytes(spare)} to spare: {way_out}"
+        )
+
+
 def in_bytes(count: float) -> str:
     """A number of bytes with a readable unit: 7.2 kB."""
     for unit in ("B", "kB", "MB", "GB", "TB"):

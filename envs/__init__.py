@@ -74,7 +74,7 @@ def make(
     kind = suite(name)
     refuse_other_suites_options(name, kind, config)
     what = f"the memory of {num_envs:,} environments {name}"
-    refuse_too_large(what, _bytes_needed(kind, num_envs, config), "cpu", WAY_OUT[kind])
+    refuse_too_large(what, bytes_needed(kind, num_envs, config), "cpu", WAY_OUT[kind])
     try:
         envs = _made(name, kind, num_envs, seed, config, evaluation, drawn, at_steps, drift_seed)
     except NoSuchName:
@@ -125,7 +125,7 @@ def _made(
     return build(name, num_envs, seed, config, evaluation, drift)
 
 
-def _bytes_needed(kind: Suite, num_envs: int, config: EnvConfig) -> int:
+def bytes_needed(kind: Suite, num_envs: int, config: EnvConfig) -> int:
     """A lower bound on the bytes of a suite's environments: simulators as measured, and three copies of the frames
     (the simulator's, the stack, the observation)."""
     if kind == "stream":

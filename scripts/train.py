@@ -3,6 +3,7 @@
     pliant train --agent dqn --env ALE/Pong-v5 --steps 200000 --seed 1
     pliant train --agent sac --env HalfCheetah-v5 --agent.replay-ratio 4
     pliant train --config runs/ALE-Pong-v5/dqn/seed1/config.yaml --seed 2
+    pliant train --agent dqn --env CartPole-v1 --seeds 8
 
 The run's folder holds everything about it: config.yaml, versions.json, TensorBoard events, metrics.jsonl, checkpoints,
 the replay, SAVED, and at the end DONE with the evaluation. Repeating the command continues a stopped run, to the last
@@ -30,8 +31,7 @@ from pliant.lab.experiments.training import train
 
 
 def main(argv: list[str] | None = None) -> int:
-    config, source = parse(argv, prog="pliant train")
-    return train(config, source)
+    return train(*parse(argv, prog="pliant train", several_seeds=True))
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from ...common.ranges import (
     Threads,
     at_least,
     check_numbers,
+    check_value,
     field_hints,
     unwrapped,
 )
@@ -64,6 +65,7 @@ from ..errors import BadInput
 from .synonyms import synonyms
 from .yaml_file import read_yaml_file
 
+Seeds: TypeAlias = Annotated[int, at_least(1, "seeds", most=1_000, why="each has its own environments and replay")]
 Kept: TypeAlias = Annotated[int, at_least(1, "checkpoints")]
 EvaluationEpisodes: TypeAlias = Annotated[int, at_least(0, "episodes", most=1_000_000, why="each is played to its end")]
 
@@ -207,11 +209,22 @@ class _CommandLine(RunConfig):
         """No checks here: values are checked when the line becomes a `RunConfig`, whose messages are pliant's."""
 
 
+@dataclass(frozen=True)
+class _CommandLineOfSeeds(_CommandLine):
+    seeds: Seeds = 1
+    """Seeds to train in one process: that of --seed and those that follow it, each in the folder seedN below --run.
+    Each is the run that it would be alone; without this flag, one run is trained."""
+
+
 class Parsed(NamedTuple):
-    """The configuration of a command line, and the source of its settings (one line, shown to the user)."""
+    """The configuration of a command line, and the source of its settings (one line, shown to the user).
+
+    `seeds` is the number that `--seeds` gives; None without this flag.
+    """
 
     config: RunConfig
     source: str
+    seeds: int | None = None
 
 
 def defaults(agent: str = RunConfig.agent, env: str = RunConfig.env, among: Known | None = None) -> RunConfig:
@@ -219,8 +232,14 @@ def defaults(agent: str = RunConfig.agent, env: str = RunConfig.env, among: Know
     return _base({}, "", agent, env, among or known())
 
 
-def parse(argv: Sequence[str] | None = None, *, prog: str | None = None, among: Known | None = None) -> Parsed:
-    """Read a command line (that of the process if None).
+def parse(
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str | None = None,
+    among: Known | None = None,
+    several_seeds: bool = False,
+) -> Parsed:
+    """Read a command line (that of the process if None). `several_seeds`: it may have the flag `--seeds`.
 
     Raises:
         ValueError: `BadInput`, `SpecError` or another error of pliant's that names the mistake.
@@ -235,13 +254,14 @@ def parse(argv: Sequence[str] | None = None, *, prog: str | None = None, among: 
     file = _peek(line, "config")
     data, where = _read(file) if file else ({}, "")
     start = _base(data, where, _peek(line, "agent"), _peek(line, "env"), among)
-    _refuse_unknown_options(line, start, among)
+    kind = _CommandLineOfSeeds if several_seeds else _CommandLine
+    _refuse_unknown_options(line, start, among, kind)
     shown = _show_only(start.env_config, among.env_options(among.suite(start.env)))
     unchecked = {"agent_config": _unchecked(start.agent_config), "env_config": shown}
-    default = _CommandLine(**_shallow(start) | unchecked, config=file)
+    default = kind(**_shallow(start) | unchecked, config=file)
     with _INTEGERS, _in_one_line(line, prog or "pliant train"):
         read = tyro.cli(
-            _CommandLine,
+            kind,
             args=line,
             default=default,
             prog=prog,
@@ -255,7 +275,14 @@ def parse(argv: Sequence[str] | None = None, *, prog: str | None = None, among: 
     config = RunConfig(**_shallow(read) | built)
     config = _checked(config, among)
     preset = f"{config.agent}'s settings for {among.suite(config.env)}"
-    return Parsed(config, f"{preset}, overridden by {where}" if where else preset)
+    seeds = None
+    if isinstance(read, _CommandLineOfSeeds) and _peek(line, "seeds") is not None:
+        seeds = read.seeds
+        try:
+            check_value(seeds, Seeds, "--seeds")
+        except OutOfRange as error:
+            raise BadInput(str(error)) from None
+    return Parsed(config, f"{preset}, overridden by {where}" if where else preset, seeds)
 
 
 def load(path: str | Path, among: Known | None = None) -> RunConfig:
@@ -536,12 +563,14 @@ def _refuse_unfit(line: Sequence[str]) -> None:
             raise BadInput(f"{flag or 'an argument'} {complaint}")
 
 
-def _refuse_unknown_options(line: Sequence[str], start: RunConfig, among: Known) -> None:
+def _refuse_unknown_options(
+    line: Sequence[str], start: RunConfig, among: Known, kind: type[_CommandLine] = _CommandLine
+) -> None:
     """Refuse options that the chosen agent or environment does not have, and name the one that has them.
 
     tyro sees only the chosen agent and cannot do this. Nor does it explain how to write a switch.
     """
-    top = {field.name for field in fields(_CommandLine)} - set(_SECTIONS.values()) | {"help"}
+    top = {field.name for field in fields(kind)} - set(_SECTIONS.values()) | {"help"}
     for position, item in enumerate(line):
         flag, given, _ = item.partition("=")
         section, dot, option = flag.removeprefix("--").replace("-", "_").partition(".")

@@ -11,10 +11,11 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Generator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,6 +29,7 @@ from pliant.agents.stream import NO_TARGETS
 from pliant.common.files import DONE, write_whole
 from pliant.common.moved import moved
 from pliant.common.seeds import derive_seed
+from pliant.common.specs import one_line
 from pliant.envs import Envs, make
 from pliant.interventions import INTERVENTIONS
 from pliant.interventions.core.spec import build
@@ -48,59 +50,138 @@ from pliant.lab.experiments.folder import (
     sessions,
 )
 from pliant.lab.experiments.own_modules import refuse_others
+from pliant.lab.experiments.seeds import SharedProgress, describe_seeds, failure_of, folders_of, name_of, seeds_of
 from pliant.monitors import watch
 from pliant.monitors.base import Monitors
 
 ALREADY = "{folder} is already done. More --steps continue it; another --run or --seed starts a new run."
 
 
-def train(config: RunConfig, source: str = "") -> int:
-    """Start or continue the run of a configuration. Returns the exit code.
+@dataclass
+class Session:
+    """One run in its folder, in this process.
 
-    Nothing on disk is created, changed or deleted before environments, agent, monitors and memory have been built and
-    the folder's content has been verified.
+    Attributes:
+        name: `seed3` if several seeds are trained; otherwise empty.
+        results, warnings: Lines to print at the end.
     """
-    folder, most = run_folder(config), torch.get_num_threads()
-    check_place(folder)
-    given = threads.recorded_threads(config, folder)
-    config = replace(config, device=usable_device(config.device), threads=given or 1)
-    check_same_run(folder, config)
-    if is_done(folder, config):  # before the lock: a finished run may be on a read-only disk
-        print(ALREADY.format(folder=folder))
+
+    name: str
+    folder: Path
+    config: RunConfig
+    run: Run
+    monitors: Monitors
+    results: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    finished: bool = False
+
+    def labelled(self, text: str) -> str:
+        """A text with the name of the seed before it."""
+        return f"{self.name}: {text}" if self.name else text
+
+
+def train(config: RunConfig, source: str = "", seeds: int | None = None) -> int:
+    """Start or continue the run of a configuration, or those of several seeds. Returns the exit code.
+
+    Nothing on disk is created, changed or deleted before environments, agents, monitors and memories have been built
+    and the content of every folder has been verified.
+
+    Args:
+        source: The source of the settings, shown to the user.
+        seeds: Train this number of consecutive seeds, in turn and each in a folder of its own below the run's; one run
+            in the run's folder if None.
+
+    Raises:
+        SeedsFailed: The training of some of several seeds failed.
+    """
+    configs, most = [config] if seeds is None else seeds_of(config, seeds), torch.get_num_threads()
+    for each in configs:
+        check_place(run_folder(each))
+    given = next((n for each in configs if (n := threads.recorded_threads(each, run_folder(each)))), 0)
+    device = usable_device(config.device)
+    configs = [replace(each, device=device, threads=given or 1) for each in configs]
+    for each in configs:
+        check_same_run(run_folder(each), each)
+    # Before the locks: a finished run may be on a read-only disk.
+    configs = [each for each in configs if not _already_done(each)]
+    if not configs:
         return 0
-    refuse_others(folder, config.env)
-    envs, agent = built(config)
-    try:
-        choice = threads.Choice(config.threads)
+    for each in configs:
+        refuse_others(run_folder(each), each.env)
+    with ExitStack() as closing:
+        envs, agent = built(configs[0])
+        closing.callback(envs.close)
+        memory = describe_seeds(agent, config, len(configs)) if seeds is not None else ""
+        choice = threads.Choice(configs[0].threads)
         if not given:
-            choice = threads.choose(config, agent, most)
-            config = replace(config, threads=choice.threads)
-            agent = fresh_agent(config, envs)  # measuring threads may have trained the first one on noise
-        progress = Progress(config.steps)
-        run, checkpoints, _, monitors = assembled(folder, config, envs, agent, progress)
-        with _locked(folder) as lock:
-            checkpoints.lock = lock
-            progress.note(f"{folder}  ({source or 'as configured'}; {config.device}, {choice})")
-            progress.note(agent.describe_memory(config.num_envs))
-            try:
-                # Another process may have used the folder since the first check.
-                check_same_run(folder, config)
-                if is_done(folder, config):
-                    print(ALREADY.format(folder=folder))
-                    return 0
-                before = sessions(folder)
-                checkpoint = checkpoints.newest_good(report=progress.note)
-                if checkpoint is None:
-                    check_not_lost(folder)
-                else:
-                    run.restore(checkpoint)
-            except BaseException:
+            choice = threads.choose(configs[0], agent, most)
+            configs = [replace(each, threads=choice.threads) for each in configs]
+            agent = fresh_agent(configs[0], envs)  # measuring threads may have trained the first one on noise
+        shared = None if seeds is None else SharedProgress([name_of(each) for each in configs], config.steps)
+        progress = Progress(config.steps) if shared is None else shared.line
+        opened: list[Session] = []
+        for number, each in enumerate(configs):
+            if number == 1:
+                progress.note(memory)  # before the memories of the others are allocated
+            if number:
+                envs, agent = built(each)
+                closing.callback(envs.close)
+            folder, own = run_folder(each), progress if shared is None else shared.seeds[number]
+            run, _, _, monitors = assembled(folder, each, envs, agent, own)
+            opened.append(Session("" if shared is None else name_of(each), folder, each, run, monitors))
+        locks: list[RunLock] = []
+        try:
+            for session in opened:
+                locks.append(closing.enter_context(_locked(session.folder)))
+                assert session.run.checkpoints is not None
+                session.run.checkpoints.lock = locks[-1]
+            progress.note(
+                f"{folders_of([session.folder for session in opened])}  "
+                f"({source or 'as configured'}; {device}, {choice})"
+            )
+            progress.note(agent.describe_memory(config.num_envs) + (" for each seed" if shared is not None else ""))
+            entries = [_verified(session) for session in opened]
+        except BaseException:
+            for lock in reversed(locks):
                 lock.undo()
-                raise
-            _enter(folder, config, run, checkpoint, before)
-            return _in_folder(folder, config, run, monitors)
-    finally:
-        envs.close()
+            raise
+        for entry in entries:
+            if entry is not None:
+                _enter(*entry)
+        return _in_folders([session for session, entry in zip(opened, entries, strict=True) if entry], shared)
+
+
+def _already_done(config: RunConfig) -> bool:
+    """Whether the run is done for the requested steps; if so, prints a line."""
+    folder = run_folder(config)
+    if done := is_done(folder, config):
+        print(ALREADY.format(folder=folder))
+    return done
+
+
+class Entry(NamedTuple):
+    """A run that is ready to begin or to continue from a checkpoint, with the earlier sessions of its folder."""
+
+    session: Session
+    checkpoint: Checkpoint | None
+    before: list[Any]
+
+
+def _verified(session: Session) -> Entry | None:
+    """Verify the locked folder of a run and restore its newest checkpoint; None if the run is done."""
+    folder, run = session.folder, session.run
+    assert run.checkpoints is not None and run.progress is not None
+    # Another process may have used the folder since the first check.
+    check_same_run(folder, session.config)
+    if _already_done(session.config):
+        return None
+    before = sessions(folder)
+    checkpoint = run.checkpoints.newest_good(report=run.progress.note)
+    if checkpoint is None:
+        check_not_lost(folder)
+    else:
+        run.restore(checkpoint)
+    return Entry(session, checkpoint, before)
 
 
 def _locked(folder: Path) -> RunLock:
@@ -138,11 +219,12 @@ def fresh_agent(config: RunConfig, envs: Envs) -> Agent:
     return agent
 
 
-def _enter(folder: Path, config: RunConfig, run: Run, checkpoint: Checkpoint | None, before: list[Any]) -> None:
+def _enter(session: Session, checkpoint: Checkpoint | None, before: list[Any]) -> None:
     """Prepare the folder for a run that continues from a checkpoint, or begins (None)."""
+    folder, run = session.folder, session.run
     assert run.checkpoints is not None
     # On a full disk this fails before anything is changed.
-    describe(folder, config, before)
+    describe(folder, session.config, before)
     # Before the log is truncated: that removes the last evaluation, and a kill must not leave a DONE without it.
     (folder / DONE).unlink(missing_ok=True)
     (folder / FAILURE).unlink(missing_ok=True)  # left by an earlier attempt that failed
@@ -155,26 +237,73 @@ def _enter(folder: Path, config: RunConfig, run: Run, checkpoint: Checkpoint | N
         run.log.restart()
 
 
-def _in_folder(folder: Path, config: RunConfig, run: Run, monitors: Monitors) -> int:
-    log, progress = run.log, run.progress
-    assert progress is not None
+def _in_folders(entered: list[Session], shared: SharedProgress | None) -> int:
+    """Train runs in turn, a step of each at a time. Returns the exit code.
+
+    If one of several seeds fails, the others go on, and the error is raised at the end.
+    """
+    if not entered:
+        return 0
+    failed: dict[str, Exception] = {}
     try:
         with graceful_stop() as stop:
-            log.hparams(flat_hparams(config), ("eval/episodic_return", "charts/episodic_return"))
-            log.text("run/summary", _summary(config, monitors))
-            log.text("run/config", f"```yaml\n{dump(config)}```")
-            finished = run.train(config.steps, stop) and _finished(folder, config, run, stop)
-        if not finished:
-            log.close("stopped")
-            progress.close()
-            print(f"stopped and saved at step {run.clock.steps:,}; the same command continues", file=sys.stderr)
-            return STOPPED
-        log.close("done")
+            going = {session.name: _turns(session, stop) for session in entered}
+            try:
+                while going:
+                    for name, turns in [*going.items()]:
+                        try:
+                            next(turns)
+                        except StopIteration:
+                            del going[name]
+                        except Exception as error:
+                            if shared is None:
+                                raise
+                            failed[name] = error
+                            del going[name]
+                            shared.line.note(f"{name} failed, the others go on: {one_line(error)}")
+                    if shared is not None:
+                        shared.show()
+            finally:
+                for turns in going.values():
+                    turns.close()
+    finally:
+        for session in entered:
+            if session.run.progress is not None:
+                session.run.progress.close()
+        if shared is not None:
+            shared.line.close()
+        for session in entered:
+            for line in session.results:
+                print(session.labelled(line))
+            for line in session.warnings:
+                print(session.labelled(f"warning: {line}"), file=sys.stderr)
+    stopped = [session for session in entered if not session.finished and session.name not in failed]
+    if stopped:
+        steps = ", ".join(session.labelled(f"step {session.run.clock.steps:,}") for session in stopped)
+        print(f"stopped and saved at {steps}; the same command continues", file=sys.stderr)
+    if failed:
+        raise failure_of(failed, len(entered))
+    if stopped:
+        return STOPPED
+    folders = [session.folder for session in entered]
+    logs = shlex.quote(str(folders[0].parent.parent))
+    print(f"Curves: {_tensorboard()} --logdir {logs}   Folder: {folders_of(folders)}")
+    return 0
+
+
+def _turns(session: Session, stop: Callable[[], bool]) -> Generator[None, None, None]:
+    """Train and finish a run; yields after every step. Sets `Session.finished`, which stays False after a stop."""
+    config, run, log = session.config, session.run, session.run.log
+    try:
+        log.hparams(flat_hparams(config), ("eval/episodic_return", "charts/episodic_return"))
+        log.text("run/summary", _summary(config, session.monitors))
+        log.text("run/config", f"```yaml\n{dump(config)}```")
+        trained = yield from run.turns(config.steps, stop)
+        session.finished = trained and _finished(session, stop)
+        log.close("done" if session.finished else "stopped")
     except BaseException:
         log.close("failed")
-        progress.close()
         raise
-    return 0
 
 
 def assembled(
@@ -240,33 +369,33 @@ def _summary(config: RunConfig, monitors: Monitors) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _finished(folder: Path, config: RunConfig, run: Run, stop: Callable[[], bool]) -> bool:
+def _finished(session: Session, stop: Callable[[], bool]) -> bool:
     """Finish a saved run. False if a stop is requested before its evaluation, which is then done next time."""
-    assert run.progress is not None
-    run.progress.close()
+    assert session.run.progress is not None
+    session.run.progress.close()
     try:
         with interruptible(stop):
-            _finish(folder, config, run)
+            _finish(session)
     except Interrupted:
         return False
     return True
 
 
-def _finish(folder: Path, config: RunConfig, run: Run) -> None:
+def _finish(session: Session) -> None:
     """The last evaluation, and the file that marks the run as done."""
+    run, config = session.run, session.config
     result: dict[str, Any] = {"steps": run.clock.steps, "updates": run.clock.updates}
     if config.evaluate_episodes:
         evaluation = _evaluate(run.agent, config, run.clock.steps)
         run.log.scalars(evaluation.metrics(), run.clock)
         result["evaluation"] = evaluation.json()
-        print(evaluation)
+        session.results.append(str(evaluation))
     if warnings := _warnings(run):
         result["warnings"] = warnings
-        print(*(f"warning: {text}" for text in warnings), sep="\n", file=sys.stderr)
+        session.warnings += warnings
     if run.checkpoints is not None and run.checkpoints.lock is not None:
         run.checkpoints.lock.check()
-    write_whole(folder / DONE, json.dumps(result, indent=1) + "\n")
-    print(f"Curves: {_tensorboard()} --logdir {shlex.quote(str(folder.parent.parent))}   Folder: {folder}")
+    write_whole(session.folder / DONE, json.dumps(result, indent=1) + "\n")
 
 
 def _warnings(run: Run) -> list[str]:

@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from refusals import contents, error_line
 from pliant.agents import checkpoint
 from pliant.agents.checkpoint import Checkpoints, saved_steps
 from pliant.agents.run import Run
+from pliant.agents.stopping import Asked
 from pliant.common.files import WriteFailed, replacing, write_whole
 from pliant.lab.commands.outputs import written
 from pliant.lab.errors import BadInput
@@ -294,8 +295,13 @@ def test_a_run_whose_checkpoints_were_deleted_is_refused_and_does_not_begin_anew
 ) -> None:
     """The run was stopped and saved, and is not done; only its file SAVED shows this."""
     folder = tmp_path / "run"
-    trained = Run.train
-    monkeypatch.setattr(Run, "train", lambda self, steps, stop: trained(self, steps // 2, stop) and False)
+    turns = Run.turns
+
+    def stopped(run: Run, steps: int, stop: Asked) -> Generator[None, None, bool]:
+        yield from turns(run, steps // 2, stop)
+        return False
+
+    monkeypatch.setattr(Run, "turns", stopped)
     assert call(folder) == train.STOPPED
     monkeypatch.undo()
     for name in ("checkpoints", "replay"):

@@ -59,6 +59,14 @@ TRAIN = r"""
 --seed 9223372036854775808 | --seed must be
 --seed one | --seed & 'one' is not a whole number
 --seed '' | --seed is empty
+--seeds 0 | --seeds must be at least 1
+--seeds -2 | --seeds must be at least 1
+--seeds nan | --seeds & not a whole number
+--seeds two | --seeds & 'two' is not a whole number
+--seeds 1e9 | --seeds must be at most
+--seeds | --seeds needs a value
+--seeds '' | --seeds is empty
+--seeds 2 --seed 9223372036854775807 | --seed must be
 --num-envs 0 | --num-envs must be at least 1
 --num-envs -3 | --num-envs must be at least 1
 --num-envs 1000000000 | --num-envs must be at most
