@@ -127,7 +127,9 @@ class ContinualBackprop(Recycler):
         total = torch.zeros(units.count, device=h.device)
         for consumer in units.consumers:
             weight = consumer.weight
-            outgoing = weight.abs().sum(dim=(0, *range(2, weight.ndim))).index_select(0, consumer.columns.flatten())
+            outgoing = weight.abs().sum(dim=(0, *range(2, weight.ndim)))
+            if not consumer.in_order:
+                outgoing = outgoing.index_select(0, consumer.columns.flatten())
             total += (at_inputs(consumer, units, size) * outgoing.view(consumer.columns.shape)).sum(1)
         if self.utility == "adaptable":
             # A unit without incoming weights is constant. Without the clamp, 0 / 0 would leave a permanent NaN.

@@ -12,7 +12,7 @@ from ..agents.agent import Agent
 from ..agents.networks import Layer
 from ..common.ranges import NotNegative
 from .core.config_edits import edit, edit_network
-from .core.regularising import Penalty, tensors
+from .core.regularising import Gradient, Penalty, closed_form, tensors
 
 
 class L2(Penalty):
@@ -96,8 +96,13 @@ class L2(Penalty):
             )
 
     def term(self, layers: dict[str, Layer]) -> Tensor:
-        parts = [parameter.square().sum() for _, parameter in tensors(layers, self.norms)]
-        return 0.5 * self.weight * torch.stack(parts).sum()
+        parameters = [parameter for _, parameter in tensors(layers, self.norms)]
+
+        def compute() -> tuple[Tensor, Gradient]:
+            value = 0.5 * self.weight * torch.stack(torch._foreach_norm(parameters)).square().sum()
+            return value, lambda factor: torch._foreach_mul(parameters, factor * self.weight)
+
+        return closed_form(compute, parameters)
 
     def penalty(self, agent: Agent, component: str) -> Tensor | float:
         return 0.0 if self.form == "decoupled" else super().penalty(agent, component)

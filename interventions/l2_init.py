@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
@@ -12,7 +13,7 @@ from ..agents.agent import Agent
 from ..agents.hooks import Intervention, Run
 from ..agents.networks import Layer
 from ..common.ranges import NotNegative
-from .core.regularising import FromInitial, initial_buffer, tensors
+from .core.regularising import FromInitial, Gradient, closed_form, initial_buffer, tensors
 
 
 class L2Init(FromInitial):
@@ -68,11 +69,24 @@ class L2Init(FromInitial):
     def term(self, layers: dict[str, Layer]) -> Tensor:
         if self.rebase:
             self.follow_edits_(layers)
-        parts = []
-        for key, parameter in tensors(layers, self.norms):
-            away = (parameter - self.get_buffer(initial_buffer(key))).square()
-            parts.append(away.mean() if self.form == "mean" else away.sum())
-        return (0.5 if self.form == "half" else 1.0) * self.weight * torch.stack(parts).sum()
+        keys, parameters = zip(*tensors(layers, self.norms), strict=True)
+        strength = (0.5 if self.form == "half" else 1.0) * self.weight
+        roots = [math.sqrt(p.numel() if self.form == "mean" else 1) for p in parameters]
+
+        def compute() -> tuple[Tensor, Gradient]:
+            away = torch._foreach_sub(parameters, [self.get_buffer(initial_buffer(key)) for key in keys])
+            lengths = torch._foreach_norm(away)
+            if self.form == "mean":
+                torch._foreach_div_(lengths, roots)
+
+            def gradient(factor: Tensor) -> Sequence[Tensor]:
+                if self.form == "mean":
+                    return [x * (factor * (2 * strength / x.numel())) for x in away]
+                return torch._foreach_mul(away, factor * (2 * strength))
+
+            return strength * torch.stack(lengths).square().sum(), gradient
+
+        return closed_form(compute, parameters)
 
     @torch.no_grad()
     def follow_edits_(self, layers: dict[str, Layer]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -9,9 +10,9 @@ from torch import Tensor
 
 from ..agents.networks import Layer
 from ..common.ranges import NotNegative
-from .core.matrices import gram
+from .core.matrices import gram_in_blocks
 from .core.parts import ENCODER
-from .core.regularising import Penalty
+from .core.regularising import Gradient, Penalty, closed_form
 
 
 class Parseval(Penalty):
@@ -46,12 +47,30 @@ class Parseval(Penalty):
         return not layer.is_output or name.startswith(ENCODER)
 
     def term(self, layers: dict[str, Layer]) -> Tensor:
-        parts = []
-        for layer in layers.values():
-            product = gram(layer.linear.weight.flatten(1))
-            target = self.length(layer) * torch.eye(len(product), device=product.device, dtype=product.dtype)
-            parts.append((64 / layer.units) ** 2 * (product - target).square().sum())
-        return self.weight * torch.stack(parts).sum()
+        weights = [layer.linear.weight for layer in layers.values()]
+        strengths = [self.weight * (64 / layer.units) ** 2 for layer in layers.values()]
+
+        def compute() -> tuple[Tensor, Gradient]:
+            excess = []
+            for layer in layers.values():
+                product = gram_in_blocks(layer.linear.weight.flatten(1))
+                product.diagonal().sub_(self.length(layer))
+                excess.append(product)
+            flat = [product.flatten() for product in excess]
+            squares = torch._foreach_mul([torch.dot(x, x) for x in flat], strengths)
+
+            def gradient(factor: Tensor) -> Sequence[Tensor]:
+                """4 c (W W^T - s I) W, or 4 c W (W^T W - s I)."""
+                gradients = []
+                for weight, strength, product in zip(weights, strengths, excess, strict=True):
+                    matrix, scaled = weight.flatten(1), product * (factor * (4 * strength))
+                    side = scaled @ matrix if len(scaled) == len(matrix) else matrix @ scaled
+                    gradients.append(side.view(weight.shape))
+                return gradients
+
+            return torch.stack(squares).sum(), gradient
+
+        return closed_form(compute, weights)
 
     def length(self, layer: Layer) -> float:
         """The squared row length that the penalty aims at."""

@@ -95,7 +95,7 @@ class SelfNormalizedReset(Recycler):
         chosen = {}
         for name, h in self.measured_outputs(run, activations, 0).items():
             age, threshold, record = (getattr(self, self._key(name, k)) for k in ("age", "threshold", "record"))
-            fired = (per_unit(self.units[name].layer, h).abs() > self.eps).any(3).any(1).any(0)
+            fired = per_unit(self.units[name].layer, h).abs().amax(dim=(0, 1, 3)) > self.eps
             self.note(record, age, fired & (age > 0), threshold)
             age.add_(1).masked_fill_(fired, 0.0)
             overdue = age - threshold

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -9,7 +11,8 @@ from torch import Tensor
 
 from ..agents.networks import Layer
 from ..common.ranges import NotNegative
-from .core.regularising import FromInitial, initial_buffer, tensors
+from .core.regularising import FromInitial, Gradient, closed_form, initial_buffer, tensors
+from .core.sorting import sorted_values
 
 
 class Wasserstein(FromInitial):
@@ -37,11 +40,25 @@ class Wasserstein(FromInitial):
         super().__init__(on, weight, norms)
 
     def remembered(self, parameter: Tensor) -> Tensor:
-        return parameter.detach().flatten().sort().values
+        return sorted_values(parameter.detach().flatten())[0]
 
     def term(self, layers: dict[str, Layer]) -> Tensor:
-        distances = [
-            (parameter.flatten().sort().values - self.get_buffer(initial_buffer(key))).square().mean()
-            for key, parameter in tensors(layers, self.norms)
-        ]
-        return self.weight * torch.stack(distances).sum()
+        keys, parameters = zip(*tensors(layers, self.norms), strict=True)
+
+        def compute() -> tuple[Tensor, Gradient]:
+            ordered = [sorted_values(parameter.flatten()) for parameter in parameters]
+            initial = [self.get_buffer(initial_buffer(key)) for key in keys]
+            away = torch._foreach_sub([values for values, _ in ordered], initial)
+            lengths = torch._foreach_div(torch._foreach_norm(away), [math.sqrt(x.numel()) for x in away])
+
+            def gradient(factor: Tensor) -> Sequence[Tensor]:
+                """Each weight is pulled to the initial value of its rank."""
+                gradients = []
+                for parameter, (_, order), x in zip(parameters, ordered, away, strict=True):
+                    pull = x * (factor * (2 * self.weight / x.numel()))
+                    gradients.append(torch.empty_like(x).scatter_(0, order, pull).view(parameter.shape))
+                return gradients
+
+            return self.weight * torch.stack(lengths).square().sum(), gradient
+
+        return closed_form(compute, parameters)

@@ -64,7 +64,8 @@ class Recycler(Intervention):
             )
         for units in self.units.values():
             for consumer in units.consumers:
-                _ = consumer.columns  # computed on the host and cached, so do it before training begins
+                # Computed on the host and cached, so do it before training begins.
+                _ = consumer.columns, consumer.in_order, consumer.places
         self.optimizers = Optimizers(optimizer for _, optimizer in agent.optimizers())
         self._refuse_other_step_counts(agent)
         if self.step_counts == "per_weight":
@@ -155,8 +156,9 @@ def at_inputs(consumer: Consumer, units: Units, statistic: Tensor) -> Tensor:
         if owned != flat.numel():
             raise ValueError(f"the modules between {units.name} and its consumer change the number of its outputs")
     # The inputs that come from this layer are in the order of its outputs, even with other inputs between them.
-    places = torch.cumsum(consumer.owner >= 0, 0) - 1
-    return flat.index_select(0, places.index_select(0, consumer.columns.flatten())).view(consumer.columns.shape)
+    if not consumer.in_order:
+        flat = flat.index_select(0, consumer.places)
+    return flat.view(consumer.columns.shape)
 
 
 __getattr__ = moved(__name__, {"Ages": f"{__name__}.StepCounts"})

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
-from typing import ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ...agents.agent import Agent
 from ...agents.hooks import Effect, Intervention, Run
@@ -15,6 +16,34 @@ from ...agents.networks import Layer
 from ...common.moved import moved
 from ...common.ranges import NotNegative
 from .parts import Survey, chosen_layers, survey
+
+Gradient: TypeAlias = Callable[[Tensor], Sequence[Tensor]]
+"""The gradients of a penalty by its parameters, times a factor (0-d)."""
+
+
+class _ClosedForm(torch.autograd.Function):
+    """A scalar whose gradients its own formula computes."""
+
+    @staticmethod
+    def forward(ctx: Any, compute: Callable[[], tuple[Tensor, Gradient]], *parameters: Tensor) -> Tensor:
+        value, ctx.gradient = compute()
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *ctx.gradient(factor)
+
+
+def closed_form(compute: Callable[[], tuple[Tensor, Gradient]], parameters: Sequence[Tensor]) -> Tensor:
+    """A penalty (0-d) whose gradients are known, so that autograd neither records nor repeats its operators.
+
+    Args:
+        compute: Returns the value, and the function that computes the gradients. Runs without autograd.
+        parameters: The tensors that the gradients belong to, in their order.
+    """
+    value: Tensor = _ClosedForm.apply(compute, *parameters)  # type: ignore[no-untyped-call]
+    return value
 
 
 class Penalty(Intervention):

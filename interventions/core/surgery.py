@@ -21,6 +21,8 @@ MEMORY = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_
 # Entries of MEMORY from which Adam computes the step count of each weight; `step` is the count of a whole tensor.
 PER_WEIGHT = ("filled", "filled_sq")
 
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 class Optimizers:
     """Maps each parameter to the optimizer that holds it, by the parameter's identity and never by position."""
@@ -87,22 +89,46 @@ def forget_(optimizers: Optimizers, parameter: Tensor, *, keep_step: bool = Fals
         step.zero_()
 
 
-def _put_(tensor: Tensor, dim: int, index: Tensor, valid: Tensor, value: Tensor | float) -> None:
-    """tensor[index along dim] <- value where valid; everything else is written back unchanged."""
+def _put_(tensor: Tensor, dim: int, index: Tensor, valid: Tensor, value: Tensor | float, block: int = 1) -> None:
+    """tensor[index along dim] <- value if valid (0-d); otherwise the same numbers are written back.
+
+    With `block` above 1, `index` counts blocks of so many columns, which are moved as a whole.
+    """
+    if block > 1:
+        tensor = tensor.view(len(tensor), -1, block)
     old = tensor.index_select(dim, index)
-    shape = [1] * tensor.ndim
-    shape[dim] = -1
-    fresh = value if isinstance(value, Tensor) else old.new_full((), value)
-    tensor.index_copy_(dim, index, torch.where(valid.view(shape), fresh, old))
+    if isinstance(value, Tensor):
+        old = torch.where(valid, value, old)
+    else:
+        assert value == 0.0
+        # All bits are kept or cleared, which a CPU does many times as fast as a choice between two numbers.
+        old.view(BITS[old.element_size()]).bitwise_and_(valid.to(torch.int64) - 1)
+    tensor.index_copy_(dim, index, old)
 
 
 def _edit_(
-    optimizers: Optimizers, parameter: Tensor, dim: int, index: Tensor, valid: Tensor, value: Tensor | float
+    optimizers: Optimizers,
+    parameter: Tensor,
+    dim: int,
+    index: Tensor,
+    valid: Tensor,
+    value: Tensor | float,
+    block: int = 1,
 ) -> None:
     """Set slices of a parameter, and zero the optimizer state of exactly these slices."""
-    _put_(parameter, dim, index, valid, value)
+    _put_(parameter, dim, index, valid, value, block)
     for memory in optimizers.memory(parameter).values():
-        _put_(memory, dim, index, valid, 0.0)
+        _put_(memory, dim, index, valid, 0.0, block)
+
+
+def _zero_outgoing_(optimizers: Optimizers, consumer: Consumer, index: Tensor, valid: Tensor) -> None:
+    """Zero the weights by which a consumer reads units, and their optimizer state."""
+    weight, columns = consumer.weight, consumer.columns
+    if consumer.in_order and weight.ndim == 2 and weight.is_contiguous():
+        # The weights of a unit lie side by side in each row.
+        _edit_(optimizers, weight, 1, index, valid, 0.0, columns.shape[1])
+        return
+    _edit_(optimizers, weight, 1, columns.index_select(0, index).flatten(), valid, 0.0)
 
 
 @torch.no_grad()
@@ -124,16 +150,29 @@ def reinit_units_(
         generator: On the network's device. Its stream depends on the number of candidate units, never on the choice.
         outgoing: Zero outgoing weights too.
     """
-    for name, (index, valid) in chosen.items():
+    repeating = {name: _repeating(units) for name, units in chosen.items()}
+    for name, (places, index, valid) in repeating.items():
         layer = graph[name].layer
         for key, fresh in layer.fresh_units(len(index), generator).items():
-            _edit_(optimizers, layer.get_parameter(key), 0, index, valid, fresh)
+            _edit_(optimizers, layer.get_parameter(key), 0, index, valid, fresh.index_select(0, places))
     if not outgoing:
         return
-    for name, (index, valid) in chosen.items():
+    for name, (_, index, valid) in repeating.items():
         for consumer in graph[name].consumers:
-            columns = consumer.columns.index_select(0, index)
-            _edit_(optimizers, consumer.weight, 1, columns.flatten(), valid[:, None].expand_as(columns).flatten(), 0.0)
+            _zero_outgoing_(optimizers, consumer, index, valid)
+
+
+def _repeating(chosen: Chosen) -> tuple[Tensor, Tensor, Tensor]:
+    """Chosen units, with the first valid one in the place of all that are not valid: their places in `chosen`, their
+    index, and whether any is valid (0-d).
+
+    The edit is the same, since a unit that occurs twice gets the same values twice. But all units are now alike, and
+    few: if none is valid, only the first unit's weights are read and written back.
+    """
+    index, valid = chosen
+    some, first = valid.to(torch.uint8).max(0)
+    places = torch.where(valid, torch.arange(len(index), device=index.device), first)
+    return places, index.index_select(0, places), some.to(torch.bool)
 
 
 @torch.no_grad()
@@ -148,10 +187,14 @@ def fold_into_bias_(consumer: Consumer, chosen: Chosen, mean: Tensor) -> None:
     bias = consumer.layer.linear.bias
     if bias is None:
         return
-    columns = consumer.columns.index_select(0, chosen.index)
-    weight = consumer.weight.flatten(2).sum(2) if consumer.weight.ndim > 2 else consumer.weight
+    weight, columns = consumer.weight, consumer.columns
+    weight = weight.flatten(2).sum(2) if weight.ndim > 2 else weight
+    if consumer.in_order:
+        weight = weight.view(len(weight), *columns.shape).index_select(1, chosen.index).flatten(1)
+    else:
+        weight = weight.index_select(1, columns.index_select(0, chosen.index).flatten())
     means = mean.view(len(consumer.columns), -1).index_select(0, chosen.index) * chosen.valid[:, None]
-    bias.add_(weight.index_select(1, columns.flatten()) @ means.flatten())
+    bias.add_(weight @ means.flatten())
 
 
 @torch.no_grad()

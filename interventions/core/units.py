@@ -45,6 +45,16 @@ class Consumer:
             raise NotMeasurable("some units of a layer feed more inputs of a consumer than others")
         return order.view(units, -1).to(self.owner.device)
 
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether the inputs are those of the first unit, then those of the second, and no others."""
+        return torch.equal(self.columns.flatten().cpu(), torch.arange(len(self.owner)))
+
+    @cached_property
+    def places(self) -> Tensor:
+        """[units * m] int64: the places of `columns` among the inputs that come from this layer."""
+        return (torch.cumsum(self.owner >= 0, 0) - 1).index_select(0, self.columns.flatten())
+
     @property
     def weight(self) -> Tensor:
         return self.layer.linear.weight

@@ -44,7 +44,7 @@ def half_of_crelu(patch: Patch) -> None:
 
 def remembered_moments(patch: Patch) -> None:
     """Weights are edited, and the optimizer keeps the state of the old ones."""
-    patch.setattr(surgery, "_edit_", lambda o, p, dim, index, valid, value: surgery._put_(p, dim, index, valid, value))
+    patch.setattr(surgery, "_edit_", lambda o, p, *rest: surgery._put_(p, *rest))
 
 
 def all_forgotten(patch: Patch) -> None:
