@@ -18,7 +18,7 @@ TORCH ?= $(shell grep '^torch==' constraints.txt)
 PYTEST := -m pytest -n 2 --dist worksteal
 QUICK := -m "not slow and not full and not square"
 
-.PHONY: help train test test-rest test-all check style types check-lowest check-newest format clean
+.PHONY: help train test test-rest test-all check style types check-lowest check-newest gpu format clean
 
 help:  ## list what make can do (the default)
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 15
@@ -54,6 +54,12 @@ check-newest:  ## pass the quick tests with the newest dependencies, in a new en
 	$(PYTHON) -m venv --clear $(NEWEST)
 	$(NEWEST)/bin/python -m pip install --quiet --editable ".[test]" "$(TORCH)"
 	$(NEWEST)/bin/python $(PYTEST) $(QUICK) $(TESTS)
+
+# Without an environment of its own: a machine with a GPU may have no network. GPU_PYTHON is a Python with torch for CUDA.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+
+gpu:  ## laws, captured updates and figures on a GPU, written to docs/gpu.md and the folder OUT; GPU='...' is options
+	$(GPU_PYTHON) tests/on_gpu.py $(GPU)
 
 format: $(READY)  ## format the code
 	$(BIN)/ruff check --fix .

@@ -63,8 +63,8 @@ def _timed(task: Task, advance: Callable[[int], None]) -> float:
     return time.perf_counter() - start
 
 
-def measure_pliant(task: Task, device: str = "cpu", num_envs: int = 1) -> float:
-    """Seconds of pliant's training loop, in memory (no log on disk, no checkpoints), like SB3's."""
+def training(task: Task, device: str = "cpu", num_envs: int = 1) -> Any:
+    """A run of this task, in memory: no log on disk, no checkpoints."""
     from pliant.agents import DQN, SAC, DQNConfig, SACConfig
     from pliant.agents.networks import NetworkConfig
     from pliant.agents.optimizers import OptimizerConfig
@@ -92,7 +92,12 @@ def measure_pliant(task: Task, device: str = "cpu", num_envs: int = 1) -> float:
             optimizer=OptimizerConfig(lr=1e-4, max_grad_norm=10.0),
         )
         agent = DQN(envs.observation, envs.action, config, seed=0, device=device)
-    run = Run(agent, envs)
+    return Run(agent, envs)
+
+
+def measure_pliant(task: Task, device: str = "cpu") -> float:
+    """Seconds of pliant's training loop, in memory like SB3's."""
+    run = training(task, device)
 
     def advance(steps: int) -> None:
         run.train(run.clock.steps + steps)

@@ -230,7 +230,16 @@ def test_a_stopped_arm_with_a_new_seed_goes_on_to_the_same_result(name: str, par
 # ------------------------------------------------------------------------------------- interventions that are added
 
 REFUSED = {
-    "tensors do not match": {"c51", "crelu", "fourier", "hl_gauss", "layer_norm", "quantile", "two_hot", "value_mapping"},
+    "tensors do not match": {
+        "c51",
+        "crelu",
+        "fourier",
+        "hl_gauss",
+        "layer_norm",
+        "quantile",
+        "two_hot",
+        "value_mapping",
+    },
     "would change": {"activation", "linear", "symlog"},
     "which are in the past": {"heavy_priming"},
     "this dqn has none": {"bbf"},
