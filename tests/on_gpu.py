@@ -97,6 +97,8 @@ TRAINING = {
     "pong": ("DQN, Pong: batch 32, update every 4 steps, 8 environments", 8, "ale_py", "4,000"),
     "halfcheetah": ("SAC, HalfCheetah: batch 256, update every step", 1, "mujoco", "1,500"),
 }
+SEEDS = 8
+SEEDS_TITLE = f"{SEEDS} seeds of SAC, HalfCheetah, in one process: time relative to one seed"
 NEEDED = {
     "gymnasium": "no environments: sections runs and training",
     "tyro": "no command line of `pliant train`: section runs",
@@ -206,6 +208,8 @@ def render(results: Results) -> str:
         for name, (title, _, _, goal) in TRAINING.items()
     ]
     lines += _table(("environment steps per second", "measured", "goal"), cells)
+    cells = [[SEEDS_TITLE, *_cells(results.of("training", "seeds") if gpu else {}, ("ratio",)), "at most 1.5"]]
+    lines += ["", *_table(("several seeds", "measured", "goal"), cells)]
     if notes := [f"- {section}: {note}" for section, note in results.notes.items()]:
         lines += ["", "## Notes", "", *(notes if gpu else [f"{note} (on the CPU)" for note in notes])]
     if not gpu:
@@ -424,7 +428,7 @@ def training_section(device: str, seconds: float, emit: Emit) -> None:
             task = TASKS[name] if gpu else replace(TASKS[name], warmup=200)
             run = training(task, device, num_envs)
             run.train(2 * task.warmup)  # graphs are captured in it
-            limit, chunk = (seconds / 4, 400) if gpu else (0.5, 100)
+            limit, chunk = (seconds / 5, 400) if gpu else (0.5, 100)
             steps = run.clock.steps
             synchronise(device)
             start = time.perf_counter()
@@ -434,6 +438,36 @@ def training_section(device: str, seconds: float, emit: Emit) -> None:
             emit({"key": name, "steps/s": (run.clock.steps - steps) / (time.perf_counter() - start)})
         except Exception as error:
             emit({"key": name, "steps/s": f"failed: {_one_line(error)}"})
+    if gpu:
+        try:
+            absent = [each for each in ("gymnasium", "mujoco") if each in lost]
+            ratio: Any = f"not run: {absent[0]} is missing" if absent else seeds_beside_one("halfcheetah", device, 150)
+        except Exception as error:
+            ratio = f"failed: {_one_line(error)}"
+        emit({"key": "seeds", "ratio": ratio})
+
+
+def seeds_beside_one(name: str, device: str, steps: int) -> float:
+    """The time of several seeds that take turns in one process, relative to that of one of them."""
+    from pliant.lab.benchmarks.machine import synchronise
+    from pliant.lab.benchmarks.speed import TASKS, training
+
+    task = TASKS[name]
+    runs = [training(task, device) for _ in range(SEEDS)]
+    turns = [run.turns(10**9) for run in runs]
+
+    def timed(chosen: list[Any], steps: int) -> float:
+        synchronise(device)
+        start = time.perf_counter()
+        for _ in range(steps):
+            for turn in chosen:
+                next(turn)
+        synchronise(device)
+        return time.perf_counter() - start
+
+    # Graphs are captured after the first updates.
+    timed(turns, task.warmup // 2 + 20 * task.steps_per_update)
+    return timed(turns, steps) / timed(turns[:1], steps)
 
 
 SECTIONS = {

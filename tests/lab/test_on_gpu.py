@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from recorder import RecordedGraph
 
 from pliant.agents.captured import CapturedLearner
+from pliant.lab.benchmarks import speed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,7 +57,13 @@ def test_it_runs_without_a_gpu_and_marks_every_row(without_processes: None, tmp_
     assert on_gpu.NO_GPU in page and page == (tmp_path / "out" / "gpu.md").read_text()
     assert "2 of 2 equal an eager update" in page
     tables = [line for line in page.splitlines() if line.startswith("| ") and "---" not in line]
-    assert sum(on_gpu.NOT_MEASURED in line for line in tables) == len(tables) - 4  # the headers
+    assert sum(on_gpu.NOT_MEASURED in line for line in tables) == len(tables) - 5  # the headers
+
+
+def test_several_seeds_take_longer_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "TASKS", {"cartpole": replace(speed.TASKS["cartpole"], warmup=40)})
+    monkeypatch.setattr(on_gpu, "SEEDS", 4)
+    assert 1.5 < on_gpu.seeds_beside_one("cartpole", "cpu", 60) < 20
 
 
 class Cut(Exception):
