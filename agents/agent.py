@@ -120,6 +120,7 @@ class Agent(ABC):
         self.unpenalised: dict[str, Tensor] = {}
         # Environment step of the initialisation: an agent that is reinitialised restarts its schedules.
         self.initialised_at = 0
+        self._sampling: tuple[Any, Sampling] | None = None  # a configuration, and the sampling that it describes
         self.build(Generator().manual_seed(derive_seed(seed, "weights")))
         inner = [m for _, module in self.modules() for m in module.modules()]
         self.dropouts = [m for m in inner if isinstance(m, Dropout)]
@@ -259,7 +260,9 @@ class Agent(ABC):
     def sampling(self, clock: Clock) -> Sampling:
         """Batch size, n-step, discount and replay ratio at this moment."""
         c = self.config
-        return self.interventions.schedule(Sampling(c.batch_size, c.n_step, c.gamma, c.replay_ratio), clock)
+        if self._sampling is None or self._sampling[0] is not c:  # asked for several times in a step
+            self._sampling = c, Sampling(c.batch_size, c.n_step, c.gamma, c.replay_ratio)
+        return self.interventions.schedule(self._sampling[1], clock)
 
     def memory(self, num_envs: int = 1, seed: int | None = None) -> Memory:
         """The memory that the configuration describes, on the agent's device: by default a replay.

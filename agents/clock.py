@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor
@@ -45,19 +45,18 @@ class Clock:
 
     def stepped(self, steps: int, episodes: int = 0) -> Clock:
         """The clock after `steps` more environment steps, in which `episodes` episodes ended."""
-        now = self._settled()
-        return replace(now, steps=now.steps + steps, episodes=now.episodes + episodes)
+        return self._at(self.steps + steps, self.updates, self.episodes + episodes)
 
     def updated(self) -> Clock:
         """The clock after one more gradient update."""
-        now = self._settled()
-        return replace(now, updates=now.updates + 1)
+        return self._at(self.steps, self.updates + 1, self.episodes)
 
-    def _settled(self) -> Clock:
-        """This clock, with the present readings as those of the previous update if an update was counted."""
+    def _at(self, steps: int, updates: int, episodes: int) -> Clock:
+        """The clock with new readings; the present ones become those of the previous update if an update was
+        counted."""
         if self.last_updates == self.updates:
-            return self
-        return replace(self, last_steps=self.steps, last_updates=self.updates, last_episodes=self.episodes)
+            return Clock(steps, updates, self.last_steps, self.last_updates, episodes, self.last_episodes)
+        return Clock(steps, updates, self.steps, self.updates, episodes, self.episodes)
 
     def read(self, of: Unit) -> tuple[int, int]:
         """(reading at the previous update, present reading) of one of the clocks."""

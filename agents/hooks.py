@@ -246,6 +246,7 @@ class Compose(Intervention):
     def __init__(self, interventions: Sequence[Intervention] = ()) -> None:
         super().__init__()
         self.parts = nn.ModuleList(interventions)
+        self.ordered = tuple(interventions)  # a module list takes longer to iterate than most hooks to run
         for part in self:
             _refuse_former_names(type(part).__name__, vars(part))
         for first, second in combinations(self, 2):
@@ -262,10 +263,10 @@ class Compose(Intervention):
     set_extra_state = nn.Module.set_extra_state
 
     def __iter__(self) -> Iterator[Intervention]:
-        yield from self.parts  # type: ignore[misc]
+        return iter(self.ordered)
 
     def __len__(self) -> int:
-        return len(self.parts)
+        return len(self.ordered)
 
     def configure(self, config: Any) -> Any:
         setters: dict[str, str] = {}
@@ -284,28 +285,28 @@ class Compose(Intervention):
             part.bind(agent)
 
     def schedule(self, sampling: Sampling, clock: Clock) -> Sampling:
-        for part in self:
+        for part in self.ordered:
             sampling = part.schedule(sampling, clock)
         return sampling
 
     def transform_batch(self, batch: Batch) -> Batch:
-        for part in self:
+        for part in self.ordered:
             batch = part.transform_batch(batch)
         return batch
 
     def penalty(self, agent: Agent, component: str) -> Tensor | float:
         total: Tensor | float = 0.0
-        for part in self:
+        for part in self.ordered:
             total = total + part.penalty(agent, component)
         return total
 
     def after_update(self, run: Run, activations: Mapping[str, Sequence[Tensor]]) -> None:
-        for part in self:
+        for part in self.ordered:
             part.after_update(run, activations)
 
     def measurements(self) -> dict[str, Tensor]:
         measurements: dict[str, Tensor] = {}
-        for part in self:
+        for part in self.ordered:
             measurements |= part.measurements()
         return measurements
 

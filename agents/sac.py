@@ -112,9 +112,12 @@ class SAC(Agent):
 
     def policy(self, encoded: Tensor, trace: Trace | None = None) -> tuple[Tensor, Tensor]:
         """A sampled action in [-1, 1] [B, A] and its log-probability [B]."""
-        mean, log_std = self.actor.online(encoded, trace)
-        noise = torch.randn(mean.shape, generator=self.generator, device=self.device)
-        return squashed(mean, log_std, noise)
+        mean, log_std = self.actor.online.forward(encoded, trace)
+        return squashed(mean, log_std, self.noise(mean))
+
+    def noise(self, mean: Tensor) -> Tensor:
+        """Standard normal numbers in the shape of `mean`."""
+        return torch.randn(mean.shape, generator=self.generator, device=self.device)
 
     @torch.no_grad()
     def act(self, obs: NDArray[Any] | Tensor, clock: Clock | None = None) -> Tensor:
@@ -123,7 +126,8 @@ class SAC(Agent):
             action = torch.rand(shape, generator=self.generator, device=self.device) * 2 - 1
         else:
             encoded = self.critic.online.encoder(self.tensor(obs))
-            action = self.actor.online(encoded)[0].tanh() if clock is None else self.policy(encoded)[0]
+            mean, log_std = self.actor.online.forward(encoded)
+            action = mean.tanh() if clock is None else torch.tanh(mean + log_std.exp() * self.noise(mean))
         return torch.addcmul(self.center, self.scale, action)
 
     def plan(self, clock: Clock) -> Plan:
