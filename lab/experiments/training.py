@@ -54,6 +54,7 @@ from pliant.lab.experiments.seeds import SharedProgress, describe_seeds, failure
 from pliant.monitors import watch
 from pliant.monitors.base import Monitors
 
+TURN = 64  # steps of one seed before the next seed's turn; turns of a single step take 15 % more time on small networks
 ALREADY = "{folder} is already done. More --steps continue it; another --run or --seed starts a new run."
 
 
@@ -238,7 +239,7 @@ def _enter(session: Session, checkpoint: Checkpoint | None, before: list[Any]) -
 
 
 def _in_folders(entered: list[Session], shared: SharedProgress | None) -> int:
-    """Train runs in turn, a step of each at a time. Returns the exit code.
+    """Train runs in turn, some steps of each at a time. Returns the exit code.
 
     If one of several seeds fails, the others go on, and the error is raised at the end.
     """
@@ -252,7 +253,8 @@ def _in_folders(entered: list[Session], shared: SharedProgress | None) -> int:
                 while going:
                     for name, turns in [*going.items()]:
                         try:
-                            next(turns)
+                            for _ in range(TURN):
+                                next(turns)
                         except StopIteration:
                             del going[name]
                         except Exception as error:
@@ -261,8 +263,8 @@ def _in_folders(entered: list[Session], shared: SharedProgress | None) -> int:
                             failed[name] = error
                             del going[name]
                             shared.line.note(f"{name} failed, the others go on: {one_line(error)}")
-                    if shared is not None:
-                        shared.show()
+                        if shared is not None:
+                            shared.show()
             finally:
                 for turns in going.values():
                     turns.close()
