@@ -94,6 +94,7 @@ def kill_soon_after_checkpoints(process: Command, folders: list[Path], rng: rand
     process.wait()
 
 
+@pytest.mark.full  # the quick run stops them by a signal
 def test_seeds_that_are_killed_together_resume_together_and_alone(tmp_path: Path) -> None:
     """Killed together, one killed alone, killed together from different steps, one finished alone, then the rest."""
     together, straight = tmp_path / "all", tmp_path / "straight"

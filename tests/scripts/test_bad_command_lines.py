@@ -1100,8 +1100,9 @@ def test_the_speed_tables_are_refused_at_once_without_stable_baselines3(
 
 
 def test_a_failed_measurement_gives_one_line_of_error(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # the record of what was measured is in the present folder
     failed = subprocess.CompletedProcess([], 3, "", "Traceback\n  somewhere\nMemoryError: too much\n")
     monkeypatch.setattr(bench.subprocess, "run", lambda *_, **__: failed)
     monkeypatch.setattr("pliant.scripts.bench.find_spec", lambda name: True)
