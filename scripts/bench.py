@@ -96,11 +96,12 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     wanted = arguments.only or DEFAULT
     names = [name for name in TASKS if name in wanted]
-    if names and find_spec("stable_baselines3") is None:
+    needed = ["stable_baselines3", *(["cv2"] if "pong" in names else [])] if names else []
+    if any(find_spec(package) is None for package in needed):
         others = " ".join(name for name in TABLES if name not in TASKS)
         raise BadInput(
-            f"--only {' '.join(names)} needs Stable-Baselines3: pip install 'pliant[peers]', or measure "
-            f"without it: --only {others}"
+            f"--only {' '.join(names)} needs Stable-Baselines3, and OpenCV for Atari: pip install 'pliant[peers]', or "
+            f"measure without them: --only {others}"
         )
     scripts = {library: folder for library in peers.SCRIPTS if (folder := getattr(arguments, library)) is not None}
     for library, folder in scripts.items():

@@ -1093,10 +1093,11 @@ def test_an_error_of_the_system_during_writing_names_the_flag(tmp_path: Path) ->
 def test_the_speed_tables_are_refused_at_once_without_stable_baselines3(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pliant.scripts.bench.find_spec", lambda name: None)
-    assert main(["bench", "--only", "pong"]) == 2
-    expected = ["--only pong needs Stable-Baselines3", "pliant[peers]", "--only memory checkpoint"]
-    assert wrong_with(2, *capfd.readouterr(), expected) == []
+    expected = ["--only pong needs Stable-Baselines3, and OpenCV", "pliant[peers]", "--only memory checkpoint"]
+    for missing in ("stable_baselines3", "cv2"):
+        monkeypatch.setattr("pliant.scripts.bench.find_spec", lambda name, absent=missing: name != absent or None)
+        assert main(["bench", "--only", "pong"]) == 2
+        assert wrong_with(2, *capfd.readouterr(), expected) == []
 
 
 def test_a_failed_measurement_gives_one_line_of_error(
