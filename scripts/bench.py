@@ -96,6 +96,10 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     wanted = arguments.only or DEFAULT
     names = [name for name in TASKS if name in wanted]
+    scripts = {library: folder for library in peers.SCRIPTS if (folder := getattr(arguments, library)) is not None}
+    for library, folder in scripts.items():
+        peers.check(library, folder, names)
+    page = None if arguments.write is None else _page(arguments.write)
     needed = ["stable_baselines3", *(["cv2"] if "pong" in names else [])] if names else []
     if any(find_spec(package) is None for package in needed):
         others = " ".join(name for name in TABLES if name not in TASKS)
@@ -103,13 +107,9 @@ def main(argv: list[str] | None = None) -> int:
             f"--only {' '.join(names)} needs Stable-Baselines3, and OpenCV for Atari: pip install 'pliant[peers]', or "
             f"measure without them: --only {others}"
         )
-    scripts = {library: folder for library in peers.SCRIPTS if (folder := getattr(arguments, library)) is not None}
-    for library, folder in scripts.items():
-        peers.check(library, folder, names)
     if arguments.save:
         file_for(COSTS, "--save")
     folder_for(arguments.record.parent, "--record")
-    page = None if arguments.write is None else _page(arguments.write)
     settings = Settings(arguments.rounds, arguments.threads, arguments.device, 60 * arguments.minutes, scripts)
     lines = _measure(wanted, names, settings, arguments)
     if page is not None:

@@ -23,6 +23,8 @@ from pliant.scripts.main import main
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """`pliant bench --only …` in an empty folder, with tasks of a few steps; processes become calls."""
+    # Nothing here starts Atari: the tests need no OpenCV.
+    monkeypatch.setattr("pliant.scripts.bench.find_spec", lambda name: True)
     monkeypatch.chdir(tmp_path)
     tasks = {name: replace(task, warmup=40, steps=60) for name, task in speed.TASKS.items()}
     monkeypatch.setattr(speed, "TASKS", tasks)
