@@ -13,7 +13,8 @@ from pliant.interventions import INTERVENTIONS
 @pytest.mark.parametrize(
     ("arguments", "consumer", "first"),
     [
-        ("interventions " + " ".join(sorted(INTERVENTIONS)), "head -1", sorted(INTERVENTIONS)[0]),  # more than a buffer
+        # More than a pipe holds.
+        ("interventions " + " ".join(sorted(INTERVENTIONS) * 3), "head -1", sorted(INTERVENTIONS)[0]),
         ("monitors", "true", ""),
         ("fork --help", "true", ""),  # leaves by SystemExit
         ("--help", "true", ""),
